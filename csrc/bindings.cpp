@@ -1,0 +1,128 @@
+// The Python module sedd_fast._cpu: raw addresses in, no torch. sedd_fast/backends/cpp.py is its
+// only caller and owns dtypes, lifetimes and contiguity.
+#include <pybind11/pybind11.h>
+
+#include <array>
+
+#include "cpu/operations.h"
+#include "cpu/parallel.h"
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+namespace py = pybind11;
+using namespace sedd;
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Scores make_scores(uintptr_t data, int dtype, std::array<int64_t, 3> shape,
+                   std::array<int64_t, 3> strides) {
+  return {pointer<const char>(data), static_cast<DType>(dtype), shape[0],   shape[1],
+          shape[2],                  strides[0],                strides[1], strides[2]};
+}
+
+EntropyInputs make_entropy(const Scores& scores, uintptr_t sigma, uintptr_t x_t, uintptr_t x_0,
+                           uintptr_t row_weight, int graph, int64_t vocab) {
+  return {scores,
+          pointer<const double>(sigma),
+          pointer<const int64_t>(x_t),
+          pointer<const int64_t>(x_0),
+          pointer<const double>(row_weight),
+          {static_cast<Graph>(graph), vocab}};
+}
+
+ReverseInputs make_reverse(const Scores& scores, uintptr_t x_t, uintptr_t sigma, uintptr_t dsigma,
+                           int graph, int64_t vocab, int method) {
+  return {scores,
+          pointer<const int64_t>(x_t),
+          pointer<const double>(sigma),
+          pointer<const double>(dsigma),
+          {static_cast<Graph>(graph), vocab},
+          static_cast<Method>(method)};
+}
+
+// Large blocks stay with the process instead of going back to the system at every free, so their
+// pages are not zeroed again at every allocation. False where the allocator has no such switch.
+bool reuse_memory() {
+#if defined(__GLIBC__)
+  constexpr int never = 2147483647;
+  return mallopt(M_MMAP_MAX, 0) && mallopt(M_TRIM_THRESHOLD, never) && mallopt(M_TOP_PAD, 64 << 20);
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "Fused SEDD operations on the CPU (see sedd_fast.backends.cpp).";
+  using nogil = py::call_guard<py::gil_scoped_release>;
+
+  py::class_<Scores>(m, "Scores").def(
+      py::init([](uintptr_t data, int dtype, const py::tuple& shape, const py::tuple& strides) {
+        const auto three = [](const py::tuple& t) {
+          return std::array<int64_t, 3>{t[0].cast<int64_t>(), t[1].cast<int64_t>(),
+                                        t[2].cast<int64_t>()};
+        };
+        return make_scores(data, dtype, three(shape), three(strides));
+      }));
+  py::class_<EntropyInputs>(m, "EntropyInputs").def(py::init(&make_entropy));
+  py::class_<ReverseInputs>(m, "ReverseInputs").def(py::init(&make_reverse));
+
+  m.def(
+      "sample_transition",
+      [](uintptr_t x_0, uintptr_t sigma, uintptr_t u, uintptr_t x_t, int64_t batch, int64_t length,
+         int graph, int64_t vocab, int threads) {
+        return sample_transition(pointer<const int64_t>(x_0), pointer<const double>(sigma),
+                                 pointer<const double>(u), pointer<int64_t>(x_t), batch, length,
+                                 {static_cast<Graph>(graph), vocab}, threads);
+      },
+      nogil());
+  m.def(
+      "score_entropy",
+      [](const EntropyInputs& inputs, uintptr_t loss, int threads) {
+        return score_entropy(inputs, pointer<double>(loss), threads);
+      },
+      nogil());
+  m.def(
+      "score_entropy_backward",
+      [](const EntropyInputs& inputs, uintptr_t grad_loss, uintptr_t grad, int threads) {
+        return score_entropy_backward(inputs, pointer<const double>(grad_loss),
+                                      pointer<void>(grad), threads);
+      },
+      nogil());
+  m.def(
+      "score_entropy_with_grad",
+      [](const EntropyInputs& inputs, double scale, uintptr_t loss, uintptr_t grad, int threads) {
+        return score_entropy_with_grad(inputs, scale, pointer<double>(loss), pointer<void>(grad),
+                                       threads);
+      },
+      nogil());
+  m.def(
+      "reverse_step",
+      [](const ReverseInputs& inputs, uintptr_t u, uintptr_t x_s, int threads) {
+        int64_t undrawable = -1;
+        const bool valid = reverse_step(inputs, pointer<const double>(u), pointer<int64_t>(x_s),
+                                        &undrawable, threads);
+        return std::make_pair(valid, undrawable);
+      },
+      nogil());
+  m.def(
+      "reverse_probs",
+      [](const ReverseInputs& inputs, uintptr_t probs, int threads) {
+        int64_t undrawable = -1;
+        const bool valid = reverse_probs(inputs, pointer<void>(probs), &undrawable, threads);
+        return std::make_pair(valid, undrawable);
+      },
+      nogil());
+
+  m.def("use_openmp", &use_openmp, "Run on the OpenMP runtime whose GOMP_parallel is given; 0: own.");
+  m.def("instruction_set", &instruction_set);
+  m.def("reuse_memory", &reuse_memory);
+}

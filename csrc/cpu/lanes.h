@@ -1,0 +1,207 @@
+// 64 bytes of numbers at a time: loads, stores and exp for every element type.
+//
+// Plain vector types of GCC and clang, which the compiler lowers to whatever the target has, so one
+// source serves SSE2, AVX2, AVX-512 and Arm. Everything lives in an unnamed namespace and no
+// standard header's inline function is used: rows.cpp is compiled several times with different
+// flags, and a function shared by name between those objects could be the wrong one at run time.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define SEDD_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <int N>
+struct Pack {  // N lanes of each width
+  typedef float f32 __attribute__((vector_size(4 * N)));
+  typedef int32_t i32 __attribute__((vector_size(4 * N)));
+  typedef uint32_t u32 __attribute__((vector_size(4 * N)));
+  typedef uint16_t u16 __attribute__((vector_size(2 * N)));
+  typedef double f64 __attribute__((vector_size(8 * N)));
+  typedef int64_t i64 __attribute__((vector_size(8 * N)));
+};
+
+template <class C>
+struct Lanes;  // the vector in which C is computed
+template <>
+struct Lanes<float> {
+  static constexpr int width = 16;
+  typedef Pack<16>::f32 vec;
+};
+template <>
+struct Lanes<double> {
+  static constexpr int width = 8;
+  typedef Pack<8>::f64 vec;
+};
+
+// --- loads: N elements as float -------------------------------------------------------------
+
+template <int N>
+SEDD_INLINE typename Pack<N>::f32 load_floats(const float* p) {
+  typename Pack<N>::f32 v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <int N>
+SEDD_INLINE typename Pack<N>::u32 load_bits(const void* p) {
+  typename Pack<N>::u16 half;
+  memcpy(&half, p, sizeof half);
+  return __builtin_convertvector(half, typename Pack<N>::u32);
+}
+
+template <int N>
+SEDD_INLINE typename Pack<N>::f32 load_floats(const BFloat16* p) {
+  return (typename Pack<N>::f32)(load_bits<N>(p) << 16);
+}
+
+template <int N>
+SEDD_INLINE typename Pack<N>::f32 load_floats(const Half* p) {
+  typedef typename Pack<N>::f32 f32;
+  typedef typename Pack<N>::u32 u32;
+  const u32 bits = load_bits<N>(p);
+  // Exponent and mantissa read as a float, then rebiased by 2^112: exact, subnormals included.
+  const f32 magnitude = (f32)((bits & 0x7fff) << 13) * 0x1p112f;
+  const u32 special = (bits & 0x7c00) == 0x7c00 ? u32{} + 0x7f800000u : u32{};
+  return (f32)((u32)magnitude | special | ((bits & 0x8000) << 16));
+}
+
+template <class C, class T>
+SEDD_INLINE typename Lanes<C>::vec load(const T* p) {
+  const auto v = load_floats<Lanes<C>::width>(p);
+  return __builtin_convertvector(v, typename Lanes<C>::vec);
+}
+template <>
+SEDD_INLINE Lanes<double>::vec load<double, double>(const double* p) {
+  Lanes<double>::vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// --- stores: N lanes, rounded to nearest even -----------------------------------------------
+
+template <int N>
+SEDD_INLINE void store_bits(void* p, typename Pack<N>::u32 bits) {
+  const auto half = __builtin_convertvector(bits, typename Pack<N>::u16);
+  memcpy(p, &half, sizeof half);
+}
+
+template <int N>
+SEDD_INLINE void store_floats(BFloat16* p, typename Pack<N>::f32 v) {
+  typedef typename Pack<N>::u32 u32;
+  const u32 bits = (u32)v;
+  const u32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const u32 nan = (bits >> 16) | 0x40;
+  store_bits<N>(p, v == v ? rounded : nan);
+}
+
+template <int N>
+SEDD_INLINE void store_floats(Half* p, typename Pack<N>::f32 v) {
+  typedef typename Pack<N>::f32 f32;
+  typedef typename Pack<N>::u32 u32;
+  const u32 sign = ((u32)v >> 16) & 0x8000;
+  const u32 bits = (u32)v & 0x7fffffff;
+  const f32 magnitude = (f32)bits;
+  // Below 2^-14 the half is subnormal: adding 0.5 leaves its 10 bits at the bottom of the mantissa.
+  const u32 subnormal = (u32)(magnitude + 0.5f) - 0x3f000000u;
+  const u32 normal = (bits - 0x38000000u + 0xfff + ((bits >> 13) & 1)) >> 13;
+  u32 out = magnitude < 0x1p-14f ? subnormal : normal;
+  out = magnitude >= 65520.0f ? u32{} + 0x7c00u : out;
+  out = magnitude == magnitude ? out : u32{} + 0x7e00u;
+  store_bits<N>(p, out | sign);
+}
+
+template <int N>
+SEDD_INLINE void store_floats(float* p, typename Pack<N>::f32 v) {
+  memcpy(p, &v, sizeof v);
+}
+
+template <class C, class T>
+SEDD_INLINE void store(T* p, typename Lanes<C>::vec v) {
+  constexpr int n = Lanes<C>::width;
+  store_floats<n>(p, __builtin_convertvector(v, typename Pack<n>::f32));
+}
+template <>
+SEDD_INLINE void store<double, double>(double* p, Lanes<double>::vec v) {
+  memcpy(p, &v, sizeof v);
+}
+
+// --- exp --------------------------------------------------------------------------------------
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; the polynomials are Chebyshev fits
+// (relative error 2e-9 for float, 4e-18 for double). Overflows to inf, underflows to 0, keeps NaN.
+
+template <class V>
+SEDD_INLINE V clamped(V x, V low, V high) {  // keeps NaN
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
+SEDD_INLINE Pack<16>::f32 exp_lanes(Pack<16>::f32 x) {
+  typedef Pack<16>::f32 f32;
+  x = clamped(x, f32{} - 110.0f, f32{} + 110.0f);
+#if defined(__AVX512F__)
+  const f32 n = (f32)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
+#else
+  const f32 magic = f32{} + 0x1.8p23f;  // adding it rounds to an integer
+  const f32 n = (x * 1.44269504f + magic) - magic;
+#endif
+  f32 r = x - n * 0x1.62ep-1f;  // ln 2 in two parts, the first exact in 12 bits
+  r = r - n * 0x1.0bfbe8p-15f;
+  f32 p = f32{} + 0.0013942159833661435643f;
+  p = p * r + 0.0083759682263114252871f;
+  p = p * r + 0.041666340142225575983f;
+  p = p * r + 0.16666405302634304496f;
+  p = p * r + 0.50000000500187977f;
+  p = p * r + 1.0000000400388700f;
+  p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return (f32)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  // 2^n in two factors, so that neither leaves the normal range.
+  typedef Pack<16>::i32 i32;
+  const i32 whole = __builtin_convertvector(x == x ? n : f32{}, i32);
+  const i32 half = whole >> 1;
+  return p * (f32)((half + 127) << 23) * (f32)((whole - half + 127) << 23);
+#endif
+}
+
+SEDD_INLINE Pack<8>::f64 exp_lanes(Pack<8>::f64 x) {
+  typedef Pack<8>::f64 f64;
+  typedef Pack<8>::i64 i64;
+  x = clamped(x, f64{} - 760.0, f64{} + 760.0);
+  const f64 magic = f64{} + 0x1.8p52;
+  const f64 shifted = x * 1.4426950408889634074 + magic;
+  const f64 n = shifted - magic;
+  f64 r = x - n * 0x1.62e42fee00000p-1;
+  r = r - n * 0x1.a39ef35793c76p-33;
+  f64 p = f64{} + 2.5111203257471138685e-8;
+  p = p * r + 2.7634155490989483406e-7;
+  p = p * r + 2.7557237736740599929e-6;
+  p = p * r + 0.000024801481344570322675;
+  p = p * r + 0.00019841269893049545164;
+  p = p * r + 0.0013888888956219214689;
+  p = p * r + 0.0083333333333184622646;
+  p = p * r + 0.041666666666473292202;
+  p = p * r + 0.16666666666682285;
+  p = p * r + 0.50000000000000203099;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
+  const i64 whole = (i64)(x == x ? shifted : magic) - (i64)magic;
+  const i64 half = whole >> 1;
+  return p * (f64)((half + 1023) << 52) * (f64)((whole - half + 1023) << 52);
+}
+
+}  // namespace

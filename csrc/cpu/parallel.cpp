@@ -1,0 +1,113 @@
+#include "parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include <pthread.h>
+
+namespace sedd {
+namespace {
+
+constexpr int64_t kPiecesPerThread = 8;
+
+struct Job {
+  const std::function<void(int64_t, int64_t)>* body;
+  int64_t count, piece;
+  std::atomic<int64_t> next{0};
+
+  void work() {
+    for (int64_t begin; (begin = next.fetch_add(piece)) < count;) {
+      (*body)(begin, std::min(begin + piece, count));
+    }
+  }
+};
+
+// Threads that sleep between jobs. One job at a time; a second caller works alone.
+class Pool {
+ public:
+  void run(Job& job, int threads) {
+    std::unique_lock<std::mutex> busy(callers_, std::try_to_lock);
+    if (busy) start(job, threads - 1);
+    job.work();
+    if (busy) finish();
+  }
+
+  // The threads do not exist in a forked child: forget them.
+  void forget_threads() { new (this) Pool; }
+
+ private:
+  void start(Job& job, int helpers) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    while (static_cast<int>(size_) < helpers) {
+      std::thread([this, id = size_] { loop(id); }).detach();
+      ++size_;
+    }
+    job_ = &job;
+    wanted_ = helpers;
+    ++generation_;
+    wake_.notify_all();
+  }
+
+  void finish() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    job_ = nullptr;  // a helper that has not woken yet comes too late
+    done_.wait(lock, [this] { return working_ == 0; });
+  }
+
+  void loop(int id) {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return generation_ != seen; });
+      seen = generation_;
+      Job* job = job_;
+      if (!job || id >= wanted_) continue;
+      ++working_;
+      lock.unlock();
+      job->work();
+      lock.lock();
+      if (--working_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex callers_, mutex_;
+  std::condition_variable wake_, done_;
+  Job* job_ = nullptr;
+  int size_ = 0, wanted_ = 0, working_ = 0;
+  uint64_t generation_ = 0;
+};
+
+// Never destroyed: its threads outlive static destructors.
+Pool& pool() {
+  static Pool* instance = [] {
+    static Pool* made = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { made->forget_threads(); });
+    return made;
+  }();
+  return *instance;
+}
+
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+std::atomic<GompParallel> gomp_parallel{nullptr};
+
+}  // namespace
+
+void use_openmp(uintptr_t address) { gomp_parallel = reinterpret_cast<GompParallel>(address); }
+
+void parallel_for(int64_t count, int threads, const std::function<void(int64_t, int64_t)>& body) {
+  if (count <= 0) return;
+  threads = static_cast<int>(std::min<int64_t>(threads, count));
+  if (threads <= 1) return body(0, count);
+  Job job{&body, count, std::max<int64_t>(1, count / (threads * kPiecesPerThread))};
+  if (const GompParallel parallel = gomp_parallel) {
+    parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, threads, 0);
+  } else {
+    pool().run(job, threads);
+  }
+}
+
+}  // namespace sedd

@@ -1,0 +1,163 @@
+// One reverse step: a categorical draw a position by a hierarchical inverse CDF, and its law written
+// out. One pass gives the weights of chunks of states, u1 picks the chunk, only that one is read
+// again; the clamped law of the uniform graph needs the sum S first, so a second pass.
+#include <limits>
+
+#include "operations.h"
+#include "parallel.h"
+
+namespace sedd {
+namespace {
+
+struct Scratch {
+  std::vector<char> row;
+  std::vector<double> chunks;
+};
+
+// The law of one position: weights of the states y != x_t, their sum, and the weight of x_t.
+struct Law {
+  const RowFunctions* row;
+  const void* l;
+  Weights weights;  // in the units of `moving`: exp(l), or alpha * exp(l) + beta
+  double moving, stay;
+
+  bool drawable() const {
+    const double total = moving + stay;
+    return total > 0 && std::isfinite(total);
+  }
+};
+
+// Sums S * unit of the row shifted so; false where float32 overflowed or all but vanished.
+bool in_float_range(double sum) { return sum > 1e-30 && std::isfinite(sum); }
+
+Law law(const ReverseInputs& in, int64_t r, Scratch& scratch) {
+  const Scores& scores = in.scores;
+  const int64_t b = r / scores.length, x_t = in.x_t[r], dim = scores.dim;
+  const int dtype = static_cast<int>(scores.dtype);
+  Law law{&row_table().fast[dtype], scores.row(r, scratch.row), {1, 0, 0}, 0, 0};
+  scratch.chunks.resize((dim + kChunk - 1) / kChunk);
+  double* chunks = scratch.chunks.data();
+
+  double sum = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
+  double unit = 1;
+  if (!in_float_range(sum)) {  // shift by the maximum and sum in double
+    law.row = &row_table().exact[dtype];
+    law.weights.shift = std::max(law.row->max(law.l, dim, x_t), -700.0);
+    unit = std::exp(-law.weights.shift);
+    sum = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
+  }
+  const auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
+                                      in.dsigma[b], sum, unit);
+  law.stay = std::max(c.gamma, 0.0);
+  law.moving = c.alpha * sum;
+  if (c.beta != 0) {
+    law.weights = {c.alpha, c.beta, law.weights.shift};
+    law.moving = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
+  } else {
+    law.weights.alpha = c.alpha;
+    for (double& chunk : scratch.chunks) chunk *= c.alpha;
+  }
+  if (std::isnan(c.gamma)) law.stay = c.gamma;
+  return law;
+}
+
+// The state at which the running sum of weights, in natural order, passes u1 * moving.
+int64_t draw(const Law& law, const Scratch& scratch, int64_t dim, int64_t x_t, double u1) {
+  double target = u1 * law.moving;
+  const int64_t chunks = static_cast<int64_t>(scratch.chunks.size());
+  int64_t chosen = -1;
+  for (int64_t i = 0; i < chunks; ++i) {
+    const double weight = scratch.chunks[i];
+    if (!(weight > 0)) continue;
+    chosen = i;
+    if (target < weight) break;
+    if (i + 1 < chunks) target -= weight;
+  }
+  // Rounding may leave the target past the last chunk that has weight: its last state then.
+  const int64_t begin = chosen * kChunk;
+  return law.row->walk(law.l, begin, std::min(begin + kChunk, dim), x_t, law.weights, target);
+}
+
+bool stays(const ReverseInputs& in, int64_t r) {
+  return in.process.graph == Graph::absorbing && in.x_t[r] != in.process.vocab;
+}
+
+bool valid(const ReverseInputs& in, int64_t r) {
+  const int64_t b = r / in.scores.length;
+  return in.process.is_state(in.x_t[r]) && is_noise(in.sigma[b]) && is_step(in.dsigma[b]);
+}
+
+// Runs every position that may move; `body(r, scratch)` says whether it could be drawn.
+template <class Stay, class Move>
+bool run(const ReverseInputs& in, int64_t* undrawable, int threads, const Stay& stay,
+         const Move& move) {
+  Faults faults;
+  parallel_for(in.scores.rows(), threads, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    for (int64_t r = begin; r < end; ++r) {
+      if (!valid(in, r)) {
+        faults.bad_value = true;
+        stay(r);
+      } else if (stays(in, r)) {
+        stay(r);
+      } else if (!move(r, scratch)) {
+        faults.mark_undrawable(r);
+      }
+    }
+  });
+  *undrawable = faults.undrawable;
+  return !faults.bad_value;
+}
+
+}  // namespace
+
+bool reverse_step(const ReverseInputs& in, const double* u, int64_t* x_s, int64_t* undrawable,
+                  int threads) {
+  std::atomic<bool> bad_uniform{false};
+  const auto stay = [&](int64_t r) { x_s[r] = in.x_t[r]; };
+  const bool valid = run(in, undrawable, threads, stay, [&](int64_t r, Scratch& scratch) {
+    stay(r);
+    const double u0 = u[2 * r], u1 = u[2 * r + 1];
+    if (!is_uniform(u0) || !is_uniform(u1)) {
+      bad_uniform = true;
+      return true;
+    }
+    const Law l = law(in, r, scratch);
+    if (!l.drawable()) return false;
+    if (u0 * (l.moving + l.stay) < l.moving) {
+      const int64_t state = draw(l, scratch, in.scores.dim, in.x_t[r], u1);
+      if (state >= 0) x_s[r] = state;
+    }
+    return true;
+  });
+  return valid && !bad_uniform;
+}
+
+bool reverse_probs(const ReverseInputs& in, void* probs, int64_t* undrawable, int threads) {
+  const Scores& scores = in.scores;
+  const bool is_double = scores.dtype == DType::float64;
+  const int64_t row_bytes = scores.dim * (is_double ? 8 : 4);
+  const auto out = [&](int64_t r) { return static_cast<char*>(probs) + r * row_bytes; };
+  const auto put = [&](int64_t r, double value) {
+    const int64_t x_t = in.x_t[r];
+    if (!in.process.is_state(x_t)) return;
+    if (is_double) {
+      reinterpret_cast<double*>(out(r))[x_t] = value;
+    } else {
+      reinterpret_cast<float*>(out(r))[x_t] = static_cast<float>(value);
+    }
+  };
+  const auto stay = [&](int64_t r) {
+    std::memset(out(r), 0, row_bytes);
+    put(r, 1);
+  };
+  return run(in, undrawable, threads, stay, [&](int64_t r, Scratch& scratch) {
+    const Law l = law(in, r, scratch);
+    const double total = l.moving + l.stay;
+    l.row->probs(l.l, out(r), scores.dim, l.weights, 1 / total);
+    put(r, l.stay / total);
+    return l.drawable();
+  });
+}
+
+}  // namespace sedd

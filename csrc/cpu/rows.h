@@ -1,0 +1,56 @@
+// What the operations do to one row of log scores, for one element type on one instruction set.
+//
+// A row is contiguous here. The operations (score_entropy.cpp, reverse_step.cpp) own the loop over
+// positions and every formula; a row function only exponentiates, sums and stores.
+#pragma once
+
+#include <stdint.h>
+
+namespace sedd {
+
+enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
+
+constexpr int64_t kChunk = 512;  // states a chunk of the inverse CDF
+
+struct Sums {
+  double exp, log;  // sum of exp(l), sum of l
+};
+
+// weight(l) = max(0, alpha * exp(l - shift) + beta)
+struct Weights {
+  double alpha, beta, shift;
+};
+
+struct RowFunctions {
+  // Sums over n states.
+  Sums (*sums)(const void* row, int64_t n);
+  // The same, and grad_y = a * exp(l_y) - b, in the row's dtype or in `wide` (float32; float64 for
+  // float64 rows).
+  Sums (*sums_and_gradient)(const void* row, void* grad, int64_t n, double a, double b);
+  Sums (*sums_and_wide_gradient)(const void* row, void* grad, int64_t n, double a, double b);
+  // Largest score but for the state `skip`.
+  double (*max)(const void* row, int64_t n, int64_t skip);
+  // out[i] = sum of the weights in chunk i, the state `skip` left out; returns their total.
+  double (*chunk_weights)(const void* row, int64_t n, int64_t skip, Weights weights, double* out);
+  // First state of [begin, end) at which the running sum of weights passes `target`; the last
+  // that has weight if none does; -1 if none has.
+  int64_t (*walk)(const void* row, int64_t begin, int64_t end, int64_t skip, Weights weights,
+                  double target);
+  // One element: l_y as it is, and grad_y rounded into the row's dtype or into `wide`.
+  double (*get)(const void* row, int64_t y);
+  void (*set)(void* grad, int64_t y, double value, bool wide);
+  // probs_y = weight(l_y) * scale, in `wide`.
+  void (*probs)(const void* row, void* probs, int64_t n, Weights weights, double scale);
+};
+
+// Sums in float32 lanes (chunks combined in double): the ordinary path. A float64 row, and `exact`,
+// compute in double lanes: for a row whose scores overflow or vanish in float32.
+struct RowTable {
+  RowFunctions fast[4];
+  RowFunctions exact[4];
+};
+
+const RowTable& row_table();     // the best that this processor runs
+const char* instruction_set();   // its name, for sedd_fast.info()
+
+}  // namespace sedd

@@ -1,0 +1,144 @@
+// Score entropy of every position and its gradient. A position is a row of log scores; one that is
+// not touched (absorbing and not masked, or of weight 0) is never read.
+#include <limits>
+
+#include "operations.h"
+#include "parallel.h"
+
+namespace sedd {
+namespace {
+
+// A gradient row: where it goes and in which dtype ("wide": float32, or float64 for float64 rows).
+struct GradientRow {
+  char* data;
+  bool wide;
+  DType dtype;
+
+  int64_t item_size() const {
+    if (dtype == DType::float64) return 8;
+    return wide || dtype == DType::float32 ? 4 : 2;
+  }
+};
+
+// The sums over y != x_t, and with a gradient a * exp(l_y) - b stored as they are read.
+Sums pass(const RowFunctions& row, const Scores& scores, const char* l, int64_t x_t,
+          const GradientRow* gradient, double a, double b) {
+  const int64_t begins[2] = {0, x_t + 1}, ends[2] = {x_t, scores.dim};
+  Sums sums{0, 0};
+  for (int part = 0; part < 2; ++part) {
+    const int64_t begin = begins[part], count = ends[part] - begin;
+    if (count <= 0) continue;
+    const char* from = l + begin * scores.item_size();
+    Sums some;
+    if (!gradient) {
+      some = row.sums(from, count);
+    } else {
+      char* to = gradient->data + begin * gradient->item_size();
+      some = (gradient->wide ? row.sums_and_wide_gradient : row.sums_and_gradient)(from, to, count,
+                                                                                   a, b);
+    }
+    sums.exp += some.exp;
+    sums.log += some.log;
+  }
+  return sums;
+}
+
+class Position {
+ public:
+  Position(const EntropyInputs& inputs, int64_t r)
+      : inputs_(inputs),
+        r_(r),
+        sigma_(inputs.sigma[r / inputs.scores.length]),
+        x_t_(inputs.x_t[r]),
+        x_0_(inputs.x_0[r]),
+        weight_(inputs.row_weight ? inputs.row_weight[r] : 1) {}
+
+  bool valid() const {
+    return is_noise(sigma_) && inputs_.process.is_state(x_t_) && inputs_.process.is_token(x_0_);
+  }
+
+  // The loss, and the gradient of `upstream * loss` where a gradient row is given.
+  double run(std::vector<char>& buffer, double upstream, const GradientRow* gradient) const {
+    const Scores& scores = inputs_.scores;
+    const auto c = entropy_coefficients(inputs_.process.graph, inputs_.process.vocab, sigma_, x_t_,
+                                        x_0_);
+    const double lift = weight_ * upstream;
+    if (c.a == 0 || lift == 0) {
+      if (gradient) std::memset(gradient->data, 0, scores.dim * gradient->item_size());
+      return 0;
+    }
+    const char* l = static_cast<const char*>(scores.row(r_, buffer));
+    const int dtype = static_cast<int>(scores.dtype);
+    const RowFunctions* row = &row_table().fast[dtype];
+    Sums sums = pass(*row, scores, l, x_t_, gradient, lift * c.a, lift * c.b);
+    if (!std::isfinite(sums.exp)) {  // float32 overflowed: the true value may not
+      row = &row_table().exact[dtype];
+      sums = pass(*row, scores, l, x_t_, gradient, lift * c.a, lift * c.b);
+    }
+    const double l_x_0 = row->get(l, x_0_);
+    if (gradient) {
+      row->set(gradient->data, x_t_, 0, gradient->wide);
+      if (x_0_ != x_t_) {
+        const double at_x_0 = lift * (c.a * std::exp(l_x_0) - c.b - c.c);
+        row->set(gradient->data, x_0_, at_x_0, gradient->wide);
+      }
+    }
+    double loss = c.k + c.a * sums.exp;
+    if (c.b > 0) loss -= c.b * sums.log;  // a term that is absent stays so at infinite scores
+    if (c.c > 0) loss -= c.c * l_x_0;
+    return weight_ * loss;
+  }
+
+ private:
+  const EntropyInputs& inputs_;
+  int64_t r_;
+  double sigma_;
+  int64_t x_t_, x_0_;
+  double weight_;
+};
+
+// Runs every position; `upstream(r)` is the factor of its gradient.
+template <class Upstream>
+bool run(const EntropyInputs& inputs, double* loss, char* grad, bool wide, int threads,
+         const Upstream& upstream) {
+  std::atomic<bool> bad{false};
+  const Scores& scores = inputs.scores;
+  parallel_for(scores.rows(), threads, [&](int64_t begin, int64_t end) {
+    std::vector<char> buffer;
+    for (int64_t r = begin; r < end; ++r) {
+      GradientRow gradient{grad, wide, scores.dtype};
+      if (grad) gradient.data += r * scores.dim * gradient.item_size();
+      const Position position(inputs, r);
+      double value = std::numeric_limits<double>::quiet_NaN();
+      if (position.valid()) {
+        value = position.run(buffer, upstream(r), grad ? &gradient : nullptr);
+      } else {
+        bad = true;
+        if (grad) std::memset(gradient.data, 0, scores.dim * gradient.item_size());
+      }
+      if (loss) loss[r] = value;
+    }
+  });
+  return !bad;
+}
+
+}  // namespace
+
+bool score_entropy(const EntropyInputs& inputs, double* loss, int threads) {
+  return run(inputs, loss, nullptr, false, threads, [](int64_t) { return 1.0; });
+}
+
+bool score_entropy_backward(const EntropyInputs& inputs, const double* grad_loss, void* grad,
+                            int threads) {
+  return run(inputs, nullptr, static_cast<char*>(grad), false, threads,
+             [=](int64_t r) { return grad_loss[r]; });
+}
+
+bool score_entropy_with_grad(const EntropyInputs& inputs, double scale, double* loss, void* grad,
+                             int threads) {
+  const bool wide = inputs.scores.dtype == DType::float16;
+  return run(inputs, loss, static_cast<char*>(grad), wide, threads,
+             [=](int64_t) { return scale; });
+}
+
+}  // namespace sedd

@@ -1,0 +1,76 @@
+// A (B, L, dim) tensor of log scores in memory, and the checks of values that every operation makes.
+#pragma once
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "common/coefficients.h"
+#include "rows.h"
+
+namespace sedd {
+
+// Strides are in elements. Row r is position (r / length, r % length).
+struct Scores {
+  const char* data;
+  DType dtype;
+  int64_t batch, length, dim;
+  int64_t stride_batch, stride_length, stride_state;
+
+  int64_t rows() const { return batch * length; }
+  int64_t item_size() const {
+    return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+  }
+
+  // The row as contiguous memory: in place where it is, else gathered into `buffer`.
+  const void* row(int64_t r, std::vector<char>& buffer) const {
+    const char* start =
+        data + (r / length * stride_batch + r % length * stride_length) * item_size();
+    if (stride_state == 1 || dim == 1) return start;
+    buffer.resize(dim * item_size());
+    switch (item_size()) {
+      case 2: gather<uint16_t>(start, buffer.data()); break;
+      case 4: gather<uint32_t>(start, buffer.data()); break;
+      default: gather<uint64_t>(start, buffer.data());
+    }
+    return buffer.data();
+  }
+
+ private:
+  template <class T>
+  void gather(const char* start, char* out) const {
+    const T* source = reinterpret_cast<const T*>(start);
+    T* target = reinterpret_cast<T*>(out);
+    for (int64_t y = 0; y < dim; ++y) target[y] = source[y * stride_state];
+  }
+};
+
+// A process on tokens, as the operations receive it.
+struct Process {
+  Graph graph;
+  int64_t vocab;
+
+  int64_t dim() const { return states(graph, vocab); }
+  bool is_state(int64_t x) const { return x >= 0 && x < dim(); }
+  bool is_token(int64_t x) const { return x >= 0 && x < vocab; }
+};
+
+inline bool is_noise(double sigma) { return sigma > 0 && std::isfinite(sigma); }
+inline bool is_step(double dsigma) { return dsigma >= 0 && std::isfinite(dsigma); }
+inline bool is_uniform(double u) { return u >= 0 && u < 1; }
+
+// What went wrong first, for the caller to word: a value out of range anywhere, or a row of scores
+// from which no token can be drawn (its index; -1 if none).
+struct Faults {
+  std::atomic<bool> bad_value{false};
+  std::atomic<int64_t> undrawable{-1};
+
+  void mark_undrawable(int64_t row) {
+    int64_t seen = undrawable.load();
+    while ((seen < 0 || row < seen) && !undrawable.compare_exchange_weak(seen, row)) {
+    }
+  }
+};
+
+}  // namespace sedd

@@ -1,0 +1,39 @@
+"""Score Entropy Discrete Diffusion (SEDD), fast: fused operations, training, sampling, bounds.
+
+    import sedd_fast as sf
+    graph, noise = sf.Absorbing(50257), sf.LogLinearNoise()
+    loss = sf.ScoreEntropyLoss(graph, noise, reduction="mean")(model, x_0)
+    tokens = sf.sample(model, graph, noise, shape=(4, 1024), steps=128)
+
+``print(sf.info())`` tells which backend runs and why.
+"""
+
+from sedd_fast.backends.registry import use_backend
+from sedd_fast.graphs import Absorbing, Graph, Uniform
+from sedd_fast.losses import ScoreEntropyLoss
+from sedd_fast.noise import GeometricNoise, LogLinearNoise, Noise
+from sedd_fast.ops import (
+    reverse_probs,
+    reverse_step,
+    sample_transition,
+    score_entropy,
+    score_entropy_with_grad,
+)
+from sedd_fast.version import __version__
+
+__all__ = [
+    "Absorbing",
+    "GeometricNoise",
+    "Graph",
+    "LogLinearNoise",
+    "Noise",
+    "ScoreEntropyLoss",
+    "Uniform",
+    "__version__",
+    "reverse_probs",
+    "reverse_step",
+    "sample_transition",
+    "score_entropy",
+    "score_entropy_with_grad",
+    "use_backend",
+]

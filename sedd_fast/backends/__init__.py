@@ -1,0 +1,1 @@
+"""Implementations of the operations, one module a backend, and the table that chooses one."""

@@ -1,0 +1,117 @@
+"""The closed-form transition ratios of both graphs, for torch code (the one place in Python).
+
+Score entropy and a reverse step are affine in a few reductions over a row of log scores l
+(S = sum over y != x_t of exp(l_y), E = expm1(sigma)):
+
+    loss    = a * S - b * sum_{y != x_t} l_y - c * l_{x_0} + k
+    weights = max(0, alpha * exp(l_y) + beta) for y != x_t,   max(0, gamma) for y = x_t
+
+so that a kernel needs nothing but the coefficients below. ``csrc/common/coefficients.h`` is the
+same table in C++. Everything here is float64: k and c * l_{x_0} are near 1e6 and cancel at small
+noise.
+
+Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equations 5, 15-19, in closed form.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class EntropyCoefficients(NamedTuple):
+    """Per position, (B, L) float64. ``a`` is 0 exactly where the row need not be read."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    k: Tensor
+
+
+class ReverseCoefficients(NamedTuple):
+    """Per position, (B, L) float64. ``alpha`` is 0 where the token cannot move."""
+
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
+
+
+def log_expm1(sigma: Tensor) -> Tensor:
+    """ln(exp(sigma) - 1) without overflow."""
+    return sigma + torch.log(-torch.expm1(-sigma))
+
+
+def entropy_coefficients(
+    sigma: Tensor, x_t: Tensor, x_0: Tensor, graph: str, vocab_size: int
+) -> EntropyCoefficients:
+    """Coefficients of the score entropy; sigma (B,) float64, x_t and x_0 (B, L)."""
+    log_e = log_expm1(sigma)[:, None].expand(x_t.shape)  # (B, L)
+    inv_e = torch.exp(-log_e)
+    zero = torch.zeros_like(log_e)
+    if graph == "absorbing":
+        masked = x_t == vocab_size
+        ones = torch.ones_like(log_e)
+        a, c, k = (
+            torch.where(masked, value, zero) for value in (ones, inv_e, (-log_e - 1) * inv_e)
+        )
+        return EntropyCoefficients(a, zero, c, k)
+    size = float(vocab_size)
+    # rho = E / (E + V), not 1 - V / (E + V), which loses its digits at small sigma.
+    rho = 1 / (1 + size * inv_e)
+    log_rho = -torch.log1p(size * inv_e)
+    same = x_t == x_0
+    b = torch.where(same, rho, torch.ones_like(rho)) / size
+    c = torch.where(same, zero, inv_e)
+    k_same = (size - 1) / size * rho * (log_rho - 1)
+    k_moved = ((-log_rho - 1) / rho - (size - 2)) / size
+    return EntropyCoefficients(zero + 1 / size, b, c, torch.where(same, k_same, k_moved))
+
+
+def reverse_coefficients(
+    sigma: Tensor,
+    dsigma: Tensor,
+    sum_exp: Tensor,
+    x_t: Tensor,
+    unit: Tensor,
+    graph: str,
+    vocab_size: int,
+    method: str,
+) -> ReverseCoefficients:
+    """Coefficients of a reverse step, for weights that are all scaled by ``unit``.
+
+    The weights are homogeneous of degree one in (exp(l), 1), so a row may be shifted by its
+    maximum m before exponentiating: pass ``sum_exp`` = S * exp(-m) and ``unit`` = exp(-m).
+
+    Args:
+        sigma: (B,) float64, total noise now.
+        dsigma: (B,) float64: noise removed ("analytic"), step * rate ("euler"), unread ("denoise").
+        sum_exp: (B, L) float64, S * unit.
+        x_t: (B, L) tokens.
+        unit: (B, L) float64.
+    """
+    if graph == "absorbing":
+        masked = x_t == vocab_size
+        if method == "denoise":
+            alpha, gamma = torch.ones_like(unit), torch.zeros_like(unit)
+        else:
+            step = torch.expm1(dsigma) if method == "analytic" else dsigma
+            alpha = step[:, None].expand(x_t.shape)
+            gamma = unit - alpha * sum_exp
+        zero = torch.zeros_like(unit)
+        return ReverseCoefficients(
+            torch.where(masked, alpha, zero), zero, torch.where(masked, gamma, unit)
+        )
+    size = float(vocab_size)
+    if method == "euler":
+        alpha = (dsigma / size)[:, None].expand(x_t.shape)
+        return ReverseCoefficients(alpha, torch.zeros_like(unit), unit - alpha * sum_exp)
+    removed = sigma if method == "denoise" else dsigma
+    e = torch.exp(-removed)[:, None].expand(x_t.shape)
+    lost = -torch.expm1(-removed)[:, None].expand(x_t.shape)  # 1 - e
+    total = sum_exp + unit  # T = S + 1
+    alpha = lost / (size * e)
+    beta = -alpha * lost * total / size
+    gamma = (unit / e - lost * total / (size * e)) * (e + lost / size)
+    return ReverseCoefficients(alpha, beta, gamma)

@@ -1,0 +1,136 @@
+"""Which implementation an operation uses.
+
+The table is (operation, backend) -> function: a backend is a module of ``sedd_fast.backends`` that
+has a function of the operation's name, and ``unavailable()``, which says why it cannot run here.
+
+An explicit request (``use_backend``, SEDD_FAST_BACKEND) never falls back: it raises with the
+reason. The automatic choice takes the first backend that runs, and says once when that is not the
+first of its list. The choice is made when the operation runs, not when it is traced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Backends of each kind of device, the preferred first.
+PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpp", "reference")}
+#: Every backend by name; a position in this tuple is the code that a forward hands its backward.
+BACKENDS: tuple[str, ...] = ("reference", "cpp")
+
+_requested: ContextVar[str | None] = ContextVar("sedd_fast_backend", default=None)
+
+
+def preference(device_type: str) -> tuple[str, ...]:
+    """The backends tried on a kind of device, in order."""
+    return PREFERENCE.get(device_type, ("reference",))
+
+
+@functools.cache
+def module(backend: str) -> ModuleType:
+    """The module of a backend, imported when first asked for."""
+    return importlib.import_module(f"sedd_fast.backends.{backend}")
+
+
+def unavailable(backend: str, device_type: str = "cpu") -> str | None:
+    """Why a backend cannot run on that kind of device, or None."""
+    if backend not in preference(device_type):
+        return f"it does not run on {device_type} tensors"
+    return module(backend).unavailable()
+
+
+def check_name(backend: str, origin: str) -> str:
+    """The name itself; a ValueError when it is none of BACKENDS."""
+    if backend not in BACKENDS:
+        raise ValueError(f"{origin}: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Run every operation inside the block on one backend: "reference" or "cpp".
+
+    Example:
+        >>> with sedd_fast.use_backend("reference"):
+        ...     loss = sedd_fast.score_entropy(log_score, sigma, x_t, x_0, graph)
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: at the operation, when that backend cannot run there.
+    """
+    token = _requested.set(check_name(backend, "use_backend"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def requested() -> str | None:
+    """The explicit request in force: the innermost use_backend, else SEDD_FAST_BACKEND."""
+    name = _requested.get()
+    if name is None and (env := os.environ.get("SEDD_FAST_BACKEND")):
+        name = check_name(env, "SEDD_FAST_BACKEND")
+    return name
+
+
+def choose(device_type: str) -> str:
+    """The backend in force on that kind of device.
+
+    Raises:
+        RuntimeError: the backend asked for cannot run there.
+    """
+    name = requested()
+    if name is None:
+        return _automatic(device_type)
+    if reason := unavailable(name, device_type):
+        usable = [b for b in preference(device_type) if unavailable(b, device_type) is None]
+        raise RuntimeError(
+            f"backend {name!r} was asked for, but {reason}; usable here: {', '.join(usable)}"
+        )
+    return name
+
+
+@functools.cache
+def _automatic(device_type: str) -> str:
+    """The first backend that runs; cached, so that the warning is given once."""
+    first, *_ = names = preference(device_type)
+    chosen = next(b for b in names if unavailable(b, device_type) is None)
+    if chosen != first:
+        warnings.warn(
+            f"sedd_fast runs on the slower {chosen!r} backend: {first!r} is not available "
+            f"({unavailable(first, device_type)})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return chosen
+
+
+def implementation(op: str, like: Tensor) -> tuple[Callable[..., Any], Tensor]:
+    """The function that runs ``op`` on tensors like this one, and its backend's code.
+
+    The code goes to the backward as a 0-dim int8 CPU tensor: autograd's threads do not see
+    context variables, and a string could not be an output of an operation.
+    """
+    backend = choose(like.device.type)
+    code = torch.tensor(BACKENDS.index(backend), dtype=torch.int8)
+    return getattr(module(backend), op), code
+
+
+def by_code(op: str, code: Tensor) -> Callable[..., Any]:
+    """The function of ``op`` in the backend whose code a forward handed on."""
+    return getattr(module(BACKENDS[int(code)]), op)
+
+
+def fake_code() -> Tensor:
+    """What a fake kernel returns in place of a backend's code."""
+    return torch.empty((), dtype=torch.int8, device="cpu")

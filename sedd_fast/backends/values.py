@@ -1,0 +1,133 @@
+"""Checks of values (not of shapes): tokens in range, positive noise, uniforms in [0, 1).
+
+They run inside the operations: on the CPU always, on CUDA only with SEDD_FAST_CHECK=1, because
+reading a value back from a GPU waits for it. The C++ kernels make the same tests in their one pass
+and call :func:`check` only to word the error.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Noising(NamedTuple):
+    """What sample_transition reads."""
+
+    x_0: Tensor
+    sigma: Tensor
+    u: Tensor | None
+
+
+class Entropy(NamedTuple):
+    """What score_entropy reads."""
+
+    log_score: Tensor
+    sigma: Tensor
+    x_t: Tensor
+    x_0: Tensor
+
+
+class Reverse(NamedTuple):
+    """What reverse_step and reverse_probs read."""
+
+    log_score: Tensor
+    x_t: Tensor
+    sigma: Tensor
+    dsigma: Tensor
+    u: Tensor | None
+
+
+def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of a gradient formed before its upstream factor is known."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def enabled(device: torch.device) -> bool:
+    """Whether values on that device are checked."""
+    return device.type == "cpu" or os.environ.get("SEDD_FAST_CHECK", "0") == "1"
+
+
+def check(inputs: Noising | Entropy | Reverse, graph: str, vocab_size: int) -> None:
+    """Raise a ValueError that names the first argument with an impossible value.
+
+    Raises:
+        ValueError: a token out of range, x_0 at the mask, noise that is not positive and finite,
+            a uniform outside [0, 1).
+    """
+    if not enabled(inputs.sigma.device):
+        return
+    dim = vocab_size + (graph == "absorbing")
+    for name, value in inputs._asdict().items():
+        if name in ("sigma", "dsigma"):
+            _check_noise(name, value)
+        elif name == "x_t":
+            _check_tokens(name, value, dim, f"states 0 .. {dim - 1}")
+        elif name == "x_0":
+            _check_clean(value, graph, vocab_size)
+        elif name == "u" and value is not None:
+            _check_uniforms(value)
+
+
+def check_drawable(drawable: Tensor) -> None:
+    """Raise a ValueError for the first row from which no token can be drawn.
+
+    Args:
+        drawable: (B, L) bool.
+    """
+    if enabled(drawable.device) and not bool(drawable.all()):
+        raise undrawable(tuple(int(i) for i in (~drawable).nonzero()[0]))
+
+
+def undrawable(position: tuple[int, ...]) -> ValueError:
+    """The error for a row whose weights are all zero or not finite."""
+    return ValueError(
+        f"log_score at position {position} gives no distribution: every weight is zero, or one is "
+        "not finite; look for NaN or infinite scores in the network's output"
+    )
+
+
+def _first(bad: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in bad.nonzero()[0])
+
+
+def _check_noise(name: str, value: Tensor) -> None:
+    bad = ~(value > 0) if name == "sigma" else ~(value >= 0)
+    bad = bad | ~torch.isfinite(value)
+    if bool(bad.any()):
+        where = _first(bad)
+        bound = "positive" if name == "sigma" else "non-negative"
+        raise ValueError(
+            f"{name} must be {bound} and finite, got {value[where].item()} for sequence "
+            f"{where[0]}; take it from a noise schedule at t in (0, 1]"
+        )
+
+
+def _check_tokens(name: str, tokens: Tensor, size: int, allowed: str) -> None:
+    bad = (tokens < 0) | (tokens >= size)
+    if bool(bad.any()):
+        where = _first(bad)
+        raise ValueError(
+            f"{name} must hold {allowed}, got {tokens[where].item()} at position {where}; "
+            "is the graph's vocabulary that of the tokenizer?"
+        )
+
+
+def _check_clean(x_0: Tensor, graph: str, vocab_size: int) -> None:
+    masked = x_0 == vocab_size
+    if graph == "absorbing" and bool(masked.any()):
+        raise ValueError(
+            f"x_0 holds the mask ({vocab_size}) at position {_first(masked)}; clean text has none: "
+            "pass the tokens before noise as x_0"
+        )
+    _check_tokens("x_0", x_0, vocab_size, f"tokens 0 .. {vocab_size - 1}")
+
+
+def _check_uniforms(u: Tensor) -> None:
+    bad = ~((u >= 0) & (u < 1))
+    if bool(bad.any()):
+        where = _first(bad)
+        raise ValueError(f"u must lie in [0, 1), got {u[where].item()} at {where}; use torch.rand")

@@ -1,0 +1,363 @@
+"""The score network of SEDD: a bidirectional transformer whose blocks are modulated by the noise.
+
+Tokens and the total noise sigma go in, log scores come out (Lou, Meng, Ermon 2024, arXiv
+2310.16834, appendix C; the blocks are those of Peebles and Xie 2023, arXiv 2212.09748,
+"adaLN-Zero"). Names of parameters and their order are those of the published checkpoints: EMA
+weights are stored by order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sedd_fast import checkpoint
+from sedd_fast.backends.coefficients import log_expm1
+from sedd_fast.graphs import Graph, make_graph
+from sedd_fast.noise import Noise, make_noise
+
+
+@dataclass(frozen=True)
+class SEDDConfig:
+    """Everything that fixes the network and the process it was trained for.
+
+    `vocab_size` counts real tokens; the absorbing graph adds its mask by itself. `length` is the
+    training length: rotary positions let the network run at any other. `scale_by_sigma` subtracts
+    ln(expm1(sigma)) + ln(vocab_size) from the output and is defined for the absorbing graph only.
+    """
+
+    vocab_size: int
+    graph: str = "absorbing"  # or "uniform"
+    noise: str = "loglinear"  # or "geometric"
+    noise_eps: float = 1e-3
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+    hidden_size: int = 768
+    cond_dim: int = 128
+    length: int = 1024
+    n_blocks: int = 12
+    n_heads: int = 12
+    mlp_ratio: int = 4
+    dropout: float = 0.1
+    scale_by_sigma: bool = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or value < 1):
+                raise ValueError(f"{field.name} must be a positive int, got {value!r}")
+        if self.graph not in ("absorbing", "uniform"):
+            raise ValueError(f"graph must be 'absorbing' or 'uniform', got {self.graph!r}")
+        if self.noise not in ("loglinear", "geometric"):
+            raise ValueError(f"noise must be 'loglinear' or 'geometric', got {self.noise!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}")
+        self._check_heads()
+        if self.scale_by_sigma and self.graph != "absorbing":
+            raise ValueError(
+                "scale_by_sigma=True is defined for graph='absorbing' only (the score of a masked "
+                f"token goes as 1/expm1(sigma)); for graph={self.graph!r} set scale_by_sigma=False"
+            )
+
+    def _check_heads(self) -> None:
+        pairs = 2 * self.n_heads
+        if self.hidden_size % pairs:
+            raise ValueError(
+                "hidden_size must be n_heads times an even head width (rotary positions turn pairs)"
+                f", got hidden_size={self.hidden_size}, n_heads={self.n_heads}; take a multiple of "
+                f"{pairs}, such as {pairs * max(1, round(self.hidden_size / pairs))}"
+            )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, 1 + scale)  # x * (1 + scale) + shift, in one pass
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()  # the meta device
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a gain and no bias; statistics in fp32 whatever comes in."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = _at_least_float32(self.weight)
+        return F.layer_norm(_at_least_float32(x), gain.shape, gain).to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864), halves paired as in GPT-NeoX.
+
+    cos and sin are made anew at every call, so any length works and nothing is cached that a
+    compiled or exported graph would freeze; they cost L * head_dim numbers for the whole network.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, dim: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        exponent = torch.arange(0, dim, 2).float() / dim
+        self.register_buffer("inv_freq", 1.0 / base**exponent)  # in published state dicts
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        # model.half() or .bfloat16() would round the frequencies: wrong by radians at position 1000
+        kept = self.inv_freq
+        super()._apply(fn, recurse)
+        if not kept.is_meta:
+            self.inv_freq = kept.to(self.inv_freq.device)
+        return self
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        position = torch.arange(length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
+        # A broadcast product: autocast would run einsum or matmul in half precision.
+        angle = position[:, None] * self.inv_freq  # (L, head_dim / 2)
+        return angle.cos()[:, None], angle.sin()[:, None]  # (L, 1, head_dim / 2)
+
+
+def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (x_i, x_{i + d/2}) of x (B, L, heads, d) by the angle of its position."""
+    cos, sin = (table.to(x.dtype) for table in rotary)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """sigma (B,) -> (B, cond_dim): 128 cosines and 128 sines of it, then a two-layer network."""
+
+    def __init__(self, cond_dim: int, n_waves: int = 128) -> None:
+        super().__init__()
+        self.n_waves = n_waves
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * n_waves, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        step = torch.arange(self.n_waves, device=sigma.device, dtype=torch.float32) / self.n_waves
+        angle = sigma.float()[:, None] * torch.exp(-math.log(10_000.0) * step)
+        wave = torch.cat((angle.cos(), angle.sin()), dim=-1)  # (B, 2 * n_waves)
+        # bf16 cannot tell neighbouring noise levels apart; the matrices here are tiny.
+        with _full_precision(sigma.device.type):
+            return self.mlp(wave.to(next(self.mlp.parameters()).dtype))
+
+
+class EmbeddingLayer(nn.Module):
+    """Rows of a (dim, hidden_size) table."""
+
+    def __init__(self, hidden_size: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(dim, hidden_size))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices, self.embedding)
+
+
+class DDiTBlock(nn.Module):
+    """Attention and MLP, each with shift, scale and gate computed from the noise embedding c."""
+
+    def __init__(self, config: SEDDConfig) -> None:
+        super().__init__()
+        dim, inner = config.hidden_size, config.mlp_ratio * config.hidden_size
+        self.n_heads, self.dropout = config.n_heads, config.dropout
+        self.norm1 = LayerNorm(dim)
+        self.attn_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, dim)
+        )
+        self.adaLN_modulation = _zero_linear(config.cond_dim, 6 * dim)
+
+    def forward(self, x: Tensor, c: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=2)  # six of (B, 1, hidden)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
+        out = self._attention(_modulate(self.norm1(x), shift_a, scale_a), rotary)
+        x = self._add(x, gate_a, out)
+        out = self.mlp(_modulate(self.norm2(x), shift_m, scale_m))
+        return self._add(x, gate_m, out)
+
+    def _attention(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        qkv = self.attn_qkv(x).unflatten(-1, (3, self.n_heads, -1))  # (B, L, 3, heads, d)
+        q, k, v = qkv.unbind(2)
+        q, k, v = (y.transpose(1, 2) for y in (_rotate(q, rotary), _rotate(k, rotary), v))
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, L, d); no mask: all see all
+        return self.attn_out(out.transpose(1, 2).flatten(2))
+
+    def _add(self, x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
+        return torch.addcmul(x, gate, F.dropout(out, self.dropout, self.training))
+
+
+class DDitFinalLayer(nn.Module):
+    """Modulated norm, then the head: hidden (B, L, hidden) -> raw output f (B, L, dim)."""
+
+    def __init__(self, config: SEDDConfig, dim: int) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(config.hidden_size)
+        self.linear = _zero_linear(config.hidden_size, dim)
+        self.adaLN_modulation = _zero_linear(config.cond_dim, 2 * config.hidden_size)
+
+    def features(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=2)
+        return _modulate(self.norm_final(x), shift, scale)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.linear(self.features(x, c))
+
+
+def _zero_linear(n_in: int, n_out: int) -> nn.Linear:
+    linear = nn.Linear(n_in, n_out)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class SEDD(nn.Module):
+    """Log scores of every state at every position.
+
+        log_score = model(indices, sigma)      # (B, L) int64, (B,) -> (B, L, dim) fp32
+
+    log_score[b, i, y] estimates ln p_t(x with x_i := y) - ln p_t(x); it is 0 at y = indices[b, i].
+    With f the output of the head, it is f for the uniform graph and
+    f - ln(expm1(sigma)) - ln(vocab_size) for the absorbing one (`scale_by_sigma`; appendix C.2).
+    A fresh network gives f = 0: a loss of about L * ln(vocab_size) nats per sequence.
+
+    The network may run under torch.autocast; log scores come out in fp32 (fp64 in a double model).
+
+        model = SEDD(SEDDConfig(vocab_size=96, hidden_size=256, n_blocks=6, n_heads=4, length=256))
+        model = SEDD.from_pretrained("louaaron/sedd-small")
+    """
+
+    def __init__(self, config: SEDDConfig) -> None:
+        if not isinstance(config, SEDDConfig):
+            raise TypeError(
+                f"config must be a SEDDConfig, got {type(config).__name__}; settings of the "
+                "original: SEDDConfig(**sedd_fast.checkpoint.config_from_original(settings))"
+            )
+        super().__init__()
+        self.config = config
+        dim = self.graph.dim
+        self.vocab_embed = EmbeddingLayer(config.hidden_size, dim)
+        self.sigma_map = TimestepEmbedder(config.cond_dim)
+        self.rotary_emb = Rotary(config.hidden_size // config.n_heads)
+        self.blocks = nn.ModuleList([DDiTBlock(config) for _ in range(config.n_blocks)])
+        self.output_layer = DDitFinalLayer(config, dim)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph the network was made for: `Absorbing` or `Uniform`."""
+        return make_graph(self.config.graph, self.config.vocab_size)
+
+    @property
+    def noise(self) -> Noise:
+        """The noise schedule the network was made for."""
+        c = self.config
+        return make_noise(c.noise, eps=c.noise_eps, sigma_min=c.sigma_min, sigma_max=c.sigma_max)
+
+    def forward(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        hidden = self.features(indices, sigma)
+        # (B * L, dim). In place from here on: no derivative needs the head's own output, and a copy
+        # is B * L * dim numbers. Two dimensions, since autograd copies when a view is written to,
+        # and a linear layer returns one for three.
+        log_score = _at_least_float32(self.output_layer.linear(hidden.flatten(0, 1)))
+        if self.config.scale_by_sigma:
+            log_score.sub_(self._log_scale(indices, sigma).to(log_score.dtype))
+        log_score.scatter_(-1, indices.reshape(-1, 1), 0.0)
+        return log_score.view(*indices.shape, log_score.shape[-1])
+
+    def _log_scale(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        """ln(expm1(sigma)) + ln(vocab_size) for each position, (B * L, 1)."""
+        scale = log_expm1(_at_least_float32(sigma)) + math.log(self.config.vocab_size)
+        return scale.reshape(-1, 1).expand(indices.shape).reshape(-1, 1)
+
+    def features(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        """What the head `output_layer.linear` is applied to: (B, L), (B,) -> (B, L, hidden_size).
+
+        sigma may also be (B, 1) or a scalar tensor. Raises TypeError or ValueError for a wrong
+        dtype, shape or device, and on the CPU for a token outside [0, dim).
+        """
+        sigma = _check_input(indices, sigma)
+        x = self._embed(indices)
+        c = F.silu(self.sigma_map(sigma))  # (B, cond_dim)
+        rotary = self.rotary_emb(indices.shape[1])
+        for block in self.blocks:
+            x = block(x, c, rotary)
+        return self.output_layer.features(x, c)
+
+    def _embed(self, indices: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.vocab_embed(indices)
+        try:
+            return self.vocab_embed(indices)
+        except IndexError:
+            raise ValueError(
+                f"indices must lie in [0, {self.graph.dim}), got {int(indices.min())} to "
+                f"{int(indices.max())}; was the text encoded with the tokenizer of this model?"
+            ) from None
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_dir: str | Path, *, device: torch.device | str = "cpu", **hub: Any
+    ) -> SEDD:
+        """A trained network, in evaluation mode, from a directory or the Hugging Face Hub.
+
+        A directory holds config.json with model.safetensors or pytorch_model.bin, or is a run
+        directory of the original trainer (its EMA weights are taken). Any other name is a Hub
+        repository; `hub` goes to `huggingface_hub.hf_hub_download`: revision, cache_dir, token,
+        force_download, local_files_only. Raises FileNotFoundError where nothing is found, and
+        ValueError for unreadable files, incomplete settings, and unknown or missing weights.
+        """
+        saved = checkpoint.read(name_or_dir, **hub)
+        model = cls(SEDDConfig(**saved.config))
+        checkpoint.restore(model, saved)
+        return model.to(device).eval()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and model.safetensors, in the original's format and names."""
+        checkpoint.write(directory, self.config, self.state_dict())
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub; returns its address there.
+
+        Options: token, private, revision, create_pr, commit_message.
+        """
+        return checkpoint.push(self, repo_id, **options)
+
+
+def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:
+    """Check what the caller gave, and return sigma as (B,)."""
+    if indices.dtype != torch.int64:
+        raise TypeError(f"indices must be int64 token ids, got {indices.dtype}; call .long()")
+    if indices.dim() != 2:
+        raise ValueError(
+            f"indices must have shape (B, L), got {tuple(indices.shape)}; one sequence is "
+            "indices[None]"
+        )
+    if not sigma.is_floating_point():
+        raise TypeError(f"sigma must be floating point, got {sigma.dtype}; call .float()")
+    if sigma.device != indices.device:
+        raise ValueError(f"sigma is on {sigma.device} but indices on {indices.device}; move one")
+    batch = indices.shape[0]
+    if sigma.shape not in ((), (batch,), (batch, 1)):
+        raise ValueError(
+            f"sigma must have shape ({batch},), one total noise per sequence of indices, got "
+            f"{tuple(sigma.shape)}"
+        )
+    return sigma.reshape(-1).expand(batch)

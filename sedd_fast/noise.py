@@ -1,0 +1,109 @@
+"""Noise schedules: how much noise sigma(t) a sequence has at time t in [0, 1], and how fast.
+
+A schedule is called with times and gives ``(sigma, rate)``, total noise and its derivative
+sigma'(t). Training weights a position by the rate; a sampler steps along sigma.
+
+Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), appendix C.1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A schedule; use :class:`LogLinearNoise` or :class:`GeometricNoise`."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Total noise at times t in [0, 1]; the shape and dtype of t."""
+        raise NotImplementedError
+
+    def rate(self, t: Tensor) -> Tensor:
+        """The derivative of :meth:`sigma` at t; the shape and dtype of t."""
+        raise NotImplementedError
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``(sigma(t), sigma'(t))``.
+
+        Raises:
+            TypeError: t is not a floating-point tensor.
+        """
+        if not isinstance(t, Tensor) or not t.is_floating_point():
+            got = str(t.dtype) if isinstance(t, Tensor) else type(t).__name__
+            raise TypeError(f"t must be a floating-point tensor of times in [0, 1], got {got}")
+        return self.sigma(t), self.rate(t)
+
+
+@dataclass(frozen=True)
+class LogLinearNoise(Noise):
+    """sigma(t) = -ln(1 - (1 - eps) t): the masked fraction 1 - exp(-sigma) grows linearly.
+
+    Args:
+        eps: what is left unmasked at t = 1, in (0, 1).
+
+    Raises:
+        ValueError: eps outside (0, 1).
+    """
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps must lie in (0, 1), got {self.eps}; the usual value is 1e-3")
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.log1p(-(1 - self.eps) * t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) / (1 - (1 - self.eps) * t)
+
+
+@dataclass(frozen=True)
+class GeometricNoise(Noise):
+    """sigma(t) = sigma_min^(1 - t) * sigma_max^t.
+
+    Args:
+        sigma_min: total noise at t = 0, positive.
+        sigma_max: total noise at t = 1, above ``sigma_min``. The defaults are the original's;
+            its experiments use (1e-4, 20).
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
+    """
+
+    sigma_min: float = 1e-3
+    sigma_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                "0 < sigma_min < sigma_max is needed, got "
+                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
+            )
+
+    def sigma(self, t: Tensor) -> Tensor:
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return torch.exp(low + (high - low) * t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
+
+
+def make_noise(
+    kind: str, *, eps: float = 1e-3, sigma_min: float = 1e-4, sigma_max: float = 20.0
+) -> Noise:
+    """The schedule of that name: "loglinear" (reads eps) or "geometric" (reads the sigmas).
+
+    Raises:
+        ValueError: another name.
+    """
+    if kind == "loglinear":
+        return LogLinearNoise(eps)
+    if kind == "geometric":
+        return GeometricNoise(sigma_min, sigma_max)
+    raise ValueError(f"noise must be 'loglinear' or 'geometric', got {kind!r}")

@@ -1,0 +1,17 @@
+"""The operations, one file each: public function, validation, torch.library op, fake, autograd.
+
+They are opaque to torch.compile and torch.export (one node each), and choose their backend when
+they run. They know a graph by its kind and size only.
+"""
+
+from sedd_fast.ops.reverse_step import reverse_probs, reverse_step
+from sedd_fast.ops.sample_transition import sample_transition
+from sedd_fast.ops.score_entropy import score_entropy, score_entropy_with_grad
+
+__all__ = [
+    "reverse_probs",
+    "reverse_step",
+    "sample_transition",
+    "score_entropy",
+    "score_entropy_with_grad",
+]

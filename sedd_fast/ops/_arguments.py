@@ -1,0 +1,146 @@
+"""Checks of dtype, shape and device, made once in the public functions, and the noise's one shape.
+
+Each check names the argument, what came, what was expected and the remedy. Values are checked
+inside the operations (``sedd_fast.backends.values``): looking at one here would stop a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+METHODS = ("analytic", "euler", "denoise")
+REDUCTIONS = ("none", "sum", "mean")
+
+
+class GraphLike(Protocol):
+    """What an operation needs to know of a graph (``sedd_fast.graphs``)."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+
+
+def check_graph(graph: GraphLike) -> None:
+    """TypeError unless ``graph`` is a graph."""
+    if not all(hasattr(graph, name) for name in ("kind", "vocab_size", "dim")):
+        raise TypeError(
+            f"graph must be sedd_fast.Absorbing(V) or sedd_fast.Uniform(V), "
+            f"got {type(graph).__name__}"
+        )
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    """The tensor itself; TypeError for anything else."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    return value
+
+
+def check_log_score(log_score: Tensor, graph: GraphLike) -> None:
+    """(B, L, dim) of a floating dtype."""
+    check_tensor("log_score", log_score)
+    if log_score.dtype not in FLOATS:
+        raise TypeError(
+            f"log_score must be float32, bfloat16, float16 or float64, got {log_score.dtype}"
+        )
+    if log_score.dim() != 3:
+        raise ValueError(
+            f"log_score must have shape (B, L, {graph.dim}), got {tuple(log_score.shape)}; "
+            "add the missing dimension with unsqueeze"
+        )
+    if log_score.shape[-1] != graph.dim:
+        mask = " (the mask is the last)" if graph.dim != graph.vocab_size else ""
+        raise ValueError(
+            f"log_score has {log_score.shape[-1]} states in its last dimension, but the "
+            f"{graph.kind} graph over {graph.vocab_size} tokens has {graph.dim}{mask}; "
+            "make the network's output and the graph agree"
+        )
+
+
+def check_tokens(name: str, tokens: Tensor, shape: tuple[int, ...] | None = None) -> None:
+    """(B, L) int64, of the given shape."""
+    check_tensor(name, tokens)
+    if tokens.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {tokens.dtype}; convert it with .long()")
+    if shape is None and tokens.dim() != 2:
+        raise ValueError(
+            f"{name} must have shape (B, L), got {tuple(tokens.shape)}; one sequence is tokens[None]"
+        )
+    if shape is not None and tuple(tokens.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tokens.shape)}")
+
+
+def check_device(name: str, value: Tensor, like: Tensor, like_name: str) -> None:
+    """ValueError unless both tensors are on one device."""
+    if value.device != like.device:
+        raise ValueError(
+            f"{name} is on {value.device} but {like_name} on {like.device}; "
+            f"move it with .to({str(like.device)!r})"
+        )
+
+
+def per_sequence(name: str, value: Tensor | float, tokens: Tensor) -> Tensor:
+    """A noise level given as a number, (), (B,) or (B, 1), as (B,) float64 beside ``tokens``.
+
+    Raises:
+        TypeError: neither a number nor a real tensor.
+        ValueError: another shape, or gradients asked for, which no operation gives.
+    """
+    batch = tokens.shape[0]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.full((batch,), float(value), dtype=torch.float64, device=tokens.device)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be real, got {value.dtype}")
+    if value.requires_grad:
+        raise ValueError(f"{name} requires a gradient, which this operation lacks; detach it")
+    if value.dim() == 0:
+        value = value.expand(batch)
+    elif value.shape == (batch, 1):
+        value = value.squeeze(-1)
+    elif value.shape != (batch,):
+        raise ValueError(
+            f"{name} must be a number or have shape ({batch},) or ({batch}, 1), "
+            f"got {tuple(value.shape)}"
+        )
+    return value.to(device=tokens.device, dtype=torch.float64)
+
+
+def per_position(name: str, value: Tensor | None, tokens: Tensor) -> Tensor | None:
+    """An optional weight for every position, as (B, L) float64."""
+    if value is None:
+        return None
+    check_tensor(name, value)
+    if value.is_complex():
+        raise TypeError(f"{name} must be real, got {value.dtype}")
+    if value.requires_grad:
+        raise ValueError(f"{name} requires a gradient, which this operation lacks; detach it")
+    if value.shape != tokens.shape:
+        raise ValueError(
+            f"{name} must have shape {tuple(tokens.shape)}, got {tuple(value.shape)}; "
+            "expand a weight per sequence with [:, None].expand(B, L)"
+        )
+    check_device(name, value, tokens, "x_t")
+    return value.to(torch.float64)
+
+
+def check_pair(log_score: Tensor, x_t: Tensor, graph: GraphLike) -> None:
+    """A row of scores for every token, on one device."""
+    check_graph(graph)
+    check_log_score(log_score, graph)
+    check_tokens("x_t", x_t, tuple(log_score.shape[:2]))
+    check_device("x_t", x_t, log_score, "log_score")

@@ -1,0 +1,58 @@
+"""Where the operations' randomness comes from: two float64 uniforms a position.
+
+u0 decides whether a token stays or moves, u1 where it goes. float64, because float32 uniforms
+cannot hit a token of probability 1e-8 and are biased near 0 and 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """``u`` itself when given (checked), else a fresh draw of shape (B, L, 2), float64.
+
+    A CPU generator with CUDA tokens draws on the CPU and copies, so that one seed gives one text
+    on every device.
+
+    Raises:
+        ValueError: both u and generator; u of another shape, dtype or device.
+        RuntimeError: a generator under torch.compile (it cannot be traced), or a CPU generator
+            during CUDA graph capture. The remedy for both is ``u=``.
+    """
+    shape = (*tokens.shape, 2)
+    if u is not None:
+        return _checked(u, shape, tokens, generator)
+    if generator is None:
+        return torch.rand(shape, dtype=torch.float64, device=tokens.device)
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "a torch.Generator cannot be traced by torch.compile; draw "
+            "u = torch.rand(B, L, 2, dtype=torch.float64, generator=...) outside and pass u="
+        )
+    on_cpu = generator.device.type == "cpu" and tokens.device.type != "cpu"
+    if on_cpu and tokens.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CPU generator cannot be used while a CUDA graph is captured; pass u= or a CUDA "
+            "generator registered with the graph"
+        )
+    draw_on = generator.device if on_cpu else tokens.device
+    drawn = torch.rand(shape, dtype=torch.float64, device=draw_on, generator=generator)
+    return drawn.to(tokens.device)
+
+
+def _checked(
+    u: Tensor, shape: tuple[int, ...], tokens: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    if generator is not None:
+        raise ValueError("u and generator were both given; pass one of them")
+    if not isinstance(u, Tensor):
+        raise TypeError(f"u must be a torch.Tensor, got {type(u).__name__}")
+    if u.dtype != torch.float64:
+        raise TypeError(f"u must be float64, got {u.dtype}; draw it with dtype=torch.float64")
+    if tuple(u.shape) != shape:
+        raise ValueError(f"u must have shape {shape}, got {tuple(u.shape)}")
+    if u.device != tokens.device:
+        raise ValueError(f"u is on {u.device}, the tokens on {tokens.device}; move one of them")
+    return u

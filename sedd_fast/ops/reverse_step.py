@@ -1,0 +1,194 @@
+"""reverse_step: one denoising step, and reverse_probs, its law written out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sedd_fast.backends import reference, registry
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops._uniforms import uniforms
+
+
+@torch.library.custom_op("sedd_fast::reverse_step", mutates_args=())
+def reverse_step_op(
+    log_score: Tensor,
+    x_t: Tensor,
+    sigma: Tensor,
+    dsigma: Tensor,
+    u: Tensor,
+    graph: str,
+    vocab_size: int,
+    method: str,
+) -> Tensor:
+    run, _ = registry.implementation("reverse_step", log_score)
+    return run(log_score, x_t, sigma, dsigma, u, graph, vocab_size, method)
+
+
+@reverse_step_op.register_fake
+def _(log_score, x_t, *_):  # type: ignore[no-untyped-def]
+    return torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device)
+
+
+@torch.library.custom_op("sedd_fast::reverse_probs", mutates_args=())
+def reverse_probs_op(
+    log_score: Tensor,
+    x_t: Tensor,
+    sigma: Tensor,
+    dsigma: Tensor,
+    graph: str,
+    vocab_size: int,
+    method: str,
+) -> Tensor:
+    run, _ = registry.implementation("reverse_probs", log_score)
+    return run(log_score, x_t, sigma, dsigma, graph, vocab_size, method)
+
+
+@reverse_probs_op.register_fake
+def _(log_score, *_):  # type: ignore[no-untyped-def]
+    dtype = torch.float64 if log_score.dtype == torch.float64 else torch.float32
+    return torch.empty(log_score.shape, dtype=dtype, device=log_score.device)
+
+
+@torch.library.custom_op("sedd_fast::reverse_probs_backward", mutates_args=())
+def reverse_probs_backward_op(
+    grad_probs: Tensor,
+    log_score: Tensor,
+    x_t: Tensor,
+    sigma: Tensor,
+    dsigma: Tensor,
+    graph: str,
+    vocab_size: int,
+    method: str,
+) -> Tensor:
+    """The chain rule through the reference: a law for study needs no kernel of its own."""
+    with torch.enable_grad():
+        leaf = log_score.detach().requires_grad_()
+        probs = reference.reverse_probs(leaf, x_t, sigma, dsigma, graph, vocab_size, method)
+    (grad,) = torch.autograd.grad(probs, leaf, grad_probs)
+    return grad
+
+
+@reverse_probs_backward_op.register_fake
+def _(grad_probs, log_score, *_):  # type: ignore[no-untyped-def]
+    return torch.empty(log_score.shape, dtype=log_score.dtype, device=log_score.device)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    log_score, x_t, sigma, dsigma, *ctx.settings = inputs
+    ctx.save_for_backward(log_score, x_t, sigma, dsigma)
+
+
+def _backward(ctx: Any, grad_probs: Tensor) -> tuple[Tensor | None, ...]:
+    grad = reverse_probs_backward_op(grad_probs, *ctx.saved_tensors, *ctx.settings)
+    return grad, None, None, None, None, None, None
+
+
+def _no_double_backward(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "reverse_probs has no second derivative; write the law in plain torch instead "
+        "(sedd_fast.backends.reference.reverse_weights)"
+    )
+
+
+reverse_probs_op.register_autograd(_backward, setup_context=_setup)
+reverse_probs_backward_op.register_autograd(_no_double_backward)
+
+
+def reverse_step(
+    log_score: Tensor,
+    x_t: Tensor,
+    sigma: Tensor | float,
+    dsigma: Tensor | float | None,
+    graph: arguments.GraphLike,
+    method: str = "analytic",
+    generator: torch.Generator | None = None,
+    u: Tensor | None = None,
+) -> Tensor:
+    """One reverse step: every position drawn once from its law given the network's scores.
+
+    The law is a categorical, p(y) = max(0, alpha exp(l_y) + beta) for y != x_t and
+    p(x_t) = max(0, gamma), normalised; alpha, beta, gamma by method:
+
+    - "analytic": the exact reverse of the noise removed, with the scores held fixed
+      (Tweedie tau-leaping, equation 19); ``dsigma`` = sigma(t) - sigma(s).
+    - "euler": one Euler step of the reverse rates (tau-leaping, equation 18); ``dsigma`` = step
+      size times noise rate.
+    - "denoise": all remaining noise at once; an absorbing draw is never the mask. ``dsigma`` is
+      not read and may be None.
+
+    The draw is a hierarchical inverse CDF: one read of a row gives the sums of its chunks, and
+    one chunk is read again. Same ``u``, same tokens, on every backend.
+
+    Args:
+        log_score: (B, L, graph.dim) log scores; any float dtype and strides.
+        x_t: (B, L) int64, current tokens.
+        sigma: total noise now, a number, (B,) or (B, 1); positive.
+        dsigma: as the method has it; a number, (B,) or (B, 1); at least 0.
+        graph: ``Absorbing(V)`` or ``Uniform(V)``.
+        method: "analytic", "euler" or "denoise".
+        generator: source of the uniforms; torch's default one if None.
+        u: (B, L, 2) float64 in [0, 1) instead of a draw: u0 stay or move, u1 the token.
+
+    Returns:
+        x_s: (B, L) int64. Absorbing positions that are not masked stay as they are.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or value, or (on the CPU) a row of
+            scores from which no token can be drawn; the message says which.
+
+    Source: Lou, Meng, Ermon 2024, section 4 and algorithm 2.
+    """
+    sigma, dsigma = _prepare(log_score, x_t, sigma, dsigma, graph, method)
+    drawn = uniforms(x_t, u, generator)
+    return reverse_step_op(
+        log_score.detach(), x_t, sigma, dsigma, drawn, graph.kind, graph.vocab_size, method
+    )
+
+
+def reverse_probs(
+    log_score: Tensor,
+    x_t: Tensor,
+    sigma: Tensor | float,
+    dsigma: Tensor | float | None,
+    graph: arguments.GraphLike,
+    method: str = "analytic",
+) -> Tensor:
+    """The law that :func:`reverse_step` draws from, written out; for study and tests.
+
+    Args: as in :func:`reverse_step`.
+
+    Returns:
+        (B, L, graph.dim), each row summing to 1; float64 for float64 scores, else float32.
+        Differentiable in log_score.
+
+    Raises:
+        TypeError, ValueError: as in :func:`reverse_step`.
+    """
+    sigma, dsigma = _prepare(log_score, x_t, sigma, dsigma, graph, method)
+    return reverse_probs_op(log_score, x_t, sigma, dsigma, graph.kind, graph.vocab_size, method)
+
+
+def _prepare(
+    log_score: Tensor,
+    x_t: Tensor,
+    sigma: Tensor | float,
+    dsigma: Tensor | float | None,
+    graph: arguments.GraphLike,
+    method: str,
+) -> tuple[Tensor, Tensor]:
+    arguments.check_choice("method", method, arguments.METHODS)
+    arguments.check_pair(log_score, x_t, graph)
+    if dsigma is None or method == "denoise":
+        if method != "denoise":
+            raise ValueError(
+                f"dsigma is needed for method {method!r}: the noise removed (analytic) or step "
+                "size times noise rate (euler)"
+            )
+        dsigma = 0.0
+    return (
+        arguments.per_sequence("sigma", sigma, x_t),
+        arguments.per_sequence("dsigma", dsigma, x_t),
+    )

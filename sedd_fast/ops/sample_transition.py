@@ -1,0 +1,58 @@
+"""sample_transition: noise clean tokens, x_t ~ p(. | x_0)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sedd_fast.backends import registry
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops._uniforms import uniforms
+
+
+@torch.library.custom_op("sedd_fast::sample_transition", mutates_args=())
+def sample_transition_op(
+    x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int
+) -> Tensor:
+    run, _ = registry.implementation("sample_transition", x_0)
+    return run(x_0, sigma, u, graph, vocab_size)
+
+
+@sample_transition_op.register_fake
+def _(x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int) -> Tensor:
+    return torch.empty(x_0.shape, dtype=x_0.dtype, device=x_0.device)
+
+
+def sample_transition(
+    x_0: Tensor,
+    sigma: Tensor | float,
+    graph: arguments.GraphLike,
+    generator: torch.Generator | None = None,
+    u: Tensor | None = None,
+) -> Tensor:
+    """Noise clean tokens: each falls independently with probability 1 - exp(-sigma).
+
+    A token that falls becomes the mask (absorbing) or a token chosen uniformly from all V
+    (uniform; it may draw itself again).
+
+    Args:
+        x_0: (B, L) int64, clean tokens 0 .. V-1.
+        sigma: total noise, a number, (B,) or (B, 1); positive.
+        graph: ``Absorbing(V)`` or ``Uniform(V)``.
+        generator: source of the uniforms; torch's default one if None.
+        u: (B, L, 2) float64 in [0, 1) instead of a draw.
+
+    Returns:
+        x_t: (B, L) int64.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or value; the message says which.
+
+    Source: Lou, Meng, Ermon 2024, equations 15-16.
+    """
+    arguments.check_graph(graph)
+    arguments.check_tokens("x_0", x_0)
+    sigma = arguments.per_sequence("sigma", sigma, x_0)
+    return sample_transition_op(
+        x_0, sigma, uniforms(x_0, u, generator), graph.kind, graph.vocab_size
+    )

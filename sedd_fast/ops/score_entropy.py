@@ -1,0 +1,221 @@
+"""score_entropy: the training loss of SEDD, forward, recomputing backward, and both in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sedd_fast.backends import registry
+from sedd_fast.backends.values import gradient_dtype
+from sedd_fast.ops import _arguments as arguments
+
+
+@torch.library.custom_op("sedd_fast::score_entropy", mutates_args=())
+def score_entropy_op(
+    log_score: Tensor,
+    sigma: Tensor,
+    x_t: Tensor,
+    x_0: Tensor,
+    row_weight: Tensor | None,
+    graph: str,
+    vocab_size: int,
+) -> tuple[Tensor, Tensor]:
+    run, code = registry.implementation("score_entropy", log_score)
+    return run(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size), code
+
+
+@score_entropy_op.register_fake
+def _(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size):  # type: ignore[no-untyped-def]
+    return _empty_loss(log_score), registry.fake_code()
+
+
+@torch.library.custom_op("sedd_fast::score_entropy_backward", mutates_args=())
+def score_entropy_backward_op(
+    grad_loss: Tensor,
+    log_score: Tensor,
+    sigma: Tensor,
+    x_t: Tensor,
+    x_0: Tensor,
+    row_weight: Tensor | None,
+    code: Tensor,
+    graph: str,
+    vocab_size: int,
+) -> Tensor:
+    run = registry.by_code("score_entropy_backward", code)
+    return run(grad_loss, log_score, sigma, x_t, x_0, row_weight, graph, vocab_size)
+
+
+@score_entropy_backward_op.register_fake
+def _(grad_loss, log_score, *_):  # type: ignore[no-untyped-def]
+    return torch.empty(log_score.shape, dtype=log_score.dtype, device=log_score.device)
+
+
+@torch.library.custom_op("sedd_fast::score_entropy_with_grad", mutates_args=())
+def score_entropy_with_grad_op(
+    log_score: Tensor,
+    sigma: Tensor,
+    x_t: Tensor,
+    x_0: Tensor,
+    row_weight: Tensor | None,
+    scale: float,
+    graph: str,
+    vocab_size: int,
+) -> tuple[Tensor, Tensor]:
+    run, _ = registry.implementation("score_entropy_with_grad", log_score)
+    return run(log_score, sigma, x_t, x_0, row_weight, scale, graph, vocab_size)
+
+
+@score_entropy_with_grad_op.register_fake
+def _(log_score, *_):  # type: ignore[no-untyped-def]
+    dtype = gradient_dtype(log_score.dtype)
+    return _empty_loss(log_score), torch.empty(
+        log_score.shape, dtype=dtype, device=log_score.device
+    )
+
+
+def _empty_loss(log_score: Tensor) -> Tensor:
+    dtype = torch.float64 if log_score.dtype == torch.float64 else torch.float32
+    return torch.empty(log_score.shape[:2], dtype=dtype, device=log_score.device)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    log_score, sigma, x_t, x_0, row_weight, ctx.graph, ctx.vocab_size = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(log_score, sigma, x_t, x_0, row_weight, output[1])
+
+
+def _backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    log_score, sigma, x_t, x_0, row_weight, code = ctx.saved_tensors
+    grad = score_entropy_backward_op(
+        grad_loss, log_score, sigma, x_t, x_0, row_weight, code, ctx.graph, ctx.vocab_size
+    )
+    return grad, None, None, None, None, None, None
+
+
+def _no_double_backward(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "score_entropy has no second derivative: its backward is a fused kernel. For gradient "
+        "penalties write the loss in plain torch (sedd_fast.backends.reference shows how)"
+    )
+
+
+def _no_gradient_of_gradient(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "score_entropy_with_grad returns its gradient itself and cannot be differentiated; call "
+        "log_score.backward(grad), or use score_entropy under autograd"
+    )
+
+
+score_entropy_op.register_autograd(_backward, setup_context=_setup)
+score_entropy_backward_op.register_autograd(_no_double_backward)
+score_entropy_with_grad_op.register_autograd(_no_gradient_of_gradient)
+
+
+def score_entropy(
+    log_score: Tensor,
+    sigma: Tensor | float,
+    x_t: Tensor,
+    x_0: Tensor,
+    graph: arguments.GraphLike,
+    row_weight: Tensor | None = None,
+    reduction: str = "none",
+) -> Tensor:
+    """Score entropy of every position, differentiable in ``log_score``.
+
+    With s = exp(log_score) and the transition ratios r_y = p(y | x_0) / p(x_t | x_0),
+
+        loss = sum over y != x_t of w_y * (s_y - r_y ln s_y + r_y (ln r_y - 1)),
+
+    w_y the rate of the jump that noise makes (1 from the mask, 1/V uniformly). It is at least 0
+    and 0 exactly at s = r. One pass over a row of scores; an absorbing position that is not
+    masked, or any of weight 0, costs nothing and its row is never read.
+
+    Args:
+        log_score: (B, L, graph.dim), the network's log scores, 0 at x_t (the value there is not
+            read); float32, bfloat16, float16 or float64, any strides.
+        sigma: total noise, a number, (B,) or (B, 1); positive.
+        x_t: (B, L) int64, noised tokens.
+        x_0: (B, L) int64, clean tokens.
+        graph: ``Absorbing(V)`` or ``Uniform(V)``.
+        row_weight: (B, L), multiplies the loss of each position; training uses the noise rate
+            sigma'(t). None is 1.
+        reduction: "none", "sum" or "mean" (over all B * L positions, masked or not).
+
+    Returns:
+        (B, L) in nats, or () for "sum" and "mean"; float64 for float64 scores, else float32.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or value; the message says which.
+
+    Example:
+        >>> loss = score_entropy(model(x_t, sigma), sigma, x_t, x_0, graph, row_weight=weight)
+        >>> loss.sum(-1).mean().backward()
+
+    Source: Lou, Meng, Ermon 2024, equations 5 and 9.
+    """
+    arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
+    inputs = _prepare(log_score, sigma, x_t, x_0, graph, row_weight)
+    loss, _ = score_entropy_op(*inputs, graph.kind, graph.vocab_size)
+    return _reduce(loss, reduction)
+
+
+def score_entropy_with_grad(
+    log_score: Tensor,
+    sigma: Tensor | float,
+    x_t: Tensor,
+    x_0: Tensor,
+    graph: arguments.GraphLike,
+    row_weight: Tensor | None = None,
+    reduction: str = "sum",
+) -> tuple[Tensor, Tensor]:
+    """Score entropy and its gradient in one pass: one read of the touched rows, one write.
+
+    For loops that know the weight of every position beforehand; autograd must read the scores
+    twice, because it learns the weights only after the loss.
+
+    Args:
+        log_score, sigma, x_t, x_0, graph, row_weight: as in :func:`score_entropy`.
+        reduction: "sum" or "none": the gradient of the sum; "mean": of the sum over B * L.
+
+    Returns:
+        ``(loss, grad)``: the loss, reduced as asked, and the gradient, (B, L, graph.dim), in the
+        dtype of log_score (float32 for float16: scale it before it is rounded). Both detached.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or value; the message says which.
+
+    Example:
+        >>> log_score = model(x_t, sigma)
+        >>> loss, grad = score_entropy_with_grad(log_score, sigma, x_t, x_0, graph, weight)
+        >>> log_score.backward(grad)
+    """
+    arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
+    inputs = _prepare(log_score, sigma, x_t, x_0, graph, row_weight)
+    scale = 1.0 / max(x_t.numel(), 1) if reduction == "mean" else 1.0
+    loss, grad = score_entropy_with_grad_op(
+        inputs[0].detach(), *inputs[1:], scale, graph.kind, graph.vocab_size
+    )
+    return _reduce(loss, reduction), grad
+
+
+def _prepare(
+    log_score: Tensor,
+    sigma: Tensor | float,
+    x_t: Tensor,
+    x_0: Tensor,
+    graph: arguments.GraphLike,
+    row_weight: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    arguments.check_pair(log_score, x_t, graph)
+    arguments.check_tokens("x_0", x_0, tuple(x_t.shape))
+    arguments.check_device("x_0", x_0, log_score, "log_score")
+    sigma = arguments.per_sequence("sigma", sigma, x_t)
+    return log_score, sigma, x_t, x_0, arguments.per_position("row_weight", row_weight, x_t)
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.mean()
