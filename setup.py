@@ -118,7 +118,8 @@ class BuildKernels(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["sedd_fast", "sedd_fast.*"])],
+    packages=[*find_packages(include=["sedd_fast", "sedd_fast.*"]), "sedd_fast.kernels"],
+    package_dir={"sedd_fast.kernels": "kernels"},
     package_data={"sedd_fast": ["py.typed", "presets/*.yaml"]},
     ext_modules=[Extension("sedd_fast._cpu", sources=[], optional=True)],
     cmdclass={"build_ext": BuildKernels},

@@ -23,8 +23,14 @@ T* pointer(uintptr_t address) {
 
 Scores make_scores(uintptr_t data, int dtype, std::array<int64_t, 3> shape,
                    std::array<int64_t, 3> strides) {
-  return {pointer<const char>(data), static_cast<DType>(dtype), shape[0],   shape[1],
-          shape[2],                  strides[0],                strides[1], strides[2]};
+  return {pointer<const char>(data),
+          static_cast<DType>(dtype),
+          shape[0],
+          shape[1],
+          shape[2],
+          strides[0],
+          strides[1],
+          strides[2]};
 }
 
 EntropyInputs make_entropy(const Scores& scores, uintptr_t sigma, uintptr_t x_t, uintptr_t x_0,
@@ -64,14 +70,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Fused SEDD operations on the CPU (see sedd_fast.backends.cpp).";
   using nogil = py::call_guard<py::gil_scoped_release>;
 
-  py::class_<Scores>(m, "Scores").def(
-      py::init([](uintptr_t data, int dtype, const py::tuple& shape, const py::tuple& strides) {
-        const auto three = [](const py::tuple& t) {
-          return std::array<int64_t, 3>{t[0].cast<int64_t>(), t[1].cast<int64_t>(),
-                                        t[2].cast<int64_t>()};
-        };
-        return make_scores(data, dtype, three(shape), three(strides));
-      }));
+  py::class_<Scores>(m, "Scores")
+      .def(
+          py::init([](uintptr_t data, int dtype, const py::tuple& shape, const py::tuple& strides) {
+            const auto three = [](const py::tuple& t) {
+              return std::array<int64_t, 3>{t[0].cast<int64_t>(), t[1].cast<int64_t>(),
+                                            t[2].cast<int64_t>()};
+            };
+            return make_scores(data, dtype, three(shape), three(strides));
+          }));
   py::class_<EntropyInputs>(m, "EntropyInputs").def(py::init(&make_entropy));
   py::class_<ReverseInputs>(m, "ReverseInputs").def(py::init(&make_reverse));
 
@@ -93,8 +100,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "score_entropy_backward",
       [](const EntropyInputs& inputs, uintptr_t grad_loss, uintptr_t grad, int threads) {
-        return score_entropy_backward(inputs, pointer<const double>(grad_loss),
-                                      pointer<void>(grad), threads);
+        return score_entropy_backward(inputs, pointer<const double>(grad_loss), pointer<void>(grad),
+                                      threads);
       },
       nogil());
   m.def(
@@ -122,7 +129,8 @@ PYBIND11_MODULE(_cpu, m) {
       },
       nogil());
 
-  m.def("use_openmp", &use_openmp, "Run on the OpenMP runtime whose GOMP_parallel is given; 0: own.");
+  m.def("use_openmp", &use_openmp,
+        "Run on the OpenMP runtime whose GOMP_parallel is given; 0: own.");
   m.def("instruction_set", &instruction_set);
   m.def("reuse_memory", &reuse_memory);
 }

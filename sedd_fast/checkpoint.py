@@ -10,6 +10,7 @@ a checkpoint from a stranger cannot run code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -175,12 +177,25 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
+def allow_numpy_scalars() -> contextlib.AbstractContextManager[Any]:
+    """Let ``weights_only`` loading accept numpy numbers.
+
+    The original's warm-up leaves the learning rate as one in the optimiser's state, so that every
+    checkpoint it wrote holds it. They are plain numbers: reading them runs no code.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [np.dtype, type(np.dtype(np.float64))]
+    allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return torch.serialization.safe_globals(allowed)
+
+
 def _load_pickle(path: Path) -> dict[str, Any]:
     """Tensors and plain containers only. Memory-mapped: optimiser moments are never read in."""
     try:
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with allow_numpy_scalars():
+            state = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} was refused: it is damaged, or holds Python objects besides tensors, and "

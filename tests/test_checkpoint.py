@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
@@ -158,6 +159,17 @@ def test_unknown_and_misshapen_weights_are_listed(published):
     rewrite_weights(published, change)
     with pytest.raises(ValueError, match=r"unknown: module\.extra; of another shape: .*\(5,\) in"):
         SEDD.from_pretrained(published)
+
+
+def test_run_whose_warm_up_left_a_numpy_learning_rate(run):
+    path = run / "checkpoints-meta/checkpoint.pth"
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["param_groups"][0]["lr"] = np.float64(3e-4)  # as the original writes it
+    torch.save(state, path)
+    loaded, golden = SEDD.from_pretrained(run), SEDD.from_pretrained(GOLDEN / "local-run")
+    for ours, theirs in zip(loaded.parameters(), golden.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "checkpoints-meta/checkpoint.pth"])

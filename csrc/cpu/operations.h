@@ -1,5 +1,5 @@
-// The operations on the CPU. Each returns whether every value was in range; outputs of a bad row are
-// harmless (NaN loss, zero gradient, the token unchanged) and the caller raises.
+// The operations on the CPU. Each returns whether every value was in range; outputs of a bad row
+// are harmless (NaN loss, zero gradient, the token unchanged) and the caller raises.
 #pragma once
 
 #include <algorithm>

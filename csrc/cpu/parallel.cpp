@@ -13,6 +13,7 @@ namespace sedd {
 namespace {
 
 constexpr int64_t kPiecesPerThread = 8;
+constexpr int64_t kLeastWork = 1 << 16;  // elements a thread: about what it costs to wake one
 
 struct Job {
   const std::function<void(int64_t, int64_t)>* body;
@@ -98,9 +99,10 @@ std::atomic<GompParallel> gomp_parallel{nullptr};
 
 void use_openmp(uintptr_t address) { gomp_parallel = reinterpret_cast<GompParallel>(address); }
 
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t, int64_t)>& body) {
+void parallel_for(int64_t count, int64_t cost, int threads,
+                  const std::function<void(int64_t, int64_t)>& body) {
   if (count <= 0) return;
-  threads = static_cast<int>(std::min<int64_t>(threads, count));
+  threads = static_cast<int>(std::min<int64_t>({threads, count, count * cost / kLeastWork}));
   if (threads <= 1) return body(0, count);
   Job job{&body, count, std::max<int64_t>(1, count / (threads * kPiecesPerThread))};
   if (const GompParallel parallel = gomp_parallel) {

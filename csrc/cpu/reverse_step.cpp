@@ -1,6 +1,6 @@
-// One reverse step: a categorical draw a position by a hierarchical inverse CDF, and its law written
-// out. One pass gives the weights of chunks of states, u1 picks the chunk, only that one is read
-// again; the clamped law of the uniform graph needs the sum S first, so a second pass.
+// One reverse step: a categorical draw a position by a hierarchical inverse CDF, and its law
+// written out. One pass gives the weights of chunks of states, u1 picks the chunk, only that one is
+// read again; the clamped law of the uniform graph needs the sum S first, so a second pass.
 #include <limits>
 
 #include "operations.h"
@@ -92,7 +92,7 @@ template <class Stay, class Move>
 bool run(const ReverseInputs& in, int64_t* undrawable, int threads, const Stay& stay,
          const Move& move) {
   Faults faults;
-  parallel_for(in.scores.rows(), threads, [&](int64_t begin, int64_t end) {
+  parallel_for(in.scores.rows(), in.scores.dim, threads, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     for (int64_t r = begin; r < end; ++r) {
       if (!valid(in, r)) {

@@ -179,8 +179,8 @@ struct Row {
   }
 
   static constexpr sedd::RowFunctions functions() {
-    return {sums, sums_and_gradient, sums_and_wide_gradient, max, chunk_weights, walk,
-            get,  set,               probs};
+    return {sums, sums_and_gradient, sums_and_wide_gradient, max, chunk_weights, walk, get, set,
+            probs};
   }
 };
 

@@ -50,7 +50,7 @@ struct RowTable {
   RowFunctions exact[4];
 };
 
-const RowTable& row_table();     // the best that this processor runs
-const char* instruction_set();   // its name, for sedd_fast.info()
+const RowTable& row_table();    // the best that this processor runs
+const char* instruction_set();  // its name, for sedd_fast.info()
 
 }  // namespace sedd

@@ -6,9 +6,7 @@ namespace sedd {
 bool sample_transition(const int64_t* x_0, const double* sigma, const double* u, int64_t* x_t,
                        int64_t batch, int64_t length, Process process, int threads) {
   std::atomic<bool> bad{false};
-  // A token is a few nanoseconds of work: threads pay from some thousands of them.
-  const int64_t tokens = batch * length;
-  parallel_for(batch, tokens < 32768 ? 1 : threads, [&](int64_t begin, int64_t end) {
+  parallel_for(batch, length, threads, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const double noised = -std::expm1(-sigma[b]);
       bool ok = is_noise(sigma[b]);

@@ -60,8 +60,8 @@ class Position {
   // The loss, and the gradient of `upstream * loss` where a gradient row is given.
   double run(std::vector<char>& buffer, double upstream, const GradientRow* gradient) const {
     const Scores& scores = inputs_.scores;
-    const auto c = entropy_coefficients(inputs_.process.graph, inputs_.process.vocab, sigma_, x_t_,
-                                        x_0_);
+    const auto c =
+        entropy_coefficients(inputs_.process.graph, inputs_.process.vocab, sigma_, x_t_, x_0_);
     const double lift = weight_ * upstream;
     if (c.a == 0 || lift == 0) {
       if (gradient) std::memset(gradient->data, 0, scores.dim * gradient->item_size());
@@ -103,7 +103,7 @@ bool run(const EntropyInputs& inputs, double* loss, char* grad, bool wide, int t
          const Upstream& upstream) {
   std::atomic<bool> bad{false};
   const Scores& scores = inputs.scores;
-  parallel_for(scores.rows(), threads, [&](int64_t begin, int64_t end) {
+  parallel_for(scores.rows(), scores.dim, threads, [&](int64_t begin, int64_t end) {
     std::vector<char> buffer;
     for (int64_t r = begin; r < end; ++r) {
       GradientRow gradient{grad, wide, scores.dtype};
@@ -137,8 +137,7 @@ bool score_entropy_backward(const EntropyInputs& inputs, const double* grad_loss
 bool score_entropy_with_grad(const EntropyInputs& inputs, double scale, double* loss, void* grad,
                              int threads) {
   const bool wide = inputs.scores.dtype == DType::float16;
-  return run(inputs, loss, static_cast<char*>(grad), wide, threads,
-             [=](int64_t) { return scale; });
+  return run(inputs, loss, static_cast<char*>(grad), wide, threads, [=](int64_t) { return scale; });
 }
 
 }  // namespace sedd

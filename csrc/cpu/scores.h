@@ -1,4 +1,5 @@
-// A (B, L, dim) tensor of log scores in memory, and the checks of values that every operation makes.
+// A (B, L, dim) tensor of log scores in memory, and the checks of values that every operation
+// makes.
 #pragma once
 
 #include <atomic>
@@ -30,9 +31,14 @@ struct Scores {
     if (stride_state == 1 || dim == 1) return start;
     buffer.resize(dim * item_size());
     switch (item_size()) {
-      case 2: gather<uint16_t>(start, buffer.data()); break;
-      case 4: gather<uint32_t>(start, buffer.data()); break;
-      default: gather<uint64_t>(start, buffer.data());
+      case 2:
+        gather<uint16_t>(start, buffer.data());
+        break;
+      case 4:
+        gather<uint32_t>(start, buffer.data());
+        break;
+      default:
+        gather<uint64_t>(start, buffer.data());
     }
     return buffer.data();
   }

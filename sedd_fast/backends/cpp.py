@@ -41,7 +41,6 @@ def kernels() -> ModuleType:
     Sharing torch's threads was measured against a pool of our own beside it: docs/performance.md.
     """
     assert _compiled is not None
-    _compiled.use_openmp(openmp_address())
     return _compiled
 
 

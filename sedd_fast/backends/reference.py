@@ -4,7 +4,8 @@ Any device, any floating dtype; float64 in, float64 throughout. Never optimised:
 tensors of size (B, L, dim) where a kernel makes none.
 
 Every function takes validated tensors: log_score (B, L, dim); sigma, dsigma (B,) float64;
-x_t, x_0 (B, L) int64; row_weight (B, L) float64 or None; u (B, L, 2) float64.
+x_t, x_0 (B, L) int64; row_weight (B, L) float64 or None; u (B, L, 2) float64. Inputs may have any
+strides; results are contiguous, as the operations promise torch.compile.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def sample_transition(x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_s
     values.check(values.Noising(x_0, sigma, u), graph, vocab_size)
     noised = u[..., 0] < -torch.expm1(-sigma)[:, None]
     if graph == "absorbing":
-        return torch.where(noised, vocab_size, x_0)
+        return torch.where(noised, vocab_size, x_0).contiguous()
     token = (u[..., 1] * vocab_size).long().clamp(max=vocab_size - 1)
-    return torch.where(noised, token, x_0)
+    return torch.where(noised, token, x_0).contiguous()
 
 
 def score_entropy(
@@ -63,7 +64,7 @@ def score_entropy(
     loss = loss - torch.where(b > 0, b * sum_log, 0) - torch.where(c > 0, c * log_x_0, 0)
     if row_weight is not None:
         loss = torch.where(row_weight != 0, loss * row_weight, 0)
-    return loss.to(scores.dtype)
+    return loss.to(scores.dtype).contiguous()
 
 
 def score_entropy_backward(
@@ -100,7 +101,7 @@ def _entropy_gradient(
     gradient = gradient - c * torch.nn.functional.one_hot(x_0, scores.shape[-1])
     weight = weight.to(scores.dtype)[..., None]
     read = other_states(x_t, scores.shape[-1]) & (a > 0) & (weight != 0)
-    return torch.where(read, weight * gradient, 0)
+    return torch.where(read, weight * gradient, 0).contiguous()
 
 
 def score_entropy_with_grad(
@@ -123,6 +124,14 @@ def score_entropy_with_grad(
     return loss, gradient.to(values.gradient_dtype(log_score.dtype))
 
 
+def _shifted_exp(log_score: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(l_y - m), 0 at x_t, (B, L, dim) float64, and m, (B, L): the largest score of the row."""
+    others = other_states(x_t, log_score.shape[-1])
+    scores = torch.where(others, wide(log_score).double(), -torch.inf)
+    shift = scores.amax(-1).clamp(min=-700)  # exp(700) is still a float64
+    return torch.exp(scores - shift[..., None]), shift
+
+
 def reverse_weights(
     log_score: Tensor,
     x_t: Tensor,
@@ -137,9 +146,7 @@ def reverse_weights(
     Rows are shifted by their maximum, so no finite score overflows; the law does not change.
     """
     others = other_states(x_t, log_score.shape[-1])
-    scores = torch.where(others, wide(log_score).double(), -torch.inf)
-    shift = scores.amax(-1).clamp(min=-700)  # (B, L); exp(700) is still a float64
-    exp_scores = torch.exp(scores - shift[..., None])
+    exp_scores, shift = _shifted_exp(log_score, x_t)
     sum_exp = exp_scores.sum(-1)
     alpha, beta, gamma = reverse_coefficients(
         sigma, dsigma, sum_exp, x_t, torch.exp(-shift), graph, vocab_size, method
@@ -175,7 +182,7 @@ def reverse_step(
     # u1 * moving may round up to moving itself: the last state that has weight then.
     last = torch.searchsorted(cdf, moving[..., None].contiguous(), right=False)
     moved = torch.minimum(token, last).squeeze(-1)
-    return torch.where(drawable & (u[..., 0] * total < moving), moved, x_t)
+    return torch.where(drawable & (u[..., 0] * total < moving), moved, x_t).contiguous()
 
 
 def reverse_probs(
@@ -193,4 +200,39 @@ def reverse_probs(
     total = weights.sum(-1) + stay
     values.check_drawable((total > 0) & torch.isfinite(total))
     probs = weights.scatter(-1, x_t[..., None], stay[..., None]) / total[..., None]
-    return probs.to(wide(log_score).dtype)
+    return probs.to(wide(log_score).dtype).contiguous()
+
+
+def reverse_probs_backward(
+    grad_probs: Tensor,
+    log_score: Tensor,
+    x_t: Tensor,
+    sigma: Tensor,
+    dsigma: Tensor,
+    graph: str,
+    vocab_size: int,
+    method: str,
+) -> Tensor:
+    """(B, L, dim) in the dtype of log_score: the chain rule through :func:`reverse_probs`.
+
+    With weights w of sum W, p = w / W and h = (grad - sum grad * p) / W, the gradient in l_y is
+    exp(l_y) * (alpha * h_y + dbeta/dS * sum of h_z + dgamma/dS * h_{x_t}), each h only where its
+    weight is above 0. beta and gamma are linear in (S, unit): their slope is their value at (1, 0).
+    """
+    weights, stay = reverse_weights(log_score, x_t, sigma, dsigma, graph, vocab_size, method)
+    total = (weights.sum(-1) + stay)[..., None]
+    own = x_t[..., None]
+    probs = weights.scatter(-1, own, stay[..., None]) / total
+    grad = grad_probs.double()
+    h = (grad - (grad * probs).sum(-1, keepdim=True)) / total  # (B, L, dim)
+    one, zero = torch.ones_like(stay), torch.zeros_like(stay)
+    alpha, slope_beta, slope_gamma = reverse_coefficients(
+        sigma, dsigma, one, x_t, zero, graph, vocab_size, method
+    )
+    h_moves = torch.where(weights > 0, h, 0)
+    h_stay = torch.where(stay > 0, h.gather(-1, own).squeeze(-1), 0)
+    shared = slope_beta * h_moves.sum(-1) + slope_gamma * h_stay  # (B, L)
+    gradient = _shifted_exp(log_score, x_t)[0] * (alpha[..., None] * h_moves + shared[..., None])
+    if graph == "absorbing":
+        gradient = torch.where((x_t == vocab_size)[..., None], gradient, 0)
+    return gradient.to(log_score.dtype).contiguous()

@@ -1,0 +1,43 @@
+# sedd_fast: `make` lists the commands. Each sets up what it needs in $(VENV) first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench format clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/installed ## virtual environment, package and test tools
+
+$(VENV)/installed: $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -c 'from sedd_fast.backends import cpp; print(cpp.unavailable() or "C++ kernels: built")'
+	@touch $@
+
+demo: install ## train on this computer for five minutes, then evaluate, sample and infill
+	$(BIN)/sedd-fast demo
+
+lint: install ## ruff, type checker, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*/*.cpp csrc/*/*.h
+
+test: install lint ## lint, then all tests but the slow ones
+	$(BIN)/pytest -q --durations=10
+
+bench: install ## the benchmark of every operation, a training step and a sampling run
+	$(BIN)/python benchmarks/run.py
+
+format: install ## put the code into the house's layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*/*.cpp csrc/*/*.h
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info sedd_fast/*.so .pytest_cache .mypy_cache .ruff_cache

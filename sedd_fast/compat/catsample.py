@@ -1,0 +1,40 @@
+"""catsample: draws from rows of unnormalised probabilities."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sedd_fast.backends.values import check_drawable
+
+
+def gumbel_softmax(categorical_probs: Tensor, hard: bool = False, eps: float = 1e-9) -> Tensor:
+    """A differentiable relaxed draw (torch's own); probabilities below ``eps`` are lifted to it."""
+    return F.gumbel_softmax(categorical_probs.clamp(min=eps).log(), hard=hard)
+
+
+def sample_categorical(categorical_probs: Tensor, method: str = "hard") -> Tensor:
+    """One state for each row, by the inverse CDF of a float64 uniform.
+
+    Args:
+        categorical_probs: (..., n), not necessarily normalised; a negative entry counts as 0.
+        method: "hard", the only one.
+
+    Returns:
+        (...) int64. A state of zero weight is never drawn.
+
+    Raises:
+        ValueError: another method; on the CPU also a row without positive weight, or with one
+            that is not finite.
+    """
+    if method != "hard":
+        raise ValueError(f"method must be 'hard', got {method!r}")
+    cdf = categorical_probs.double().clamp(min=0).cumsum(-1)  # (..., n)
+    total = cdf[..., -1:].contiguous()
+    check_drawable(((total > 0) & torch.isfinite(total)).squeeze(-1))
+    u = torch.rand(total.shape, dtype=torch.float64, device=total.device)
+    state = torch.searchsorted(cdf, u * total, right=True)
+    # u * total may round up to total itself: the last state that has weight then.
+    last = torch.searchsorted(cdf, total, right=False)
+    return torch.minimum(state, last).squeeze(-1)

@@ -1,0 +1,41 @@
+"""load_model: a trained network with its graph and noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sedd_fast import checkpoint
+from sedd_fast.compat import graph_lib, noise_lib, utils
+from sedd_fast.compat.model import SEDD
+
+Loaded = tuple[SEDD, graph_lib.Graph, noise_lib.Noise]
+
+
+def load_model_hf(dir: str | Path, device: torch.device | str) -> Loaded:
+    """``(model, graph, noise)`` of a Hugging Face repository or a directory in its format."""
+    model = SEDD.from_pretrained(dir).to(device)
+    graph, noise = graph_lib.get_graph(model.config, device), noise_lib.get_noise(model.config)
+    return model, graph, noise.to(device)
+
+
+def load_model_local(root_dir: str | Path, device: torch.device | str) -> Loaded:
+    """``(model, graph, noise)`` of a run directory, the model with its EMA weights."""
+    saved = checkpoint.read(Path(root_dir))
+    config = utils.load_hydra_config_from_run(root_dir)
+    model = SEDD(config)
+    checkpoint.restore(model, saved)
+    graph, noise = graph_lib.get_graph(config, device), noise_lib.get_noise(config)
+    return model.to(device).eval(), graph, noise.to(device)
+
+
+def load_model(root_dir: str | Path, device: torch.device | str) -> Loaded:
+    """``(model, graph, noise)`` of a run directory, a directory of weights, or a Hub name.
+
+    Raises FileNotFoundError where nothing is found, ValueError for files that cannot be read or
+    weights that do not fit.
+    """
+    root = Path(root_dir)
+    is_run = (root / checkpoint.RUN_CONFIG).is_file() and not (root / checkpoint.CONFIG).is_file()
+    return load_model_local(root, device) if is_run else load_model_hf(root_dir, device)

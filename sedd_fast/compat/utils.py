@@ -1,0 +1,97 @@
+"""utils: run directories, logging, and the trainer's checkpoint file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sedd_fast.checkpoint import allow_numpy_scalars
+
+
+def load_hydra_config_from_run(load_dir: str | Path) -> Any:
+    """The settings of a run directory, as OmegaConf."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.load(Path(load_dir) / ".hydra" / "config.yaml")
+
+
+def makedirs(dirname: str | Path) -> None:
+    """Make a directory and its parents; it may exist."""
+    os.makedirs(dirname, exist_ok=True)
+
+
+def get_logger(
+    logpath: str | Path,
+    package_files: Iterable[str | Path] = (),
+    displaying: bool = True,
+    saving: bool = True,
+    debug: bool = False,
+) -> logging.Logger:
+    """The root logger, set to write to ``logpath`` (``saving``) and to stderr (``displaying``).
+
+    Handlers that it had are removed. The contents of ``package_files`` are logged first.
+    """
+    logger = logging.getLogger()
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    handlers: list[logging.Handler] = [logging.FileHandler(logpath, mode="a")] if saving else []
+    handlers += [logging.StreamHandler()] if displaying else []
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
+        logger.addHandler(handler)
+    for file in package_files:
+        logger.info(file)
+        logger.info(Path(file).read_text(encoding="utf-8"))
+    return logger
+
+
+def restore_checkpoint(
+    ckpt_dir: str | Path, state: dict[str, Any], device: torch.device | str
+) -> dict[str, Any]:
+    """Load optimizer, model, ema and step from the file ``ckpt_dir`` into ``state``, if it exists.
+
+    Where it does not, its directory is made, a warning logged, and ``state`` returned as it is.
+    Raises RuntimeError, with the keys, for weights that do not fit the model.
+    """
+    path = Path(ckpt_dir)
+    if not path.exists():
+        makedirs(path.parent)
+        logging.getLogger(__name__).warning("no checkpoint at %s: starting anew", path)
+        return state
+    with allow_numpy_scalars():
+        saved = torch.load(path, map_location=device, weights_only=True)
+    state["optimizer"].load_state_dict(saved["optimizer"])
+    _bare(state["model"]).load_state_dict(saved["model"])
+    state["ema"].load_state_dict(saved["ema"])
+    state["step"] = saved["step"]
+    return state
+
+
+def save_checkpoint(ckpt_dir: str | Path, state: dict[str, Any]) -> None:
+    """Write optimizer, model, ema and step to the file ``ckpt_dir``: whole, or not at all."""
+    saved = {
+        "optimizer": state["optimizer"].state_dict(),
+        "model": _bare(state["model"]).state_dict(),
+        "ema": state["ema"].state_dict(),
+        "step": state["step"],
+    }
+    path = Path(ckpt_dir)
+    unfinished = path.with_name(path.name + ".tmp")
+    with open(unfinished, "wb") as file:
+        torch.save(saved, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, or the model."""
+    return getattr(model, "module", model)
