@@ -1,0 +1,311 @@
+"""Drawing text from a score network: from nothing (``sample``) or around given text (``infill``).
+
+Both walk time from 1 down to ``eps`` on a uniform grid, one network call and one
+:func:`sedd_fast.reverse_step` per step, then take all remaining noise away in a last denoising
+step. ``timesteps`` is the grid; ``truncate_at`` cuts the result at end-of-text.
+
+Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 4, algorithms 2 and 3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sedd_fast.graphs import Graph
+from sedd_fast.losses import ScoreModel
+from sedd_fast.noise import Noise
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops import reverse_step
+
+METHODS = ("analytic", "euler")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback is given after every step.
+
+    Attributes:
+        index: number of the step just made, from 0.
+        steps: how many there are in all, the denoising step counted.
+        t: the time reached; 0 after the denoising step.
+        tokens: (B, L) int64 at that time, the prompt in place; read it, do not write to it.
+    """
+
+    index: int
+    steps: int
+    t: float
+    tokens: Tensor
+
+
+Callback = Callable[[Step], object]
+
+
+def timesteps(steps: int, eps: float = 1e-5, device: torch.device | str | None = None) -> Tensor:
+    """The times of a sampler: (steps + 1,) float64, evenly spaced from 1 down to ``eps``.
+
+    Raises:
+        TypeError: ``steps`` is not an int.
+        ValueError: ``steps`` below 1, ``eps`` outside (0, 1).
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"steps must be an int, got {type(steps).__name__}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}; 64 to 1024 are usual")
+    if not 0 < eps < 1:
+        raise ValueError(f"eps must lie in (0, 1), got {eps}; the usual value is 1e-5")
+    return torch.linspace(1, eps, steps + 1, dtype=torch.float64, device=device)
+
+
+def sample(
+    model: ScoreModel,
+    graph: Graph,
+    noise: Noise,
+    shape: tuple[int, int],
+    steps: int = 128,
+    method: str = "analytic",
+    denoise: bool = True,
+    generator: torch.Generator | None = None,
+    eps: float = 1e-5,
+    callback: Callback | None = None,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw sequences from the network, starting at pure noise.
+
+    A step from time t to s removes the noise d = sigma(t) - sigma(s) ("analytic") or makes one
+    Euler step of size h = (t - s) * sigma'(t) ("euler"); every position is drawn independently
+    given the scores at t, so the law is exact only as ``steps`` grows (error of order 1 / steps).
+
+    Args:
+        model: ``(tokens (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``; an ``nn.Module``
+            runs in eval mode and gets its own mode back.
+        graph: ``Absorbing(V)`` or ``Uniform(V)``.
+        noise: the schedule the network was trained with.
+        shape: (B, L), number and length of the sequences.
+        steps: network calls, the denoising one not counted.
+        method: "analytic" (better at few steps) or "euler".
+        denoise: end with a step that removes all noise left at ``eps``. Without it an absorbing
+            result may still hold masks.
+        generator: source of all randomness, on the CPU or on the device; torch's own if None.
+        eps: the time at which the walk ends.
+        callback: called with a :class:`Step` after every step (``steps + denoise`` times).
+        progress: show a progress bar on stderr.
+        device: where to sample; the model's own device if None.
+
+    Returns:
+        (B, L) int64.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or out of range; the message names it.
+
+    Example:
+        >>> tokens = sample(model, graph, noise, shape=(4, 1024), steps=256)
+        >>> texts = [tokenizer.decode(row.tolist()) for row in tokens]
+    """
+    walk = _Walk(graph, noise, steps, method, denoise, generator, eps, callback, progress)
+    _check_shape(shape)
+    start = graph.sample_limit(shape, device or device_of(model), generator)
+    return walk(model, start, None)
+
+
+def infill(
+    model: ScoreModel,
+    graph: Graph,
+    noise: Noise,
+    tokens: Tensor,
+    known: Tensor,
+    steps: int = 128,
+    method: str = "analytic",
+    denoise: bool = True,
+    generator: torch.Generator | None = None,
+    eps: float = 1e-5,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Draw the unknown positions of sequences, given the known ones, wherever these are.
+
+    The known tokens are set before every step and at the end, so they are exact in the result.
+    With exact scores and many steps an absorbing graph gives the exact conditional law: a token
+    once unmasked stays, and its time of unmasking does not matter. For a uniform graph it is an
+    approximation: the network reads the clean prompt as if it bore the noise of time t.
+
+    Args:
+        model, graph, noise, steps, method, denoise, generator, eps, callback, progress: as in
+            :func:`sample`.
+        tokens: (B, L) int64; what is unknown may hold any value.
+        known: (B, L) bool, True where the token is given.
+
+    Returns:
+        (B, L) int64 on the device of ``tokens``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or out of range; a known token that
+            is the mask or outside the vocabulary.
+
+    Example:
+        >>> tokens = torch.zeros(1, 1024, dtype=torch.int64)
+        >>> known = torch.zeros(1, 1024, dtype=torch.bool)
+        >>> prompt = torch.tensor(tokenizer.encode("Hi, my name is"))
+        >>> tokens[:, : len(prompt)], known[:, : len(prompt)] = prompt, True
+        >>> filled = infill(model, graph, noise, tokens, known)
+    """
+    walk = _Walk(graph, noise, steps, method, denoise, generator, eps, callback, progress)
+    _check_prompt(tokens, known, graph)
+    start = graph.sample_limit(tuple(tokens.shape), tokens.device, generator)
+    return walk(model, start, (tokens, known))
+
+
+def truncate_at(tokens: Tensor, end_of_text: int) -> list[Tensor]:
+    """Each sequence of (B, L) up to its first ``end_of_text``, which is left out: B 1-D tensors.
+
+    Example:
+        >>> truncate_at(torch.tensor([[5, 6, 0, 7], [1, 2, 3, 4]]), end_of_text=0)
+        [tensor([5, 6]), tensor([1, 2, 3, 4])]
+    """
+    if tokens.dim() != 2:
+        raise ValueError(f"tokens must have shape (B, L), got {tuple(tokens.shape)}")
+    before = (tokens == end_of_text).cumsum(-1) == 0
+    return [row[: int(length)] for row, length in zip(tokens, before.sum(-1).tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The settings of one run, checked, and the run itself."""
+
+    graph: Graph
+    noise: Noise
+    steps: int
+    method: str
+    denoise: bool
+    generator: torch.Generator | None
+    eps: float
+    callback: Callback | None
+    progress: bool
+
+    def __post_init__(self) -> None:
+        arguments.check_graph(self.graph)
+        timesteps(self.steps, self.eps)
+        if self.method not in METHODS:
+            hint = "; for a last denoising step pass denoise=True" * (self.method == "denoise")
+            raise ValueError(f"method must be 'analytic' or 'euler', got {self.method!r}{hint}")
+
+    @torch.no_grad()
+    def __call__(
+        self, model: ScoreModel, x: Tensor, prompt: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """From x at time 1 to the result; ``prompt`` is (tokens, known)."""
+        x = _hold(x, prompt)
+        if x.numel() == 0:
+            return x
+        times = timesteps(self.steps, self.eps)
+        sigma, removed = (value.to(x.device) for value in self._noise_levels(times))
+        reached = [*times[1:].tolist(), 0.0]  # on the host, so that a callback waits for nothing
+        total = self.steps + self.denoise
+        with evaluating(model):
+            for i in tracked(range(total), "sampling", self.progress):
+                method = self.method if i < self.steps else "denoise"
+                x = _hold(self._step(model, x, sigma[i], removed[i], method), prompt)
+                if self.callback is not None:
+                    self.callback(Step(i, total, reached[i], x))
+        return x
+
+    def _noise_levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """(sigma, noise removed): at every time, and by every step; (steps + 1,) float64 both."""
+        sigma, rate = self.noise(times)
+        below = -times.diff() * rate[:-1] if self.method == "euler" else -sigma.diff()
+        return sigma, torch.cat((below, sigma[-1:]))
+
+    def _step(
+        self, model: ScoreModel, x: Tensor, sigma: Tensor, removed: Tensor, method: str
+    ) -> Tensor:
+        if self._settled(x):
+            return x
+        log_score = model(x, sigma.float().expand(x.shape[0]))  # (B, L, dim)
+        return reverse_step(log_score, x, sigma, removed, self.graph, method, self.generator)
+
+    def _settled(self, x: Tensor) -> bool:
+        """No mask is left, so nothing can change. Not asked on a GPU, which would have to wait."""
+        mask = self.graph.mask_index
+        return mask is not None and x.device.type == "cpu" and not bool((x == mask).any())
+
+
+def _hold(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The tokens x with the known ones in place."""
+    if prompt is None:
+        return x
+    tokens, known = prompt
+    return torch.where(known, tokens, x)
+
+
+@contextlib.contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Run a model in eval mode (no dropout); each of its modules gets its own mode back.
+
+    A model that is not an ``nn.Module`` is left alone.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def tracked(items: Iterable[T], label: str, shown: bool) -> Iterable[T]:
+    """The items, with a progress bar on stderr if ``shown``."""
+    if not shown:
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description=label, console=Console(stderr=True), transient=True)
+
+
+def device_of(model: object) -> torch.device:
+    """Where a module's parameters are; the CPU for any other callable."""
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    wrong = ValueError(f"shape must be (B, L), two whole numbers of at least 0, got {shape!r}")
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise wrong
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
+        raise wrong
+
+
+def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
+    arguments.check_tokens("tokens", tokens)
+    arguments.check_tensor("known", known)
+    if known.dtype != torch.bool:
+        raise TypeError(f"known must be bool, got {known.dtype}; convert it with .bool()")
+    if known.shape != tokens.shape:
+        raise ValueError(
+            f"known must have shape {tuple(tokens.shape)}, as tokens, got {tuple(known.shape)}; "
+            "one pattern for all sequences is known.expand(B, L)"
+        )
+    arguments.check_device("known", known, tokens, "tokens")
+    bad = known & ((tokens < 0) | (tokens >= graph.vocab_size))
+    if bool(bad.any()):
+        row, column = (int(i) for i in bad.nonzero()[0])
+        token = int(tokens[row, column])
+        what = "the mask" if token == graph.mask_index else "outside the vocabulary"
+        raise ValueError(
+            f"tokens holds {token} at known position ({row}, {column}), which is {what}; known "
+            f"tokens are 0 .. {graph.vocab_size - 1}: set known to False where one is to be drawn"
+        )

@@ -1,0 +1,76 @@
+"""The source distribution carries what it needs, and an install without a compiler still works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build(source: Path, target: Path, kind: str, **environment: str) -> tuple[Path, str]:
+    """Build an sdist or a wheel with what is installed here; the file, and what was printed."""
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation"]
+    done = subprocess.run(
+        [*command, "--outdir", str(target), str(source)],
+        capture_output=True, text=True, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = target.glob("*.tar.gz" if kind == "sdist" else "*.whl")
+    return made, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
+    archive, _ = build(ROOT, folder / "dist", "sdist")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    return source
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["csrc/common/coefficients.h", "csrc/cpu/rows.cpp", "kernels/__init__.py", "setup.py",
+     "sedd_fast/py.typed", "sedd_fast/presets/tiny.yaml", "tests/golden/process.safetensors",
+     "benchmarks/run.py", "README.md", "LICENSE", "constraints.txt"],
+)  # fmt: skip
+def test_source_distribution_carries(sdist: Path, name: str):
+    assert (sdist / name).is_file()
+
+
+def test_wheel_from_the_source_distribution_imports(sdist: Path, tmp_path: Path):
+    wheel, _ = build(sdist, tmp_path / "dist", "wheel")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = (
+        "import sedd_fast, sedd_fast.kernels, torch; from sedd_fast.backends import cpp;"
+        "print(sedd_fast.__file__); assert cpp.unavailable() is None;"
+        "sedd_fast.sample_transition(torch.zeros(1, 4).long(), 0.5, sedd_fast.Absorbing(5))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert Path(run.stdout.strip()).is_relative_to(site)
+
+
+def test_without_a_compiler_the_build_succeeds_and_says_so(sdist: Path, tmp_path: Path):
+    source = shutil.copytree(sdist, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
+    wheel, printed = build(source, tmp_path / "dist", "wheel", CXX="no-such-compiler")
+    assert printed.count("the C++ kernels are left out") == 1
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert not [name for name in names if name.endswith(".so")]
+    assert "sedd_fast/backends/reference.py" in names

@@ -1,0 +1,28 @@
+"""The README's example runs as pasted, and its folder guide names what is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_example_runs_as_pasted(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+\.\d+ \+- \d+\.\d+ bits per token", done.stdout)
+
+
+def test_folder_guide_names_what_is_there():
+    guide = README.split("## What is where")[1].split("##")[0]
+    named = re.findall(r"^ {4}(\S+)", guide, re.MULTILINE)
+    assert len(named) > 15
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
