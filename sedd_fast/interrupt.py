@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM as a request that a loop reads, instead of an exception anywhere.
+
+with StopRequest() as stop:
+    while not stop.requested:
+        ...                        # one step, undisturbed
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+# A launcher forwards the Ctrl-C that the terminal has already sent to every process of the group:
+# a second signal within this many seconds is the same key press.
+_SAME_KEY_PRESS = 1.0
+
+
+class StopRequest:
+    """Context manager: the first SIGINT or SIGTERM sets `requested`, a second Ctrl-C kills.
+
+    Outside the main thread Python allows no signal handlers; then nothing is installed and the
+    signals do what they did before.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._first = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._first = True, now
+        elif number == signal.SIGINT and now - self._first > _SAME_KEY_PRESS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
