@@ -77,9 +77,17 @@ def test_help_is_a_manual(command, call):
     assert result.err == ""
     for word in (f"Usage: sedd-fast {command}", "Examples", f"sedd-fast {command}"):
         assert word in result.out
+    assert "Exit codes" in result.out
     if command != "info":
-        assert "Exit codes" in result.out
         assert "[default:" in result.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_not_broken_at_80_columns(command, call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call(command, "--help").out.split("╭")[0]
+    for broken in re.findall(r"\n \S+ *(?=\n)", text):  # a single word left over on a line
+        assert broken.strip() in ("Examples", "Environment"), broken
 
 
 def test_help_lists_the_commands_in_order(call):

@@ -14,33 +14,38 @@ struct Scratch {
   std::vector<double> chunks;
 };
 
-// The law of one position: weights of the states y != x_t, their sum, and the weight of x_t.
+// The law of one position: weights of the states y != x_t, in units of alpha (which float32 need not
+// hold), their sum, and the weight of x_t.
 struct Law {
   const RowFunctions* row;
   const void* l;
-  Weights weights;  // in the units of `moving`: exp(l), or alpha * exp(l) + beta
-  double moving, stay;
+  Weights weights;
+  double alpha, sum, stay;
 
-  bool drawable() const {
-    const double total = moving + stay;
-    return total > 0 && std::isfinite(total);
-  }
+  double moving() const { return alpha * sum; }
+  double total() const { return moving() + stay; }
+  bool drawable() const { return total() > 0 && std::isfinite(total()); }
 };
 
 // Sums S * unit of the row shifted so; false where float32 overflowed or all but vanished.
 bool in_float_range(double sum) { return sum > 1e-30 && std::isfinite(sum); }
 
-Law law(const ReverseInputs& in, int64_t r, Scratch& scratch) {
+// False where so little is left of the terms that cancel that float32 does not resolve it (much
+// noise removed at once, scores nearly equal).
+bool resolved(double sum, double terms) { return sum > 1e-2 * terms; }
+
+Law law(const ReverseInputs& in, int64_t r, Scratch& scratch, bool exact = false) {
   const Scores& scores = in.scores;
   const int64_t b = r / scores.length, x_t = in.x_t[r], dim = scores.dim;
   const int dtype = static_cast<int>(scores.dtype);
-  Law law{&row_table().fast[dtype], scores.row(r, scratch.row), {1, 0, 0}, 0, 0};
+  Law law{&row_table().fast[dtype], scores.row(r, scratch.row), {1, 0, 0}, 0, 0, 0};
   scratch.chunks.resize((dim + kChunk - 1) / kChunk);
   double* chunks = scratch.chunks.data();
 
-  double sum = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
+  double sum = exact ? 0 : law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
   double unit = 1;
-  if (!in_float_range(sum)) {  // shift by the maximum and sum in double
+  exact = !in_float_range(sum);
+  if (exact) {  // shift by the maximum and sum in double
     law.row = &row_table().exact[dtype];
     law.weights.shift = std::max(law.row->max(law.l, dim, x_t), -700.0);
     unit = std::exp(-law.weights.shift);
@@ -48,34 +53,35 @@ Law law(const ReverseInputs& in, int64_t r, Scratch& scratch) {
   }
   const auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
                                       in.dsigma[b], sum, unit);
-  law.stay = std::max(c.gamma, 0.0);
-  law.moving = c.alpha * sum;
+  law.alpha = c.alpha;
+  law.sum = sum;
+  law.stay = std::isnan(c.gamma) ? c.gamma : std::max(c.gamma, 0.0);
   if (c.beta != 0) {
-    law.weights = {c.alpha, c.beta, law.weights.shift};
-    law.moving = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
-  } else {
-    law.weights.alpha = c.alpha;
-    for (double& chunk : scratch.chunks) chunk *= c.alpha;
+    law.weights.beta = c.beta / c.alpha;
+    law.sum = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
+    if (!exact && !resolved(law.sum, sum)) return ::sedd::law(in, r, scratch, true);
   }
-  if (std::isnan(c.gamma)) law.stay = c.gamma;
   return law;
 }
 
-// The state at which the running sum of weights, in natural order, passes u1 * moving.
+// The state at which the running sum of weights, in natural order, passes u1 times their sum.
 int64_t draw(const Law& law, const Scratch& scratch, int64_t dim, int64_t x_t, double u1) {
-  double target = u1 * law.moving;
+  double target = u1 * law.sum, share = 1;
   const int64_t chunks = static_cast<int64_t>(scratch.chunks.size());
-  int64_t chosen = -1;
+  int64_t chosen = 0;
   for (int64_t i = 0; i < chunks; ++i) {
     const double weight = scratch.chunks[i];
     if (!(weight > 0)) continue;
     chosen = i;
-    if (target < weight) break;
-    if (i + 1 < chunks) target -= weight;
+    if (target < weight) {
+      share = target / weight;
+      break;
+    }
+    target -= weight;
   }
-  // Rounding may leave the target past the last chunk that has weight: its last state then.
+  // Rounding may leave the target past the last chunk that has weight (share is 1): its last state.
   const int64_t begin = chosen * kChunk;
-  return law.row->walk(law.l, begin, std::min(begin + kChunk, dim), x_t, law.weights, target);
+  return law.row->walk(law.l, begin, std::min(begin + kChunk, dim), x_t, law.weights, share);
 }
 
 bool stays(const ReverseInputs& in, int64_t r) {
@@ -124,7 +130,7 @@ bool reverse_step(const ReverseInputs& in, const double* u, int64_t* x_s, int64_
     }
     const Law l = law(in, r, scratch);
     if (!l.drawable()) return false;
-    if (u0 * (l.moving + l.stay) < l.moving) {
+    if (u0 * l.total() < l.moving()) {
       const int64_t state = draw(l, scratch, in.scores.dim, in.x_t[r], u1);
       if (state >= 0) x_s[r] = state;
     }
@@ -153,9 +159,8 @@ bool reverse_probs(const ReverseInputs& in, void* probs, int64_t* undrawable, in
   };
   return run(in, undrawable, threads, stay, [&](int64_t r, Scratch& scratch) {
     const Law l = law(in, r, scratch);
-    const double total = l.moving + l.stay;
-    l.row->probs(l.l, out(r), scores.dim, l.weights, 1 / total);
-    put(r, l.stay / total);
+    l.row->probs(l.l, out(r), scores.dim, l.weights, l.alpha / l.total());
+    put(r, l.stay / l.total());
     return l.drawable();
   });
 }

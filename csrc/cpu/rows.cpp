@@ -35,13 +35,35 @@ SEDD_INLINE void store_tail(T* p, typename Lanes<C>::vec v, int n) {
 
 struct NoGradient {};
 
-// Calls visit(first state, lanes) for whole vectors in blocks and once for the tail.
+// Fewer states than a vector has lanes.
 template <class T, class C, class G>
+SEDD_INLINE void sum_few(const T* row, G* grad, int n, C a, C b, Sums& sums) {
+  const auto l = load_tail<C>(row, n);
+  const auto e = exp_lanes(l);
+  sums.exp += total<C>(e, n);
+  sums.log += total<C>(l, n);
+  if constexpr (!__is_same(G, NoGradient)) store_tail<C>(grad, a * e - b, n);
+}
+
+// Elements before the first that may be stored past the caches.
+template <class C, class G>
+SEDD_INLINE int unaligned(const G* grad) {
+  constexpr uintptr_t bytes = Lanes<C>::width * sizeof(G);
+  return static_cast<int>((bytes - reinterpret_cast<uintptr_t>(grad) % bytes) % bytes / sizeof(G));
+}
+
+// Sums over n states, in lanes for a block and in double from block to block. With a gradient row,
+// a * exp(l) - b is stored on the way; `Stream`: past the caches.
+template <class T, class C, class G, bool Stream = false>
 SEDD_INLINE Sums sum_row(const T* row, G* grad, int64_t n, C a, C b) {
   typedef typename Lanes<C>::vec vec;
   constexpr int width = Lanes<C>::width;
-  constexpr bool with_gradient = !__is_same(G, NoGradient);
   Sums sums = {0, 0};
+  if constexpr (Stream) {
+    const int few = unaligned<C>(grad) < n ? unaligned<C>(grad) : static_cast<int>(n);
+    sum_few<T, C, G>(row, grad, few, a, b, sums);
+    row += few, grad += few, n -= few;
+  }
   const int64_t whole = n - n % width;
   for (int64_t begin = 0; begin < whole; begin += kBlock) {
     const int64_t end = begin + kBlock < whole ? begin + kBlock : whole;
@@ -51,18 +73,17 @@ SEDD_INLINE Sums sum_row(const T* row, G* grad, int64_t n, C a, C b) {
       const vec e = exp_lanes(l);
       sum_exp += e;
       sum_log += l;
-      if constexpr (with_gradient) store<C>(grad + y, a * e - b);
+      if constexpr (Stream) {
+        stream_lanes<C>(grad + y, a * e - b);
+      } else if constexpr (!__is_same(G, NoGradient)) {
+        store<C>(grad + y, a * e - b);
+      }
     }
     sums.exp += total<C>(sum_exp);
     sums.log += total<C>(sum_log);
   }
-  if (const int rest = static_cast<int>(n - whole)) {
-    const vec l = load_tail<C>(row + whole, rest);
-    const vec e = exp_lanes(l);
-    sums.exp += total<C>(e, rest);
-    sums.log += total<C>(l, rest);
-    if constexpr (with_gradient) store_tail<C>(grad + whole, a * e - b, rest);
-  }
+  sum_few<T, C, G>(row + whole, grad + whole, static_cast<int>(n - whole), a, b, sums);
+  if constexpr (Stream) end_of_stream();
   return sums;
 }
 
@@ -96,12 +117,41 @@ struct Row {
                          C(0));
   }
 
-  static Sums sums_and_gradient(const void* row, void* grad, int64_t n, double a, double b) {
-    return sum_row<T, C>(static_cast<const T*>(row), static_cast<T*>(grad), n, C(a), C(b));
+  static Sums sums_and_gradient(const void* row, void* grad, int64_t n, double a, double b,
+                                bool stream) {
+    return with_gradient<T>(row, grad, n, a, b, stream);
   }
 
-  static Sums sums_and_wide_gradient(const void* row, void* grad, int64_t n, double a, double b) {
-    return sum_row<T, C>(static_cast<const T*>(row), static_cast<Wide*>(grad), n, C(a), C(b));
+  static Sums sums_and_wide_gradient(const void* row, void* grad, int64_t n, double a, double b,
+                                     bool stream) {
+    return with_gradient<Wide>(row, grad, n, a, b, stream);
+  }
+
+  template <class G>
+  static Sums with_gradient(const void* row, void* grad, int64_t n, double a, double b,
+                            bool stream) {
+    const T* scores = static_cast<const T*>(row);
+    G* out = static_cast<G*>(grad);
+    if constexpr (__is_same(C, float) || __is_same(T, double)) {  // not on the exact path
+      if (stream) return sum_row<T, C, G, true>(scores, out, n, C(a), C(b));
+    }
+    return sum_row<T, C, G>(scores, out, n, C(a), C(b));
+  }
+
+  static void zero(void* grad, int64_t bytes, bool stream) {
+    char* out = static_cast<char*>(grad);
+    if (!stream) {
+      memset(out, 0, bytes);
+      return;
+    }
+    typedef uint8_t Line __attribute__((vector_size(64)));
+    const int64_t gap = (64 - reinterpret_cast<uintptr_t>(out) % 64) % 64;
+    const int64_t head = gap < bytes ? gap : bytes;
+    memset(out, 0, head);
+    int64_t at = head;
+    for (; at + 64 <= bytes; at += 64) ::stream(out + at, Line{});
+    memset(out + at, 0, bytes - at);
+    end_of_stream();
   }
 
   static double get(const void* row, int64_t y) {
@@ -147,21 +197,26 @@ struct Row {
   }
 
   static int64_t walk(const void* row, int64_t begin, int64_t end, int64_t skip, Weights w,
-                      double target) {
+                      double share) {
     constexpr int width = Lanes<C>::width;
     const T* scores = static_cast<const T*>(row);
-    double sum = 0;
-    int64_t last = -1;
+    C weights[sedd::kChunk + width];
+    double total = 0, sum = 0;
     for (int64_t y = begin; y < end; y += width) {
       const int count = static_cast<int>(end - y < width ? end - y : width);
-      const auto weights =
+      const auto some =
           weigh<C>(load_tail<C>(scores + y, count), C(w.alpha), C(w.beta), C(w.shift));
       for (int j = 0; j < count; ++j) {
-        if (y + j == skip || !(weights[j] > 0)) continue;
-        last = y + j;
-        sum += weights[j];
-        if (target < sum) return last;
+        weights[y - begin + j] = y + j == skip || !(some[j] > 0) ? C(0) : some[j];
+        total += weights[y - begin + j];
       }
+    }
+    int64_t last = -1;
+    for (int64_t y = begin; y < end; ++y) {
+      if (!(weights[y - begin] > 0)) continue;
+      last = y;
+      sum += weights[y - begin];
+      if (share * total < sum) break;
     }
     return last;
   }
@@ -179,8 +234,9 @@ struct Row {
   }
 
   static constexpr sedd::RowFunctions functions() {
-    return {sums, sums_and_gradient, sums_and_wide_gradient, max, chunk_weights, walk, get, set,
-            probs};
+    return {
+        sums, sums_and_gradient, sums_and_wide_gradient, zero, max, chunk_weights, walk, get, set,
+        probs};
   }
 };
 

@@ -25,17 +25,21 @@ struct RowFunctions {
   // Sums over n states.
   Sums (*sums)(const void* row, int64_t n);
   // The same, and grad_y = a * exp(l_y) - b, in the row's dtype or in `wide` (float32; float64 for
-  // float64 rows).
-  Sums (*sums_and_gradient)(const void* row, void* grad, int64_t n, double a, double b);
-  Sums (*sums_and_wide_gradient)(const void* row, void* grad, int64_t n, double a, double b);
+  // float64 rows). `stream` stores past the caches: for gradients larger than those.
+  Sums (*sums_and_gradient)(const void* row, void* grad, int64_t n, double a, double b,
+                            bool stream);
+  Sums (*sums_and_wide_gradient)(const void* row, void* grad, int64_t n, double a, double b,
+                                 bool stream);
+  void (*zero)(void* grad, int64_t bytes, bool stream);
   // Largest score but for the state `skip`.
   double (*max)(const void* row, int64_t n, int64_t skip);
   // out[i] = sum of the weights in chunk i, the state `skip` left out; returns their total.
   double (*chunk_weights)(const void* row, int64_t n, int64_t skip, Weights weights, double* out);
-  // First state of [begin, end) at which the running sum of weights passes `target`; the last
-  // that has weight if none does; -1 if none has.
+  // First state of [begin, end), at most a chunk, at which the running sum of weights passes
+  // `share` of their sum; the last that has weight if none does; -1 if none has. The sum is formed
+  // again, in double: against that of the lanes the last states of a chunk would gain or lose 1e-7.
   int64_t (*walk)(const void* row, int64_t begin, int64_t end, int64_t skip, Weights weights,
-                  double target);
+                  double share);
   // One element: l_y as it is, and grad_y rounded into the row's dtype or into `wide`.
   double (*get)(const void* row, int64_t y);
   void (*set)(void* grad, int64_t y, double value, bool wide);

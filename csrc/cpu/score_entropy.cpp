@@ -5,18 +5,42 @@
 #include "operations.h"
 #include "parallel.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace sedd {
 namespace {
+
+// Gradients from this size on are stored past the caches, which they would only sweep.
+constexpr int64_t kStreamFrom = int64_t{16} << 20;
+
+// A large gradient is fresh memory, and finding its pages one by one takes longer than computing
+// it: ask for pages of 2 MiB where the system gives them on request.
+void ask_for_huge_pages(char* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  static_cast<void>(data), static_cast<void>(bytes);
+#endif
+}
 
 // A gradient row: where it goes and in which dtype ("wide": float32, or float64 for float64 rows).
 struct GradientRow {
   char* data;
-  bool wide;
+  bool wide, stream;
   DType dtype;
 
   int64_t item_size() const {
     if (dtype == DType::float64) return 8;
     return wide || dtype == DType::float32 ? 4 : 2;
+  }
+
+  void clear(int64_t dim) const {
+    row_table().fast[static_cast<int>(dtype)].zero(data, dim * item_size(), stream);
   }
 };
 
@@ -34,8 +58,8 @@ Sums pass(const RowFunctions& row, const Scores& scores, const char* l, int64_t 
       some = row.sums(from, count);
     } else {
       char* to = gradient->data + begin * gradient->item_size();
-      some = (gradient->wide ? row.sums_and_wide_gradient : row.sums_and_gradient)(from, to, count,
-                                                                                   a, b);
+      const auto function = gradient->wide ? row.sums_and_wide_gradient : row.sums_and_gradient;
+      some = function(from, to, count, a, b, gradient->stream);
     }
     sums.exp += some.exp;
     sums.log += some.log;
@@ -64,7 +88,7 @@ class Position {
         entropy_coefficients(inputs_.process.graph, inputs_.process.vocab, sigma_, x_t_, x_0_);
     const double lift = weight_ * upstream;
     if (c.a == 0 || lift == 0) {
-      if (gradient) std::memset(gradient->data, 0, scores.dim * gradient->item_size());
+      if (gradient) gradient->clear(scores.dim);
       return 0;
     }
     const char* l = static_cast<const char*>(scores.row(r_, buffer));
@@ -103,18 +127,22 @@ bool run(const EntropyInputs& inputs, double* loss, char* grad, bool wide, int t
          const Upstream& upstream) {
   std::atomic<bool> bad{false};
   const Scores& scores = inputs.scores;
+  GradientRow first{grad, wide, false, scores.dtype};
+  const int64_t row_bytes = scores.dim * first.item_size();
+  first.stream = scores.rows() * row_bytes >= kStreamFrom;
+  if (grad && first.stream) ask_for_huge_pages(grad, scores.rows() * row_bytes);
   parallel_for(scores.rows(), scores.dim, threads, [&](int64_t begin, int64_t end) {
     std::vector<char> buffer;
     for (int64_t r = begin; r < end; ++r) {
-      GradientRow gradient{grad, wide, scores.dtype};
-      if (grad) gradient.data += r * scores.dim * gradient.item_size();
+      GradientRow gradient = first;
+      if (grad) gradient.data += r * row_bytes;
       const Position position(inputs, r);
       double value = std::numeric_limits<double>::quiet_NaN();
       if (position.valid()) {
         value = position.run(buffer, upstream(r), grad ? &gradient : nullptr);
       } else {
         bad = true;
-        if (grad) std::memset(gradient.data, 0, scores.dim * gradient.item_size());
+        if (grad) gradient.clear(scores.dim);
       }
       if (loss) loss[r] = value;
     }

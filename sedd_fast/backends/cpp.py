@@ -9,39 +9,45 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from types import ModuleType
+import importlib
+import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
 
-try:
-    from sedd_fast import _cpu as _compiled
-except ImportError as error:
-    _compiled = None  # type: ignore[assignment]
-    _reason = f"its compiled module is missing ({error})"
-
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 GRAPHS = {"absorbing": 0, "uniform": 1}
 METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
 
 
+@functools.cache
 def unavailable() -> str | None:
     """Why this backend cannot be used, or None."""
-    if _compiled is None:
-        return f"{_reason}; install a C++17 compiler and run `pip install` again"
+    try:
+        kernels()
+    except ImportError as error:
+        return (
+            f"its compiled module is missing ({error}); install a C++17 compiler and run "
+            "`pip install` again"
+        )
     return None
 
 
 @functools.cache
-def kernels() -> ModuleType:
-    """The compiled module, on the OpenMP runtime that torch has loaded where there is one.
+def kernels() -> Any:
+    """The compiled module, on the OpenMP threads that torch has where there are any.
 
-    Sharing torch's threads was measured against a pool of our own beside it: docs/performance.md.
+    Threads of our own would find the cores taken by torch's, which spin for a while after every
+    operation (docs/performance.md has the figures). A forked child has none of torch's threads, and
+    its runtime would wait for them for ever: there the module uses its own.
     """
-    assert _compiled is not None
-    return _compiled
+    compiled = importlib.import_module("sedd_fast._cpu")
+    compiled.use_openmp(openmp_address())
+    os.register_at_fork(after_in_child=functools.partial(compiled.use_openmp, 0))
+    return compiled
 
 
 def openmp_address() -> int:
@@ -106,7 +112,8 @@ class _Entropy:
     def check(self, valid: bool) -> None:
         """Word the error where a value was out of range."""
         if not valid:
-            values.check(values.Entropy(self.log_score, *self.tensors[:3]), *self.process)
+            sigma, x_t, x_0 = self.tensors[:3]
+            values.check(values.Entropy(self.log_score, sigma, x_t, x_0), *self.process)
 
     def empty_loss(self) -> Tensor:
         """(B, L) float64, in which losses are formed."""
@@ -201,10 +208,12 @@ class _Reverse:
             METHODS[method],
         )
 
-    def check(self, valid: bool, undrawable: int, u: Tensor | None) -> None:
+    def check(self, outcome: tuple[bool, int], u: Tensor | None) -> None:
         """Word the error where a value was out of range or a row gave no law."""
+        valid, undrawable = outcome
         if not valid:
-            values.check(values.Reverse(self.log_score, *self.tensors, u), *self.process)
+            x_t, sigma, dsigma = self.tensors
+            values.check(values.Reverse(self.log_score, x_t, sigma, dsigma, u), *self.process)
         if undrawable >= 0:
             raise values.undrawable(divmod(undrawable, self.log_score.shape[1]))
 
@@ -226,7 +235,7 @@ def reverse_step(
     outcome = kernels().reverse_step(
         call.inputs, u.data_ptr(), x_s.data_ptr(), torch.get_num_threads()
     )
-    call.check(*outcome, u)
+    call.check(outcome, u)
     return x_s
 
 
@@ -244,7 +253,7 @@ def reverse_probs(
     dtype = torch.float64 if log_score.dtype == torch.float64 else torch.float32
     probs = torch.empty(log_score.shape, dtype=dtype)
     outcome = kernels().reverse_probs(call.inputs, probs.data_ptr(), torch.get_num_threads())
-    call.check(*outcome, None)
+    call.check(outcome, None)
     return probs
 
 

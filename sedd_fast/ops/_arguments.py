@@ -77,7 +77,8 @@ def check_tokens(name: str, tokens: Tensor, shape: tuple[int, ...] | None = None
         raise TypeError(f"{name} must be int64, got {tokens.dtype}; convert it with .long()")
     if shape is None and tokens.dim() != 2:
         raise ValueError(
-            f"{name} must have shape (B, L), got {tuple(tokens.shape)}; one sequence is tokens[None]"
+            f"{name} must have shape (B, L), got {tuple(tokens.shape)}; "
+            "one sequence is tokens[None]"
         )
     if shape is not None and tuple(tokens.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tokens.shape)}")

@@ -1,0 +1,215 @@
+"""What was measured, as a table, as JSON and as a picture.
+
+Records of one contender from several processes become one: its times in every regime, its peak
+extra memory, and its ratios to the floor, to the eager formulas and to torch.compile, each formed
+within one regime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Record = dict[str, Any]
+
+KEYS = ("suite", "operation", "shape", "dtype")
+TITLES = {"reused": "memory reused", "fresh": "memory fresh", "cuda": "CUDA"}
+WIDE = 118
+
+
+def merge(parts: dict[str, Record], command: str) -> Record:
+    """One record per contender from the records of each process (keyed by regime)."""
+    merged: dict[tuple[str, ...], Record] = {}
+    for regime, part in parts.items():
+        for record in part["records"]:
+            key = (*(record[k] for k in KEYS), record["implementation"])
+            row = merged.setdefault(key, {k: record[k] for k in (*KEYS, "implementation", "kind")})
+            row.update({k: record[k] for k in ("floor_bytes", "tensor_bytes")})
+            if (extra := record.get("extra_bytes")) is not None:
+                row["extra_bytes"] = extra
+                if record["tensor_bytes"]:
+                    row["extra_tensors"] = extra / record["tensor_bytes"]
+            if "median_ms" in record:
+                fields = ("median_ms", "p20_ms", "p80_ms", "calls", "floor_ms", "yardsticks_ms")
+                row.setdefault("regimes", {})[regime] = {k: record[k] for k in fields}
+    rows = list(merged.values())
+    for row in rows:
+        add_ratios(row, [r for r in rows if all(r[k] == row[k] for k in KEYS)])
+    first = next(iter(parts.values()))
+    remarks = list(dict.fromkeys(text for part in parts.values() for text in part["remarks"]))
+    environment = first["environment"] | {"command": command}
+    return {"environment": environment, "remarks": remarks, "results": rows}
+
+
+def add_ratios(row: Record, rivals: list[Record]) -> None:
+    """Into every regime of ``row``: over_floor, faster_than_eager, faster_than_compile and
+    faster_than_best_compile, the last also against the rewritten formulas.
+    """
+    for regime, times in row["regimes"].items():
+        mine = times["median_ms"]
+
+        def fastest(*kinds: str, of: str = regime) -> float | None:
+            found = [r["regimes"][of]["median_ms"] for r in rivals if r["kind"] in kinds]
+            return min(found, default=None)
+
+        def over(other: float | None, by: float = mine) -> float | None:
+            return None if other is None else other / by
+
+        floor = times["floor_ms"]
+        times["over_floor"] = mine / floor if floor else None
+        times["faster_than_eager"] = over(fastest("eager"))
+        times["faster_than_compile"] = over(fastest("compile"))
+        times["faster_than_best_compile"] = over(fastest("compile", "rewritten"))
+
+
+def show(results: Record, console: Console | None = None) -> None:
+    """Print the tables; side by side where the terminal has room for both regimes."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    introduce(results, console)
+    rows = results["results"]
+    regimes = list(rows[0]["regimes"]) if rows else []
+    groups = [regimes] if console.width >= WIDE else [[regime] for regime in regimes]
+    for chosen in groups:
+        for suites in (("ops",), ("train", "sample")):
+            part = [row for row in rows if row["suite"] in suites]
+            if part:
+                console.print()
+                print_cases(part, chosen, console)
+    if gains := ", ".join(reuse_gains(rows)):
+        console.print(f"\ntraining step, fresh / reused time: {gains}", highlight=False)
+    explain(results, console)
+
+
+def introduce(results: Record, console: Console) -> None:
+    """Where and when."""
+    e, s = results["environment"], results["environment"]["settings"]
+    where = e["gpu"] or f"{e['cpu']}, {e['threads']} threads of {e['cores']} cores"
+    console.print(f"\n{where}; torch {e['torch']}, sedd_fast {e['sedd_fast']}; {e['date']}")
+    t = max(s["masked"], 0.01)
+    console.print(
+        f"noise: {100 * s['masked']:.0f} % of the positions changed "
+        f"(log-linear schedule at t = {t:g}); median \\[20th, 80th percentile] of milliseconds"
+    )
+    for line in bandwidths(results["results"]):
+        console.print(line)
+    for remark in results["remarks"]:
+        console.print(f"note: {remark}")
+
+
+def bandwidths(rows: list[Record]) -> Iterable[str]:
+    """One line per regime: what a copy and a read of the scores gave, between the operations."""
+    ops = [row for row in rows if row["suite"] == "ops" and row["dtype"] != "int64"]
+    for regime in ops[0]["regimes"] if ops else ():
+        found = [(r["tensor_bytes"] / 1e6, r["regimes"][regime]["yardsticks_ms"]) for r in ops]
+        copy, read = (sorted(m / y[k] for m, y in found)[len(found) // 2] for k in ("copy", "read"))
+        clone = sorted(y["clone"] / y["copy"] for _, y in found)[len(found) // 2]
+        yield (
+            f"{TITLES[regime]}: copy {2 * copy:.1f} GB/s (read + written), read {read:.1f} GB/s; "
+            f"a copy that allocates: {clone:.1f} x the time"
+        )
+
+
+def print_cases(rows: list[Record], regimes: list[str], console: Console) -> None:
+    """A heading and a small table for every case; columns stand under each other."""
+    cases: dict[tuple[str, ...], list[Record]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[k] for k in KEYS), []).append(row)
+    for i, group in enumerate(cases.values()):
+        if i == 0:
+            console.print(table([], regimes, group[0]["suite"] != "ops"))
+        else:
+            console.print()
+        console.print(f"[bold]{title(group[0], regimes)}[/bold]", highlight=False, soft_wrap=True)
+        console.print(table(group, regimes, group[0]["suite"] != "ops"))
+
+
+def table(rows: list[Record], regimes: list[str], end_to_end: bool) -> Table:
+    """The contenders of a case, or the column headings where there is no row."""
+    made = Table(box=None, show_header=not rows, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("\n implementation", width=26, no_wrap=True)
+    for regime in regimes:
+        made.add_column(f"{TITLES[regime]}\nms \\[p20, p80]", justify="right", width=18)
+        made.add_column("x net-\nwork" if end_to_end else "x\nfloor", justify="right", width=6)
+        made.add_column("x\neager", justify="right", width=5)
+        made.add_column("x com-\npile", justify="right", width=10)
+    made.add_column("extra\nMB", justify="right", width=5)
+    for row in rows:
+        made.add_row(*cells(row, regimes), style="green" if row["kind"] == "ours" else None)
+    return made
+
+
+def reuse_gains(rows: list[Record]) -> Iterable[str]:
+    """What memory reuse alone gives a training step, where both regimes were measured."""
+    for row in rows:
+        times = row["regimes"]
+        if row["suite"] == "train" and {"reused", "fresh"} <= times.keys():
+            gain = times["fresh"]["median_ms"] / times["reused"]["median_ms"]
+            yield f"{row['implementation']}: {gain:.2f}"
+
+
+def title(row: Record, regimes: list[str]) -> str:
+    """Heading of a case: what, how large, in which dtype, and its yardsticks."""
+    text = f"{row['operation']}, {row['shape']}, {row['dtype']}"
+    times = [row["regimes"][regime] for regime in regimes]
+    floor = " | ".join(ms(t["floor_ms"]) for t in times)
+    if row["suite"] != "ops":
+        return f"{text}; network alone {floor} ms"
+    size = f"({row['tensor_bytes'] / 1e6:,.3g} MB)"
+    copy = " | ".join(ms(t["yardsticks_ms"]["copy"]) for t in times)
+    return f"{text} {size}; floor {row['floor_bytes'] / 1e6:,.3g} MB, {floor} ms; copy {copy} ms"
+
+
+def cells(row: Record, regimes: list[str]) -> list[str]:
+    """One contender's line."""
+    line = [" " + row["implementation"]]
+    for regime in regimes:
+        t = row["regimes"][regime]
+        line.append(f"{ms(t['median_ms'])} \\[{ms(t['p20_ms'])}, {ms(t['p80_ms'])}]")
+        line += [ratio(t["over_floor"]), ratio(t["faster_than_eager"])]
+        plain, best = t["faster_than_compile"], t["faster_than_best_compile"]
+        line.append(f"{ratio(plain)} ({ratio(best)})" if best != plain else ratio(plain))
+    extra = row.get("extra_bytes")
+    line.append("-" if extra is None else "< 1" if extra < 1e6 else f"{extra / 1e6:.0f}")
+    return line
+
+
+def ms(value: float) -> str:
+    """Three digits, as many as mean something."""
+    digits = 3 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f}"
+
+
+def ratio(value: float | None) -> str:
+    """Two digits, or as many as there are above ten."""
+    if value is None:
+        return "-"
+    digits = 2 if value < 0.095 else 1 if value < 9.95 else 0
+    return f"{value:,.{digits}f}"
+
+
+def explain(results: Record, console: Console) -> None:
+    """What the columns mean."""
+    console.print(
+        "\nx floor: time over the floor, the fewest bytes that must move (rows that noise touched "
+        "are read once,\n  a gradient is written once) at the copy bandwidth of the same rounds"
+        "\nx network: time over that of the network alone (with backward and optimiser in training)"
+        "\nx eager, x compile: times faster than those rows; in brackets, than the fastest "
+        "torch.compile row, whose\n  rewritten form uses this package's algorithms as far as torch "
+        "can say them (gradient by hand, inverse CDF)"
+        "\nextra MB: peak memory beyond what was there before the call, outputs included"
+        f"\n{results['environment']['seconds']:.0f} s in all",
+        highlight=False,
+    )
+
+
+def plot(results: Record, path: Path) -> None:
+    """Bars of time over floor for every operation and contender, a panel for each regime."""
+    import plotting
+
+    plotting.draw(results, path)

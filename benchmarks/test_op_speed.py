@@ -1,0 +1,49 @@
+"""pytest-benchmark figures of the operations: ``pytest benchmarks`` from the root of the checkout.
+
+One group per operation, every contender in it, at the default shape of run.py. For ratios to the
+floor, both memory regimes, interleaving and memory, use run.py: here contenders run one after the
+other, in whatever regime the environment sets. SEDD_BENCH_POSITIONS and SEDD_BENCH_VOCAB change
+the shape; SEDD_BENCH_COMPILE=1 adds torch.compile.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import pytest
+from cases import Case, Contender, op_cases
+from settings import Settings
+
+pytest.importorskip("pytest_benchmark")
+
+SETTINGS = Settings(
+    positions=int(os.environ.get("SEDD_BENCH_POSITIONS", "256")),
+    vocab_size=int(os.environ.get("SEDD_BENCH_VOCAB", "50257")),
+    compile=os.environ.get("SEDD_BENCH_COMPILE", "0") == "1",
+)
+#: The same contenders over a vocabulary of two: their names, without a tensor worth the word.
+NAMES = [
+    (case.operation, contender.name)
+    for case in op_cases(Settings(positions=2, vocab_size=2, compile=SETTINGS.compile), None)
+    for contender in case.contenders
+]
+
+
+@functools.lru_cache(maxsize=1)
+def case_of(operation: str) -> Case:
+    """The case at full size; one is kept, and so one graph's scores exist at a time."""
+    return next(case for case in op_cases(SETTINGS, None) if case.operation == operation)
+
+
+def contender_of(operation: str, name: str) -> Contender:
+    return next(c for c in case_of(operation).contenders if c.name == name)
+
+
+@pytest.mark.parametrize(("operation", "name"), NAMES)
+def test_speed(benchmark: Any, operation: str, name: str) -> None:
+    benchmark.group = operation
+    case = case_of(operation)
+    benchmark.extra_info.update(shape=case.shape, dtype=case.dtype, floor_bytes=case.floor_bytes)
+    benchmark.pedantic(contender_of(operation, name).run, rounds=9, warmup_rounds=2)

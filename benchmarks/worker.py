@@ -1,0 +1,221 @@
+"""What one process measures: every case in one memory regime, as plain data for the report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import compiled
+import torch
+from cases import Call, Case, Contender, backends, op_cases
+from measuring import Budget, Meter, interleave, last_level_cache, make_meter
+from original import Original, why_no_network
+from settings import Settings
+from workloads import end_to_end_cases
+
+import sedd_fast
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Environment, remarks and a record for every contender of every case.
+
+    Raises:
+        SystemExit: the device or a backend asked for is missing; one line says so.
+    """
+    torch.manual_seed(0)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        refuse("--device cuda: torch sees no CUDA device; leave the option out to use the CPU")
+    remarks: list[str] = []
+    settings = settings_of(args, remarks)
+    original = original_of(args, remarks)
+    meter = make_meter(torch.device(args.device), evict=not args.quick)
+    records = []
+    for case in all_cases(settings, original):
+        started = time.monotonic()
+        if args.worker == "memory":
+            records += memory_records(meter, case)
+        else:
+            timed = time_records(meter, case, settings.budget)
+            if args.device == "cuda":  # its allocator counts exactly, whatever the regime
+                timed = [t | m for t, m in zip(timed, memory_records(meter, case), strict=True)]
+            records += timed
+        seconds = time.monotonic() - started
+        print(
+            f"  {args.worker:7} {case.operation} ({case.dtype}): {seconds:.1f} s", file=sys.stderr
+        )
+    return {"environment": environment(args, settings), "remarks": remarks, "records": records}
+
+
+def refuse(message: str) -> NoReturn:
+    """One line, and the exit code of a wrong option."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def settings_of(args: argparse.Namespace, remarks: list[str]) -> Settings:
+    """The command line as settings; without torch.compile, and saying so, where it cannot run."""
+    for backend in args.backend or ():
+        check_backend(backend, args.device)
+    reason = None if args.no_compile else compiled.why_unavailable(torch.device(args.device))
+    if reason:
+        remarks.append(f"torch.compile is left out, it cannot compile here: {reason}")
+    tiny: dict[str, Any] = {"hidden_size": 32, "n_blocks": 1, "steps": 2} if args.quick else {}
+    settings = Settings(
+        suites=("ops", "train", "sample") if args.suite == "all" else (args.suite,),
+        device=args.device,
+        dtypes=args.dtype,
+        positions=args.positions,
+        vocab_size=args.vocab,
+        masked=args.masked,
+        backends=tuple(args.backend or ()),
+        compile=not args.no_compile and reason is None,
+        budget=Budget(args.rounds, args.seconds),
+        **tiny,
+    )
+    if backends(settings) == ("reference",) and not settings.backends:
+        remarks.append("only the reference backend runs here: it stands in for ours")
+    return settings
+
+
+def check_backend(backend: str, device: str) -> None:
+    """SystemExit with the reason unless that backend runs on that device."""
+    from sedd_fast.backends import registry
+
+    if backend not in registry.BACKENDS:
+        refuse(f"--backend must be one of {', '.join(registry.BACKENDS)}, got {backend!r}")
+    if reason := registry.unavailable(backend, device):
+        refuse(f"--backend {backend}: {reason}")
+
+
+def original_of(args: argparse.Namespace, remarks: list[str]) -> Original | None:
+    """The original's code where a checkout was given."""
+    if not args.reference:
+        return None
+    reason = why_no_network(torch.device(args.device))
+    remarks.append(
+        "the original's operations are run from its checkout, on our network; its own network is "
+        f"not timed: {reason or 'its loss and sampler are what is compared'}"
+    )
+    return Original(args.reference)
+
+
+def all_cases(settings: Settings, original: Original | None) -> Iterator[Case]:
+    """The cases of every suite asked for."""
+    if "ops" in settings.suites:
+        yield from op_cases(settings, original)
+    yield from end_to_end_cases(settings, original)
+
+
+def time_records(meter: Meter, case: Case, budget: Budget) -> list[dict[str, Any]]:
+    """Times of every contender, and of the yardsticks called in turn with them."""
+    calls = {c.name: c.run for c in case.contenders}
+    extra = yardsticks(case)
+    timing = interleave(meter, calls | extra, budget)
+    measured = {name: timing[name].median_ms for name in extra}
+    floor_ms = measured.get("floor")
+    if case.floor_bytes is not None and case.tensor is not None:
+        copied = 2 * case.tensor.numel() * case.tensor.element_size()
+        floor_ms = measured["copy"] * case.floor_bytes / copied
+    common = {"floor_ms": floor_ms, "yardsticks_ms": measured}
+    return [describe(case, c) | asdict(timing[c.name]) | common for c in case.contenders]
+
+
+def yardsticks(case: Case) -> dict[str, Call]:
+    """What the contenders are held against: a copy into memory that is there, a copy that allocates
+    what it returns, one read; or the network alone.
+    """
+    if case.floor_run is not None:
+        return {"floor": case.floor_run}
+    if case.tensor is None:
+        return {}
+    source, target = case.tensor, torch.empty_like(case.tensor)
+    calls: dict[str, Call] = {"copy": lambda: target.copy_(source), "clone": source.clone}
+    if source.is_floating_point():
+        # As float32 whatever it holds: the sum of bf16 is not bound by memory on every CPU.
+        calls["read"] = source.flatten()[: source.numel() // 2 * 2].view(torch.float32).sum
+    return calls
+
+
+def memory_records(meter: Meter, case: Case) -> list[dict[str, Any]]:
+    """Peak extra memory of every contender after a call to warm up: of an operation the larger of
+    two calls, of a run end to end that of one.
+    """
+    records = []
+    for contender in case.contenders:
+        contender.run()
+        peaks = [meter.peak_extra(contender.run) for _ in range(2 if case.suite == "ops" else 1)]
+        known = [peak for peak in peaks if peak is not None]
+        records.append(describe(case, contender) | {"extra_bytes": max(known) if known else None})
+    return records
+
+
+def describe(case: Case, contender: Contender) -> dict[str, Any]:
+    """What is known of a contender before it runs."""
+    tensor = case.tensor
+    return {
+        "suite": case.suite,
+        "operation": case.operation,
+        "shape": case.shape,
+        "dtype": case.dtype,
+        "implementation": contender.name,
+        "kind": contender.kind,
+        "floor_bytes": case.floor_bytes,
+        "tensor_bytes": None if tensor is None else tensor.numel() * tensor.element_size(),
+    }
+
+
+def environment(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """Everything that a reader of the figures may ask about."""
+    return {
+        "command": "",
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": commit(),
+        "sedd_fast": sedd_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cache_bytes": last_level_cache(),
+        "gpu": torch.cuda.get_device_name() if args.device == "cuda" else None,
+        "backends": backends(settings),
+        "settings": asdict(settings),
+    }
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with "+" where files differ from it; None outside git."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(folder), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return head and head + ("+" if changed else "")

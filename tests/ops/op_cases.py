@@ -1,0 +1,259 @@
+"""What the tests of the operations share: backends, inputs, naive formulas, closeness to the truth.
+
+The naive formulas are the definitions of the paper, dense and in whatever dtype they are given:
+in float64 they are an independent check of the reference, in the dtype under test they are the
+yardstick ("no further from the truth than the same-dtype naive formula, plus a little").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sedd_fast as sf
+from sedd_fast.backends import reference
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend and the device that its tests run on."""
+
+    name: str
+    device: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+#: A new backend is added here, and every conformance test runs on it.
+BACKENDS = (Backend("reference", "cpu"), Backend("cpp", "cpu"))
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+METHODS = ("analytic", "euler", "denoise")
+GRAPHS = (sf.Absorbing(11), sf.Uniform(11))
+#: Around vectors of 8 and 16, chunks of 512, blocks of 2048; the big ones in float32 only.
+VOCABULARIES = (2, 3, 17, 511, 513)
+BIG_VOCABULARIES = (512, 1023, 4097)
+#: The "little" of the rule, relative to the sum of the absolute terms: sums run in float32 for
+#: every dtype but float64.
+TOLERANCE = {
+    torch.float32: 1e-6,
+    torch.bfloat16: 1e-6,
+    torch.float16: 1e-6,
+    torch.float64: 1e-14,
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that an operation may be called with."""
+
+    graph: sf.Graph
+    log_score: Tensor  # (B, L, dim)
+    sigma: Tensor  # (B,)
+    dsigma: Tensor  # (B,)
+    x_t: Tensor  # (B, L)
+    x_0: Tensor  # (B, L)
+    row_weight: Tensor  # (B, L)
+    u: Tensor  # (B, L, 2)
+
+    def entropy(self) -> tuple[Tensor, Tensor, Tensor, Tensor, sf.Graph]:
+        """The positional arguments of score_entropy."""
+        return self.log_score, self.sigma, self.x_t, self.x_0, self.graph
+
+    def reverse(self) -> tuple[Tensor, Tensor, Tensor, Tensor, sf.Graph]:
+        """The positional arguments of reverse_step."""
+        return self.log_score, self.x_t, self.sigma, self.dsigma, self.graph
+
+    def double(self) -> Inputs:
+        return replace(self, log_score=self.log_score.detach().double())
+
+
+def vocabularies_and_dtypes() -> list[tuple[sf.Graph, torch.dtype]]:
+    """Odd vocabularies of both graphs in every dtype, the big ones in float32."""
+    every = [(graph, dtype) for graph in graphs_of(VOCABULARIES) for dtype in DTYPES]
+    return every + [(graph, torch.float32) for graph in graphs_of(BIG_VOCABULARIES)]
+
+
+def graph_id(value: object) -> str | None:
+    """The name of a graph (or dtype) in a test's name."""
+    if isinstance(value, sf.Graph):
+        return f"{value.kind}-{value.vocab_size}"
+    return str(value) if isinstance(value, torch.dtype) else None
+
+
+def graphs_of(vocabularies: tuple[int, ...]) -> tuple[sf.Graph, ...]:
+    return tuple(make(size) for size in vocabularies for make in (sf.Absorbing, sf.Uniform))
+
+
+def make_inputs(
+    graph: sf.Graph,
+    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, int] = (3, 8),
+    *,
+    sigma: float | None = None,
+    spread: float = 2.0,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Inputs:
+    """Random inputs in which about half of the tokens are noised; log_score is 0 at x_t."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, _ = shape
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    x_0 = torch.randint(graph.vocab_size, shape, generator=generator)
+    noised = torch.rand(shape, generator=generator) < 0.5
+    noised.view(-1)[:2] = torch.tensor([True, False])[: noised.numel()]
+    x_t = torch.where(noised, graph.sample_limit(shape, generator=generator), x_0)
+    sigmas = normal(batch).exp() if sigma is None else torch.full((batch,), sigma).double()
+    log_score = (spread * normal(*shape, graph.dim)).scatter(-1, x_t[..., None], 0.0)
+    inputs = Inputs(
+        graph=graph,
+        log_score=log_score.to(dtype),
+        sigma=sigmas,
+        dsigma=sigmas * 0.3,
+        x_t=x_t,
+        x_0=x_0,
+        row_weight=normal(*shape).exp(),
+        u=torch.rand((*shape, 2), generator=generator, dtype=torch.float64),
+    )
+    moved = {
+        name: value.to(device) for name, value in vars(inputs).items() if isinstance(value, Tensor)
+    }
+    return replace(inputs, **moved)
+
+
+def _transition_row(tokens: Tensor, noise: Tensor, graph: sf.Graph) -> Tensor:
+    """p(y | x_0) for every y, (B, L, dim); noise (B, 1) in the dtype to work in."""
+    keep, lost = torch.exp(-noise)[..., None], -torch.expm1(-noise)[..., None]
+    row = keep * F.one_hot(tokens, graph.dim).to(noise.dtype)
+    if graph.mask_index is None:
+        return row + lost / graph.vocab_size
+    row[..., graph.mask_index] += lost[..., 0]
+    return row
+
+
+def _rates_in(x_t: Tensor, graph: sf.Graph, dtype: torch.dtype) -> Tensor:
+    """Q[x_t, y], the rate of y -> x_t, (B, L, dim), 0 at y = x_t."""
+    others = reference.other_states(x_t, graph.dim)
+    if graph.mask_index is None:
+        return others.to(dtype) / graph.vocab_size
+    return (others & (x_t == graph.mask_index)[..., None]).to(dtype)
+
+
+def naive_score_entropy(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation 5 in the dtype of log_score: the loss (B, L), its gradient, the terms' size (B, L).
+
+    sum over y of Q[x_t, y] * (s_y - r_y ln s_y + r_y (ln r_y - 1)).
+    """
+    l, dtype = inputs.log_score, inputs.log_score.dtype  # noqa: E741
+    at = _transition_row(inputs.x_0, inputs.sigma.to(dtype)[:, None], inputs.graph)
+    rate = _rates_in(inputs.x_t, inputs.graph, dtype)
+    ratio = torch.where(rate > 0, at / at.gather(-1, inputs.x_t[..., None]), 0)
+    terms = (l.exp(), -torch.where(ratio > 0, ratio * l, 0), torch.xlogy(ratio, ratio) - ratio)
+    kept = [torch.where(rate > 0, rate * term, 0) for term in terms]
+    size = sum(term.double().abs().sum(-1) for term in kept)
+    gradient = torch.where(rate > 0, rate * (l.exp() - ratio), 0)
+    return sum(kept).sum(-1), gradient, size
+
+
+def naive_reverse_probs(inputs: Inputs, method: str) -> Tensor:
+    """Equations 18-19 in the dtype of log_score, clamped and normalised: (B, L, dim)."""
+    graph, x_t, dtype = inputs.graph, inputs.x_t, inputs.log_score.dtype
+    score = inputs.log_score.exp().scatter(-1, x_t[..., None], 1.0)
+    if method == "euler":
+        rate = _rates_in(x_t, graph, dtype) * score
+        rate = rate.scatter(-1, x_t[..., None], -rate.sum(-1, keepdim=True))
+        step = inputs.dsigma.to(dtype)[:, None, None]
+        weights = F.one_hot(x_t, graph.dim).to(dtype) + step * rate
+    else:
+        noise = (inputs.sigma if method == "denoise" else inputs.dsigma).to(dtype)
+        weights = _staggered(score, noise, graph) * _transposed_row(x_t, noise, graph)
+        if method == "denoise" and graph.mask_index is not None:
+            weights[..., graph.mask_index] = 0
+    weights = weights.clamp(min=0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _staggered(score: Tensor, noise: Tensor, graph: sf.Graph) -> Tensor:
+    """exp(-noise Q) score."""
+    grow = torch.exp(noise)[:, None, None]
+    total = score.sum(-1, keepdim=True)
+    if graph.mask_index is None:
+        return grow * score + (1 - grow) / graph.vocab_size * total
+    staggered = grow * score
+    staggered[..., graph.mask_index :] += (1 - grow) * total
+    return staggered
+
+
+def _transposed_row(x_t: Tensor, noise: Tensor, graph: sf.Graph) -> Tensor:
+    """exp(noise Q)[x_t, y] for every y: (B, L, dim)."""
+    keep, lost = torch.exp(-noise)[:, None, None], -torch.expm1(-noise)[:, None, None]
+    row = keep * F.one_hot(x_t, graph.dim).to(noise.dtype)
+    if graph.mask_index is None:
+        return row + lost / graph.vocab_size
+    return row + lost * (x_t == graph.mask_index)[..., None]
+
+
+def worst(error: Tensor) -> float:
+    """The largest absolute error; a NaN of the yardstick counts as infinite."""
+    return float(error.double().abs().nan_to_num(nan=torch.inf).amax()) if error.numel() else 0.0
+
+
+def assert_near(ours: Tensor, truth: Tensor, size: Tensor | float, tolerance: float) -> None:
+    """|ours - truth| <= tolerance * size, element by element; infinite only where it has to be."""
+    error = (ours.double() - truth).abs()
+    error = torch.where(ours == truth.to(ours.dtype), 0, error)  # beyond the range of its dtype
+    bad = ~(error <= tolerance * torch.as_tensor(size).double())
+    if bool(bad.any()):
+        at = tuple(int(i) for i in bad.nonzero()[0])
+        raise AssertionError(
+            f"{int(bad.sum())} of {bad.numel()} off; first at {at}: "
+            f"{float(ours[at])!r}, truth {float(truth[at])!r}"
+        )
+
+
+def assert_inverse_cdf(tokens: Tensor, inputs: Inputs, method: str, slack: float = 1e-5) -> None:
+    """Every token is the one that u picks in the float64 law, up to ``slack`` in u.
+
+    u0 below the law's probability of moving <=> the token moves; u1 lies in the interval of the
+    token among the states != x_t, in natural order; a state of zero weight is never drawn.
+    """
+    moves, u = _reference_moves(inputs, method), inputs.u
+    weights, stay = moves
+    moving = weights.sum(-1)
+    stays = tokens == inputs.x_t
+    p_move = moving / (moving + stay)
+    assert bool((u[..., 0] >= p_move - slack)[stays].all()), "a token stayed that had to move"
+    assert bool((u[..., 0] <= p_move + slack)[~stays].all()), "a token moved that had to stay"
+    upper = weights.cumsum(-1).gather(-1, tokens[..., None]).squeeze(-1)
+    own = weights.gather(-1, tokens[..., None]).squeeze(-1)
+    u1 = u[..., 1] * moving
+    inside = (own > 0) & (u1 >= upper - own - slack * moving) & (u1 <= upper + slack * moving)
+    assert bool(inside[~stays].all()), "a token outside its interval of the inverse CDF"
+
+
+def _reference_moves(inputs: Inputs, method: str) -> tuple[Tensor, Tensor]:
+    graph = inputs.graph
+    return reference.reverse_weights(
+        inputs.log_score.detach().double(),
+        inputs.x_t,
+        inputs.sigma,
+        inputs.dsigma,
+        graph.kind,
+        graph.vocab_size,
+        method,
+    )
+
+
+def loss_and_gradient(inputs: Inputs, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """score_entropy under autograd, with any upstream gradient (ones if None)."""
+    leaf = inputs.log_score.detach().requires_grad_()
+    loss = sf.score_entropy(leaf, *inputs.entropy()[1:])
+    loss.backward(torch.ones_like(loss) if upstream is None else upstream)
+    assert leaf.grad is not None
+    return loss.detach(), leaf.grad

@@ -1,0 +1,202 @@
+"""The operations as one opaque node: opcheck, torch.compile, torch.export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from op_cases import GRAPHS, METHODS, Backend, Inputs, graph_id, make_inputs
+from torch import Tensor
+
+import sedd_fast as sf
+from sedd_fast.backends import registry
+
+by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
+OPS = torch.ops.sedd_fast
+LAYOUTS = ("contiguous", "transposed")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """Nothing compiled before, and no pool of compiling processes for one small kernel."""
+    import torch._inductor.config as inductor
+
+    torch.compiler.reset()
+    with inductor.patch(compile_threads=1):
+        yield
+
+
+def laid_out(inputs: Inputs, layout: str) -> Inputs:
+    """Everything (B, L, ...) stored with L before B."""
+    if layout == "contiguous":
+        return inputs
+    changed = {
+        name: getattr(inputs, name).transpose(0, 1).contiguous().transpose(0, 1)
+        for name in ("log_score", "x_t", "x_0", "row_weight", "u")
+    }
+    return replace(inputs, **changed)
+
+
+def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]:
+    """Arguments of every operation, the backward ones among them."""
+    graph = inputs.graph
+    process = (graph.kind, graph.vocab_size)
+    scores = inputs.log_score.clone().requires_grad_(needs_grad)
+    entropy = (inputs.sigma, inputs.x_t, inputs.x_0, inputs.row_weight)
+    reverse = (inputs.x_t, inputs.sigma, inputs.dsigma)
+    _, code = registry.implementation("score_entropy", inputs.log_score)
+    upstream = inputs.row_weight.to(inputs.log_score.dtype)
+    return {
+        "sample_transition": (inputs.x_0, inputs.sigma, inputs.u, *process),
+        "score_entropy": (scores, *entropy, *process),
+        "score_entropy_with_grad": (scores.detach(), *entropy, 0.5, *process),
+        "score_entropy_backward": (upstream, scores.detach(), *entropy, code, *process),
+        "reverse_step": (scores.detach(), *reverse, inputs.u, *process, "analytic"),
+        "reverse_probs": (scores, *reverse, *process, "analytic"),
+        "reverse_probs_backward": (
+            inputs.log_score,
+            scores.detach(),
+            *reverse,
+            *process,
+            "analytic",
+        ),
+    }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", sorted(op_arguments(make_inputs(GRAPHS[0]), False)))
+@by_graph
+def test_opcheck(backend: Backend, graph: sf.Graph, name, layout):
+    inputs = laid_out(make_inputs(graph, shape=(2, 3), device=backend.device), layout)
+    arguments = op_arguments(inputs, needs_grad=True)[name]
+    torch.library.opcheck(getattr(OPS, name).default, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_fake_results_have_the_dtypes_of_real_ones(backend: Backend, dtype):
+    inputs = make_inputs(GRAPHS[0], dtype, (2, 3), device=backend.device)
+    for name, arguments in op_arguments(inputs, needs_grad=False).items():
+        torch.library.opcheck(
+            getattr(OPS, name).default, arguments, test_utils=("test_schema", "test_faketensor")
+        )
+
+
+def weighted_loss(
+    log_score: Tensor, sigma: Tensor, x_t: Tensor, x_0: Tensor, weight: Tensor, graph: sf.Graph
+) -> Tensor:
+    """A function with arithmetic before and after the operation."""
+    loss = sf.score_entropy(torch.tanh(log_score) * 3, sigma, x_t, x_0, graph, row_weight=weight)
+    return (loss * 0.5).sum(-1)
+
+
+def backward(function: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    leaf = inputs.log_score.detach().clone().requires_grad_()
+    loss = function(leaf, *inputs.entropy()[1:4], inputs.row_weight, inputs.graph)
+    loss.mean().backward()
+    return loss.detach(), leaf.grad
+
+
+@by_graph
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiled_loss_and_gradient_equal_eager(backend: Backend, graph, compiler):
+    if compiler == "inductor" and graph.kind == "uniform":
+        pytest.skip("one graph suffices: the generated code is around the operation")
+    compiled = torch.compile(weighted_loss, fullgraph=True, backend=compiler)
+    # Generated code trusts the strides that fake kernels promise: the harder layout for it.
+    for layout in LAYOUTS if compiler == "aot_eager" else LAYOUTS[1:]:
+        inputs = laid_out(make_inputs(graph, device=backend.device), layout)
+        pairs = zip(backward(compiled, inputs), backward(weighted_loss, inputs), strict=True)
+        for got, expected in pairs:
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@by_graph
+def test_a_dynamic_batch_compiles_once(backend: Backend, graph: sf.Graph):
+    compiled = torch.compile(weighted_loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in ((3, 8), (5, 8), (2, 6)):
+            inputs = make_inputs(graph, shape=shape, device=backend.device)
+            pairs = zip(backward(compiled, inputs), backward(weighted_loss, inputs), strict=True)
+            for got, expected in pairs:
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@by_graph
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_step_equals_eager(backend: Backend, graph: sf.Graph, method):
+    def step(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = sf.reverse_step(*inputs.reverse(), method, u=inputs.u)
+        probs = sf.reverse_probs(*inputs.reverse(), method)
+        noised = sf.sample_transition(inputs.x_0, inputs.sigma, graph, u=inputs.u)
+        return tokens + 0, probs * 1, noised + 0
+
+    inputs = make_inputs(graph, device=backend.device)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(inputs), step(inputs), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_uniforms_are_drawn_inside_a_compiled_step(backend: Backend):
+    inputs = make_inputs(sf.Uniform(11), shape=(2, 50), device=backend.device)
+    compiled = torch.compile(
+        lambda: sf.reverse_step(*inputs.reverse()), fullgraph=True, backend="aot_eager"
+    )
+    first, second = compiled(), compiled()
+    assert not torch.equal(first, second)
+
+
+def test_the_one_pass_form_compiles(backend: Backend):
+    inputs = make_inputs(sf.Absorbing(11), device=backend.device)
+    compiled = torch.compile(sf.score_entropy_with_grad, fullgraph=True, backend="aot_eager")
+    expected = sf.score_entropy_with_grad(*inputs.entropy(), inputs.row_weight, "mean")
+    got = compiled(*inputs.entropy(), inputs.row_weight, "mean")
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_compiled_function_takes_the_backend_in_force_when_called(monkeypatch):
+    calls = []
+    for name in ("reference", "cpp"):
+        if registry.unavailable(name):
+            pytest.skip(f"{name}: {registry.unavailable(name)}")
+        for op in ("score_entropy", "score_entropy_backward"):
+            monkeypatch.setattr(
+                registry.module(name), op, spy(getattr(registry.module(name), op), name, op, calls)
+            )
+    compiled = torch.compile(weighted_loss, fullgraph=True, backend="aot_eager")
+    inputs = make_inputs(sf.Absorbing(11))
+    for name in ("reference", "cpp", "reference"):
+        calls.clear()
+        with sf.use_backend(name):
+            backward(compiled, inputs)
+        assert calls == [(name, "score_entropy"), (name, "score_entropy_backward")]
+
+
+def spy(function: Any, name: str, op: str, calls: list[tuple[str, str]]) -> Any:
+    def watched(*args: Any) -> Any:
+        calls.append((name, op))
+        return function(*args)
+
+    return watched
+
+
+@by_graph
+def test_export(backend: Backend, graph: sf.Graph):
+    class Step(torch.nn.Module):
+        def forward(self, log_score, sigma, x_t, x_0, u):
+            loss = sf.score_entropy(log_score, sigma, x_t, x_0, graph)
+            return loss, sf.reverse_step(log_score, x_t, sigma, 0.1, graph, u=u)
+
+    def arguments(batch: int) -> tuple[Tensor, ...]:
+        i = make_inputs(graph, shape=(batch, 4), device=backend.device)
+        return i.log_score, i.sigma, i.x_t, i.x_0, i.u
+
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Step(), arguments(3), dynamic_shapes=({0: batch},) * 5)
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert sum("sedd_fast" in name for name in names) == 2
+    for got, expected in zip(program.module()(*arguments(5)), Step()(*arguments(5)), strict=True):
+        assert torch.equal(got, expected)

@@ -1,0 +1,55 @@
+"""More than 2^31 scores: 64-bit indices (bfloat16; 12 gigabytes; run with -m slow)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sedd_fast as sf
+from sedd_fast.backends import cpp
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here"),
+]
+V, LENGTH, BATCH = 50257, 1024, 42
+
+
+@pytest.mark.parametrize("graph", [sf.Absorbing(V), sf.Uniform(V)], ids=lambda g: g.kind)
+def test_rows_beyond_two_to_the_31(graph: sf.Graph):
+    assert BATCH * LENGTH * graph.dim > 2**31
+    generator = torch.Generator().manual_seed(0)
+    log_score = torch.empty(BATCH, LENGTH, graph.dim, dtype=torch.bfloat16)
+    block = torch.randn(2, LENGTH, graph.dim, generator=generator)
+    log_score[0], log_score[-2:] = block[0], block
+    log_score[1:-2] = 0
+    del block
+    x_0 = torch.randint(V, (BATCH, LENGTH), generator=generator)
+    x_t = x_0.clone()
+    # The far end is noised, and so is the first sequence; the middle is not read at Absorbing.
+    for rows in (slice(0, 1), slice(-2, None)):
+        x_t[rows] = graph.sample_limit(tuple(x_t[rows].shape), generator=generator)
+    u = torch.rand(BATCH, LENGTH, 2, dtype=torch.float64, generator=generator)
+    weight = torch.zeros(BATCH, LENGTH)
+    weight[0], weight[-2:] = 1, 1
+    far, sigma = slice(-2, None), 0.7
+    with sf.use_backend("cpp"):
+        small = log_score[far].clone()
+        expected = sf.score_entropy_with_grad(
+            small, sigma, x_t[far], x_0[far], graph, weight[far], "none"
+        )
+        drawn = sf.reverse_step(small, x_t[far], sigma, 0.3, graph, u=u[far])
+        loss, grad = sf.score_entropy_with_grad(log_score, sigma, x_t, x_0, graph, weight, "none")
+        assert torch.equal(loss[far], expected[0])
+        assert torch.equal(grad[far], expected[1])
+        assert not grad[1:-2].any()
+        del grad
+        leaf = log_score.requires_grad_()
+        again = sf.score_entropy(leaf, sigma, x_t, x_0, graph, weight)
+        again.sum().backward()
+        assert torch.equal(again, loss)
+        assert torch.equal(leaf.grad[far], expected[1])
+        leaf.grad = None
+        tokens = sf.reverse_step(log_score, x_t, sigma, 0.3, graph, u=u)
+        assert torch.equal(tokens[far], drawn)
+        assert bool((tokens[far] != x_t[far]).any())

@@ -1,0 +1,193 @@
+"""The laws of the draws by chi-square, on small vocabularies, rare tokens included.
+
+One row of scores is drawn from many times over (a stride-0 tensor), so the only memory is that of
+the uniforms. A test fails by chance once in a million runs, and its seed is fixed.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_cases import GRAPHS, METHODS, Backend, graph_id, graphs_of, make_inputs
+from scipy.stats import chi2
+from torch import Tensor
+
+import sedd_fast as sf
+from sedd_fast.backends import cpp, reference
+
+DRAWS = 200_000
+#: The reference makes (draws, dim) tensors in float64: fewer for it.
+REFERENCE_DRAWS = 50_000
+UNLIKELY = 1e-6
+by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
+by_method = pytest.mark.parametrize("method", METHODS)
+
+
+def number(backend: Backend) -> int:
+    return REFERENCE_DRAWS if backend.name == "reference" else DRAWS
+
+
+def uniforms(draws: int, device: str, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(1, draws, 2, dtype=torch.float64, generator=generator).to(device)
+
+
+def spread_evenly(draws: int, device: str) -> Tensor:
+    """The middles of ``draws`` equal parts of [0, 1)."""
+    return (torch.arange(draws, dtype=torch.float64, device=device) + 0.5) / draws
+
+
+def assert_law(tokens: Tensor, probs: Tensor) -> None:
+    """Pearson's test; states expected less than 5 times are counted as one."""
+    counts = torch.bincount(tokens.flatten().cpu(), minlength=len(probs)).double()
+    probs = probs.double().cpu()
+    assert not counts[probs == 0].any(), "a state of zero weight was drawn"
+    expected = probs * counts.sum()
+    rare = expected < 5
+    counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    p_value = chi2.sf(statistic, max(len(counts) - 1, 1))
+    assert p_value > UNLIKELY, f"chi-square {statistic:.1f} over {len(counts)} states"
+
+
+def draw(row: Tensor, token: int, graph: sf.Graph, method: str, u: Tensor) -> Tensor:
+    """Draws from one row (dim,) of scores at sigma 0.7, dsigma 0.3."""
+    draws = u.shape[1]
+    x_t = torch.full((1, draws), token, device=row.device)
+    return sf.reverse_step(row.expand(1, draws, -1), x_t, 0.7, 0.3, graph, method, u=u)
+
+
+def law(row: Tensor, token: int, graph: sf.Graph, method: str) -> Tensor:
+    """The float64 law that :func:`draw` should follow: (dim,)."""
+    x_t = torch.full((1, 1), token, device=row.device)
+    with sf.use_backend("reference"):
+        return sf.reverse_probs(row.double()[None, None], x_t, 0.7, 0.3, graph, method)[0, 0]
+
+
+@by_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("graph", graphs_of((3, 11, 40)), ids=graph_id)
+def test_reverse_step(backend: Backend, graph: sf.Graph, dtype, method):
+    token = graph.mask_index or 1
+    row = make_inputs(graph, dtype, (1, 1), device=backend.device).log_score[0, 0].clone()
+    row -= row.logsumexp(0)  # so that Euler's step stays below 1
+    row[token] = 0
+    u = uniforms(number(backend), backend.device)
+    assert_law(draw(row, token, graph, method, u), law(row, token, graph, method))
+
+
+@by_graph
+@by_method
+def test_reverse_step_across_chunks(backend: Backend, graph: sf.Graph, method):
+    graph = type(graph)(1300)
+    token = graph.mask_index or 700
+    row = torch.full((graph.dim,), -torch.inf, device=backend.device)
+    row[[0, 511, 512, 1023, 1024, 1299]] = torch.tensor([-3.0, -2, -2.5, -2, -3, -1])
+    row[token] = 0
+    u = uniforms(number(backend) // 20, backend.device)
+    assert_law(draw(row, token, graph, method, u), law(row, token, graph, method))
+
+
+#: (vocabulary, state with nearly all the weight, rare state): the ends of a row and of a chunk, and
+#: pairs 16 apart, which share a lane of a float32 vector.
+RARE = (
+    (12, 0, 11),
+    (12, 5, 0),
+    (40, 15, 31),
+    (40, 8, 39),
+    (512, 0, 511),
+    (512, 495, 511),
+    (600, 100, 511),
+    (600, 512, 599),
+    (600, 3, 300),
+)
+
+
+@pytest.mark.parametrize("probability", [1e-6, 1e-7, 3e-8])
+@pytest.mark.parametrize(("vocabulary", "common", "rare"), RARE)
+def test_a_rare_token_is_drawn_as_often_as_it_should(
+    backend: Backend, vocabulary, common, rare, probability
+):
+    """u1 spread evenly over ten times the width of its interval hits it in a tenth of all draws."""
+    graph = sf.Absorbing(vocabulary)
+    row = torch.full((graph.dim,), -40.0, device=backend.device)
+    row[common], row[rare] = 0.0, float(torch.tensor(probability).log())
+    weights = row.double()[:vocabulary].exp()
+    cdf = weights.cumsum(0) / weights.sum()
+    p = float(weights[rare] / weights.sum())
+    low = max(float(cdf[rare]) - 5.5 * p, 0.0)
+    width = min(10 * p, 1 - low - 2**-53)
+    draws = number(backend) // 20
+    u = uniforms(draws, backend.device)
+    u[..., 1] = low + spread_evenly(draws, backend.device) * width
+    tokens = draw(row, graph.mask_index, graph, "denoise", u)
+    share = float((tokens == rare).double().mean())
+    begin, end = max(float(cdf[rare]) - p, low), min(float(cdf[rare]), low + width)
+    assert share == pytest.approx((end - begin) / width, rel=0.02)
+
+
+@pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here")
+def test_rare_tokens_in_ten_million_draws():
+    """Through the kernel's own uniforms: four tokens of probability about 1e-6 and 1e-7."""
+    graph = sf.Absorbing(12)
+    row = torch.tensor([0.3, 1e-6, 1e-7, 0.2, 1e-6, 0, 0.1, 0.4, 0, 2e-7, 0, 3e-6, 1]).log()
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(13, dtype=torch.int64)
+    x_t = torch.full((1, 1_000_000), 12)
+    for _ in range(10):
+        with sf.use_backend("cpp"):
+            tokens = sf.reverse_step(
+                row.expand(1, 1_000_000, -1), x_t, 0.7, None, graph, "denoise", generator
+            )
+        counts += torch.bincount(tokens.flatten(), minlength=13)
+    probs = law(row, 12, graph, "denoise") * 10_000_000
+    assert not counts[probs == 0].any()
+    kept = probs > 0
+    statistic = float(((counts - probs) ** 2 / probs)[kept].sum())
+    assert chi2.sf(statistic, int(kept.sum()) - 1) > UNLIKELY, counts.tolist()
+
+
+@pytest.mark.parametrize("dsigma", [1e-7, 1e-3])
+@pytest.mark.parametrize("method", ["analytic", "euler"])
+@by_graph
+def test_how_often_a_token_moves(backend: Backend, graph: sf.Graph, method, dsigma):
+    """A small step moves a token with a probability that float32 uniforms could not resolve."""
+    token = graph.mask_index or 1
+    row = make_inputs(graph, shape=(1, 1), spread=0.5, device=backend.device).log_score[0, 0]
+    row = row.clone()
+    row[token] = 0
+    i = torch.full((1, 1), token, device=backend.device)
+    args = (0.7, dsigma, graph, method)
+    weights, stay = reference.reverse_weights(
+        row.double()[None, None],
+        i,
+        *(torch.tensor([v], dtype=torch.float64, device=row.device) for v in args[:2]),
+        graph.kind,
+        graph.vocab_size,
+        method,
+    )
+    p = float(weights.sum() / (weights.sum() + stay))
+    draws = 20_000
+    u = uniforms(draws, backend.device)
+    u[..., 0] = spread_evenly(draws, backend.device) * 10 * p
+    x_t = i.expand(1, draws)
+    moved = sf.reverse_step(row.expand(1, draws, -1), x_t, *args, u=u) != x_t
+    assert float(moved.double().mean()) == pytest.approx(0.1, rel=1e-3)
+
+
+@by_graph
+@pytest.mark.parametrize("sigma", [1e-3, 0.5, 5.0])
+def test_sample_transition(backend: Backend, graph: sf.Graph, sigma):
+    x_0 = torch.full((1, DRAWS), 4, device=backend.device)
+    tokens = sf.sample_transition(x_0, sigma, graph, u=uniforms(DRAWS, backend.device))
+    assert_law(tokens, graph.transition_matrix(sigma)[:, 4])
+
+
+@by_graph
+def test_the_default_generator_draws_the_law_too(backend: Backend, graph: sf.Graph):
+    torch.manual_seed(0)
+    x_0 = torch.full((1, DRAWS), 4, device=backend.device)
+    tokens = sf.sample_transition(x_0, 0.5, graph)
+    assert_law(tokens, graph.transition_matrix(0.5)[:, 4])

@@ -1,0 +1,268 @@
+"""reverse_step and reverse_probs: the law, golden values, same u same tokens, layouts, edges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from op_cases import (
+    DTYPES,
+    GRAPHS,
+    METHODS,
+    Backend,
+    Inputs,
+    assert_inverse_cdf,
+    assert_near,
+    graph_id,
+    graphs_of,
+    make_inputs,
+    naive_reverse_probs,
+    vocabularies_and_dtypes,
+    worst,
+)
+from safetensors.torch import load_file
+from torch import Tensor
+
+import sedd_fast as sf
+
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "process.safetensors")
+#: Of a probability: float32 weights, or float64 ones.
+LITTLE = {dtype: 1e-13 if dtype == torch.float64 else 2e-6 for dtype in DTYPES}
+by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_method = pytest.mark.parametrize("method", METHODS)
+
+
+def check_law(inputs: Inputs, method: str) -> None:
+    """reverse_probs against float64, and reverse_step against the float64 inverse CDF."""
+    little = LITTLE[inputs.log_score.dtype]
+    with sf.use_backend("reference"):
+        truth = sf.reverse_probs(*inputs.double().reverse(), method)
+    assert_near(naive_reverse_probs(inputs.double(), method), truth, 1.0, 1e-9)
+    probs = sf.reverse_probs(*inputs.reverse(), method)
+    naive = naive_reverse_probs(inputs, method)
+    assert worst(probs - truth) <= worst(naive - truth) + little
+    assert_near(probs, truth, 1.0, little)
+    assert_inverse_cdf(sf.reverse_step(*inputs.reverse(), method, u=inputs.u), inputs, method)
+
+
+@by_method
+@by_dtype
+@by_graph
+@pytest.mark.parametrize("sigma", [1e-5, 0.05, 5.0])
+def test_law_at_every_noise_level(backend: Backend, graph, dtype, method, sigma):
+    check_law(make_inputs(graph, dtype, sigma=sigma, device=backend.device), method)
+
+
+@by_method
+@pytest.mark.parametrize(("graph", "dtype"), vocabularies_and_dtypes(), ids=graph_id)
+def test_law_at_odd_vocabularies(backend: Backend, graph, dtype, method):
+    check_law(make_inputs(graph, dtype, (2, 3), device=backend.device), method)
+
+
+@by_method
+@pytest.mark.parametrize("graph", graphs_of((50257,)), ids=graph_id)
+def test_law_at_the_vocabulary_of_gpt2(backend: Backend, graph, method):
+    check_law(make_inputs(graph, torch.float32, (1, 4), device=backend.device), method)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 0.01])
+@pytest.mark.parametrize("sigma", [8.0, 20.0])
+@pytest.mark.parametrize("graph", graphs_of((11, 1023)), ids=graph_id)
+@pytest.mark.parametrize("method", ["analytic", "denoise"])
+def test_much_noise_removed_at_once(backend: Backend, graph, method, sigma, spread):
+    """A fresh network's scores are all 0; at the uniform graph alpha exp(l) + beta then cancels."""
+    inputs = make_inputs(graph, shape=(3, 40), sigma=sigma, spread=spread, device=backend.device)
+    inputs = replace(inputs, dsigma=inputs.sigma * 0.99)
+    with sf.use_backend("reference"):
+        truth = sf.reverse_probs(*inputs.double().reverse(), method)
+    assert_near(sf.reverse_probs(*inputs.reverse(), method), truth, 1.0, 1e-5)
+    assert_inverse_cdf(sf.reverse_step(*inputs.reverse(), method, u=inputs.u), inputs, method)
+
+
+@by_graph
+@by_method
+def test_golden(backend: Backend, graph: sf.Graph, method):
+    golden = {
+        key.split(".", 1)[1]: value.to(backend.device)
+        for key, value in GOLDEN.items()
+        if key.startswith(f"{graph.kind}.")
+    }
+    step = golden["step_size"] * golden["noise_rate"] if method == "euler" else golden["dsigma"]
+    got = sf.reverse_probs(golden["log_score"], golden["xt"], golden["sigma"], step, graph, method)
+    expected = golden[f"{method}_probs"].clamp(min=0)
+    expected = torch.nn.functional.pad(expected, (0, graph.dim - expected.shape[-1]))
+    expected = expected / expected.sum(-1, keepdim=True)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
+
+
+@by_method
+@by_dtype
+@pytest.mark.parametrize("graph", graphs_of((11, 700)), ids=graph_id)
+def test_same_u_same_tokens_as_the_reference(backend: Backend, graph, dtype, method):
+    inputs = make_inputs(graph, dtype, (2, 64), device=backend.device)
+    tokens = sf.reverse_step(*inputs.reverse(), method, u=inputs.u)
+    with sf.use_backend("reference"):
+        expected = sf.reverse_step(*inputs.reverse(), method, u=inputs.u)
+    assert_inverse_cdf(tokens, inputs, method)
+    assert_inverse_cdf(expected, inputs, method)
+    assert float((tokens == expected).double().mean()) > 0.98  # the rest are ties
+
+
+@by_method
+@pytest.mark.parametrize("graph", graphs_of((17, 1023)), ids=graph_id)
+@pytest.mark.parametrize("u0", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("u1", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval(backend: Backend, graph, method, u0, u1):
+    inputs = make_inputs(graph, device=backend.device)
+    u = torch.empty_like(inputs.u)
+    u[..., 0], u[..., 1] = u0, u1
+    inputs = replace(inputs, u=u)
+    tokens = sf.reverse_step(*inputs.reverse(), method, u=u)
+    assert_inverse_cdf(tokens, inputs, method)
+
+
+@by_method
+@pytest.mark.parametrize("graph", graphs_of((17, 1023)), ids=graph_id)
+@pytest.mark.parametrize("u1", [0.0, 1 - 2**-53])
+def test_a_state_of_zero_weight_is_never_drawn(backend: Backend, graph, method, u1):
+    """Not even where u1 lies at the end of the interval and the last states weigh nothing."""
+    inputs = make_inputs(graph, device=backend.device)
+    alive = torch.zeros(graph.dim, dtype=torch.bool, device=backend.device)
+    alive[graph.vocab_size // 2 : graph.vocab_size // 2 + 2] = True
+    log_score = inputs.log_score.masked_fill(~alive, -torch.inf)
+    inputs = replace(inputs, log_score=log_score.scatter(-1, inputs.x_t[..., None], 0.0))
+    u = torch.full_like(inputs.u, u1)
+    u[..., 0] = 0.0
+    tokens = sf.reverse_step(*inputs.reverse(), method, u=u)
+    assert bool((alive[tokens] | (tokens == inputs.x_t)).all())
+    assert bool((tokens != inputs.x_t).any())
+
+
+@pytest.mark.parametrize("graph", graphs_of((4097,)), ids=graph_id)
+def test_the_last_state_that_has_weight(backend: Backend, graph):
+    """u1 at the end of its interval, and whole chunks of no weight behind the last state."""
+    inputs = make_inputs(graph, shape=(1, 64), sigma=1e-3, device=backend.device)
+    log_score = inputs.log_score.clone()
+    log_score[..., 1500:] = -torch.inf
+    log_score = log_score.scatter(-1, inputs.x_t[..., None], 0.0)
+    u = torch.full_like(inputs.u, 1 - 2**-53)
+    u[..., 0] = 0.0
+    inputs = replace(inputs, log_score=log_score, u=u)
+    for method in METHODS:
+        tokens = sf.reverse_step(*inputs.reverse(), method, u=u)
+        assert_inverse_cdf(tokens, inputs, method)
+
+
+@by_method
+@by_dtype
+def test_unmasked_tokens_stay_and_their_rows_are_never_read(backend: Backend, method, dtype):
+    graph = sf.Absorbing(11)
+    inputs = make_inputs(graph, dtype, device=backend.device)
+    unmasked = inputs.x_t != graph.mask_index
+    spoilt = inputs.log_score.masked_fill(unmasked[..., None], torch.nan)
+    spoilt = replace(inputs, log_score=spoilt)
+    tokens = sf.reverse_step(*spoilt.reverse(), method, u=inputs.u)
+    assert torch.equal(tokens[unmasked], inputs.x_t[unmasked])
+    assert torch.equal(tokens, sf.reverse_step(*inputs.reverse(), method, u=inputs.u))
+    probs = sf.reverse_probs(*spoilt.reverse(), method)
+    assert torch.equal(probs, sf.reverse_probs(*inputs.reverse(), method))
+    expected = torch.nn.functional.one_hot(inputs.x_t[unmasked], graph.dim).to(probs.dtype)
+    assert torch.equal(probs[unmasked], expected)
+
+
+def test_an_absorbing_denoising_step_leaves_no_mask(backend: Backend):
+    graph = sf.Absorbing(11)
+    inputs = make_inputs(graph, shape=(3, 200), device=backend.device)
+    x_t = torch.full_like(inputs.x_t, graph.mask_index)
+    tokens = sf.reverse_step(inputs.log_score, x_t, inputs.sigma, None, graph, "denoise")
+    assert int(tokens.max()) < graph.mask_index
+
+
+@by_graph
+@pytest.mark.parametrize("method", ["analytic", "euler"])
+def test_no_noise_removed_moves_nothing(backend: Backend, graph, method):
+    inputs = make_inputs(graph, device=backend.device)
+    still = sf.reverse_step(
+        inputs.log_score, inputs.x_t, inputs.sigma, 0.0, graph, method, u=inputs.u
+    )
+    assert torch.equal(still, inputs.x_t)
+
+
+@by_graph
+@by_dtype
+@pytest.mark.parametrize("layout", ["transposed batch", "transposed states", "padded", "stride 0"])
+def test_layouts(backend: Backend, graph, dtype, layout):
+    method = "analytic"
+    inputs = make_inputs(graph, dtype, device=backend.device)
+    l = inputs.log_score  # noqa: E741
+    if layout == "padded":
+        strided = torch.nn.functional.pad(l, (2, 3), value=torch.nan)[..., 2:-3]
+    elif layout == "stride 0":
+        strided = l[:1].expand(3, -1, -1)
+    else:
+        swapped = (0, 1) if layout == "transposed batch" else (1, 2)
+        strided = l.transpose(*swapped).contiguous().transpose(*swapped)
+    assert not strided.is_contiguous()
+    other = replace(
+        inputs,
+        log_score=strided,
+        x_t=inputs.x_t.t().contiguous().t(),
+        u=inputs.u.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+    )
+    dense = replace(inputs, log_score=strided.contiguous())
+    got, expected = (sf.reverse_step(*i.reverse(), method, u=i.u) for i in (other, dense))
+    assert torch.equal(got, expected)
+    got, expected = (sf.reverse_probs(*i.reverse(), method) for i in (other, dense))
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)], ids=str)
+@by_method
+@by_graph
+def test_an_empty_batch(backend: Backend, graph, method, shape):
+    i = make_inputs(graph, device=backend.device)
+    log_score, x_t = (value[: shape[0], : shape[1]] for value in (i.log_score, i.x_t))
+    sigma, dsigma = i.sigma[: shape[0]], i.dsigma[: shape[0]]
+    assert sf.reverse_step(log_score, x_t, sigma, dsigma, graph, method).shape == shape
+    probs = sf.reverse_probs(log_score, x_t, sigma, dsigma, graph, method)
+    assert probs.shape == (*shape, graph.dim)
+
+
+@by_method
+@by_graph
+def test_gradient_of_the_law(backend: Backend, graph, method):
+    inputs = make_inputs(graph, torch.float64, (2, 3), device=backend.device)
+    # Far from the clamp at 0, where the law has a kink.
+    inputs = replace(inputs, sigma=inputs.sigma * 0.1 + 0.1, dsigma=inputs.dsigma * 0.01)
+    leaf = inputs.log_score.requires_grad_()
+
+    def law(log_score: Tensor) -> Tensor:
+        return sf.reverse_probs(log_score, *inputs.reverse()[1:], method)
+
+    assert torch.autograd.gradcheck(law, (leaf,))
+    (gradient,) = torch.autograd.grad(law(leaf)[..., 0].sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        gradient.sum().backward()
+
+
+def test_a_generator_gives_the_same_tokens_again(backend: Backend):
+    inputs = make_inputs(sf.Uniform(11), shape=(4, 50), device=backend.device)
+
+    def drawn(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return sf.reverse_step(*inputs.reverse(), generator=generator)
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+    generator = torch.Generator().manual_seed(1)
+    u = torch.rand(4, 50, 2, dtype=torch.float64, generator=generator).to(backend.device)
+    assert torch.equal(drawn(1), sf.reverse_step(*inputs.reverse(), u=u))
+
+
+def test_no_gradient_passes_through_a_draw(backend: Backend):
+    inputs = make_inputs(sf.Uniform(11), device=backend.device)
+    inputs.log_score.requires_grad_()
+    assert not sf.reverse_step(*inputs.reverse()).requires_grad

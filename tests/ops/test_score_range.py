@@ -1,0 +1,162 @@
+"""Scores of any size: the exponential's accuracy, and overflow only where the true value does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from op_cases import GRAPHS, METHODS, Backend, Inputs, assert_near, graph_id, make_inputs
+from torch import Tensor
+
+import sedd_fast as sf
+
+#: 16 lanes and 8: whole vectors and a tail of every length.
+WIDTHS = (1, 3, 8, 16, 19, 37)
+
+
+def exponentials(scores: Tensor) -> Tensor:
+    """exp of a (N, n) tensor as the gradient has it: at a masked position a = 1, b = 0."""
+    rows, width = scores.shape
+    graph = sf.Absorbing(width + 1)  # token 0 is the clean one, then the scores, then the mask
+    log_score = torch.nn.functional.pad(scores, (1, 1))[None].requires_grad_()
+    x_t = torch.full((1, rows), graph.mask_index, device=scores.device)
+    sf.score_entropy(log_score, 1.0, x_t, torch.zeros_like(x_t), graph, None, "sum").backward()
+    return log_score.grad[0, :, 1:-1]
+
+
+def relative_error(scores: Tensor, got: Tensor) -> float:
+    truth = np.exp(scores.cpu().numpy().astype(np.longdouble))
+    return float(np.abs((got.cpu().numpy().astype(np.longdouble) - truth) / truth).max())
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_float32_exponential(backend: Backend, width):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.linspace(-87.3, 88.0, 4000 * width)  # normal float32 results
+    scores = scores[torch.randperm(scores.numel(), generator=generator)].view(-1, width)
+    got = exponentials(scores.to(backend.device))
+    assert relative_error(scores, got) < 3e-7
+    subnormal = torch.linspace(-100, -87.3, 100 * width).view(-1, width)
+    truth = subnormal.double().exp()
+    got = exponentials(subnormal.to(backend.device)).cpu().double()
+    assert float((got - truth).abs().max()) < 3e-45  # two steps of the subnormal grid
+    assert not exponentials(torch.full((2, width), -110.0, device=backend.device)).any()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_float64_exponential(backend: Backend, width):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.linspace(-708, 709, 2000 * width, dtype=torch.float64)
+    scores = scores[torch.randperm(scores.numel(), generator=generator)].view(-1, width)
+    assert relative_error(scores, exponentials(scores.to(backend.device))) < 1e-15
+
+
+def big_scores(dtype: torch.dtype, score: float, weight: float, device: str) -> Inputs:
+    """Every score at ``score``, at a big vocabulary, with a small weight."""
+    inputs = make_inputs(sf.Uniform(50257), dtype, (1, 3), sigma=1.0, device=device)
+    log_score = torch.full_like(inputs.log_score, score).scatter(-1, inputs.x_t[..., None], 0)
+    return replace(
+        inputs, log_score=log_score, row_weight=torch.full_like(inputs.row_weight, weight)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_exp_overflows_only_where_the_value_does(backend: Backend, dtype):
+    if backend.name == "reference" and dtype != torch.float64:
+        pytest.skip("the reference exponentiates in float32: plain, not clever")
+    inputs = big_scores(dtype, 95.0, 1e-6, backend.device)  # exp(95) = 1.8e41
+    leaf = inputs.log_score.requires_grad_()
+    loss = sf.score_entropy(*inputs.entropy(), inputs.row_weight)
+    loss.sum().backward()
+    once_loss, once = sf.score_entropy_with_grad(*inputs.entropy(), inputs.row_weight, "none")
+    wide = inputs.double().log_score.requires_grad_()
+    with sf.use_backend("reference"):
+        truth = sf.score_entropy(wide, *inputs.entropy()[1:], inputs.row_weight)
+        truth.sum().backward()
+    little = torch.finfo(dtype).eps + 1e-15
+    for got in (loss, once_loss):
+        torch.testing.assert_close(got.double(), truth.detach(), rtol=1e-6, atol=0)
+    for got in (leaf.grad, once):
+        assert torch.isfinite(got).all()
+        torch.testing.assert_close(got.double(), wide.grad, rtol=little * 4, atol=1e-30)
+
+
+@pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
+def test_a_true_overflow_is_infinite_and_not_nan(backend: Backend, graph: sf.Graph):
+    inputs = make_inputs(graph, device=backend.device)
+    scores = torch.full_like(inputs.log_score, 300.0).scatter(-1, inputs.x_t[..., None], 0)
+    leaf = scores.requires_grad_()
+    loss = sf.score_entropy(leaf, *inputs.entropy()[1:])
+    loss.sum().backward()
+    counted = loss != 0
+    assert torch.equal(loss[counted], torch.full_like(loss[counted], torch.inf))
+    assert not leaf.grad.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
+def test_scores_of_minus_infinity(backend: Backend, graph: sf.Graph, dtype):
+    """Fine where no logarithm reads them: absorbing, at a state that is not x_0."""
+    inputs = make_inputs(graph, dtype, device=backend.device)
+    state = (inputs.x_0 + 1) % graph.vocab_size
+    inputs = replace(inputs, log_score=inputs.log_score.scatter(-1, state[..., None], -torch.inf))
+    leaf = inputs.log_score.requires_grad_()
+    loss = sf.score_entropy(*inputs.entropy())
+    loss.sum().backward()
+    assert not leaf.grad.isnan().any()
+    assert not loss.isnan().any()
+    counted = state != inputs.x_t
+    if graph.kind == "absorbing":
+        assert torch.isfinite(loss).all()
+        masked = inputs.x_t == graph.mask_index
+        assert not leaf.grad.gather(-1, state[..., None])[masked].any()
+    else:  # -r_y ln s_y at s_y = 0
+        assert torch.equal(loss[counted], torch.full_like(loss[counted], torch.inf))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
+@pytest.mark.parametrize("level", [-120.0, 80.0, 200.0])
+def test_laws_at_any_level_of_the_scores(backend: Backend, graph, method, level, dtype):
+    inputs = make_inputs(graph, dtype, device=backend.device)
+    shifted = (inputs.log_score + level).scatter(-1, inputs.x_t[..., None], 0)
+    inputs = replace(inputs, log_score=shifted)
+    probs = sf.reverse_probs(*inputs.reverse(), method)
+    with sf.use_backend("reference"):
+        truth = sf.reverse_probs(*inputs.double().reverse(), method)
+    assert_near(probs, truth, 1.0, 1e-5)
+    one = torch.ones_like(inputs.x_t, dtype=torch.float64)
+    torch.testing.assert_close(probs.double().sum(-1), one, rtol=0, atol=1e-5)
+    drawn = sf.reverse_step(*inputs.reverse(), method, u=inputs.u)
+    assert bool((truth.gather(-1, drawn[..., None]) > 0).all())
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
+def test_a_row_without_a_law_is_an_error_on_the_cpu(backend: Backend, graph, method, bad):
+    if backend.device != "cpu":
+        pytest.skip("elsewhere such a row keeps its token")
+    inputs = make_inputs(graph, device=backend.device)
+    movable = graph.kind == "uniform" or graph.mask_index
+    row = (inputs.x_t == movable).nonzero()[-1] if movable is not True else torch.tensor([2, 5])
+    b, i = row.tolist()
+    inputs.log_score[b, i, (inputs.x_t[b, i] + 1) % graph.vocab_size] = bad
+    where = rf"log_score at position \({b}, {i}\)"
+    with pytest.raises(ValueError, match=where):
+        sf.reverse_step(*inputs.reverse(), method, u=inputs.u)
+    with pytest.raises(ValueError, match=where):
+        sf.reverse_probs(*inputs.reverse(), method)
+
+
+def test_a_row_of_zero_weights_is_an_error_on_the_cpu(backend: Backend):
+    if backend.device != "cpu":
+        pytest.skip("elsewhere such a row keeps its token")
+    inputs = make_inputs(sf.Absorbing(11), device=backend.device)
+    inputs.log_score[inputs.x_t == 11] = -torch.inf
+    with pytest.raises(ValueError, match=r"every weight is zero"):
+        sf.reverse_step(*inputs.reverse(), "denoise")
+    assert torch.equal(sf.reverse_step(*inputs.reverse(), "analytic"), inputs.x_t)
