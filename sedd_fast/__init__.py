@@ -9,8 +9,12 @@
 """
 
 from sedd_fast.backends.registry import use_backend
+from sedd_fast.ema import ExponentialMovingAverage
+from sedd_fast.environment import info, reuse_memory
+from sedd_fast.evaluate import likelihood_bound
 from sedd_fast.graphs import Absorbing, Graph, Uniform
 from sedd_fast.losses import ScoreEntropyLoss
+from sedd_fast.model import SEDD, SEDDConfig
 from sedd_fast.noise import GeometricNoise, LogLinearNoise, Noise
 from sedd_fast.ops import (
     reverse_probs,
@@ -19,19 +23,28 @@ from sedd_fast.ops import (
     score_entropy,
     score_entropy_with_grad,
 )
+from sedd_fast.sampling import infill, sample
 from sedd_fast.version import __version__
 
 __all__ = [
+    "SEDD",
     "Absorbing",
+    "ExponentialMovingAverage",
     "GeometricNoise",
     "Graph",
     "LogLinearNoise",
     "Noise",
+    "SEDDConfig",
     "ScoreEntropyLoss",
     "Uniform",
     "__version__",
+    "infill",
+    "info",
+    "likelihood_bound",
+    "reuse_memory",
     "reverse_probs",
     "reverse_step",
+    "sample",
     "sample_transition",
     "score_entropy",
     "score_entropy_with_grad",

@@ -74,7 +74,7 @@ class Trainer:
     def _load_corpus(self) -> Corpus:
         c = self.config
         known: Tokenizer | None = None
-        if self.run.tokenizer.is_dir():
+        if self.run.config.is_file():  # a run to go on with: its vocabulary is fixed
             known = load_tokenizer(self.run.tokenizer)
         return load_corpus(c.data, c.model.length, c.training.seed, known)
 
@@ -110,7 +110,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.checkpoints.mkdir(parents=True, exist_ok=True)
             self.run.clean()
-            if not self.run.tokenizer.is_dir():
+            if not self.run.config.is_file():
                 write_directory(self.run.tokenizer, self.corpus.tokenizer.save)
             staged = self.run.config.with_name(".config.yaml")
             save_config(self.config, staged)

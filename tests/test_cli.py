@@ -242,11 +242,9 @@ def test_infill_keeps_what_was_given(run_dir, call):
     assert result.code == 0
     for record in result.records:
         assert record["given"] == [[0, 4], [12, 15], [20, 23], [36, 40]]
-        vocabulary = CharTokenizer.from_text(["\n .acdegmnorsthe"])
         assert len(record["tokens"]) == 40
         assert record["text"].startswith("the ")
         assert record["text"].endswith("mat.")
-        assert vocabulary.vocab_size > 0
 
 
 @pytest.mark.parametrize(

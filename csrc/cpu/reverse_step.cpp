@@ -14,8 +14,8 @@ struct Scratch {
   std::vector<double> chunks;
 };
 
-// The law of one position: weights of the states y != x_t, in units of alpha (which float32 need not
-// hold), their sum, and the weight of x_t.
+// The law of one position: weights of the states y != x_t, in units of alpha (which float32 need
+// not hold), their sum, and the weight of x_t.
 struct Law {
   const RowFunctions* row;
   const void* l;

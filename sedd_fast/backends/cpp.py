@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,17 +56,27 @@ def openmp_address() -> int:
 
     libgomp defines it, and the runtimes of LLVM and Intel do for compatibility.
     """
-    try:
-        with open("/proc/self/maps") as maps:
-            paths = {line.split()[-1] for line in maps if "omp" in line.rsplit("/", 1)[-1]}
-    except OSError:
-        return 0
-    for path in sorted(paths):
-        if any(name in path.rsplit("/", 1)[-1] for name in ("libgomp", "libiomp5", "libomp")):
-            function = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
-            if function is not None:
-                return ctypes.cast(function, ctypes.c_void_p).value or 0
+    for path in _openmp_runtimes():
+        try:
+            runtime = ctypes.CDLL(str(path))
+        except OSError:  # the file was replaced while it is in use
+            continue
+        if (function := getattr(runtime, "GOMP_parallel", None)) is not None:
+            return ctypes.cast(function, ctypes.c_void_p).value or 0
     return 0
+
+
+def _openmp_runtimes() -> list[Path]:
+    """OpenMP libraries in this process, torch's own before those that others brought along."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    mapped = (line.split(maxsplit=5) for line in lines)  # a path may hold spaces
+    paths = {Path(fields[5]) for fields in mapped if len(fields) == 6}
+    found = [p for p in paths if p.name.startswith(("libgomp", "libiomp5", "libomp"))]
+    beside = Path(torch.__file__).parent
+    return sorted(found, key=lambda path: (beside not in path.parents, path))
 
 
 def sample_transition(x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int) -> Tensor:

@@ -1,0 +1,93 @@
+"""The table of commands, and the exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sedd_fast.cli import demo, errors, evaluate, info, sample, train
+from sedd_fast.environment import reuse_memory
+from sedd_fast.version import __version__
+
+
+class Commands(TyperGroup):
+    """typer turns Ctrl-C into a silent exit; say where things stand before it does."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(errors.report(stop)) from stop
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)  # as they were added, not by name
+
+
+app = typer.Typer(
+    name="sedd-fast",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="[bold]Exit codes[/]: 0 done, 1 failed while running, 2 wrong option, value or path "
+    "(one line says what and the remedy), 130 stopped with Ctrl-C. "
+    "SEDD_FAST_DEBUG=1 adds the traceback.",
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("sample")(sample.sample)
+app.command("infill")(sample.infill)
+app.command("eval")(evaluate.evaluate)
+app.command("info")(info.info)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"sedd-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse-memory/--no-reuse-memory",
+            help="Keep the memory of freed tensors instead of giving it back to the system: "
+            "faster on a CPU, no higher peak. Stands before the command.",
+        ),
+    ] = True,
+) -> None:
+    """Text by score entropy discrete diffusion: train, sample, fill gaps, evaluate.
+
+    [bold]sedd-fast demo[/] trains a small model in five minutes, on the CPU and
+    without a download, and shows what it can do.
+    [bold]sedd-fast COMMAND --help[/] is each command's manual.
+    """
+    if reuse:
+        reuse_memory()
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    Args:
+        args: without the program's name; None takes those of the process.
+    """
+    command = typer.main.get_command(app)
+    arguments = None if args is None else list(args)
+    try:
+        code = command.main(args=arguments, prog_name="sedd-fast", standalone_mode=False)
+    except errors.UsageError as error:
+        return errors.report(error)
+    except errors.EXPECTED as error:
+        return errors.report(error)
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,39 @@
+"""`sedd-fast info`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sedd_fast import environment
+from sedd_fast.cli.output import results, write_json
+
+
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show versions, devices, and which backend runs where and why.
+
+    What belongs into a bug report: versions, processor and instruction set,
+    threads and whose they are, every backend with the reason where it cannot
+    run, and whether memory is reused.
+
+    [bold]Environment[/]
+      SEDD_FAST_BACKEND=reference|cpp   run everything on one backend
+      OMP_NUM_THREADS=N                 threads on the CPU
+      SEDD_FAST_CHECK=1                 check values on a GPU too (slow)
+
+    [bold]Examples[/]
+      sedd-fast info
+      sedd-fast info --json | jq .devices
+
+    [bold]Exit codes[/]
+      0    done
+      2    a wrong option, or no such backend
+    """
+    report = environment.info()
+    if as_json:
+        write_json(report.as_dict())
+    else:
+        results().print(str(report), markup=False)

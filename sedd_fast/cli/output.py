@@ -1,0 +1,75 @@
+"""What goes where: results to stdout, everything about progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+#: A model may write any character; on a terminal these would act instead of being shown.
+_CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+
+
+def results() -> Console:
+    """Where a command's result goes."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def progress() -> Console:
+    """Where a command tells what it does; of many processes only the first one speaks."""
+    return Console(stderr=True, highlight=False, quiet=not is_main_process())
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks for all (of torchrun or `accelerate launch`)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def write_json(record: dict[str, Any]) -> None:
+    """One JSON object as one line on stdout."""
+    sys.stdout.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def show_text(text: str, given: list[tuple[int, int]] | None = None) -> None:
+    """A drawn text on stdout; on a terminal, what was given is bold.
+
+    Args:
+        text: written to a pipe or a file exactly as it is, and a line break.
+        given: character ranges [start, stop).
+    """
+    console = results()
+    if not console.is_terminal:
+        sys.stdout.write(text + "\n")
+        return
+    console.print(marked(text, given or []))
+
+
+def marked(text: str, given: list[tuple[int, int]]) -> Text:
+    """The text for a terminal: given ranges bold, control characters as symbols."""
+    shown = Text(text.translate(_CONTROL), overflow="fold")
+    for start, stop in given:
+        shown.stylize("bold cyan", start, stop)
+    return shown
+
+
+def heading(title: str) -> None:
+    """A line above a text: a rule on a terminal, plain elsewhere."""
+    console = results()
+    if console.is_terminal:
+        console.rule(Text(title, style="dim"), align="left", style="dim")
+    else:
+        sys.stdout.write(f"=== {title} ===\n")
+
+
+def pairs(rows: dict[str, str], styles: tuple[str, str], width: int = 0) -> Text:
+    """Two columns, never cut or wrapped: paths and commands must survive a narrow terminal."""
+    width = max(width, *map(len, rows))
+    lines = (
+        Text.assemble(("  " + left.ljust(width + 3), styles[0]), (right, styles[1]))
+        for left, right in rows.items()
+    )
+    return Text("\n").join(lines)
