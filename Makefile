@@ -14,13 +14,13 @@ install: $(VENV)/installed ## virtual environment, package and test tools
 
 $(VENV)/installed: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo "a virtual environment could not be made: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@$(BIN)/python -c 'from sedd_fast.backends import cpp; print(cpp.unavailable() or "C++ kernels: built")'
 	@touch $@
 
 demo: install ## train on this computer for five minutes, then evaluate, sample and infill
-	$(BIN)/sedd-fast demo
+	GOMP_SPINCOUNT=10000 $(BIN)/sedd-fast demo  # waiting threads leave the cores to others
 
 lint: install ## ruff, type checker, clang-format
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ def is_x86() -> bool:
 
 def objects() -> dict[str, tuple[str, str]]:
     """Object file -> (source, extra flags)."""
-    sources = sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) + [ROOT / "csrc" / "bindings.cpp"]
+    sources = [*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "csrc" / "bindings.cpp"]
     define = " -DSEDD_X86" if is_x86() else ""
     made = {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
     sets = {"baseline": "", **(X86_SETS if is_x86() else {})}

@@ -131,6 +131,7 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("use_openmp", &use_openmp,
         "Run on the OpenMP runtime whose GOMP_parallel is given; 0: own.");
+  m.def("uses_openmp", &uses_openmp);
   m.def("instruction_set", &instruction_set);
   m.def("reuse_memory", &reuse_memory);
 }

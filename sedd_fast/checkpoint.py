@@ -1,7 +1,8 @@
 """Reading and writing SEDD networks: the published format, and the original trainer's directories.
 
     config.json + model.safetensors (or pytorch_model.bin)     on the Hub or in a directory
-    .hydra/config.yaml + checkpoints-meta/checkpoint.pth       a run directory; EMA weights are used
+    export/ with these                                          a run directory of sedd_fast
+    .hydra/config.yaml + checkpoints-meta/checkpoint.pth       of the original; EMA weights are used
 
 The settings are the original's, flat or nested under "config". Everything is strict: a weight
 missing or left over is an error. Pickle files are read as bare tensors (`weights_only`), so that
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sedd_fast.model import SEDD, SEDDConfig
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
+EXPORT = "export"  # where our own trainer puts them in its run directory
 RUN_CONFIG, RUN_STATE = ".hydra/config.yaml", "checkpoints-meta/checkpoint.pth"
 
 # the original's key -> SEDDConfig's field; those with True may be absent
@@ -110,8 +112,9 @@ def read(name_or_dir: str | Path, **hub: Any) -> Checkpoint:
     """Read a directory or a Hub repository; see `SEDD.from_pretrained`."""
     path = Path(name_or_dir).expanduser()
     if path.is_dir():
-        if (path / CONFIG).is_file():
-            return _read_files(path / CONFIG, _weights_in(path), str(path))
+        for folder in (path, path / EXPORT):
+            if (folder / CONFIG).is_file():
+                return _read_files(folder / CONFIG, _weights_in(folder), str(folder))
         return _read_run(path)
     if path.exists():
         raise ValueError(f"{path} is a file; give the directory that holds it and {CONFIG}")

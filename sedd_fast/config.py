@@ -170,11 +170,15 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        for name, value in (("data.train", self.data.train), ("data.valid", self.data.valid)):
+            if not (name == "data.valid" and value is None):
+                _check_source(name, value)
         for name, value, lowest in _lower_limits(self):
-            if value is not None and value < lowest:
+            if value is not None and not value >= lowest:
                 raise ValueError(f"{name}: expected at least {lowest}, got {value}")
-        if self.training.ema > 1:
-            raise ValueError(f"training.ema: expected at most 1, got {self.training.ema}")
+        for name, value in _fractions(self):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
         for name, value, choices in _choices(self):
             if value not in choices:
                 listed = ", ".join(str(c) for c in choices)
@@ -341,6 +345,23 @@ def _all_keys(kind: Any = TrainConfig, prefix: str = "") -> Iterator[str]:
             yield prefix + f.name
 
 
+def _check_source(name: str, value: Any) -> None:
+    names = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not names or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(
+            f"{name}: expected a name, a path, or a list of paths, got {value!r}; "
+            "the built-in text is pydoc"
+        )
+
+
+def _fractions(config: TrainConfig) -> Iterator[tuple[str, float]]:
+    yield "training.ema", config.training.ema
+    yield "data.held_out", config.data.held_out
+    yield "model.dropout", config.model.dropout
+    for name in ("beta1", "beta2", "lr_min"):
+        yield f"optim.{name}", getattr(config.optim, name)
+
+
 def _lower_limits(config: TrainConfig) -> Iterator[tuple[str, Any, float]]:
     for name in ("length", "hidden_size", "cond_dim", "n_blocks", "n_heads", "mlp_ratio"):
         yield f"model.{name}", getattr(config.model, name), 1
@@ -348,7 +369,7 @@ def _lower_limits(config: TrainConfig) -> Iterator[tuple[str, Any, float]]:
         yield f"training.{name}", getattr(config.training, name), 1
     for name in ("max_minutes", "ema", "seed", "eval_freq", "snapshot_freq"):
         yield f"training.{name}", getattr(config.training, name), 0
-    for name in ("lr", "weight_decay", "warmup", "lr_min"):
+    for name in ("lr", "weight_decay", "warmup", "eps"):
         yield f"optim.{name}", getattr(config.optim, name), 0
 
 

@@ -119,7 +119,7 @@ def info() -> Environment:
         missing=missing,
         instruction_set=cpp.kernels().instruction_set() if compiled else None,
         threads=torch.get_num_threads(),
-        pool=("shared OpenMP" if cpp.openmp_address() else "own") if compiled else None,
+        pool=cpp.pool() if compiled else None,
         requested=registry.requested(),
         memory_reuse=memory_is_reused(),
     )
@@ -131,8 +131,9 @@ def reuse_memory() -> bool:
 
     By default glibc returns every large block at once, and the next large tensor is fresh pages
     that the system must find and zero: on a CPU that can cost more than the arithmetic. The switch
-    (mallopt: no mmap, no trimming) holds for the whole process and cannot be undone; peak memory
-    stays the same, but what was once taken is kept. The command line turns it on.
+    (mallopt: no mmap, no trimming) holds for the whole process and cannot be undone. It takes some
+    rounds of allocations to settle, and the process may hold more than its tensors need: small
+    blocks split large ones that were freed. The command line turns it on.
 
     Returns:
         True where it is now in force; False where it cannot be had (no C++ kernels, or a C library

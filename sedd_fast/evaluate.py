@@ -209,7 +209,7 @@ def evaluate_corpus(
     Raises:
         TypeError, ValueError: as :func:`likelihood_bound`.
     """
-    tokens = torch.from_numpy(blocks) if isinstance(blocks, np.ndarray) else blocks
+    tokens = torch.tensor(blocks) if isinstance(blocks, np.ndarray) else blocks
     if isinstance(tokens, Tensor) and tokens.dtype in _NARROW:
         tokens = tokens.long()
     _check_tokens(tokens, graph, "blocks")

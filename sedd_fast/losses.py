@@ -53,7 +53,7 @@ class ScoreEntropyLoss:
         sampling_eps: times are drawn from (sampling_eps, 1]; the original's 1e-3.
 
     Raises:
-        ValueError: another reduction, sampling_eps outside [0, 1).
+        ValueError: another reduction, sampling_eps outside (0, 1).
 
     Example:
         >>> objective = ScoreEntropyLoss(Absorbing(50257), LogLinearNoise(), reduction="mean")
@@ -68,8 +68,8 @@ class ScoreEntropyLoss:
     def __post_init__(self) -> None:
         if self.reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {self.reduction!r}")
-        if not 0 <= self.sampling_eps < 1:
-            raise ValueError(f"sampling_eps must lie in [0, 1), got {self.sampling_eps}")
+        if not 0 < self.sampling_eps < 1:
+            raise ValueError(f"sampling_eps must lie in (0, 1), got {self.sampling_eps}")
 
     def __call__(
         self,

@@ -183,8 +183,8 @@ class StreamOrder:
             self.documents += 1
             self._pending += with_end(self.tokenizer, [text])[0]
             return
-        if self.documents == 0:
-            raise ValueError(f"data: the stream {self.source.name!r} has no rows to train on")
+        if self.documents == 0 or not self._pending:
+            raise ValueError(f"data: the stream {self.source.name!r} has no text to train on")
         self.epoch, self.documents, self._rows = self.epoch + 1, 0, None
 
     def _open(self) -> Iterator[str]:

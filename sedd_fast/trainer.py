@@ -331,9 +331,13 @@ class Trainer:
         return TrainResult(self.run.path, self.step, checkpoint, self.run.export, self.held_out)
 
 
+_GRAPHS = {"absorb": "absorbing"}  # the original's name and ours
+
+
 def _check_same_model(config: TrainConfig, saved: TrainConfig) -> None:
     for section in ("model", "graph", "noise"):
         now, before = asdict(getattr(config, section)), asdict(getattr(saved, section))
+        now, before = ({k: _GRAPHS.get(v, v) for k, v in s.items()} for s in (now, before))
         for key, value in before.items():
             if now[key] != value and key != "dropout":
                 raise ValueError(

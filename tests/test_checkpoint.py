@@ -171,7 +171,6 @@ def test_run_whose_warm_up_left_a_numpy_learning_rate(run):
         assert torch.equal(ours, theirs)
 
 
-
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "checkpoints-meta/checkpoint.pth"])
 def test_pickle_that_would_run_code_is_refused(published, run, tmp_path, file):
     class Attack:

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -19,10 +21,18 @@ struct Job {
   const std::function<void(int64_t, int64_t)>* body;
   int64_t count, piece;
   std::atomic<int64_t> next{0};
+  std::mutex mutex;
+  std::exception_ptr error;  // the first; for the caller's thread
 
-  void work() {
-    for (int64_t begin; (begin = next.fetch_add(piece)) < count;) {
-      (*body)(begin, std::min(begin + piece, count));
+  void work() noexcept {
+    try {
+      for (int64_t begin; (begin = next.fetch_add(piece)) < count;) {
+        (*body)(begin, std::min(begin + piece, count));
+      }
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex);
+      if (!error) error = std::current_exception();
+      next = count;
     }
   }
 };
@@ -43,9 +53,9 @@ class Pool {
  private:
   void start(Job& job, int helpers) {
     std::lock_guard<std::mutex> lock(mutex_);
-    while (static_cast<int>(size_) < helpers) {
-      std::thread([this, id = size_] { loop(id); }).detach();
-      ++size_;
+    try {
+      for (; size_ < helpers; ++size_) std::thread([this, id = size_] { loop(id); }).detach();
+    } catch (const std::system_error&) {  // no more threads to be had: go on with those there are
     }
     job_ = &job;
     wanted_ = helpers;
@@ -97,6 +107,7 @@ std::atomic<GompParallel> gomp_parallel{nullptr};
 
 }  // namespace
 
+bool uses_openmp() { return gomp_parallel != nullptr; }
 void use_openmp(uintptr_t address) { gomp_parallel = reinterpret_cast<GompParallel>(address); }
 
 void parallel_for(int64_t count, int64_t cost, int threads,
@@ -104,12 +115,16 @@ void parallel_for(int64_t count, int64_t cost, int threads,
   if (count <= 0) return;
   threads = static_cast<int>(std::min<int64_t>({threads, count, count * cost / kLeastWork}));
   if (threads <= 1) return body(0, count);
-  Job job{&body, count, std::max<int64_t>(1, count / (threads * kPiecesPerThread))};
+  Job job;
+  job.body = &body;
+  job.count = count;
+  job.piece = std::max<int64_t>(1, count / (threads * kPiecesPerThread));
   if (const GompParallel parallel = gomp_parallel) {
     parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, threads, 0);
   } else {
     pool().run(job, threads);
   }
+  if (job.error) std::rethrow_exception(job.error);
 }
 
 }  // namespace sedd

@@ -15,5 +15,6 @@ void parallel_for(int64_t count, int64_t cost, int threads,
 // Use an OpenMP runtime that is already in the process (torch's): the address of its GOMP_parallel,
 // or 0 for the pool of our own. Two runtimes spin against each other for the same cores.
 void use_openmp(uintptr_t gomp_parallel);
+bool uses_openmp();
 
 }  // namespace sedd

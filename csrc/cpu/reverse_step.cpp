@@ -38,7 +38,7 @@ Law law(const ReverseInputs& in, int64_t r, Scratch& scratch, bool exact = false
   const Scores& scores = in.scores;
   const int64_t b = r / scores.length, x_t = in.x_t[r], dim = scores.dim;
   const int dtype = static_cast<int>(scores.dtype);
-  Law law{&row_table().fast[dtype], scores.row(r, scratch.row), {1, 0, 0}, 0, 0, 0};
+  Law law{&row_table().fast[dtype], scores.row(r, scratch.row), {0, 0}, 0, 0, 0};
   scratch.chunks.resize((dim + kChunk - 1) / kChunk);
   double* chunks = scratch.chunks.data();
 
@@ -53,6 +53,7 @@ Law law(const ReverseInputs& in, int64_t r, Scratch& scratch, bool exact = false
   }
   const auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
                                       in.dsigma[b], sum, unit);
+  if (c.alpha == 0) return {law.row, law.l, law.weights, 0, 0, 1};  // no noise removed: it stays
   law.alpha = c.alpha;
   law.sum = sum;
   law.stay = std::isnan(c.gamma) ? c.gamma : std::max(c.gamma, 0.0);
@@ -88,20 +89,20 @@ bool stays(const ReverseInputs& in, int64_t r) {
   return in.process.graph == Graph::absorbing && in.x_t[r] != in.process.vocab;
 }
 
-bool valid(const ReverseInputs& in, int64_t r) {
+bool has_values(const ReverseInputs& in, int64_t r) {
   const int64_t b = r / in.scores.length;
   return in.process.is_state(in.x_t[r]) && is_noise(in.sigma[b]) && is_step(in.dsigma[b]);
 }
 
-// Runs every position that may move; `body(r, scratch)` says whether it could be drawn.
-template <class Stay, class Move>
-bool run(const ReverseInputs& in, int64_t* undrawable, int threads, const Stay& stay,
-         const Move& move) {
+// Runs every position that may move; `move(r, scratch)` says whether it could be drawn.
+template <class Valid, class Stay, class Move>
+bool run(const ReverseInputs& in, int64_t* undrawable, int threads, const Valid& valid,
+         const Stay& stay, const Move& move) {
   Faults faults;
   parallel_for(in.scores.rows(), in.scores.dim, threads, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     for (int64_t r = begin; r < end; ++r) {
-      if (!valid(in, r)) {
+      if (!valid(r)) {
         faults.bad_value = true;
         stay(r);
       } else if (stays(in, r)) {
@@ -119,24 +120,20 @@ bool run(const ReverseInputs& in, int64_t* undrawable, int threads, const Stay& 
 
 bool reverse_step(const ReverseInputs& in, const double* u, int64_t* x_s, int64_t* undrawable,
                   int threads) {
-  std::atomic<bool> bad_uniform{false};
+  const auto valid = [&](int64_t r) {
+    return has_values(in, r) && is_uniform(u[2 * r]) && is_uniform(u[2 * r + 1]);
+  };
   const auto stay = [&](int64_t r) { x_s[r] = in.x_t[r]; };
-  const bool valid = run(in, undrawable, threads, stay, [&](int64_t r, Scratch& scratch) {
+  return run(in, undrawable, threads, valid, stay, [&](int64_t r, Scratch& scratch) {
     stay(r);
-    const double u0 = u[2 * r], u1 = u[2 * r + 1];
-    if (!is_uniform(u0) || !is_uniform(u1)) {
-      bad_uniform = true;
-      return true;
-    }
     const Law l = law(in, r, scratch);
     if (!l.drawable()) return false;
-    if (u0 * l.total() < l.moving()) {
-      const int64_t state = draw(l, scratch, in.scores.dim, in.x_t[r], u1);
+    if (u[2 * r] * l.total() < l.moving()) {
+      const int64_t state = draw(l, scratch, in.scores.dim, in.x_t[r], u[2 * r + 1]);
       if (state >= 0) x_s[r] = state;
     }
     return true;
   });
-  return valid && !bad_uniform;
 }
 
 bool reverse_probs(const ReverseInputs& in, void* probs, int64_t* undrawable, int threads) {
@@ -157,7 +154,8 @@ bool reverse_probs(const ReverseInputs& in, void* probs, int64_t* undrawable, in
     std::memset(out(r), 0, row_bytes);
     put(r, 1);
   };
-  return run(in, undrawable, threads, stay, [&](int64_t r, Scratch& scratch) {
+  const auto valid = [&](int64_t r) { return has_values(in, r); };
+  return run(in, undrawable, threads, valid, stay, [&](int64_t r, Scratch& scratch) {
     const Law l = law(in, r, scratch);
     l.row->probs(l.l, out(r), scores.dim, l.weights, l.alpha / l.total());
     put(r, l.stay / l.total());

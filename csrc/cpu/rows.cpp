@@ -35,6 +35,11 @@ SEDD_INLINE void store_tail(T* p, typename Lanes<C>::vec v, int n) {
 
 struct NoGradient {};
 
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+
 // Fewer states than a vector has lanes.
 template <class T, class C, class G>
 SEDD_INLINE void sum_few(const T* row, G* grad, int n, C a, C b, Sums& sums) {
@@ -42,7 +47,7 @@ SEDD_INLINE void sum_few(const T* row, G* grad, int n, C a, C b, Sums& sums) {
   const auto e = exp_lanes(l);
   sums.exp += total<C>(e, n);
   sums.log += total<C>(l, n);
-  if constexpr (!__is_same(G, NoGradient)) store_tail<C>(grad, a * e - b, n);
+  if constexpr (!same<G, NoGradient>) store_tail<C>(grad, a * e - b, n);
 }
 
 // Elements before the first that may be stored past the caches.
@@ -75,7 +80,7 @@ SEDD_INLINE Sums sum_row(const T* row, G* grad, int64_t n, C a, C b) {
       sum_log += l;
       if constexpr (Stream) {
         stream_lanes<C>(grad + y, a * e - b);
-      } else if constexpr (!__is_same(G, NoGradient)) {
+      } else if constexpr (!same<G, NoGradient>) {
         store<C>(grad + y, a * e - b);
       }
     }
@@ -88,24 +93,24 @@ SEDD_INLINE Sums sum_row(const T* row, G* grad, int64_t n, C a, C b) {
 }
 
 template <class C>
-SEDD_INLINE typename Lanes<C>::vec weigh(typename Lanes<C>::vec l, C alpha, C beta, C shift) {
+SEDD_INLINE typename Lanes<C>::vec weigh(typename Lanes<C>::vec l, C beta, C shift) {
   typedef typename Lanes<C>::vec vec;
-  const vec w = alpha * exp_lanes(l - shift) + beta;
+  const vec w = exp_lanes(l - shift) + beta;
   return w < vec{} ? vec{} : w;  // keeps NaN
 }
 
 template <class T, class C>
-SEDD_INLINE double sum_weights(const T* row, int64_t n, C alpha, C beta, C shift) {
+SEDD_INLINE double sum_weights(const T* row, int64_t n, C beta, C shift) {
   typedef typename Lanes<C>::vec vec;
   constexpr int width = Lanes<C>::width;
   const int64_t whole = n - n % width;
   vec sum = {};
   for (int64_t y = 0; y < whole; y += width) {
-    sum += weigh<C>(load<C>(row + y), alpha, beta, shift);
+    sum += weigh<C>(load<C>(row + y), beta, shift);
   }
   double result = total<C>(sum);
   if (const int rest = static_cast<int>(n - whole)) {
-    result += total<C>(weigh<C>(load_tail<C>(row + whole, rest), alpha, beta, shift), rest);
+    result += total<C>(weigh<C>(load_tail<C>(row + whole, rest), beta, shift), rest);
   }
   return result;
 }
@@ -132,7 +137,7 @@ struct Row {
                             bool stream) {
     const T* scores = static_cast<const T*>(row);
     G* out = static_cast<G*>(grad);
-    if constexpr (__is_same(C, float) || __is_same(T, double)) {  // not on the exact path
+    if constexpr (same<C, float> || same<T, double>) {  // not on the exact path
       if (stream) return sum_row<T, C, G, true>(scores, out, n, C(a), C(b));
     }
     return sum_row<T, C, G>(scores, out, n, C(a), C(b));
@@ -179,16 +184,16 @@ struct Row {
 
   static double chunk_weights(const void* row, int64_t n, int64_t skip, Weights w, double* out) {
     const T* scores = static_cast<const T*>(row);
-    const C alpha = C(w.alpha), beta = C(w.beta), shift = C(w.shift);
+    const C beta = C(w.beta), shift = C(w.shift);
     double sum = 0;
     for (int64_t begin = 0; begin < n; begin += kChunk) {
       const int64_t end = begin + kChunk < n ? begin + kChunk : n;
       double chunk;
       if (skip < begin || skip >= end) {
-        chunk = sum_weights<T, C>(scores + begin, end - begin, alpha, beta, shift);
+        chunk = sum_weights<T, C>(scores + begin, end - begin, beta, shift);
       } else {
-        chunk = sum_weights<T, C>(scores + begin, skip - begin, alpha, beta, shift) +
-                sum_weights<T, C>(scores + skip + 1, end - skip - 1, alpha, beta, shift);
+        chunk = sum_weights<T, C>(scores + begin, skip - begin, beta, shift) +
+                sum_weights<T, C>(scores + skip + 1, end - skip - 1, beta, shift);
       }
       *out++ = chunk;
       sum += chunk;
@@ -204,8 +209,7 @@ struct Row {
     double total = 0, sum = 0;
     for (int64_t y = begin; y < end; y += width) {
       const int count = static_cast<int>(end - y < width ? end - y : width);
-      const auto some =
-          weigh<C>(load_tail<C>(scores + y, count), C(w.alpha), C(w.beta), C(w.shift));
+      const auto some = weigh<C>(load_tail<C>(scores + y, count), C(w.beta), C(w.shift));
       for (int j = 0; j < count; ++j) {
         weights[y - begin + j] = y + j == skip || !(some[j] > 0) ? C(0) : some[j];
         total += weights[y - begin + j];
@@ -227,8 +231,7 @@ struct Row {
     Wide* out = static_cast<Wide*>(probs);
     for (int64_t y = 0; y < n; y += width) {
       const int count = static_cast<int>(n - y < width ? n - y : width);
-      const auto weights =
-          weigh<C>(load_tail<C>(scores + y, count), C(w.alpha), C(w.beta), C(w.shift));
+      const auto weights = weigh<C>(load_tail<C>(scores + y, count), C(w.beta), C(w.shift));
       store_tail<C>(out + y, weights * C(scale), count);
     }
   }

@@ -16,9 +16,9 @@ struct Sums {
   double exp, log;  // sum of exp(l), sum of l
 };
 
-// weight(l) = max(0, alpha * exp(l - shift) + beta)
+// weight(l) = max(0, exp(l - shift) + beta)
 struct Weights {
-  double alpha, beta, shift;
+  double beta, shift;
 };
 
 struct RowFunctions {

@@ -51,6 +51,11 @@ def kernels() -> Any:
     return compiled
 
 
+def pool() -> str:
+    """Whose threads are in use: "shared OpenMP" or "own"."""
+    return "shared OpenMP" if kernels().uses_openmp() else "own"
+
+
 def openmp_address() -> int:
     """Address of GOMP_parallel in the OpenMP runtime of this process, 0 if there is none.
 

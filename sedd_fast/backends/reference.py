@@ -151,6 +151,7 @@ def reverse_weights(
     alpha, beta, gamma = reverse_coefficients(
         sigma, dsigma, sum_exp, x_t, torch.exp(-shift), graph, vocab_size, method
     )
+    gamma = torch.where(alpha > 0, gamma, 1.0)  # no noise removed: it stays, whatever the scores
     weights = alpha[..., None] * exp_scores + beta[..., None]
     moves = others & (alpha > 0)[..., None]
     if graph == "absorbing":

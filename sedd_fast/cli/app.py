@@ -62,7 +62,7 @@ def options(
         typer.Option(
             "--reuse-memory/--no-reuse-memory",
             help="Keep the memory of freed tensors instead of giving it back to the system: "
-            "faster on a CPU, no higher peak. Stands before the command.",
+            "faster on a CPU. Stands before the command.",
         ),
     ] = True,
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+KINDS = ("absorbing", "uniform")
 METHODS = ("analytic", "euler", "denoise")
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -28,12 +29,14 @@ class GraphLike(Protocol):
 
 
 def check_graph(graph: GraphLike) -> None:
-    """TypeError unless ``graph`` is a graph."""
+    """TypeError unless ``graph`` is a graph, ValueError for a process of another kind."""
     if not all(hasattr(graph, name) for name in ("kind", "vocab_size", "dim")):
         raise TypeError(
             f"graph must be sedd_fast.Absorbing(V) or sedd_fast.Uniform(V), "
             f"got {type(graph).__name__}"
         )
+    if graph.kind not in KINDS:
+        raise ValueError(f"graph has kind {graph.kind!r}; known are {', '.join(KINDS)}")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
