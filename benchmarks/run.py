@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--seconds", type=float, default=4.0, help="for each operation and regime (%(default)s)"
     )
+    p.add_argument(
+        "--warm", action="store_true", help="leave the caches as the call before left them"
+    )
     p.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
     p.add_argument("--json", metavar="FILE", help="write every figure and the environment")
     p.add_argument("--plot", metavar="FILE", help="write a bar chart (PNG) of time over floor")

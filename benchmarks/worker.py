@@ -38,7 +38,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     remarks: list[str] = []
     settings = settings_of(args, remarks)
     original = original_of(args, remarks)
-    meter = make_meter(torch.device(args.device), evict=not args.quick)
+    meter = make_meter(torch.device(args.device), evict=not (args.quick or args.warm))
     records = []
     for case in all_cases(settings, original):
         started = time.monotonic()

@@ -198,10 +198,13 @@ SEDD_INLINE V clamped(V x, V low, V high) {  // keeps NaN
 
 SEDD_INLINE Pack<16>::f32 exp_lanes(Pack<16>::f32 x) {
   typedef Pack<16>::f32 f32;
-  x = clamped(x, f32{} - 110.0f, f32{} + 110.0f);
 #if defined(__AVX512F__)
+  // One instruction a bound, and NaN (the second operand) passes; the ternary takes two.
+  x = (f32)_mm512_min_ps((__m512)(f32{} + 110.0f),
+                         _mm512_max_ps((__m512)(f32{} - 110.0f), (__m512)x));
   const f32 n = (f32)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
 #else
+  x = clamped(x, f32{} - 110.0f, f32{} + 110.0f);
   const f32 magic = f32{} + 0x1.8p23f;  // adding it rounds to an integer
   const f32 n = (x * 1.44269504f + magic) - magic;
 #endif

@@ -11,8 +11,20 @@ using sedd::Weights;
 
 constexpr int64_t kBlock = 2048;  // states summed in lanes before they are added in double
 
+// Sum of all lanes, by halves: one after the other they would wait for each other.
 template <class C>
-SEDD_INLINE double total(typename Lanes<C>::vec v, int n = Lanes<C>::width) {
+SEDD_INLINE double total(typename Lanes<C>::vec v) {
+  double lanes[Lanes<C>::width];
+  for (int j = 0; j < Lanes<C>::width; ++j) lanes[j] = v[j];
+  for (int half = Lanes<C>::width / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  return lanes[0];
+}
+
+// Sum of the first n lanes.
+template <class C>
+SEDD_INLINE double total(typename Lanes<C>::vec v, int n) {
   double sum = 0;
   for (int j = 0; j < n; ++j) sum += v[j];
   return sum;
