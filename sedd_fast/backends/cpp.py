@@ -27,6 +27,11 @@ GRAPHS = {"absorbing": 0, "uniform": 1}
 METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
 
 
+def devices() -> tuple[str, ...]:
+    """The kinds of device it runs on."""
+    return ("cpu",)
+
+
 def unavailable() -> str | None:
     """Why this backend cannot be used, or None."""
     if _compiled is None:
