@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench format clean
+.PHONY: help install demo test lint bench compile-kernels format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,7 +26,7 @@ lint: install ## ruff, type checker, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*/*.cpp csrc/*/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh
 
 test: install lint ## lint, then all tests but the slow ones
 	$(BIN)/pytest -q --durations=10
@@ -34,10 +34,13 @@ test: install lint ## lint, then all tests but the slow ones
 bench: install ## the benchmark of every operation, a training step and a sampling run
 	$(BIN)/python benchmarks/run.py
 
+compile-kernels: install ## compile every GPU kernel offline: registers, shared memory, spills
+	$(BIN)/python benchmarks/compile_kernels.py
+
 format: install ## put the code into the house's layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*/*.cpp csrc/*/*.h
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info sedd_fast/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -21,9 +21,9 @@ needs_cpp = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ ker
 def no_request(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing asked for, nothing remembered."""
     monkeypatch.delenv("SEDD_FAST_BACKEND", raising=False)
-    registry._automatic.cache_clear()
+    registry._warn_of_fallback.cache_clear()
     yield
-    registry._automatic.cache_clear()
+    registry._warn_of_fallback.cache_clear()
 
 
 @pytest.fixture

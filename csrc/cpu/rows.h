@@ -6,9 +6,9 @@
 
 #include <stdint.h>
 
-namespace sedd {
+#include "common/dtype.h"
 
-enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
+namespace sedd {
 
 constexpr int64_t kChunk = 512;  // states a chunk of the inverse CDF
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#include "common/coefficients.h"
+#include "common/process.h"
 #include "rows.h"
 
 namespace sedd {
@@ -51,20 +51,6 @@ struct Scores {
     for (int64_t y = 0; y < dim; ++y) target[y] = source[y * stride_state];
   }
 };
-
-// A process on tokens, as the operations receive it.
-struct Process {
-  Graph graph;
-  int64_t vocab;
-
-  int64_t dim() const { return states(graph, vocab); }
-  bool is_state(int64_t x) const { return x >= 0 && x < dim(); }
-  bool is_token(int64_t x) const { return x >= 0 && x < vocab; }
-};
-
-inline bool is_noise(double sigma) { return sigma > 0 && std::isfinite(sigma); }
-inline bool is_step(double dsigma) { return dsigma >= 0 && std::isfinite(dsigma); }
-inline bool is_uniform(double u) { return u >= 0 && u < 1; }
 
 // What went wrong first, for the caller to word: a value out of range anywhere, or a row of scores
 // from which no token can be drawn (its index; -1 if none).

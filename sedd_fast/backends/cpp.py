@@ -24,6 +24,11 @@ GRAPHS = {"absorbing": 0, "uniform": 1}
 METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
 
 
+def devices() -> tuple[str, ...]:
+    """The kinds of device it runs on."""
+    return ("cpu",)
+
+
 @functools.cache
 def unavailable() -> str | None:
     """Why this backend cannot be used, or None."""

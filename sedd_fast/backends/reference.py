@@ -16,6 +16,12 @@ from torch import Tensor
 from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import entropy_coefficients, reverse_coefficients
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def devices() -> None:
+    """The kinds of device it runs on: all."""
+
 
 def unavailable() -> str | None:
     """Why this backend cannot be used: never."""

@@ -24,9 +24,12 @@ import torch
 from torch import Tensor
 
 #: Backends of each kind of device, the preferred first.
-PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpp", "reference")}
+PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpp", "reference"),
+    "cuda": ("triton", "cuda", "reference"),
+}
 #: Every backend by name; a position in this tuple is the code that a forward hands its backward.
-BACKENDS: tuple[str, ...] = ("reference", "cpp")
+BACKENDS: tuple[str, ...] = ("reference", "cpp", "triton", "cuda")
 
 _requested: ContextVar[str | None] = ContextVar("sedd_fast_backend", default=None)
 
@@ -44,9 +47,19 @@ def module(backend: str) -> ModuleType:
 
 def unavailable(backend: str, device_type: str = "cpu") -> str | None:
     """Why a backend cannot run on that kind of device, or None."""
-    if backend not in preference(device_type):
+    runs_on = module(backend).devices()
+    if runs_on is not None and device_type not in runs_on:
         return f"it does not run on {device_type} tensors"
     return module(backend).unavailable()
+
+
+def unsupported(backend: str, op: str, like: Tensor) -> str | None:
+    """Why a backend that runs there has no such operation for such a tensor, or None."""
+    if not hasattr(module(backend), op):
+        return f"it has no {op}"
+    if like.is_floating_point() and like.dtype not in module(backend).DTYPES:
+        return f"its {op} has no {like.dtype} form"
+    return None
 
 
 def check_name(backend: str, origin: str) -> str:
@@ -58,7 +71,8 @@ def check_name(backend: str, origin: str) -> str:
 
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Run every operation inside the block on one backend: "reference" or "cpp".
+    """Run every operation inside the block on one backend: "reference", "cpp", "triton"
+    or "cuda".
 
     Example:
         >>> with sedd_fast.use_backend("reference"):
@@ -83,36 +97,46 @@ def requested() -> str | None:
     return name
 
 
-def choose(device_type: str) -> str:
+def choose(
+    device_type: str, unsupported: Callable[[str], str | None] = lambda backend: None
+) -> str:
     """The backend in force on that kind of device.
 
+    Args:
+        device_type: "cpu", "cuda".
+        unsupported: why a backend that runs there cannot do what is wanted, or None.
+
     Raises:
-        RuntimeError: the backend asked for cannot run there.
+        RuntimeError: the backend asked for cannot.
     """
+
+    def reason(backend: str) -> str | None:
+        return unavailable(backend, device_type) or unsupported(backend)
+
     name = requested()
     if name is None:
-        return _automatic(device_type)
-    if reason := unavailable(name, device_type):
-        usable = [b for b in preference(device_type) if unavailable(b, device_type) is None]
+        _warn_of_fallback(device_type)
+        return next(b for b in preference(device_type) if reason(b) is None)
+    if why := reason(name):
+        usable = [b for b in preference(device_type) if reason(b) is None]
         raise RuntimeError(
-            f"backend {name!r} was asked for, but {reason}; usable here: {', '.join(usable)}"
+            f"backend {name!r} was asked for, but {why}; usable here: {', '.join(usable)}"
         )
     return name
 
 
 @functools.cache
-def _automatic(device_type: str) -> str:
-    """The first backend that runs; cached, so that the warning is given once."""
-    first, *_ = names = preference(device_type)
-    chosen = next(b for b in names if unavailable(b, device_type) is None)
-    if chosen != first:
+def _warn_of_fallback(device_type: str) -> None:
+    """Say, once, when the first backend of a kind of device cannot run there."""
+    first, *others = preference(device_type)
+    if others and (reason := unavailable(first, device_type)):
+        chosen = next(b for b in others if unavailable(b, device_type) is None)
         warnings.warn(
             f"sedd_fast runs on the slower {chosen!r} backend: {first!r} is not available "
-            f"({unavailable(first, device_type)})",
+            f"({reason})",
             RuntimeWarning,
             stacklevel=2,
         )
-    return chosen
 
 
 def implementation(op: str, like: Tensor) -> tuple[Callable[..., Any], Tensor]:
@@ -121,7 +145,7 @@ def implementation(op: str, like: Tensor) -> tuple[Callable[..., Any], Tensor]:
     The code goes to the backward as a 0-dim int8 CPU tensor: autograd's threads do not see
     context variables, and a string could not be an output of an operation.
     """
-    backend = choose(like.device.type)
+    backend = choose(like.device.type, lambda name: unsupported(name, op, like))
     code = torch.tensor(BACKENDS.index(backend), dtype=torch.int8)
     return getattr(module(backend), op), code
 

@@ -1,0 +1,316 @@
+"""Compile every GPU kernel for its targets, without a GPU, and fail where one spills registers.
+
+    python benchmarks/compile_kernels.py                  # or: make compile-kernels
+    python benchmarks/compile_kernels.py --only triton --vocabulary 32000
+
+Triton kernels are compiled as their launchers call them: the arguments of a launch are caught, with
+what Triton infers from them (16-byte alignment, a stride of 1), and compiled for NVIDIA sm_80 and
+sm_90 and AMD gfx942. CUDA sources are compiled with the flags of setup.py for sm_80 and sm_90. A
+line a kernel: target, registers a thread, shared memory, bytes spilled; for Triton on NVIDIA also
+the number of 128-bit loads and stores in it. What is missing (Triton, nvcc) is said in a line and
+skipped; a kernel that does not compile, or spills, makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+CUDA_ARCHS = ("80", "90")
+TRITON_TARGETS = (("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64))
+DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+GRAPHS = ("absorbing", "uniform")
+METHODS = ("analytic", "euler", "denoise")
+BATCH, LENGTH = 8, 1024
+#: Triton's names of the dtypes that kernels are given pointers to.
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiler said of one kernel on one target."""
+
+    target: str
+    kernel: str
+    registers: int
+    shared: int
+    spilled: int
+    note: str = ""
+
+    def __str__(self) -> str:
+        spilled = f"SPILLS {self.spilled} B" if self.spilled else "no spills"
+        return (
+            f"{self.target:7} {self.kernel:62} {self.registers:4} registers "
+            f"{self.shared:5} B shared  {spilled}{self.note}"
+        )
+
+
+# --- Triton -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One way in which the backend launches a kernel; ``run()`` does it, on meta tensors."""
+
+    name: str
+    kernel: Any  # triton.JITFunction
+    run: Callable[[], None]
+
+
+def scores(dim: int, dtype: torch.dtype, layout: str = "") -> Tensor:
+    """(B, L, dim) without memory: contiguous, rows "padded" to 16 bytes, or states "strided"."""
+    step = 2 if layout == "strided" else 1
+    row = -(-dim // 8) * 8 if layout == "padded" else dim * step
+    strides = (LENGTH * row, row, step)
+    return torch.empty_strided((BATCH, LENGTH, dim), strides, dtype=dtype, device="meta")
+
+
+def small(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape or (BATCH, LENGTH), dtype=dtype, device="meta")
+
+
+def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The loss, the backward, and both in one pass."""
+    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.kernels import score_entropy as op
+
+    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
+    weight, loss, wide = small(torch.float64), small(torch.float32), gradient_dtype(dtype)
+    for graph in GRAPHS:
+        dim = vocab + (graph == "absorbing")
+        for form in ("loss", "loss strided", "backward", "with_grad", "with_grad padded"):
+            kind, _, layout = form.partition(" ")
+            grad = {"backward": dtype, "with_grad": wide}.get(kind)
+            arguments = (
+                scores(dim, dtype, layout), sigma, tokens, tokens, weight,
+                weight if kind == "backward" else None,
+                None if kind == "backward" else loss,
+                grad and scores(dim, grad, layout), 1.0, graph, vocab,
+            )  # fmt: skip
+            yield Launch(
+                f"score_entropy {graph} {form}",
+                op._score_entropy,
+                lambda a=arguments: op.launch(*a),
+            )
+
+
+def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """Every method of both graphs."""
+    from sedd_fast.kernels import reverse_step as op
+
+    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
+    u = small(torch.float64, BATCH, LENGTH, 2)
+    for graph in GRAPHS:
+        dim = vocab + (graph == "absorbing")
+        for form in (*METHODS, "analytic strided"):
+            method, _, layout = form.partition(" ")
+            of = scores(dim, dtype, layout)
+            arguments = (of, tokens, sigma, sigma, u, tokens, graph, vocab, method)
+            yield Launch(
+                f"reverse_step {graph} {form}", op._reverse_step, lambda a=arguments: op.launch(*a)
+            )
+
+
+def transition_launches(vocab: int) -> Iterator[Launch]:
+    """Noising, on both graphs."""
+    from sedd_fast.kernels import sample_transition as op
+
+    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
+    u = small(torch.float64, BATCH, LENGTH, 2)
+    for graph in GRAPHS:
+        arguments = (tokens, sigma, u, tokens, graph, vocab)
+        yield Launch(
+            f"sample_transition {graph}", op._sample_transition, lambda a=arguments: op.launch(*a)
+        )
+
+
+def caught(launch: Launch) -> tuple[Any, dict[str, Any]]:
+    """(Triton source, options) of the kernel as a launch asks for it."""
+    from triton.compiler import ASTSource
+
+    with mock.patch.object(launch.kernel, "run") as run:
+        launch.run()
+    (_, given) = run.call_args
+    names = launch.kernel.arg_names
+    values = dict(zip(names, run.call_args.args, strict=False))
+    values.update({name: given[name] for name in names if name in given})
+    options = {n: v for n, v in given.items() if n not in names and n not in ("grid", "warmup")}
+    declared = {p.name for p in launch.kernel.params if p.is_constexpr}
+    signature, constants, attributes = {}, {}, {}
+    for index, name in enumerate(names):
+        kind, aligned = argument_type(values[name])
+        if name in declared or kind == "constexpr":
+            kind, constants[name] = "constexpr", values[name]
+        elif aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        signature[name] = kind
+    return ASTSource(launch.kernel, signature, constants, attributes), options
+
+
+def argument_type(value: Any) -> tuple[str, bool]:
+    """What Triton takes an argument for, and whether it is known to be a multiple of 16."""
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype], True
+    if isinstance(value, float):
+        return "fp32", False
+    if value == 1:
+        return "constexpr", False
+    return "i64" if value >= 2**31 else "i32", value % 16 == 0
+
+
+def triton_reports(vocab: int) -> Iterator[Report | str]:
+    """Compile every launch for every target; a text is a failure."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    for dtype in DTYPES:
+        launches = [*entropy_launches(dtype, vocab), *reverse_launches(dtype, vocab)]
+        launches += transition_launches(vocab) if dtype == DTYPES[0] else []
+        for launch in launches:
+            source, options = caught(launch)
+            name = f"triton {launch.name} {str(dtype).removeprefix('torch.')}"
+            for target in TRITON_TARGETS:
+                try:
+                    compiled = triton.compile(source, target=GPUTarget(*target), options=options)
+                except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
+                    yield f"{target[1]:7} {name} does not compile: {error}"
+                    continue
+                yield (amd_report if target[0] == "hip" else nvidia_report)(compiled, target, name)
+
+
+def nvidia_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Report:
+    """From the machine code's own table and the PTX."""
+    import triton.backends.nvidia as nvidia
+
+    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        command = [shutil.which("cuobjdump") or str(tool), "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    ptx = compiled.asm["ptx"]
+    loads = len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", ptx))
+    stores = len(re.findall(r"st\.global\S*\.v4\.b32|st\.global\S*\.v2\.b64", ptx))
+    number = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    return Report(
+        f"sm_{target[1]}", name, number["REG"], compiled.metadata.shared,
+        number["STACK"] + number["LOCAL"], f", 128-bit: {loads} loads, {stores} stores",
+    )  # fmt: skip
+
+
+def amd_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Report:
+    """From the metadata in the assembly."""
+    text = compiled.asm["amdgcn"]
+
+    def number(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s*(\d+)", text).group(1))  # type: ignore[union-attr]
+
+    spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
+    shared = number("group_segment_fixed_size")
+    return Report(target[1], name, number("vgpr_count"), shared, spilled)
+
+
+# --- CUDA ---------------------------------------------------------------------------------------
+
+
+def cuda_reports(nvcc: str, build: dict[str, Any]) -> Iterator[Report | str]:
+    """Compile every CUDA object for every architecture; a text is a failure."""
+    jobs = [
+        (name, source, flags, arch)
+        for name, (source, flags) in build["cuda_objects"]().items()
+        for arch in CUDA_ARCHS
+    ]
+
+    def compiled(job: tuple[str, str, str, str]) -> tuple[tuple[str, ...], Any]:
+        _, source, flags, arch = job
+        command = (
+            f"{nvcc} {build['NVCC_FLAGS']} {flags} -I{shlex.quote(str(ROOT / 'csrc'))} -Xptxas -v "
+            f"-gencode=arch=compute_{arch},code=sm_{arch} -c {shlex.quote(str(ROOT / source))} "
+            f"-o {os.devnull}"
+        )
+        return job, subprocess.run(
+            shlex.split(command), capture_output=True, text=True, check=False
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (name, _, _, arch), done in pool.map(compiled, jobs):
+            if done.returncode:
+                yield f"sm_{arch:4} cuda {name} does not compile:\n{done.stdout}{done.stderr}"
+            yield from ptxas_reports(done.stderr + done.stdout, f"sm_{arch}")
+
+
+def ptxas_reports(said: str, target: str) -> Iterator[Report]:
+    """One report a kernel in what ``ptxas -v`` said."""
+    for part in said.split("Compiling entry function")[1:]:
+        numbers = [re.search(p, part) for p in (r"Used (\d+) reg", r"(\d+) bytes smem")]
+        registers, shared = (int(found.group(1)) if found else 0 for found in numbers)
+        spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", part))
+        spilled = max(spilled, *(int(n) for n in re.findall(r"(\d+) bytes stack frame", part)))
+        yield Report(target, f"cuda {kernel_name(part)}", registers, shared, spilled)
+
+
+def kernel_name(said: str) -> str:
+    """score_entropy_kernel<BFloat16, float, true> from its mangled name."""
+    mangled = re.search(r"'(\w+)'", said)
+    assert mangled is not None
+    text = mangled.group(1)
+    if filt := shutil.which("c++filt"):
+        text = subprocess.run([filt, text], capture_output=True, text=True, check=True).stdout
+    text = re.sub(r"sedd::|\(anonymous namespace\)::|^void |\(\w+Arguments\)\s*$", "", text.strip())
+    return re.sub(r"sedd::|\(\w+\)$", "", text)
+
+
+def main() -> int:
+    """Compile, print, and say whether all is well."""
+    parser = argparse.ArgumentParser(description="Compile every GPU kernel without a GPU.")
+    parser.add_argument("--only", choices=("triton", "cuda"))
+    parser.add_argument("--vocabulary", type=int, default=50257)
+    arguments = parser.parse_args()
+    reports: list[Iterator[Report | str]] = []
+    if arguments.only != "cuda":
+        if importlib.util.find_spec("triton") is None:
+            print("Triton kernels: not compiled, Triton is missing (pip install triton)")
+        else:
+            reports.append(triton_reports(arguments.vocabulary))
+    if arguments.only != "triton":
+        with mock.patch("setuptools.setup"):  # only its flags and lists are wanted
+            build = runpy.run_path(str(ROOT / "setup.py"))
+        nvcc = build["find_nvcc"]()
+        if nvcc is None:
+            print("CUDA kernels: not compiled, nvcc is missing (set CUDA_HOME or PATH)")
+        else:
+            reports.append(cuda_reports(nvcc, build))
+    count, failed = 0, 0
+    for report in (report for some in reports for report in some):
+        count += 1
+        failed += isinstance(report, str) or report.spilled > 0
+        print(report, flush=True)
+    print(f"{count} kernels, {failed} failed or spill")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

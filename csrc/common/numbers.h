@@ -1,0 +1,217 @@
+// Element types on a GPU, 16 bytes of them at a time: load, unpack, pack, store.
+//
+// On the host the same functions exist for the tests of the row functions (tests/ops); the vector
+// types of the CPU backend are in csrc/cpu/lanes.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "coefficients.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+// What a test does with every 16-byte access.
+#if !defined(SEDD_ALIGNED_ACCESS)
+#define SEDD_ALIGNED_ACCESS(address)
+#endif
+
+#if defined(__CUDACC__)
+#define SEDD_UNROLL _Pragma("unroll")
+#define SEDD_ROLLED _Pragma("unroll 1")  // a rare loop, which is not to cost registers
+#else
+#define SEDD_UNROLL
+#define SEDD_ROLLED
+#endif
+
+namespace sedd {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+struct alignas(16) Vector16 {
+  uint32_t word[4];
+};
+
+// The type in which a row is exponentiated and summed by a thread.
+template <class T>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::type;
+
+// --- one element ------------------------------------------------------------------------------
+
+template <class To, class From>
+SEDD_HOST_DEVICE inline To bit_copy(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bits are copied, not converted");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+SEDD_HOST_DEVICE inline float widen(float x) { return x; }
+SEDD_HOST_DEVICE inline double widen(double x) { return x; }
+SEDD_HOST_DEVICE inline float widen(BFloat16 x) {
+  return bit_copy<float>(static_cast<uint32_t>(x.bits) << 16);
+}
+SEDD_HOST_DEVICE inline float widen(Half x) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(x.bits));
+#else
+  const uint32_t magnitude = x.bits & 0x7fff, sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
+  // Exponent and mantissa read as a float, then rebiased by 2^112: exact, subnormals included.
+  const float value = bit_copy<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t bits =
+      magnitude >= 0x7c00 ? magnitude << 13 | 0x7f800000 : bit_copy<uint32_t>(value);
+  return bit_copy<float>(bits | sign);
+#endif
+}
+
+// Rounds to nearest even.
+SEDD_HOST_DEVICE inline void narrow(float x, float* to) { *to = x; }
+SEDD_HOST_DEVICE inline void narrow(double x, float* to) { *to = static_cast<float>(x); }
+SEDD_HOST_DEVICE inline void narrow(double x, double* to) { *to = x; }
+SEDD_HOST_DEVICE inline void narrow(float x, BFloat16* to) {
+#if defined(__CUDA_ARCH__)
+  to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+#else
+  const uint32_t bits = bit_copy<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  to->bits = static_cast<uint16_t>(x == x ? rounded : bits >> 16 | 0x40);
+#endif
+}
+SEDD_HOST_DEVICE inline void narrow(float x, Half* to) {
+#if defined(__CUDA_ARCH__)
+  to->bits = __half_as_ushort(__float2half_rn(x));
+#else
+  const uint32_t sign = bit_copy<uint32_t>(x) >> 16 & 0x8000;
+  const uint32_t bits = bit_copy<uint32_t>(x) & 0x7fffffff;
+  const float magnitude = bit_copy<float>(bits);
+  uint32_t out = (bits - 0x38000000u + 0xfff + (bits >> 13 & 1)) >> 13;
+  // Below 2^-14 a half is subnormal: adding 0.5 leaves its 10 bits at the bottom of the mantissa.
+  if (magnitude < 0x1p-14f) out = bit_copy<uint32_t>(magnitude + 0.5f) - 0x3f000000u;
+  if (magnitude >= 65520.0f) out = 0x7c00;
+  if (x != x) out = 0x7e00;
+  to->bits = static_cast<uint16_t>(out | sign);
+#endif
+}
+SEDD_HOST_DEVICE inline void narrow(double x, BFloat16* to) { narrow(static_cast<float>(x), to); }
+SEDD_HOST_DEVICE inline void narrow(double x, Half* to) { narrow(static_cast<float>(x), to); }
+
+// --- 16 bytes ---------------------------------------------------------------------------------
+
+// `once`: the line is not wanted again, and should not push others out of the cache.
+template <bool once>
+SEDD_HOST_DEVICE inline Vector16 load_vector(const void* address) {
+  SEDD_ALIGNED_ACCESS(address);
+#if defined(__CUDA_ARCH__)
+  const uint4* from = static_cast<const uint4*>(address);
+  const uint4 v = once ? __ldcs(from) : __ldg(from);
+  return {{v.x, v.y, v.z, v.w}};
+#else
+  Vector16 v;
+  memcpy(&v, address, sizeof v);
+  return v;
+#endif
+}
+
+// A gradient is next read by another kernel: it streams past the cache.
+SEDD_HOST_DEVICE inline void store_vector(void* address, const Vector16& v) {
+  SEDD_ALIGNED_ACCESS(address);
+#if defined(__CUDA_ARCH__)
+  __stcs(static_cast<uint4*>(address), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
+#else
+  memcpy(address, &v, sizeof v);
+#endif
+}
+
+template <class T>
+constexpr int kWidth = 16 / static_cast<int>(sizeof(T));  // elements in a Vector16
+
+SEDD_HOST_DEVICE inline void unpack(const Vector16& v, const float*, float (&out)[4]) {
+  SEDD_UNROLL
+  for (int j = 0; j < 4; ++j) out[j] = bit_copy<float>(v.word[j]);
+}
+SEDD_HOST_DEVICE inline void unpack(const Vector16& v, const double*, double (&out)[2]) {
+  SEDD_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    out[j] = bit_copy<double>(static_cast<uint64_t>(v.word[2 * j + 1]) << 32 | v.word[2 * j]);
+  }
+}
+template <class T>  // two elements in a word
+SEDD_HOST_DEVICE inline void unpack(const Vector16& v, const T*, float (&out)[8]) {
+  SEDD_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    out[2 * j] = widen(T{static_cast<uint16_t>(v.word[j])});
+    out[2 * j + 1] = widen(T{static_cast<uint16_t>(v.word[j] >> 16)});
+  }
+}
+
+SEDD_HOST_DEVICE inline uint32_t pack_pair(float low, float high, const BFloat16*) {
+#if defined(__CUDA_ARCH__)
+  return bit_copy<uint32_t>(__floats2bfloat162_rn(low, high));
+#else
+  BFloat16 a, b;
+  narrow(low, &a);
+  narrow(high, &b);
+  return a.bits | static_cast<uint32_t>(b.bits) << 16;
+#endif
+}
+SEDD_HOST_DEVICE inline uint32_t pack_pair(float low, float high, const Half*) {
+#if defined(__CUDA_ARCH__)
+  return bit_copy<uint32_t>(__floats2half2_rn(low, high));
+#else
+  Half a, b;
+  narrow(low, &a);
+  narrow(high, &b);
+  return a.bits | static_cast<uint32_t>(b.bits) << 16;
+#endif
+}
+
+// Stores N numbers at an address that is a multiple of 16 bytes.
+template <int N>
+SEDD_HOST_DEVICE inline void store_numbers(float* to, const float (&x)[N]) {
+  SEDD_UNROLL
+  for (int j = 0; j < N; j += 4) {
+    store_vector(to + j, {{bit_copy<uint32_t>(x[j]), bit_copy<uint32_t>(x[j + 1]),
+                           bit_copy<uint32_t>(x[j + 2]), bit_copy<uint32_t>(x[j + 3])}});
+  }
+}
+SEDD_HOST_DEVICE inline void store_numbers(double* to, const double (&x)[2]) {
+  const uint64_t a = bit_copy<uint64_t>(x[0]), b = bit_copy<uint64_t>(x[1]);
+  store_vector(to, {{static_cast<uint32_t>(a), static_cast<uint32_t>(a >> 32),
+                     static_cast<uint32_t>(b), static_cast<uint32_t>(b >> 32)}});
+}
+template <class T>
+SEDD_HOST_DEVICE inline void store_pairs(T* to, const float (&x)[8]) {
+  Vector16 v;
+  SEDD_UNROLL
+  for (int j = 0; j < 4; ++j) v.word[j] = pack_pair(x[2 * j], x[2 * j + 1], to);
+  store_vector(to, v);
+}
+SEDD_HOST_DEVICE inline void store_numbers(BFloat16* to, const float (&x)[8]) {
+  store_pairs(to, x);
+}
+SEDD_HOST_DEVICE inline void store_numbers(Half* to, const float (&x)[8]) { store_pairs(to, x); }
+
+// The exact expf, not __expf: the fast form multiplies by log2(e) in one rounding, so that its
+// relative error grows with |x| (2 + 1.2 |x| units in the last place: 3e-6 at a score of 20), and
+// near small noise S and c * l_{x_0} cancel. The exact one costs about two instructions more.
+SEDD_HOST_DEVICE inline float exponential(float x) { return ::expf(x); }
+SEDD_HOST_DEVICE inline double exponential(double x) { return ::exp(x); }
+
+}  // namespace sedd

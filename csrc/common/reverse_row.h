@@ -1,0 +1,200 @@
+// One reverse step of one position, by a block of threads: a hierarchical inverse CDF.
+//
+// One pass gives the weights of chunks; u1 picks the chunk and only that one is read again. The law
+// of the uniform graph is clamped, max(0, alpha * exp(l) + beta) with beta < 0 a function of the
+// sum S: a second pass, but only for the rows that may move (see `reverse_row`).
+#pragma once
+
+#include "process.h"
+#include "traverse.h"
+
+namespace sedd {
+
+struct ReverseArguments {
+  const void* log_score;
+  Layout scores;
+  const int64_t* x_t;    // (B, L)
+  const double* sigma;   // (B,)
+  const double* dsigma;  // (B,)
+  const double* u;       // (B, L, 2)
+  int64_t* x_s;          // (B, L)
+  Process process;
+  Method method;
+};
+
+struct ReverseShared {
+  double slots[kWarps];
+  ReverseCoefficients coefficients;
+  bool stays;
+};
+
+// weight(l) = max(0, exp(l - shift) + beta), in units of alpha, which float32 need not hold.
+template <class C>
+struct Weights {
+  C beta = 0, shift = 0;
+
+  SEDD_HOST_DEVICE C operator()(C l) const {
+    const C w = exponential(l - shift) + beta;
+    return w < 0 ? C(0) : w;  // keeps NaN
+  }
+};
+
+// chunks[i] = sum of the weights in chunk i, x_t left out; returns their total. `plain`: exp(l).
+template <class C, bool vectors, bool plain, class T, class Block>
+SEDD_HOST_DEVICE double chunk_pass(Block& block, double* chunks, const Row<T>& row, int x_t,
+                                   const Weights<C>& weights) {
+  C sum = 0;
+  const auto visit = [&](int y, auto& l) {
+    constexpr int count = sizeof(l) / sizeof(C);
+    SEDD_UNROLL
+    for (int j = 0; j < count; ++j) l[j] = plain ? exponential(l[j]) : weights(l[j]);
+    replace(l, y, x_t, C(0));
+    sum += tree_sum(l);
+  };
+  const auto finish = [&](int chunk) {
+    const C whole = warp_reduce<Sum>(block, sum);
+    if (lane(block) == 0) chunks[chunk] = whole;
+    sum = 0;
+  };
+  if constexpr (vectors) {
+    visit_vectors<false>(block, row, visit, finish);
+  } else {
+    visit_states<C>(block, row, visit, finish);
+  }
+  block.sync();
+  return warp_total(block, chunks, row.chunks());
+}
+
+// The same in vectors where the row can be read so, unless it is the `exact` pass in double.
+template <bool exact, bool plain, class C, class T, class Block>
+SEDD_HOST_DEVICE double best_pass(Block& block, double* chunks, const Row<T>& row, int x_t,
+                                  const Weights<C>& weights) {
+  if constexpr (!exact) {
+    if (row.stride == 1) return chunk_pass<C, true, plain>(block, chunks, row, x_t, weights);
+  }
+  return chunk_pass<C, false, plain>(block, chunks, row, x_t, weights);
+}
+
+template <class T, class Block>
+SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const Row<T>& row, int x_t) {
+  double best = -HUGE_VAL;
+  SEDD_ROLLED
+  for (int y = block.thread(); y < row.dim; y += block.threads()) {
+    const double l = row[y];
+    if (y != x_t && l > best) best = l;
+  }
+  return block_reduce<Largest>(block, best, slots);
+}
+
+SEDD_HOST_DEVICE inline double positive(double x) { return x > 0 ? x : 0; }
+
+// Whether float32 holds a sum, and whether it resolves what is left of it once beta is added (much
+// noise removed at once, scores nearly equal: the terms cancel).
+SEDD_HOST_DEVICE inline bool in_float_range(double sum) { return sum > 1e-30 && is_finite(sum); }
+SEDD_HOST_DEVICE inline bool resolved(double sum, double terms) { return sum > 1e-2 * terms; }
+
+// By one warp: the state at which the running sum of weights, in natural order, passes u1 of it.
+template <class C, class T, class Block>
+SEDD_HOST_DEVICE int64_t draw(Block& block, const double* chunks, const Row<T>& row, int x_t,
+                              const Weights<C>& weights, double u1) {
+  const Found chunk = warp_search(block, row.chunks(), u1, [&](int i) { return chunks[i]; });
+  if (chunk.index < 0) return x_t;
+  const int begin = row.begin(chunk.index);
+  const Found state =
+      warp_search(block, row.end(chunk.index) - begin, chunk.share, [&](int i) -> double {
+        return begin + i == x_t ? 0 : weights(static_cast<C>(row[begin + i]));
+      });
+  return state.index < 0 ? x_t : begin + state.index;
+}
+
+// One position. Its numbers are read again where they are needed rather than kept: registers are
+// what limits the loads in flight.
+class ReversePosition {
+ public:
+  SEDD_HOST_DEVICE ReversePosition(const ReverseArguments& in, int64_t row) : in_(in), row_(row) {}
+
+  SEDD_HOST_DEVICE int64_t x_t() const { return in_.x_t[row_]; }
+  SEDD_HOST_DEVICE double u0() const { return in_.u[2 * row_]; }
+  SEDD_HOST_DEVICE double u1() const { return in_.u[2 * row_ + 1]; }
+  SEDD_HOST_DEVICE double sigma() const { return in_.sigma[row_ / in_.scores.length]; }
+  SEDD_HOST_DEVICE double dsigma() const { return in_.dsigma[row_ / in_.scores.length]; }
+  SEDD_HOST_DEVICE bool may_move() const {
+    return is_noise(sigma()) && is_step(dsigma()) && in_.process.is_state(x_t()) &&
+           is_uniform(u0()) && is_uniform(u1()) &&
+           (in_.process.graph == Graph::uniform || x_t() == in_.process.vocab);
+  }
+  SEDD_HOST_DEVICE ReverseCoefficients coefficients(double sum, double shift) const {
+    return reverse_coefficients(in_.process.graph, in_.method, in_.process.vocab, sigma(), dsigma(),
+                                sum, ::exp(-shift));
+  }
+  // Whether the token moves, from its own uniform; never where the law is zero or not finite.
+  SEDD_HOST_DEVICE bool moves(const ReverseCoefficients& c, double sum) const {
+    const double moving = c.alpha * sum, law = moving + positive(c.gamma);
+    return c.gamma == c.gamma && law > 0 && is_finite(law) && u0() * law < moving;
+  }
+  // Whether it stays whatever clamping takes away: the weight of moving is at most alpha * S, or no
+  // noise is removed. The factor is for rounding; where float32 might not resolve the law the
+  // second pass finds out.
+  SEDD_HOST_DEVICE bool must_stay(const ReverseCoefficients& c, double sum) const {
+    if (c.alpha == 0) return true;
+    const double least = sum + c.beta / c.alpha * static_cast<double>(in_.scores.dim);
+    return resolved(least, sum) &&
+           u0() * positive(c.gamma) >= (1 - u0()) * c.alpha * sum * (1 + 1e-6);
+  }
+  SEDD_HOST_DEVICE void store(int64_t state) const { in_.x_s[row_] = state; }
+
+ private:
+  const ReverseArguments& in_;
+  int64_t row_;
+};
+
+// The position in C arithmetic; `exact`: rows shifted by their maximum, everything in double. False
+// where C does not do.
+template <class C, bool exact, bool clamped, class T, class Block>
+SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chunks,
+                               const ReversePosition& position, const Row<T>& scores, int x_t) {
+  const bool leader = block.thread() == 0;
+  Weights<C> weights;
+  if constexpr (exact) {
+    weights.shift = static_cast<C>(row_max(block, shared.slots, scores, x_t));
+  }
+  double sum = best_pass<exact, !exact>(block, chunks, scores, x_t, weights);
+  if (!exact && !in_float_range(sum)) return false;
+  if constexpr (clamped) {
+    // Most rows of a small step stay for certain, and need no second pass.
+    if (leader) {
+      shared.coefficients = position.coefficients(sum, weights.shift);
+      shared.stays = position.must_stay(shared.coefficients, sum);
+    }
+    block.sync();
+    if (shared.stays) return true;
+    weights.beta = static_cast<C>(shared.coefficients.beta / shared.coefficients.alpha);
+    const double whole = sum;
+    sum = best_pass<exact, false>(block, chunks, scores, x_t, weights);
+    if (!exact && !resolved(sum, whole)) return false;
+    if (warp(block) != 0 || !position.moves(shared.coefficients, sum)) return true;
+  } else {
+    if (warp(block) != 0) return true;
+    const int moves = leader && position.moves(position.coefficients(sum, weights.shift), sum);
+    if (!block.shuffle(moves, 0)) return true;
+  }
+  const int64_t state = draw(block, chunks, scores, x_t, weights, position.u1());
+  if (leader) position.store(state);
+  return true;
+}
+
+// The whole position. `clamped`: beta is not 0 (uniform; analytic or denoise). `chunks` has room
+// for a double a chunk.
+template <class T, bool clamped, class Block>
+SEDD_HOST_DEVICE void reverse_row(Block& block, ReverseShared& shared, double* chunks,
+                                  const ReverseArguments& in, int64_t row) {
+  const ReversePosition position(in, row);
+  if (block.thread() == 0) position.store(position.x_t());
+  if (!position.may_move()) return;
+  const Row<T> scores(in.log_score, in.scores, row);
+  const int x_t = static_cast<int>(position.x_t());
+  if (step_row<Compute<T>, false, clamped>(block, shared, chunks, position, scores, x_t)) return;
+  step_row<double, true, clamped>(block, shared, chunks, position, scores, x_t);
+}
+
+}  // namespace sedd

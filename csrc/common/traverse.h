@@ -1,0 +1,129 @@
+// How a block reads a row of log scores.
+//
+// A row of 50,258 bf16 numbers begins anywhere within 16 bytes. It is cut into an edge (the states
+// before the first aligned one: chunk 0) and chunks of kChunk<T> states, which warps read in full
+// 16-byte vectors, each warp its own chunk. A row whose states are not neighbours in memory is cut
+// alike, with an empty edge, and read one by one.
+#pragma once
+
+#include "block.h"
+
+namespace sedd {
+
+constexpr int kUnroll = 2;  // vectors in flight in every thread
+template <class T>
+constexpr int kChunk = kWarp * kWidth<T> * kUnroll;
+
+struct Layout {  // of a (B, L, dim) tensor; strides in elements
+  int64_t length, dim;
+  int64_t stride_batch, stride_length, stride_state;
+
+  SEDD_HOST_DEVICE int64_t offset(int64_t row) const {
+    return row / length * stride_batch + row % length * stride_length;
+  }
+};
+
+// Elements before the first one at a multiple of 16 bytes.
+template <class T>
+SEDD_HOST_DEVICE int first_aligned(const T* data, int64_t dim) {
+  const int over = static_cast<int>(reinterpret_cast<uintptr_t>(data) / sizeof(T) % kWidth<T>);
+  const int head = over ? kWidth<T> - over : 0;
+  return head < dim ? head : static_cast<int>(dim);
+}
+
+template <class T>
+struct Row {
+  const T* data;
+  int dim;
+  int64_t stride;
+  int head;  // states in chunk 0
+
+  SEDD_HOST_DEVICE Row(const void* tensor, const Layout& layout, int64_t row)
+      : data(static_cast<const T*>(tensor) + layout.offset(row)),
+        dim(static_cast<int>(layout.dim)),
+        stride(layout.stride_state),
+        head(stride == 1 ? first_aligned(data, layout.dim) : 0) {}
+
+  SEDD_HOST_DEVICE Compute<T> operator[](int y) const { return widen(data[y * stride]); }
+  SEDD_HOST_DEVICE int chunks() const { return 1 + (dim - head + kChunk<T> - 1) / kChunk<T>; }
+  SEDD_HOST_DEVICE int begin(int chunk) const { return chunk ? head + (chunk - 1) * kChunk<T> : 0; }
+  SEDD_HOST_DEVICE int end(int chunk) const {
+    const int end = chunk ? begin(chunk) + kChunk<T> : head;
+    return end < dim ? end : dim;
+  }
+};
+
+// Calls visit(y, l) for the scores l, a C[N], of the states y .. y + N - 1, and finish(chunk) in
+// all lanes of a warp when it is through with one. One by one.
+template <class C, class T, class Block, class Visit, class Finish>
+SEDD_HOST_DEVICE void visit_states(Block& block, const Row<T>& row, const Visit& visit,
+                                   const Finish& finish) {
+  for (int chunk = warp(block); chunk < row.chunks(); chunk += warps(block)) {
+    const int end = row.end(chunk);
+    SEDD_ROLLED
+    for (int y = row.begin(chunk) + lane(block); y < end; y += kWarp) {
+      C l[1] = {row[y]};
+      visit(y, l);
+    }
+    finish(chunk);
+  }
+}
+
+// The same in vectors, for a row of unit stride.
+template <bool once, class T, class Block, class Visit, class Finish>
+SEDD_HOST_DEVICE void visit_vectors(Block& block, const Row<T>& row, const Visit& visit,
+                                    const Finish& finish) {
+  constexpr int width = kWidth<T>;
+  const auto visit_one = [&](int y) {
+    Compute<T> l[1] = {row[y]};
+    visit(y, l);
+  };
+  if (warp(block) == warps(block) - 1) {  // the last warp has the fewest chunks
+    if (lane(block) < row.head) visit_one(lane(block));
+    finish(0);
+  }
+  for (int chunk = 1 + warp(block); chunk < row.chunks(); chunk += warps(block)) {
+    const int first = row.begin(chunk) + lane(block) * width;
+    if (row.begin(chunk) + kChunk<T> <= row.dim) {
+      Vector16 vectors[kUnroll];
+      SEDD_UNROLL
+      for (int k = 0; k < kUnroll; ++k) {
+        vectors[k] = load_vector<once>(row.data + first + k * kWarp * width);
+      }
+      SEDD_UNROLL
+      for (int k = 0; k < kUnroll; ++k) {
+        Compute<T> l[width];
+        unpack(vectors[k], row.data, l);
+        visit(first + k * kWarp * width, l);
+      }
+    } else {  // the last chunk
+      SEDD_ROLLED
+      for (int y = row.begin(chunk) + lane(block); y < row.dim; y += kWarp) visit_one(y);
+    }
+    finish(chunk);
+  }
+}
+
+// Replaces the score of x_t, where it is among these.
+template <class C, int N>
+SEDD_HOST_DEVICE void replace(C (&l)[N], int y, int x_t, C value) {
+  if (static_cast<unsigned>(x_t - y) >= static_cast<unsigned>(N)) return;
+  SEDD_UNROLL
+  for (int j = 0; j < N; ++j) l[j] = y + j == x_t ? value : l[j];
+}
+
+// Sums by halves: shorter chains, and a smaller error, than one after the other.
+template <class C, int N>
+SEDD_HOST_DEVICE C tree_sum(const C (&x)[N]) {
+  C sums[N];
+  SEDD_UNROLL
+  for (int j = 0; j < N; ++j) sums[j] = x[j];
+  SEDD_UNROLL
+  for (int width = N / 2; width; width /= 2) {
+    SEDD_UNROLL
+    for (int j = 0; j < width; ++j) sums[j] += sums[j + width];
+  }
+  return sums[0];
+}
+
+}  // namespace sedd

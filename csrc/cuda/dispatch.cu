@@ -1,0 +1,65 @@
+// The choice by type of the scores: their kernels are compiled apart, one object a type.
+#include "launch.cuh"
+
+namespace sedd {
+
+template <>
+Message launch_entropy<float>(const EntropyCall&, Stream);
+template <>
+Message launch_entropy<BFloat16>(const EntropyCall&, Stream);
+template <>
+Message launch_entropy<Half>(const EntropyCall&, Stream);
+template <>
+Message launch_entropy<double>(const EntropyCall&, Stream);
+template <>
+Message launch_reverse<float>(const ReverseCall&, Stream);
+template <>
+Message launch_reverse<BFloat16>(const ReverseCall&, Stream);
+template <>
+Message launch_reverse<Half>(const ReverseCall&, Stream);
+template <>
+Message launch_reverse<double>(const ReverseCall&, Stream);
+
+namespace {
+
+// The device first: this library's runtime is its own (linked statically), and need not know of a
+// device that torch's has chosen.
+template <class Call>
+Message prepare(const Call& call, int device) {
+  if (Message error = too_large(call.rows, call.arguments.scores.dim)) return error;
+  return in_words(cudaSetDevice(device));
+}
+
+}  // namespace
+
+Message score_entropy(const EntropyCall& call, int device, Stream stream) {
+  if (call.rows == 0) return nullptr;
+  if (Message error = prepare(call, device)) return error;
+  switch (call.dtype) {
+    case DType::float32:
+      return launch_entropy<float>(call, stream);
+    case DType::bfloat16:
+      return launch_entropy<BFloat16>(call, stream);
+    case DType::float16:
+      return launch_entropy<Half>(call, stream);
+    default:
+      return launch_entropy<double>(call, stream);
+  }
+}
+
+Message reverse_step(const ReverseCall& call, int device, Stream stream) {
+  if (call.rows == 0) return nullptr;
+  if (Message error = prepare(call, device)) return error;
+  switch (call.dtype) {
+    case DType::float32:
+      return launch_reverse<float>(call, stream);
+    case DType::bfloat16:
+      return launch_reverse<BFloat16>(call, stream);
+    case DType::float16:
+      return launch_reverse<Half>(call, stream);
+    default:
+      return launch_reverse<double>(call, stream);
+  }
+}
+
+}  // namespace sedd

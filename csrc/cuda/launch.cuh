@@ -1,0 +1,29 @@
+// What every launch needs: the number of threads, and CUDA's error in words.
+#pragma once
+
+#include <algorithm>
+
+#include "operations.h"
+
+namespace sedd {
+
+constexpr int64_t kMostRows = 2147483647;    // blocks of a grid
+constexpr int64_t kMostStates = 1073741824;  // state numbers, and a chunk past them, are 32-bit
+
+inline Message in_words(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+inline Message too_large(int64_t rows, int64_t dim) {
+  if (rows > kMostRows) return "more than 2,147,483,647 positions";
+  return dim > kMostStates ? "more than 1,073,741,824 states" : nullptr;
+}
+
+// Enough for one trip of every warp, in whole warps.
+template <class T>
+int threads_for(int64_t dim, int most) {
+  const int64_t warps = (dim + kChunk<T> - 1) / kChunk<T>;
+  return static_cast<int>(std::clamp<int64_t>(warps * kWarp, kWarp, most));
+}
+
+}  // namespace sedd

@@ -1,0 +1,48 @@
+// One reverse step, a block a position; compiled once for every type of the scores (setup.py passes
+// SEDD_TYPE). Everything but the launch is csrc/common/reverse_row.h.
+#include "block.cuh"
+#include "launch.cuh"
+
+namespace sedd {
+namespace {
+
+// The clamped law reads some rows twice: the fewer rows are in flight, the more of them are still
+// in cache the second time.
+template <class T, bool clamped>
+constexpr int kThreads = !clamped         ? 256
+                         : sizeof(T) == 8 ? 512
+                                          : 1024;
+// Blocks on a multiprocessor that the registers must allow: the most without spills.
+template <class T, bool clamped>
+constexpr int kBlocks = clamped ? 1 : 4;
+
+template <class T, bool clamped>
+__global__ void __launch_bounds__(kThreads<T, clamped>, kBlocks<T, clamped>)
+    reverse_step_kernel(const __grid_constant__ ReverseArguments in) {
+  extern __shared__ double chunks[];
+  __shared__ ReverseShared shared;
+  CudaBlock block;
+  reverse_row<T, clamped>(block, shared, chunks, in, blockIdx.x);
+}
+
+template <class T, bool clamped>
+Message launch(const ReverseCall& call, Stream stream) {
+  const int64_t dim = call.arguments.scores.dim;
+  const int threads = threads_for<T>(dim, kThreads<T, clamped>);
+  const size_t chunks = sizeof(double) * (2 + dim / kChunk<T>);
+  const auto blocks = static_cast<unsigned>(call.rows);
+  reverse_step_kernel<T, clamped>
+      <<<blocks, threads, chunks, static_cast<cudaStream_t>(stream)>>>(call.arguments);
+  return in_words(cudaGetLastError());
+}
+
+}  // namespace
+
+template <>
+Message launch_reverse<SEDD_TYPE>(const ReverseCall& call, Stream stream) {
+  const ReverseArguments& in = call.arguments;
+  const bool clamped = in.process.graph == Graph::uniform && in.method != Method::euler;
+  return clamped ? launch<SEDD_TYPE, true>(call, stream) : launch<SEDD_TYPE, false>(call, stream);
+}
+
+}  // namespace sedd

@@ -1,0 +1,50 @@
+// Score entropy and its gradient, a block a position; compiled once for every type of the scores
+// (setup.py passes SEDD_TYPE). Everything but the launch is csrc/common/entropy_row.h.
+#include "block.cuh"
+#include "launch.cuh"
+
+namespace sedd {
+namespace {
+
+constexpr int kThreads = 512;
+// Blocks on a multiprocessor that the registers must allow: the most without spills.
+template <class T, class G>
+constexpr int kBlocks = (kHasGradient<G> ? 2 : 3) - (sizeof(T) == 8);
+
+template <class T, class G, bool logs>
+__global__ void __launch_bounds__(kThreads, kBlocks<T, G>)
+    score_entropy_kernel(const __grid_constant__ EntropyArguments in) {
+  __shared__ EntropyShared shared;
+  CudaBlock block;
+  entropy_row<T, G, logs>(block, shared, in, blockIdx.x);
+}
+
+template <class T, class G, bool logs>
+Message launch(const EntropyCall& call, Stream stream) {
+  const int threads = threads_for<T>(call.arguments.scores.dim, kThreads);
+  const auto blocks = static_cast<unsigned>(call.rows);
+  score_entropy_kernel<T, G, logs>
+      <<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(call.arguments);
+  return in_words(cudaGetLastError());
+}
+
+// The sum of the scores is part of a uniform graph's loss only.
+template <class T, class G>
+Message launch(const EntropyCall& call, Stream stream) {
+  const bool logs = call.arguments.process.graph == Graph::uniform && call.arguments.loss;
+  return logs ? launch<T, G, true>(call, stream) : launch<T, G, false>(call, stream);
+}
+
+}  // namespace
+
+template <>
+Message launch_entropy<SEDD_TYPE>(const EntropyCall& call, Stream stream) {
+  using T = SEDD_TYPE;
+  if (!call.arguments.grad) return launch<T, NoGradient>(call, stream);
+  if constexpr (std::is_same<T, Half>::value) {
+    if (call.wide) return launch<T, float>(call, stream);
+  }
+  return launch<T, T>(call, stream);
+}
+
+}  // namespace sedd

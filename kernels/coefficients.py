@@ -1,0 +1,93 @@
+"""The closed-form transition ratios of both graphs, for Triton kernels (the one place).
+
+The same table as ``sedd_fast.backends.coefficients``, which explains it, and
+``csrc/common/coefficients.h``. Everything is float64: k and c * l_{x_0} are near 1e6 and cancel at
+small noise. expm1 and log1p are built from exp and log (Kahan's quotients), because the math
+libraries that have them are those of one vendor.
+"""
+
+import triton
+import triton.language as tl
+
+ANALYTIC = tl.constexpr(0)
+EULER = tl.constexpr(1)
+DENOISE = tl.constexpr(2)
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1 in float64, exact to a few units in the last place for any x."""
+    u = tl.exp(x)
+    # (u - 1) / ln(u) is smooth in u: its error does not see that u was rounded.
+    log_u = tl.log(tl.where(u == 0.0, 1.0, u))
+    quotient = (u - 1.0) * (x / tl.where(log_u == 0.0, 1.0, log_u))
+    small = tl.where(log_u == 0.0, x, quotient)
+    return tl.where(u == 0.0, -1.0, tl.where(u > 1e300, u, small))
+
+
+@triton.jit
+def log1p(x):
+    """ln(1 + x) in float64 for x > -1."""
+    w = 1.0 + x
+    quotient = tl.log(w) * (x / tl.where(w == 1.0, 1.0, w - 1.0))
+    return tl.where(w == 1.0, x, tl.where(w > 1e300, tl.log(w), quotient))
+
+
+@triton.jit
+def entropy_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr):
+    """(a, b, c, k) of one position, float64; a is 0 exactly where the row need not be read."""
+    log_e = sigma + tl.log(-expm1(-sigma))
+    inv_e = tl.exp(-log_e)
+    if ABSORBING:
+        masked = x_t == vocab
+        a = tl.where(masked, 1.0, 0.0).to(tl.float64)
+        b = a * 0.0
+        c = tl.where(masked, inv_e, 0.0)
+        k = tl.where(masked, (-log_e - 1.0) * inv_e, 0.0)
+    else:
+        size = vocab.to(tl.float64)
+        # rho = E / (E + V), not 1 - V / (E + V), which loses its digits at small sigma.
+        rho = 1.0 / (1.0 + size * inv_e)
+        log_rho = -log1p(size * inv_e)
+        same = x_t == x_0
+        a = 1.0 / size
+        b = tl.where(same, rho, 1.0) / size
+        c = tl.where(same, 0.0, inv_e)
+        k_same = (size - 1.0) / size * rho * (log_rho - 1.0)
+        k_moved = ((-log_rho - 1.0) / rho - (size - 2.0)) / size
+        k = tl.where(same, k_same, k_moved)
+    return a, b, c, k
+
+
+@triton.jit
+def reverse_coefficients(
+    sigma, dsigma, sum_exp, unit, vocab, ABSORBING: tl.constexpr, METHOD: tl.constexpr
+):
+    """(alpha, beta, gamma) of one position that may move, float64, all scaled by ``unit``."""
+    size = vocab.to(tl.float64)
+    if ABSORBING:
+        if METHOD == DENOISE:
+            alpha, gamma = unit * 0.0 + 1.0, unit * 0.0
+        elif METHOD == ANALYTIC:
+            alpha = expm1(dsigma)
+            gamma = unit - alpha * sum_exp
+        else:
+            alpha = dsigma
+            gamma = unit - alpha * sum_exp
+        beta = unit * 0.0
+    elif METHOD == EULER:
+        alpha = dsigma / size
+        beta = unit * 0.0
+        gamma = unit - alpha * sum_exp
+    else:
+        if METHOD == DENOISE:
+            removed = sigma
+        else:
+            removed = dsigma
+        e = tl.exp(-removed)
+        lost = -expm1(-removed)
+        total = sum_exp + unit
+        alpha = lost / (size * e)
+        beta = -alpha * lost * total / size
+        gamma = (unit / e - lost * total / (size * e)) * (e + lost / size)
+    return alpha, beta, gamma

@@ -1,0 +1,70 @@
+"""The CUDA backend where there is no GPU: it says why, and nothing fails at import.
+
+On a GPU it runs the conformance tests of every operation (op_cases.BACKENDS); its row functions are
+tested on the CPU in test_cuda_rows.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sedd_fast as sf
+from sedd_fast.backends import cuda, gpu, registry
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@no_gpu
+def test_it_says_why_it_cannot_run() -> None:
+    reason = cuda.unavailable()
+    assert reason is not None
+    assert "pip install" in reason or "no CUDA device" in reason
+    assert registry.unavailable("cuda", "cpu") == "it does not run on cpu tensors"
+
+
+def test_it_refuses_cpu_tensors() -> None:
+    graph = sf.Absorbing(5)
+    with (
+        sf.use_backend("cuda"),
+        pytest.raises(RuntimeError, match="'cuda' was asked for, but it does not run on cpu"),
+    ):
+        sf.sample_transition(torch.zeros(1, 2, dtype=torch.int64), 0.5, graph)
+
+
+@no_gpu
+def test_a_failed_launch_names_the_operation() -> None:
+    compiled = pytest.importorskip("sedd_fast._cuda", exc_type=ImportError)
+    scores = compiled.Tensor(0, 0, (1, 1, 5), (5, 5, 1))
+    calls = {
+        "sample_transition": compiled.Transition(0, 0, 0, 0, 1, 1, 0, 4),
+        "score_entropy": compiled.Entropy(scores, 0, 0, 0, 0, 0, 4),
+        "reverse_step": compiled.Reverse(scores, 0, 0, 0, 0, 0, 0, 4, 0),
+    }
+    for op, call in calls.items():
+        with pytest.raises(RuntimeError, match=f"{op} on cuda:0 could not be launched: "):
+            getattr(compiled, op)(call, 0, 0)
+
+
+def test_a_row_too_many_is_an_error() -> None:
+    compiled = pytest.importorskip("sedd_fast._cuda", exc_type=ImportError)
+    scores = compiled.Tensor(0, 0, (2**31, 1, 5), (5, 5, 1))
+    with pytest.raises(RuntimeError, match=r"score_entropy .*more than 2,147,483,647 positions"):
+        compiled.score_entropy(compiled.Entropy(scores, 0, 0, 0, 0, 0, 4), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("strides", "expected"),
+    [
+        ((30, 6, 1), (30, 6, 1)),
+        ((40, 8, 1), (40, 8, 1)),  # rows padded to 16 bytes: written as wide as read
+        ((60, 12, 2), (30, 6, 1)),
+        ((1, 6, 18), (30, 6, 1)),
+        ((0, 0, 1), (30, 6, 1)),  # an expanded row: the gradient is not shared
+    ],
+)
+def test_layout_of_a_gradient(strides: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    scores = torch.empty(200).as_strided((3, 5, 6), strides)
+    gradient = gpu.empty_gradient(scores, torch.bfloat16)
+    assert gradient.stride() == expected
+    assert gradient.dtype == torch.bfloat16
