@@ -94,7 +94,7 @@ def introduce(results: Record, console: Console) -> None:
     t = max(s["masked"], 0.01)
     console.print(
         f"noise: {100 * s['masked']:.0f} % of the positions changed "
-        f"(log-linear schedule at t = {t:g}); caches {s.get('caches', 'cold')} before each call; "
+        f"(log-linear schedule at t = {t:g}); caches {s['caches']} before each call; "
         "median \\[20th, 80th percentile] of milliseconds"
     )
     for line in bandwidths(results["results"]):

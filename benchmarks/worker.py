@@ -190,7 +190,7 @@ def environment(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
         "cache_bytes": last_level_cache(),
         "gpu": torch.cuda.get_device_name() if args.device == "cuda" else None,
         "backends": backends(settings),
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"caches": "warm" if args.warm else "cold"},
     }
 
 

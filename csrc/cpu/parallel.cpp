@@ -14,7 +14,7 @@
 namespace sedd {
 namespace {
 
-constexpr int64_t kPiecesPerThread = 8;
+constexpr int64_t kPiecesPerThread = 32;
 constexpr int64_t kLeastWork = 1 << 16;  // elements a thread: about what it costs to wake one
 
 struct Job {
