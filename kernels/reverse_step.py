@@ -57,18 +57,14 @@ def _chunk_sums(
         start = tl.multiple_of(offset + head, VEC)
         body = rest // CHUNK * CHUNK
         for begin in range(0, body, CHUNK):
-            w = _chunk(
-                log_score, start, 1, begin, rest, x_t - head, shift, beta, CHUNK, False
-            )
+            w = _chunk(log_score, start, 1, begin, rest, x_t - head, shift, beta, CHUNK, False)
             total = tl.sum(w, 0).to(tl.float64)
             sums = tl.where(index == begin // CHUNK + 1, total, sums)
     else:
         start = offset + head * stride
         body = rest * 0
     for begin in range(body, rest, CHUNK):
-        w = _chunk(
-            log_score, start, stride, begin, rest, x_t - head, shift, beta, CHUNK, True
-        )
+        w = _chunk(log_score, start, stride, begin, rest, x_t - head, shift, beta, CHUNK, True)
         total = tl.sum(w, 0).to(tl.float64)
         sums = tl.where(index == begin // CHUNK + 1, total, sums)
     return sums
@@ -90,9 +86,7 @@ def _draw(
     share = (target - before) / tl.where(chunk > 0.0, chunk, 1.0)
     begin = tl.where(chosen == 0, 0, head + (chosen - 1) * CHUNK)
     end = tl.where(chosen == 0, head, dim)
-    w = _chunk(log_score, offset, stride, begin, end, x_t, shift, beta, CHUNK, True).to(
-        tl.float64
-    )
+    w = _chunk(log_score, offset, stride, begin, end, x_t, shift, beta, CHUNK, True).to(tl.float64)
     place = tl.arange(0, CHUNK)
     # Against the sum of these very weights: the first one was formed in float32.
     passed = tl.sum((tl.cumsum(w, 0) <= share * tl.sum(w, 0)).to(tl.int32), 0)

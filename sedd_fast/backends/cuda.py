@@ -1,7 +1,7 @@
 """The operations in CUDA C++ (csrc/cuda), for NVIDIA GPUs: a block of threads a position.
 
 The compiled module ``sedd_fast._cuda`` takes raw addresses and a stream. This module owns what it
-cannot see: dtypes, contiguity of the small tensors, the layout of the gradient, the device and its
+cannot see: dtypes, contiguity of the small tensors, the device and its
 current stream. Nothing here waits for the GPU, so every operation can be captured in a CUDA graph;
 memory is torch's, so that what a call frees is not reused before its stream is through with it.
 """
@@ -9,19 +9,14 @@ memory is torch's, so that what a call frees is not reused before its stream is 
 from __future__ import annotations
 
 import functools
-from types import ModuleType
+import importlib
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
 from sedd_fast.backends.gpu import on
-
-try:
-    from sedd_fast import _cuda as _compiled  # type: ignore[attr-defined]
-except ImportError as error:
-    _compiled = None  # type: ignore[assignment]
-    _reason = f"its compiled module is missing ({error})"
 
 #: The codes of csrc/common/process.h and coefficients.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -37,12 +32,17 @@ def devices() -> tuple[str, ...]:
 @functools.cache
 def unavailable() -> str | None:
     """Why this backend cannot be used, or None."""
-    if _compiled is None:
-        return f"{_reason}; install the CUDA toolkit (nvcc) and run `pip install` again"
+    try:
+        compiled = kernels()
+    except ImportError as error:
+        return (
+            f"its compiled module is missing ({error}); install the CUDA toolkit (nvcc) and run "
+            "`pip install` again"
+        )
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
     device = torch.cuda.current_device()
-    if reason := _compiled.unsupported(device):
+    if reason := compiled.unsupported(device):
         major, minor = torch.cuda.get_device_capability(device)
         return (
             f"its kernels do not run on {torch.cuda.get_device_name(device)} ({reason}); "
@@ -51,10 +51,10 @@ def unavailable() -> str | None:
     return None
 
 
-def kernels() -> ModuleType:
+@functools.cache
+def kernels() -> Any:
     """The compiled module."""
-    assert _compiled is not None
-    return _compiled
+    return importlib.import_module("sedd_fast._cuda")
 
 
 def sample_transition(x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int) -> Tensor:

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Backends of each kind of device, the preferred first.
+#: Backends of each kind of device, the preferred first. The GPU kernels have passed in Triton's
+#: interpreter and on the host, not yet on a GPU: until they have, they are there on request.
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpp", "reference"),
-    "cuda": ("triton", "cuda", "reference"),
+    "cuda": ("reference", "triton", "cuda"),
 }
 #: Every backend by name; a position in this tuple is the code that a forward hands its backward.
 BACKENDS: tuple[str, ...] = ("reference", "cpp", "triton", "cuda")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sedd_fast as sf
-from sedd_fast.backends import cuda, gpu, registry
+from sedd_fast.backends import cuda, registry
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -51,20 +51,3 @@ def test_a_row_too_many_is_an_error() -> None:
     scores = compiled.Tensor(0, 0, (2**31, 1, 5), (5, 5, 1))
     with pytest.raises(RuntimeError, match=r"score_entropy .*more than 2,147,483,647 positions"):
         compiled.score_entropy(compiled.Entropy(scores, 0, 0, 0, 0, 0, 4), 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("strides", "expected"),
-    [
-        ((30, 6, 1), (30, 6, 1)),
-        ((40, 8, 1), (40, 8, 1)),  # rows padded to 16 bytes: written as wide as read
-        ((60, 12, 2), (30, 6, 1)),
-        ((1, 6, 18), (30, 6, 1)),
-        ((0, 0, 1), (30, 6, 1)),  # an expanded row: the gradient is not shared
-    ],
-)
-def test_layout_of_a_gradient(strides: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    scores = torch.empty(200).as_strided((3, 5, 6), strides)
-    gradient = gpu.empty_gradient(scores, torch.bfloat16)
-    assert gradient.stride() == expected
-    assert gradient.dtype == torch.bfloat16
