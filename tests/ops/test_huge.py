@@ -47,7 +47,8 @@ def test_rows_beyond_two_to_the_31(graph: sf.Graph):
         leaf = log_score.requires_grad_()
         again = sf.score_entropy(leaf, sigma, x_t, x_0, graph, weight)
         again.sum().backward()
-        assert torch.equal(again, loss)
+        # A streamed gradient shifts which states share a lane: sums differ in the last place.
+        torch.testing.assert_close(again.detach(), loss, rtol=1e-6, atol=0)
         assert torch.equal(leaf.grad[far], expected[1])
         leaf.grad = None
         tokens = sf.reverse_step(log_score, x_t, sigma, 0.3, graph, u=u)
