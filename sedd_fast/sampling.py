@@ -2,7 +2,7 @@
 
 Both walk time from 1 down to ``eps`` on a uniform grid, one network call and one
 :func:`sedd_fast.reverse_step` per step, then take all remaining noise away in a last denoising
-step. ``timesteps`` is the grid; ``truncate_at`` cuts the result at end-of-text.
+step. ``timesteps`` is the grid.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 4, algorithms 2 and 3.
 """
@@ -161,19 +161,6 @@ def infill(
     _check_prompt(tokens, known, graph)
     start = graph.sample_limit(tuple(tokens.shape), tokens.device, generator)
     return walk(model, start, (tokens, known))
-
-
-def truncate_at(tokens: Tensor, end_of_text: int) -> list[Tensor]:
-    """Each sequence of (B, L) up to its first ``end_of_text``, which is left out: B 1-D tensors.
-
-    Example:
-        >>> truncate_at(torch.tensor([[5, 6, 0, 7], [1, 2, 3, 4]]), end_of_text=0)
-        [tensor([5, 6]), tensor([1, 2, 3, 4])]
-    """
-    if tokens.dim() != 2:
-        raise ValueError(f"tokens must have shape (B, L), got {tuple(tokens.shape)}")
-    before = (tokens == end_of_text).cumsum(-1) == 0
-    return [row[: int(length)] for row, length in zip(tokens, before.sum(-1).tolist(), strict=True)]
 
 
 @dataclass(frozen=True)

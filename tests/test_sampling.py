@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import sedd_fast as sf
-from sedd_fast.sampling import Step, infill, sample, timesteps, truncate_at
+from sedd_fast.sampling import Step, infill, sample, timesteps
 
 V = 11
 GRAPHS = [sf.Absorbing(V), sf.Uniform(V)]
@@ -186,14 +186,6 @@ def test_modes_are_restored_even_after_an_error() -> None:
     with pytest.raises(KeyboardInterrupt):
         sample(net, graph, NOISE, (2, 3), steps=2, callback=stop)
     assert (net.training, net.frozen.training) == (True, False)
-
-
-def test_truncate_at() -> None:
-    rows = truncate_at(torch.tensor([[5, 6, 0, 7], [1, 2, 3, 4], [0, 1, 0, 0]]), end_of_text=0)
-    assert [row.tolist() for row in rows] == [[5, 6], [1, 2, 3, 4], []]
-    assert truncate_at(torch.zeros(0, 4, dtype=torch.int64), 0) == []
-    with pytest.raises(ValueError, match="tokens must have shape"):
-        truncate_at(torch.zeros(4), 0)
 
 
 @pytest.mark.parametrize(
