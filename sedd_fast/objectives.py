@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends.coefficients import entropy_coefficients, reverse_coefficients
+from sedd_fast.backends.inputs import Entropy, Reverse
 from sedd_fast.graphs import Graph
 from sedd_fast.losses import ScoreEntropyLoss, ScoreModel, _check_mask, stratified_times
 from sedd_fast.ops import row_sums, sample_transition
@@ -230,9 +231,9 @@ class ConcreteScoreMatching(_Objective):
 
     def _terms(self, noised: _Noised) -> Tensor:
         log_score, x_t, x_0, weight, level = noised
-        size = self.graph.vocab_size
+        entropy = Entropy(level.sigma, x_t, x_0, None, self.graph.kind, self.graph.vocab_size)
         # c + b = r at x_0 and b = r elsewhere, up to the factor w: the ratios of score entropy.
-        a, b, c, _ = entropy_coefficients(level.sigma, x_t, x_0, self.graph.kind, size)
+        a, b, c, _ = entropy_coefficients(entropy)
         touched = (a > 0) & (weight != 0)
         jump = torch.where(touched, a, 1.0)
         ratio, ratio_x_0 = b / jump, (b + c) / jump
@@ -268,10 +269,8 @@ def _uniform_divergence(noised: _Noised, graph: Graph) -> Tensor:
     read = weight != 0
     total, log_x_0 = row_sums(log_score, x_t, x_0, graph, "affine", read.double())
     # The step's law: alpha s_y + beta, and gamma for x_t; it sums to 1 whatever the scores.
-    alpha, beta, gamma = reverse_coefficients(
-        level.sigma, level.removed, total, x_t, torch.ones_like(total), graph.kind,
-        graph.vocab_size, "analytic",
-    )  # fmt: skip
+    step = Reverse(x_t, level.sigma, level.removed, None, graph.kind, graph.vocab_size, "analytic")
+    alpha, beta, gamma = reverse_coefficients(step, total, torch.ones_like(total))
     every = read & (q.other > 0)
     logs, _ = row_sums(log_score, x_t, x_0, graph, "log", torch.where(every, alpha, 0.0), beta)
     at_x_0 = _weighted_log(q.at_x_0 - q.other, alpha * log_x_0.exp() + beta)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import log_expm1
+from sedd_fast.backends.inputs import Reverse
 from sedd_fast.backends.reference import wide
 from sedd_fast.graphs import Graph
 from sedd_fast.ops import _arguments as arguments
@@ -176,5 +177,5 @@ def _checked(logits: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph) -
     arguments.check_tokens("x_t", x_t, tuple(logits.shape[:2]))
     arguments.check_device("x_t", x_t, logits, "logits")
     sigma = arguments.per_sequence("sigma", sigma, x_t)
-    values.check(values.Reverse(None, x_t, sigma, sigma, None), graph.kind, graph.vocab_size)
+    values.check(Reverse(x_t, sigma, sigma, None, graph.kind, graph.vocab_size, "denoise"))
     return sigma

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.head import Entropy, EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.head import EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.inputs import Entropy
 
 #: Bytes of a row of a block on a CPU: large products run at full speed on blocks of that width, and
 #: rows a power of two apart would fall on each other in the caches (6 to 8 % slower).
@@ -98,7 +99,7 @@ class _Run:
     ) -> None:
         self.linear, self.entropy, self.lift = linear, entropy, lift
         self.needs, self.kernel = needs, kernel
-        self.rows = entropy.touched_rows() if linear.rows is None else linear.rows
+        self.rows = linear.read(entropy)
         self.states, self.chunk = self._plan()
         self.sum_dtype = torch.promote_types(linear.dtype, torch.float32)
         self.gradients = self._allocate()

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sedd_fast.backends.inputs import Entropy, Reverse
+
 
 class EntropyCoefficients(NamedTuple):
     """Per position, (B, L) float64. ``a`` is 0 exactly where the row need not be read."""
@@ -44,21 +46,19 @@ def log_expm1(sigma: Tensor) -> Tensor:
     return sigma + torch.log(-torch.expm1(-sigma))
 
 
-def entropy_coefficients(
-    sigma: Tensor, x_t: Tensor, x_0: Tensor, graph: str, vocab_size: int
-) -> EntropyCoefficients:
-    """Coefficients of the score entropy; sigma (B,) float64, x_t and x_0 (B, L)."""
-    log_e = log_expm1(sigma)[:, None].expand(x_t.shape)  # (B, L)
+def entropy_coefficients(entropy: Entropy) -> EntropyCoefficients:
+    """Coefficients of the score entropy in log scores."""
+    x_t, x_0, size = entropy.x_t, entropy.x_0, float(entropy.vocab_size)
+    log_e = log_expm1(entropy.sigma)[:, None].expand(x_t.shape)  # (B, L)
     inv_e = torch.exp(-log_e)
     zero = torch.zeros_like(log_e)
-    if graph == "absorbing":
-        masked = x_t == vocab_size
+    if entropy.graph == "absorbing":
+        masked = x_t == entropy.vocab_size
         ones = torch.ones_like(log_e)
         a, c, k = (
             torch.where(masked, value, zero) for value in (ones, inv_e, (-log_e - 1) * inv_e)
         )
         return EntropyCoefficients(a, zero, c, k)
-    size = float(vocab_size)
     # rho = E / (E + V), not 1 - V / (E + V), which loses its digits at small sigma.
     rho = 1 / (1 + size * inv_e)
     log_rho = -torch.log1p(size * inv_e)
@@ -75,46 +75,29 @@ def log_output_scale(sigma: Tensor, vocab_size: int) -> Tensor:
     return log_expm1(sigma) + math.log(vocab_size)
 
 
-def head_coefficients(
-    sigma: Tensor, x_t: Tensor, x_0: Tensor, graph: str, vocab_size: int, scale_by_sigma: bool
-) -> EntropyCoefficients:
-    """Coefficients of the score entropy in the raw outputs f of a head; all (R,).
+def head_coefficients(entropy: Entropy) -> EntropyCoefficients:
+    """Coefficients of the score entropy in the raw outputs f of a head.
 
     With l = f - ln E - ln V (``scale_by_sigma``, absorbing), E cancels from what is exponentiated:
 
         loss = (1/E) * [sum exp(f_y) / V - 1 + ln V - f_{x_0}]
     """
-    columns = entropy_coefficients(sigma, x_t[:, None], x_0[:, None], graph, vocab_size)
-    a, b, c, k = (column.squeeze(-1) for column in columns)
-    if scale_by_sigma:
-        a, k = c / vocab_size, c * (math.log(vocab_size) - 1)
+    a, b, c, k = entropy_coefficients(entropy)
+    if entropy.scale_by_sigma:
+        a, k = c / entropy.vocab_size, c * (math.log(entropy.vocab_size) - 1)
     return EntropyCoefficients(a, b, c, k)
 
 
-def reverse_coefficients(
-    sigma: Tensor,
-    dsigma: Tensor,
-    sum_exp: Tensor,
-    x_t: Tensor,
-    unit: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-) -> ReverseCoefficients:
-    """Coefficients of a reverse step, for weights that are all scaled by ``unit``.
+def reverse_coefficients(reverse: Reverse, sum_exp: Tensor, unit: Tensor) -> ReverseCoefficients:
+    """Coefficients of a reverse step in log scores, for weights that are all scaled by ``unit``.
 
     The weights are homogeneous of degree one in (exp(l), 1), so a row may be shifted by its
-    maximum m before exponentiating: pass ``sum_exp`` = S * exp(-m) and ``unit`` = exp(-m).
-
-    Args:
-        sigma: (B,) float64, total noise now.
-        dsigma: (B,) float64: noise removed ("analytic"), step * rate ("euler"), unread ("denoise").
-        sum_exp: (B, L) float64, S * unit.
-        x_t: (B, L) tokens.
-        unit: (B, L) float64.
+    maximum m before exponentiating: pass ``sum_exp`` = S * exp(-m) and ``unit`` = exp(-m), both
+    (B, L) float64.
     """
-    if graph == "absorbing":
-        masked = x_t == vocab_size
+    x_t, dsigma, method = reverse.x_t, reverse.dsigma, reverse.method
+    if reverse.graph == "absorbing":
+        masked = x_t == reverse.vocab_size
         if method == "denoise":
             alpha, gamma = torch.ones_like(unit), torch.zeros_like(unit)
         else:
@@ -125,11 +108,11 @@ def reverse_coefficients(
         return ReverseCoefficients(
             torch.where(masked, alpha, zero), zero, torch.where(masked, gamma, unit)
         )
-    size = float(vocab_size)
+    size = float(reverse.vocab_size)
     if method == "euler":
         alpha = (dsigma / size)[:, None].expand(x_t.shape)
         return ReverseCoefficients(alpha, torch.zeros_like(unit), unit - alpha * sum_exp)
-    removed = sigma if method == "denoise" else dsigma
+    removed = reverse.sigma if method == "denoise" else dsigma
     e = torch.exp(-removed)[:, None].expand(x_t.shape)
     lost = -torch.expm1(-removed)[:, None].expand(x_t.shape)  # 1 - e
     total = sum_exp + unit  # T = S + 1

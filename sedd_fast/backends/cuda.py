@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sedd_fast.backends import reference, values
 from sedd_fast.backends.gpu import on
+from sedd_fast.backends.inputs import Entropy, Noising, Reverse
 
 #: The codes of csrc/common/process.h and coefficients.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -61,36 +62,34 @@ def kernels() -> Any:
     return importlib.import_module("sedd_fast._cuda")
 
 
-def sample_transition(x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int) -> Tensor:
+def sample_transition(noising: Noising) -> Tensor:
     """x_t ~ p(. | x_0)."""
-    values.check(values.Noising(x_0, sigma, u), graph, vocab_size)
-    x_0, sigma, u = x_0.contiguous(), sigma.contiguous(), u.contiguous()
-    x_t = torch.empty_like(x_0)
-    addresses = (tensor.data_ptr() for tensor in (x_0, sigma, u, x_t))
-    call = kernels().Transition(*addresses, *x_0.shape, GRAPHS[graph], vocab_size)
-    _launch(kernels().sample_transition, call, x_0)
+    values.check(noising)
+    noising = noising.contiguous()
+    x_t = torch.empty_like(noising.x_0)
+    addresses = (t.data_ptr() for t in (noising.x_0, noising.sigma, noising.u, x_t))
+    process = GRAPHS[noising.graph], noising.vocab_size
+    call = kernels().Transition(*addresses, *x_t.shape, *process)
+    _launch(kernels().sample_transition, call, x_t)
     return x_t
 
 
 class _Entropy:
     """One call of the score entropy kernel; keeps its tensors alive until it is launched."""
 
-    def __init__(
-        self,
-        log_score: Tensor,
-        sigma: Tensor,
-        x_t: Tensor,
-        x_0: Tensor,
-        row_weight: Tensor | None,
-        graph: str,
-        vocab_size: int,
-    ) -> None:
-        values.check(values.Entropy(log_score, sigma, x_t, x_0), graph, vocab_size)
-        small = [sigma, x_t, x_0] + ([] if row_weight is None else [row_weight])
-        self.tensors = [tensor.contiguous() for tensor in small]
-        addresses = [tensor.data_ptr() for tensor in self.tensors] + [0] * (row_weight is None)
-        self.log_score = log_score
-        self.call = kernels().Entropy(_tensor(log_score), *addresses, GRAPHS[graph], vocab_size)
+    def __init__(self, log_score: Tensor, entropy: Entropy) -> None:
+        values.check(entropy)
+        self.log_score, self.entropy = log_score, entropy.contiguous()
+        weight = self.entropy.row_weight
+        self.call = kernels().Entropy(
+            _tensor(log_score),
+            self.entropy.sigma.data_ptr(),
+            self.entropy.x_t.data_ptr(),
+            self.entropy.x_0.data_ptr(),
+            0 if weight is None else weight.data_ptr(),
+            GRAPHS[entropy.graph],
+            entropy.vocab_size,
+        )
 
     def with_loss(self) -> Tensor:
         """(B, L) the loss to be, in its public dtype."""
@@ -104,10 +103,8 @@ class _Entropy:
     ) -> Tensor:
         """(B, L, dim) the gradient to be, of ``(scale * upstream * loss).sum()``."""
         gradient = torch.empty(self.log_score.shape, dtype=dtype, device=self.log_score.device)
-        if upstream is not None:
-            upstream = upstream.to(torch.float64).contiguous()
-            self.tensors.append(upstream)
-        address = 0 if upstream is None else upstream.data_ptr()
+        self.upstream = None if upstream is None else upstream.to(torch.float64).contiguous()
+        address = 0 if self.upstream is None else self.upstream.data_ptr()
         self.call.set_gradient(_tensor(gradient), address, scale)
         return gradient
 
@@ -116,75 +113,46 @@ class _Entropy:
         _launch(kernels().score_entropy, self.call, self.log_score)
 
 
-def score_entropy(
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    graph: str,
-    vocab_size: int,
-) -> Tensor:
+def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
     """(B, L) losses: one read of the touched rows."""
-    entropy = _Entropy(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size)
-    loss = entropy.with_loss()
-    entropy.launch()
+    call = _Entropy(log_score, entropy)
+    loss = call.with_loss()
+    call.launch()
     return loss
 
 
-def score_entropy_backward(
-    grad_loss: Tensor,
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    graph: str,
-    vocab_size: int,
-) -> Tensor:
+def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: Entropy) -> Tensor:
     """(B, L, dim) gradient: one read of the touched rows, one write."""
-    entropy = _Entropy(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size)
-    grad = entropy.with_gradient(log_score.dtype, upstream=grad_loss)
-    entropy.launch()
+    call = _Entropy(log_score, entropy)
+    grad = call.with_gradient(log_score.dtype, upstream=grad_loss)
+    call.launch()
     return grad
 
 
 def score_entropy_with_grad(
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    scale: float,
-    graph: str,
-    vocab_size: int,
+    log_score: Tensor, entropy: Entropy, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Losses and gradient of ``scale * loss.sum()``: one read, one write."""
-    entropy = _Entropy(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size)
-    loss = entropy.with_loss()
-    grad = entropy.with_gradient(values.gradient_dtype(log_score.dtype), scale)
-    entropy.launch()
+    call = _Entropy(log_score, entropy)
+    loss = call.with_loss()
+    grad = call.with_gradient(values.gradient_dtype(log_score.dtype), scale)
+    call.launch()
     return loss, grad
 
 
-def reverse_step(
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    u: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-) -> Tensor:
+def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
     """x_s (B, L): one read of every row that may move, and one chunk of it again."""
-    values.check(values.Reverse(log_score, x_t, sigma, dsigma, u), graph, vocab_size)
-    x_t = x_t.contiguous()
-    x_s = torch.empty_like(x_t)
-    small = [x_t, sigma.contiguous(), dsigma.contiguous(), u.contiguous(), x_s]
-    addresses = (tensor.data_ptr() for tensor in small)
+    values.check(reverse)
+    reverse = reverse.contiguous()
+    assert reverse.u is not None
+    x_s = torch.empty_like(reverse.x_t)
+    small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s)
     call = kernels().Reverse(
-        _tensor(log_score), *addresses, GRAPHS[graph], vocab_size, METHODS[method]
+        _tensor(log_score),
+        *(tensor.data_ptr() for tensor in small),
+        GRAPHS[reverse.graph],
+        reverse.vocab_size,
+        METHODS[reverse.method],
     )
     _launch(kernels().reverse_step, call, log_score)
     return x_s

@@ -8,13 +8,14 @@ and stands for no position.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import EntropyCoefficients, head_coefficients
+from sedd_fast.backends.inputs import Entropy, Reverse
 
 #: Bytes of workspace, besides what is returned.
 WORKSPACE = {"cpu": 32 << 20, "cuda": 64 << 20}
@@ -23,12 +24,6 @@ WORKSPACE = {"cpu": 32 << 20, "cuda": 64 << 20}
 def workspace(device: torch.device) -> int:
     """Bytes that an operation on that device may take for itself unless told otherwise."""
     return WORKSPACE.get(device.type, WORKSPACE["cuda"])
-
-
-def touched(x_t: Tensor, row_weight: Tensor | None, graph: str, vocab_size: int) -> Tensor:
-    """(B, L) bool: the positions that carry a loss (with a weight) or may move."""
-    found = x_t == vocab_size if graph == "absorbing" else torch.ones_like(x_t, dtype=torch.bool)
-    return found if row_weight is None else found & (row_weight != 0)
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,12 @@ class Linear:
     rows: Tensor | None
     dtype: torch.dtype
     workspace: int
+
+    def read(self, inputs: Entropy | Reverse) -> Tensor:
+        """(R,) the rows listed, else all touched; a GPU is waited for then, to learn how many."""
+        if self.rows is not None:
+            return self.rows
+        return inputs.touched().flatten().nonzero().squeeze(-1)
 
     def gathered(self, rows: Tensor) -> Tensor:
         """(R, H) hidden states in the dtype of the product, 0 for no position."""
@@ -89,57 +90,6 @@ class Gradients:
         return cls(*made)
 
 
-@dataclass(frozen=True)
-class Entropy:
-    """What score entropy needs beside the head: sigma (B,), the rest (B, L) or None."""
-
-    sigma: Tensor
-    x_t: Tensor
-    x_0: Tensor
-    row_weight: Tensor | None
-    graph: str
-    vocab_size: int
-    scale_by_sigma: bool
-
-    def touched(self) -> Tensor:
-        """(B, L) bool: the positions that carry a loss."""
-        return touched(self.x_t, self.row_weight, self.graph, self.vocab_size)
-
-    def touched_rows(self) -> Tensor:
-        """(R,) positions; on a GPU this waits for it, to learn how many."""
-        return self.touched().flatten().nonzero().squeeze(-1)
-
-    def values(self) -> values.Entropy:
-        """What is to be checked."""
-        return values.Entropy(None, self.sigma, self.x_t, self.x_0)
-
-
-@dataclass(frozen=True)
-class Reverse:
-    """What a reverse step needs beside the head: x_t (B, L), noise (B,), u (B, L, 2)."""
-
-    x_t: Tensor
-    sigma: Tensor
-    dsigma: Tensor
-    u: Tensor
-    graph: str
-    vocab_size: int
-    method: str
-    scale_by_sigma: bool
-
-    def touched(self) -> Tensor:
-        """(B, L) bool: the positions that may move."""
-        return touched(self.x_t, None, self.graph, self.vocab_size)
-
-    def touched_rows(self) -> Tensor:
-        """(R,) positions that may move; on a GPU this waits for it, to learn how many."""
-        return self.touched().flatten().nonzero().squeeze(-1)
-
-    def values(self) -> values.Reverse:
-        """What is to be checked."""
-        return values.Reverse(None, self.x_t, self.sigma, self.dsigma, self.u)
-
-
 class EntropyRows:
     """Rows of a head on their way to a loss: tokens, coefficients, and the sums that blocks add to.
 
@@ -151,25 +101,19 @@ class EntropyRows:
 
     def __init__(self, entropy: Entropy, rows: Tensor, lift: Tensor | float | None) -> None:
         at = rows.clamp(min=0)
+        here = entropy.at(at)
         self.rows = rows
-        self.x_t, self.x_0 = entropy.x_t.flatten()[at], entropy.x_0.flatten()[at]  # (R,)
-        sigma = entropy.sigma[at // max(entropy.x_t.shape[1], 1)]
-        size = entropy.vocab_size + (entropy.graph == "absorbing")
-        self.valid = (self.x_t >= 0) & (self.x_t < size) & (self.x_0 >= 0)
-        self.valid &= (self.x_0 < entropy.vocab_size) & (sigma > 0) & torch.isfinite(sigma)
-        self.terms: EntropyCoefficients = head_coefficients(
-            torch.where(self.valid, sigma, 1.0),
-            self.x_t,
-            self.x_0,
-            entropy.graph,
-            entropy.vocab_size,
-            entropy.scale_by_sigma,
-        )
+        self.x_t, self.x_0 = here.x_t.squeeze(1), here.x_0.squeeze(1)  # (R,)
+        self.valid = (self.x_t >= 0) & (self.x_t < entropy.dim) & (self.x_0 >= 0)
+        self.valid &= (self.x_0 < entropy.vocab_size) & (here.sigma > 0)
+        self.valid &= torch.isfinite(here.sigma)
+        here = replace(here, sigma=torch.where(self.valid, here.sigma, 1.0))
+        self.terms = EntropyCoefficients(*(term.squeeze(1) for term in head_coefficients(here)))
         self.weight = (rows >= 0).double()
-        if entropy.row_weight is not None:
-            self.weight = self.weight * entropy.row_weight.flatten()[at]
+        if here.row_weight is not None:
+            self.weight = self.weight * here.row_weight.squeeze(1)
         self.gradient = None if lift is None else self._gradient(lift, at)
-        self.sum_exp, self.sum_log, self.f_x_0 = torch.zeros_like(sigma.expand(3, -1)).unbind()
+        self.sum_exp, self.sum_log, self.f_x_0 = torch.zeros_like(here.sigma.expand(3, -1)).unbind()
 
     def _gradient(self, lift: Tensor | float, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """a, b, c of the gradient a * exp(f_y) - b - c * [y == x_0]."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.head import Linear, Reverse
+from sedd_fast.backends.head import Linear
+from sedd_fast.backends.inputs import Reverse
 
 #: Elements that a row of the block is padded to: products run slower into rows of odd length.
 ALIGNMENT = 64
@@ -20,15 +21,15 @@ ALIGNMENT = 64
 #: States whose weights are converted at a time.
 STATES = 2048
 
-#: (log_score, x_t, sigma, dsigma, u, graph, vocab_size, method, scale_by_sigma) -> x_s
-Step = Callable[..., Tensor]
+#: (log_score, reverse) -> x_s
+Step = Callable[[Tensor, Reverse], Tensor]
 
 
 def linear_reverse_step(linear: Linear, reverse: Reverse, step: Step) -> Tensor:
     """x_s (B, L); ``step`` is the backend's reverse_step."""
-    values.check(reverse.values(), reverse.graph, reverse.vocab_size)
+    values.check(reverse)
     x_t = reverse.x_t.flatten()
-    rows = reverse.touched_rows() if linear.rows is None else linear.rows
+    rows = linear.read(reverse)
     x_s = torch.cat((x_t, x_t.new_zeros(1)))  # the last takes what belongs to no position
     dim = linear.weight.shape[0]
     stride = -(-dim // ALIGNMENT) * ALIGNMENT
@@ -56,20 +57,11 @@ def _product(linear: Linear, hidden: Tensor, out: Tensor) -> None:
 def _draw(scores: Tensor, reverse: Reverse, rows: Tensor, step: Step) -> Tensor:
     """(R,) the next tokens at those positions, from their raw scores (R, dim)."""
     at = rows.clamp(min=0)
-    length = reverse.x_t.shape[1]
     try:
-        drawn = step(
-            scores[:, None],
-            reverse.x_t.flatten()[at, None],
-            reverse.sigma[at // length],
-            reverse.dsigma[at // length],
-            reverse.u.flatten(0, 1)[at, None],
-            reverse.graph,
-            reverse.vocab_size,
-            reverse.method,
-            reverse.scale_by_sigma,
-        )
+        drawn = step(scores[:, None], reverse.at(at))
     except values.UndrawableError as error:
         position = int(at[error.position[0]])
-        raise values.undrawable(divmod(position, length), "the head's output") from None
+        raise values.undrawable(
+            divmod(position, reverse.x_t.shape[1]), "the head's output"
+        ) from None
     return drawn.squeeze(-1)

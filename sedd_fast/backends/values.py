@@ -8,44 +8,11 @@ and call :func:`check` only to word the error.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Noising(NamedTuple):
-    """What sample_transition reads."""
-
-    x_0: Tensor
-    sigma: Tensor
-    u: Tensor | None
-
-
-class Entropy(NamedTuple):
-    """What score_entropy reads."""
-
-    log_score: Tensor | None
-    sigma: Tensor
-    x_t: Tensor
-    x_0: Tensor
-
-
-class Rows(NamedTuple):
-    """What row_sums reads beside the scores."""
-
-    x_t: Tensor
-    x_0: Tensor
-
-
-class Reverse(NamedTuple):
-    """What reverse_step and reverse_probs read."""
-
-    log_score: Tensor | None
-    x_t: Tensor
-    sigma: Tensor
-    dsigma: Tensor
-    u: Tensor | None
+from sedd_fast.backends.inputs import Entropy, Noising, Reverse, Sums
 
 
 def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -58,25 +25,24 @@ def enabled(device: torch.device) -> bool:
     return device.type == "cpu" or os.environ.get("SEDD_FAST_CHECK", "0") == "1"
 
 
-def check(inputs: Noising | Entropy | Rows | Reverse, graph: str, vocab_size: int) -> None:
+def check(inputs: Noising | Entropy | Reverse | Sums) -> None:
     """Raise a ValueError that names the first argument with an impossible value.
 
     Raises:
         ValueError: a token out of range, x_0 at the mask, noise that is not positive and finite,
             a uniform outside [0, 1).
     """
-    device = next(value.device for value in inputs if value is not None)
-    if not enabled(device):
+    tensors = inputs.tensors()
+    if not enabled(next(iter(tensors.values())).device):
         return
-    dim = vocab_size + (graph == "absorbing")
-    for name, value in inputs._asdict().items():
+    for name, value in tensors.items():
         if name in ("sigma", "dsigma"):
             _check_noise(name, value)
         elif name == "x_t":
-            _check_tokens(name, value, dim, f"states 0 .. {dim - 1}")
+            _check_tokens(name, value, inputs.dim, f"states 0 .. {inputs.dim - 1}")
         elif name == "x_0":
-            _check_clean(value, graph, vocab_size)
-        elif name == "u" and value is not None:
+            _check_clean(value, inputs.graph, inputs.vocab_size)
+        elif name == "u":
             _check_uniforms(value)
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry
-from sedd_fast.backends.head import Linear, Reverse
+from sedd_fast.backends.head import Linear
+from sedd_fast.backends.inputs import Reverse
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import _linear
 from sedd_fast.ops._uniforms import uniforms

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry
-from sedd_fast.backends.head import Entropy, Linear, Needs
+from sedd_fast.backends.head import Linear, Needs
+from sedd_fast.backends.inputs import Entropy
 from sedd_fast.backends.values import gradient_dtype
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import _linear

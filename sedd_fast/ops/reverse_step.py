@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import reference, registry
+from sedd_fast.backends.inputs import Reverse
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._uniforms import uniforms
 
@@ -24,7 +25,7 @@ def reverse_step_op(
     method: str,
 ) -> Tensor:
     run, _ = registry.implementation("reverse_step", log_score, graph)
-    return run(log_score, x_t, sigma, dsigma, u, graph, vocab_size, method)
+    return run(log_score, Reverse(x_t, sigma, dsigma, u, graph, vocab_size, method))
 
 
 @reverse_step_op.register_fake
@@ -43,7 +44,7 @@ def reverse_probs_op(
     method: str,
 ) -> Tensor:
     run, _ = registry.implementation("reverse_probs", log_score, graph)
-    return run(log_score, x_t, sigma, dsigma, graph, vocab_size, method)
+    return run(log_score, Reverse(x_t, sigma, dsigma, None, graph, vocab_size, method))
 
 
 @reverse_probs_op.register_fake
@@ -64,9 +65,8 @@ def reverse_probs_backward_op(
     method: str,
 ) -> Tensor:
     # On every backend the reference's: a law for study needs no kernel of its own.
-    return reference.reverse_probs_backward(
-        grad_probs, log_score, x_t, sigma, dsigma, graph, vocab_size, method
-    )
+    reverse = Reverse(x_t, sigma, dsigma, None, graph, vocab_size, method)
+    return reference.reverse_probs_backward(grad_probs, log_score, reverse)
 
 
 @reverse_probs_backward_op.register_fake

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry
+from sedd_fast.backends.inputs import Sums
 from sedd_fast.ops import _arguments as arguments
 
 #: f of z = a exp(l) + b: z, z^2, ln z.
@@ -26,7 +27,7 @@ def row_sums_op(
     vocab_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     run, code = registry.implementation("row_sums", log_score, graph)
-    return *run(log_score, x_t, x_0, a, b, term, graph, vocab_size), code
+    return *run(log_score, Sums(x_t, x_0, a, b, term, graph, vocab_size)), code
 
 
 @row_sums_op.register_fake
@@ -49,7 +50,8 @@ def row_sums_backward_op(
     vocab_size: int,
 ) -> tuple[Tensor, Tensor]:
     run = registry.by_code("row_sums_backward", code)
-    return run(grad_total, grad_log_x_0, log_score, x_t, x_0, a, b, term, graph, vocab_size)
+    sums = Sums(x_t, x_0, a, b, term, graph, vocab_size)
+    return run(grad_total, grad_log_x_0, log_score, sums)
 
 
 @row_sums_backward_op.register_fake

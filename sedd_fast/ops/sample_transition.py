@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry
+from sedd_fast.backends.inputs import Noising
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._uniforms import uniforms
 
@@ -15,7 +16,7 @@ def sample_transition_op(
     x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int
 ) -> Tensor:
     run, _ = registry.implementation("sample_transition", x_0, graph)
-    return run(x_0, sigma, u, graph, vocab_size)
+    return run(Noising(x_0, sigma, u, graph, vocab_size))
 
 
 @sample_transition_op.register_fake

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry
+from sedd_fast.backends.inputs import Entropy
 from sedd_fast.backends.values import gradient_dtype
 from sedd_fast.ops import _arguments as arguments
 
@@ -23,7 +24,7 @@ def score_entropy_op(
     vocab_size: int,
 ) -> tuple[Tensor, Tensor]:
     run, code = registry.implementation("score_entropy", log_score, graph)
-    return run(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size), code
+    return run(log_score, Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size)), code
 
 
 @score_entropy_op.register_fake
@@ -44,7 +45,7 @@ def score_entropy_backward_op(
     vocab_size: int,
 ) -> Tensor:
     run = registry.by_code("score_entropy_backward", code)
-    return run(grad_loss, log_score, sigma, x_t, x_0, row_weight, graph, vocab_size)
+    return run(grad_loss, log_score, Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size))
 
 
 @score_entropy_backward_op.register_fake
@@ -64,7 +65,7 @@ def score_entropy_with_grad_op(
     vocab_size: int,
 ) -> tuple[Tensor, Tensor]:
     run, _ = registry.implementation("score_entropy_with_grad", log_score, graph)
-    return run(log_score, sigma, x_t, x_0, row_weight, scale, graph, vocab_size)
+    return run(log_score, Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size), scale)
 
 
 @score_entropy_with_grad_op.register_fake

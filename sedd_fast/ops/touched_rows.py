@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.head import touched
+from sedd_fast.backends.inputs import touched
 from sedd_fast.ops import _arguments as arguments
 
 

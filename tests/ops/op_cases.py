@@ -18,6 +18,7 @@ from torch import Tensor
 
 import sedd_fast as sf
 from sedd_fast.backends import reference, registry
+from sedd_fast.backends.inputs import Reverse
 
 
 @dataclass(frozen=True)
@@ -295,15 +296,10 @@ def assert_inverse_cdf(tokens: Tensor, inputs: Inputs, method: str, slack: float
 
 def _reference_moves(inputs: Inputs, method: str) -> tuple[Tensor, Tensor]:
     graph = inputs.graph
-    return reference.reverse_weights(
-        inputs.log_score.detach().double(),
-        inputs.x_t,
-        inputs.sigma,
-        inputs.dsigma,
-        graph.kind,
-        graph.vocab_size,
-        method,
+    reverse = Reverse(
+        inputs.x_t, inputs.sigma, inputs.dsigma, None, graph.kind, graph.vocab_size, method
     )
+    return reference.reverse_weights(inputs.log_score.detach().double(), reverse)
 
 
 def loss_and_gradient(inputs: Inputs, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,13 @@ from torch import Tensor
 from sedd_fast.backends import blocked_head, values
 from sedd_fast.backends.blocked_head import Block
 from sedd_fast.backends.cpp.module import DTYPES, kernels
-from sedd_fast.backends.head import Entropy, EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.head import EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.inputs import Entropy
 
 
 def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
     """(B, L) losses: one product of the touched rows."""
-    values.check(entropy.values(), entropy.graph, entropy.vocab_size)
+    values.check(entropy)
     return _public(blocked_head.losses(linear, entropy, Blocks()), linear)
 
 
@@ -23,7 +24,7 @@ def linear_score_entropy_with_grad(
     linear: Linear, entropy: Entropy, lift: Tensor | float, needs: Needs
 ) -> tuple[Tensor, Gradients]:
     """(B, L) losses, and gradients of ``(lift * loss).sum()``: three products."""
-    values.check(entropy.values(), entropy.graph, entropy.vocab_size)
+    values.check(entropy)
     loss, gradients = blocked_head.losses_and_gradients(linear, entropy, lift, needs, Blocks())
     return _public(loss, linear), gradients
 

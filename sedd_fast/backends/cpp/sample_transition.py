@@ -7,22 +7,21 @@ from torch import Tensor
 
 from sedd_fast.backends import values
 from sedd_fast.backends.cpp.module import GRAPHS, kernels
+from sedd_fast.backends.inputs import Noising
 
 
-def sample_transition(x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int) -> Tensor:
+def sample_transition(noising: Noising) -> Tensor:
     """x_t ~ p(. | x_0)."""
-    x_0, sigma, u = x_0.contiguous(), sigma.contiguous(), u.contiguous()
-    x_t = torch.empty_like(x_0)
+    noising = noising.contiguous()
+    x_t = torch.empty_like(noising.x_0)
+    addresses = (t.data_ptr() for t in (noising.x_0, noising.sigma, noising.u, x_t))
     valid = kernels().sample_transition(
-        x_0.data_ptr(),
-        sigma.data_ptr(),
-        u.data_ptr(),
-        x_t.data_ptr(),
-        *x_0.shape,
-        GRAPHS[graph],
-        vocab_size,
+        *addresses,
+        *x_t.shape,
+        GRAPHS[noising.graph],
+        noising.vocab_size,
         torch.get_num_threads(),
     )
     if not valid:
-        values.check(values.Noising(x_0, sigma, u), graph, vocab_size)
+        values.check(noising)
     return x_t

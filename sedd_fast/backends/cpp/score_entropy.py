@@ -7,100 +7,59 @@ from torch import Tensor
 
 from sedd_fast.backends import values
 from sedd_fast.backends.cpp.module import GRAPHS, kernels, scores
+from sedd_fast.backends.inputs import Entropy
 
 
-class _Entropy:
-    """The inputs of a score entropy in memory, kept alive beside their addresses."""
-
-    def __init__(
-        self,
-        log_score: Tensor,
-        sigma: Tensor,
-        x_t: Tensor,
-        x_0: Tensor,
-        row_weight: Tensor | None,
-        graph: str,
-        vocab_size: int,
-    ) -> None:
-        small = [sigma, x_t, x_0] + ([] if row_weight is None else [row_weight])
-        self.tensors = [tensor.contiguous() for tensor in small]
-        addresses = [tensor.data_ptr() for tensor in self.tensors] + [0] * (row_weight is None)
-        self.log_score = log_score
-        self.process = (graph, vocab_size)
-        self.inputs = kernels().EntropyInputs(
-            scores(log_score), *addresses, GRAPHS[graph], vocab_size
-        )
-
-    def check(self, valid: bool) -> None:
-        """Word the error where a value was out of range."""
-        if not valid:
-            sigma, x_t, x_0 = self.tensors[:3]
-            values.check(values.Entropy(self.log_score, sigma, x_t, x_0), *self.process)
-
-    def empty_loss(self) -> Tensor:
-        """(B, L) float64, in which losses are formed."""
-        return torch.empty(self.log_score.shape[:2], dtype=torch.float64)
-
-    def rounded(self, loss: Tensor) -> Tensor:
-        """The loss in its public dtype."""
-        return loss if self.log_score.dtype == torch.float64 else loss.float()
-
-
-def score_entropy(
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    graph: str,
-    vocab_size: int,
-) -> Tensor:
+def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
     """(B, L) losses: one read of the touched rows."""
-    call = _Entropy(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size)
-    loss = call.empty_loss()
-    call.check(kernels().score_entropy(call.inputs, loss.data_ptr(), torch.get_num_threads()))
-    return call.rounded(loss)
+    entropy, loss = entropy.contiguous(), _empty_loss(log_score)
+    run = kernels().score_entropy
+    if not run(_inputs(log_score, entropy), loss.data_ptr(), torch.get_num_threads()):
+        values.check(entropy)
+    return _rounded(loss, log_score)
 
 
-def score_entropy_backward(
-    grad_loss: Tensor,
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    graph: str,
-    vocab_size: int,
-) -> Tensor:
+def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: Entropy) -> Tensor:
     """(B, L, dim) gradient: one read of the touched rows, one write."""
-    call = _Entropy(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size)
-    grad_loss = grad_loss.to(torch.float64).contiguous()
+    entropy, upstream = entropy.contiguous(), grad_loss.to(torch.float64).contiguous()
     grad = torch.empty(log_score.shape, dtype=log_score.dtype)
-    call.check(
-        kernels().score_entropy_backward(
-            call.inputs, grad_loss.data_ptr(), grad.data_ptr(), torch.get_num_threads()
-        )
-    )
+    inputs, run = _inputs(log_score, entropy), kernels().score_entropy_backward
+    if not run(inputs, upstream.data_ptr(), grad.data_ptr(), torch.get_num_threads()):
+        values.check(entropy)
     return grad
 
 
 def score_entropy_with_grad(
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    scale: float,
-    graph: str,
-    vocab_size: int,
+    log_score: Tensor, entropy: Entropy, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Losses and gradient of ``scale * loss.sum()``: one read, one write."""
-    call = _Entropy(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size)
-    loss = call.empty_loss()
+    entropy, loss = entropy.contiguous(), _empty_loss(log_score)
     grad = torch.empty(log_score.shape, dtype=values.gradient_dtype(log_score.dtype))
-    call.check(
-        kernels().score_entropy_with_grad(
-            call.inputs, scale, loss.data_ptr(), grad.data_ptr(), torch.get_num_threads()
-        )
+    inputs, run = _inputs(log_score, entropy), kernels().score_entropy_with_grad
+    if not run(inputs, scale, loss.data_ptr(), grad.data_ptr(), torch.get_num_threads()):
+        values.check(entropy)
+    return _rounded(loss, log_score), grad
+
+
+def _inputs(log_score: Tensor, entropy: Entropy) -> object:
+    """Addresses; ``entropy`` is contiguous, and its owner keeps it."""
+    weight = entropy.row_weight
+    return kernels().EntropyInputs(
+        scores(log_score),
+        entropy.sigma.data_ptr(),
+        entropy.x_t.data_ptr(),
+        entropy.x_0.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        GRAPHS[entropy.graph],
+        entropy.vocab_size,
     )
-    return call.rounded(loss), grad
+
+
+def _empty_loss(log_score: Tensor) -> Tensor:
+    """(B, L) float64, in which losses are formed."""
+    return torch.empty(log_score.shape[:2], dtype=torch.float64)
+
+
+def _rounded(loss: Tensor, log_score: Tensor) -> Tensor:
+    """The loss in its public dtype."""
+    return loss if log_score.dtype == torch.float64 else loss.float()

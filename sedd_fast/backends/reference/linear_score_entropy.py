@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import values
-from sedd_fast.backends.coefficients import log_output_scale
-from sedd_fast.backends.head import Entropy, Gradients, Linear, Needs, Reverse
+from sedd_fast.backends.head import Gradients, Linear, Needs
+from sedd_fast.backends.inputs import Entropy, Reverse
 from sedd_fast.backends.reference.rows import wide
 from sedd_fast.backends.reference.score_entropy import score_entropy, score_entropy_backward
 
@@ -15,7 +16,7 @@ from sedd_fast.backends.reference.score_entropy import score_entropy, score_entr
 def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
     """(B, L) losses, 0 where no row is read."""
     where = read(linear, entropy)
-    return score_entropy(log_scores(linear, entropy, where), *_arguments(entropy, where))
+    return score_entropy(outputs(linear, where), _only(entropy, where))
 
 
 def linear_score_entropy_with_grad(
@@ -23,10 +24,10 @@ def linear_score_entropy_with_grad(
 ) -> tuple[Tensor, Gradients]:
     """(B, L) losses, and gradients of ``(lift * loss).sum()``: the chain rule through the head."""
     where = read(linear, entropy)
-    scores, arguments = log_scores(linear, entropy, where), _arguments(entropy, where)
-    loss = score_entropy(scores, *arguments)
+    scores, entropy = outputs(linear, where), _only(entropy, where)
+    loss = score_entropy(scores, entropy)
     lifts = torch.as_tensor(lift, dtype=torch.float64, device=loss.device).expand(loss.shape)
-    g = score_entropy_backward(lifts, scores, *arguments).flatten(0, 1)  # (B * L, dim)
+    g = score_entropy_backward(lifts, scores, entropy).flatten(0, 1)  # (B * L, dim)
     h = wide(_hidden(linear, where).flatten(0, 1))
     w = wide(linear.weight.to(linear.dtype))
     return loss, Gradients.of(
@@ -37,9 +38,9 @@ def linear_score_entropy_with_grad(
     )
 
 
-def read(linear: Linear, process: Entropy | Reverse) -> Tensor:
+def read(linear: Linear, inputs: Entropy | Reverse) -> Tensor:
     """(B, L) bool: the positions whose outputs count, touched by noise and, if listed, listed."""
-    where = process.touched()
+    where = inputs.touched()
     if linear.rows is None:
         return where
     listed = where.new_zeros(where.numel() + 1)  # the last takes what stands for no position
@@ -47,18 +48,11 @@ def read(linear: Linear, process: Entropy | Reverse) -> Tensor:
     return where & listed[:-1].view(where.shape)
 
 
-def log_scores(linear: Linear, process: Entropy | Reverse, where: Tensor) -> Tensor:
-    """(B, L, dim) log scores l, float32 or wider: f, or f - ln E - ln V where sigma scales.
-
-    Hidden states are taken to be 0 but at ``where``.
-    """
+def outputs(linear: Linear, where: Tensor) -> Tensor:
+    """(B, L, dim) float32 or wider; hidden states are taken to be 0 but at ``where``."""
     bias = None if linear.bias is None else linear.bias.to(linear.dtype)
     w = linear.weight.to(linear.dtype)
-    scores = wide(torch.nn.functional.linear(_hidden(linear, where), w, bias))
-    if process.scale_by_sigma:
-        scale = log_output_scale(process.sigma, process.vocab_size)  # (B,)
-        scores = scores - scale[:, None, None].to(scores.dtype)
-    return scores
+    return wide(torch.nn.functional.linear(_hidden(linear, where), w, bias))
 
 
 def _hidden(linear: Linear, where: Tensor) -> Tensor:
@@ -66,8 +60,7 @@ def _hidden(linear: Linear, where: Tensor) -> Tensor:
     return torch.where(where[..., None], linear.hidden, 0).to(linear.dtype)
 
 
-def _arguments(entropy: Entropy, where: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, str, int]:
-    values.check(entropy.values(), entropy.graph, entropy.vocab_size)
+def _only(entropy: Entropy, where: Tensor) -> Entropy:
+    """With no weight elsewhere."""
     weight = 1.0 if entropy.row_weight is None else entropy.row_weight
-    weight = torch.where(where, weight, 0)
-    return entropy.sigma, entropy.x_t, entropy.x_0, weight, entropy.graph, entropy.vocab_size
+    return replace(entropy, row_weight=torch.where(where, weight, 0).double())

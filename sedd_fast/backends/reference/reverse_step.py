@@ -7,22 +7,16 @@ from torch import Tensor
 
 from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import reverse_coefficients
-from sedd_fast.backends.reference.rows import other_states, wide
+from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.reference.rows import log_scores, other_states, wide
 
 
-def reverse_step(
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    u: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-) -> Tensor:
+def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
     """x_s (B, L): u0 decides whether the token moves, u1 where to, by the inverse CDF."""
-    values.check(values.Reverse(log_score, x_t, sigma, dsigma, u), graph, vocab_size)
-    weights, stay = reverse_weights(log_score, x_t, sigma, dsigma, graph, vocab_size, method)
+    values.check(reverse)
+    assert reverse.u is not None
+    u = reverse.u
+    weights, stay = reverse_weights(log_score, reverse)
     cdf = weights.cumsum(-1)  # (B, L, dim) float64, states in natural order
     moving = cdf[..., -1]
     total = moving + stay
@@ -32,94 +26,65 @@ def reverse_step(
     # u1 * moving may round up to moving itself: the last state that has weight then.
     last = torch.searchsorted(cdf, moving[..., None].contiguous(), right=False)
     moved = torch.minimum(token, last).squeeze(-1)
-    return torch.where(drawable & (u[..., 0] * total < moving), moved, x_t).contiguous()
+    return torch.where(drawable & (u[..., 0] * total < moving), moved, reverse.x_t).contiguous()
 
 
-def reverse_weights(
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-) -> tuple[Tensor, Tensor]:
+def reverse_weights(log_score: Tensor, reverse: Reverse) -> tuple[Tensor, Tensor]:
     """Unnormalised law of a reverse step: (B, L, dim) float64 with 0 at x_t, and (B, L) for x_t.
 
     Rows are shifted by their maximum, so no finite score overflows; the law does not change.
     """
-    others = other_states(x_t, log_score.shape[-1])
-    exp_scores, shift = _shifted_exp(log_score, x_t)
+    others = other_states(reverse.x_t, log_score.shape[-1])
+    exp_scores, shift = _shifted_exp(log_score, reverse)
     sum_exp = exp_scores.sum(-1)
-    alpha, beta, gamma = reverse_coefficients(
-        sigma, dsigma, sum_exp, x_t, torch.exp(-shift), graph, vocab_size, method
-    )
+    alpha, beta, gamma = reverse_coefficients(reverse, sum_exp, torch.exp(-shift))
     gamma = torch.where(alpha > 0, gamma, 1.0)  # no noise removed: it stays, whatever the scores
     weights = alpha[..., None] * exp_scores + beta[..., None]
     moves = others & (alpha > 0)[..., None]
-    if graph == "absorbing":
-        moves = moves & (x_t == vocab_size)[..., None]
-        # Nothing of an unmasked row is read: it stays, whatever its scores are.
-        gamma = torch.where(x_t == vocab_size, gamma, 1.0)
+    # Nothing of an untouched row is read: it stays, whatever its scores are.
+    read = reverse.touched()
+    moves, gamma = moves & read[..., None], torch.where(read, gamma, 1.0)
     return torch.where(moves, weights, 0).clamp(min=0), gamma.clamp(min=0)
 
 
-def _shifted_exp(log_score: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+def _shifted_exp(log_score: Tensor, reverse: Reverse) -> tuple[Tensor, Tensor]:
     """exp(l_y - m), 0 at x_t, (B, L, dim) float64, and m, (B, L): the largest score of the row."""
-    others = other_states(x_t, log_score.shape[-1])
-    scores = torch.where(others, wide(log_score).double(), -torch.inf)
+    others = other_states(reverse.x_t, log_score.shape[-1])
+    scores = torch.where(others, log_scores(log_score, reverse).double(), -torch.inf)
     shift = scores.amax(-1).clamp(min=-700)  # exp(700) is still a float64
     return torch.exp(scores - shift[..., None]), shift
 
 
-def reverse_probs(
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-) -> Tensor:
+def reverse_probs(log_score: Tensor, reverse: Reverse) -> Tensor:
     """(B, L, dim): the law of :func:`reverse_step`, float64 for float64 scores, else float32."""
-    values.check(values.Reverse(log_score, x_t, sigma, dsigma, None), graph, vocab_size)
-    weights, stay = reverse_weights(log_score, x_t, sigma, dsigma, graph, vocab_size, method)
+    values.check(reverse)
+    weights, stay = reverse_weights(log_score, reverse)
     total = weights.sum(-1) + stay
     values.check_drawable((total > 0) & torch.isfinite(total))
-    probs = weights.scatter(-1, x_t[..., None], stay[..., None]) / total[..., None]
+    probs = weights.scatter(-1, reverse.x_t[..., None], stay[..., None]) / total[..., None]
     return probs.to(wide(log_score).dtype).contiguous()
 
 
-def reverse_probs_backward(
-    grad_probs: Tensor,
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-) -> Tensor:
+def reverse_probs_backward(grad_probs: Tensor, log_score: Tensor, reverse: Reverse) -> Tensor:
     """(B, L, dim) in the dtype of log_score: the chain rule through :func:`reverse_probs`.
 
     With weights w of sum W, p = w / W and h = (grad - sum grad * p) / W, the gradient in l_y is
     exp(l_y) * (alpha * h_y + dbeta/dS * sum of h_z + dgamma/dS * h_{x_t}), each h only where its
     weight is above 0. beta and gamma are linear in (S, unit): their slope is their value at (1, 0).
     """
-    weights, stay = reverse_weights(log_score, x_t, sigma, dsigma, graph, vocab_size, method)
+    weights, stay = reverse_weights(log_score, reverse)
     total = (weights.sum(-1) + stay)[..., None]
-    own = x_t[..., None]
+    own = reverse.x_t[..., None]
     probs = weights.scatter(-1, own, stay[..., None]) / total
     grad = grad_probs.double()
     h = (grad - (grad * probs).sum(-1, keepdim=True)) / total  # (B, L, dim)
     one, zero = torch.ones_like(stay), torch.zeros_like(stay)
-    alpha, slope_beta, slope_gamma = reverse_coefficients(
-        sigma, dsigma, one, x_t, zero, graph, vocab_size, method
-    )
+    alpha, slope_beta, slope_gamma = reverse_coefficients(reverse, one, zero)
     h_moves = torch.where(weights > 0, h, 0)
     h_stay = torch.where(stay > 0, h.gather(-1, own).squeeze(-1), 0)
     shared = slope_beta * h_moves.sum(-1) + slope_gamma * h_stay  # (B, L)
-    gradient = _shifted_exp(log_score, x_t)[0] * (alpha[..., None] * h_moves + shared[..., None])
-    if graph == "absorbing":
-        gradient = torch.where((x_t == vocab_size)[..., None], gradient, 0)
+    gradient = _shifted_exp(log_score, reverse)[0] * (
+        alpha[..., None] * h_moves + shared[..., None]
+    )
+    gradient = torch.where(reverse.touched()[..., None], gradient, 0)
     return gradient.to(log_score.dtype).contiguous()

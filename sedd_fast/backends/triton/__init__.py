@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sedd_fast.backends import reference, values
 from sedd_fast.backends.gpu import launching
+from sedd_fast.backends.inputs import Entropy, Noising, Reverse
 from sedd_fast.backends.triton.linear_reverse_step import linear_reverse_step
 from sedd_fast.backends.triton.linear_score_entropy import (
     linear_score_entropy,
@@ -65,115 +66,75 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def sample_transition(x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int) -> Tensor:
+def sample_transition(noising: Noising) -> Tensor:
     """x_t ~ p(. | x_0)."""
     from sedd_fast.kernels import sample_transition as kernel
 
-    values.check(values.Noising(x_0, sigma, u), graph, vocab_size)
-    x_0 = x_0.contiguous()
-    x_t = torch.empty_like(x_0)
+    values.check(noising)
+    noising = noising.contiguous()
+    x_0, x_t = noising.x_0, torch.empty_like(noising.x_0)
     with _launching("sample_transition", x_0):
-        kernel.launch(x_0, sigma.contiguous(), u.contiguous(), x_t, graph, vocab_size)
+        kernel.launch(x_0, noising.sigma, noising.u, x_t, noising.graph, noising.vocab_size)
     return x_t
 
 
-def score_entropy(
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    graph: str,
-    vocab_size: int,
-) -> Tensor:
+def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
     """(B, L) float32 losses: one read of the touched rows."""
     loss = torch.empty(log_score.shape[:2], dtype=torch.float32, device=log_score.device)
-    _entropy(log_score, sigma, x_t, x_0, row_weight, None, loss, None, 1.0, graph, vocab_size)
+    _entropy(log_score, entropy, None, loss, None, 1.0)
     return loss
 
 
-def score_entropy_backward(
-    grad_loss: Tensor,
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    graph: str,
-    vocab_size: int,
-) -> Tensor:
+def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: Entropy) -> Tensor:
     """(B, L, dim) gradient: one read of the touched rows, one write."""
     grad = torch.empty(log_score.shape, dtype=log_score.dtype, device=log_score.device)
-    upstream = grad_loss.to(torch.float64).contiguous()
-    _entropy(log_score, sigma, x_t, x_0, row_weight, upstream, None, grad, 1.0, graph, vocab_size)
+    _entropy(log_score, entropy, grad_loss.to(torch.float64).contiguous(), None, grad, 1.0)
     return grad
 
 
 def score_entropy_with_grad(
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    scale: float,
-    graph: str,
-    vocab_size: int,
+    log_score: Tensor, entropy: Entropy, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Losses and gradient of ``scale * loss.sum()``: one read, one write."""
     loss = torch.empty(log_score.shape[:2], dtype=torch.float32, device=log_score.device)
     dtype = values.gradient_dtype(log_score.dtype)
     grad = torch.empty(log_score.shape, dtype=dtype, device=log_score.device)
-    _entropy(log_score, sigma, x_t, x_0, row_weight, None, loss, grad, scale, graph, vocab_size)
+    _entropy(log_score, entropy, None, loss, grad, scale)
     return loss, grad
-
-
-def reverse_step(
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    u: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-    scale_by_sigma: bool = False,
-) -> Tensor:
-    """x_s (B, L): one read of every row that may move, and one chunk of it again."""
-    from sedd_fast.kernels import reverse_step as kernel
-
-    values.check(values.Reverse(log_score, x_t, sigma, dsigma, u), graph, vocab_size)
-    x_t = x_t.contiguous()
-    x_s = torch.empty_like(x_t)
-    with _launching("reverse_step", log_score):
-        kernel.launch(
-            log_score, x_t, sigma.contiguous(), dsigma.contiguous(), u.contiguous(), x_s,
-            graph, vocab_size, method, scale_by_sigma,
-        )  # fmt: skip
-    return x_s
 
 
 def _entropy(
     log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
+    entropy: Entropy,
     upstream: Tensor | None,
     loss: Tensor | None,
     grad: Tensor | None,
     scale: float,
-    graph: str,
-    vocab_size: int,
 ) -> None:
     from sedd_fast.kernels import score_entropy as kernel
 
-    values.check(values.Entropy(log_score, sigma, x_t, x_0), graph, vocab_size)
-    sigma, x_t, x_0 = sigma.contiguous(), x_t.contiguous(), x_0.contiguous()
-    weight = None if row_weight is None else row_weight.contiguous()
+    values.check(entropy)
+    entropy = entropy.contiguous()
+    small = (entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight)
     with _launching("score_entropy", log_score):
         kernel.launch(
-            log_score, sigma, x_t, x_0, weight, upstream, loss, grad, scale, graph, vocab_size
+            log_score, *small, upstream, loss, grad, scale, entropy.graph, entropy.vocab_size
         )
+
+
+def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
+    """x_s (B, L): one read of every row that may move, and one chunk of it again."""
+    from sedd_fast.kernels import reverse_step as kernel
+
+    values.check(reverse)
+    reverse = reverse.contiguous()
+    assert reverse.u is not None
+    x_s = torch.empty_like(reverse.x_t)
+    small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s)
+    process = (reverse.graph, reverse.vocab_size, reverse.method, reverse.scale_by_sigma)
+    with _launching("reverse_step", log_score):
+        kernel.launch(log_score, *small, *process)
+    return x_s
 
 
 def _launching(op: str, tensor: Tensor) -> AbstractContextManager[None]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from sedd_fast.backends import row_blocks
-from sedd_fast.backends.head import Linear, Reverse
+from sedd_fast.backends.head import Linear
+from sedd_fast.backends.inputs import Reverse
 
 
 def linear_reverse_step(linear: Linear, reverse: Reverse) -> Tensor:

@@ -12,12 +12,13 @@ from torch import Tensor
 from sedd_fast.backends import blocked_head, values
 from sedd_fast.backends.blocked_head import Block
 from sedd_fast.backends.gpu import launching
-from sedd_fast.backends.head import Entropy, EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.head import EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.inputs import Entropy
 
 
 def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
     """(B, L) float32 losses: one product of the touched rows."""
-    values.check(entropy.values(), entropy.graph, entropy.vocab_size)
+    values.check(entropy)
     loss = blocked_head.losses(linear, entropy, Blocks())
     return loss.view(linear.hidden.shape[:2]).float()
 
@@ -26,7 +27,7 @@ def linear_score_entropy_with_grad(
     linear: Linear, entropy: Entropy, lift: Tensor | float, needs: Needs
 ) -> tuple[Tensor, Gradients]:
     """(B, L) float32 losses, and gradients of ``(lift * loss).sum()``: three products."""
-    values.check(entropy.values(), entropy.graph, entropy.vocab_size)
+    values.check(entropy)
     loss, gradients = blocked_head.losses_and_gradients(linear, entropy, lift, needs, Blocks())
     return loss.view(linear.hidden.shape[:2]).float(), gradients
 

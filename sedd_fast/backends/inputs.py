@@ -1,0 +1,135 @@
+"""What the operations are given beside log scores or a head: one object an operation.
+
+They are made inside the operations, of validated tensors, and handed through every backend. A graph
+is known by its kind and its number of tokens.
+
+    sigma, dsigma  (B,) float64       noise; what a reverse step removes
+    x_t, x_0       (B, L) int64       noised and clean tokens
+    row_weight     (B, L) float64     factor of a position's loss, or None for 1
+    u              (B, L, 2) float64  uniforms in [0, 1)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+_Inputs = TypeVar("_Inputs", bound="_OfProcess")
+
+
+class _OfProcess:
+    """Tensors, and the process that they belong to."""
+
+    graph: str
+    vocab_size: int
+
+    @property
+    def dim(self) -> int:
+        """Number of states."""
+        return self.vocab_size + (self.graph == "absorbing")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are there, by name."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
+        return {name: value for name, value in named if isinstance(value, Tensor)}
+
+    def contiguous(self: _Inputs) -> _Inputs:
+        """The same, as kernels read it; keep it while its addresses are in use."""
+        changed: dict[str, Any] = {
+            name: value.contiguous()
+            for name, value in self.tensors().items()
+            if not value.is_contiguous()
+        }
+        return replace(self, **changed) if changed else self  # type: ignore[type-var]
+
+
+def touched(x_t: Tensor, row_weight: Tensor | None, graph: str, vocab_size: int) -> Tensor:
+    """(B, L) bool: the positions that carry a loss of some weight, or may move.
+
+    An absorbing graph's are the masked ones.
+    """
+    found = x_t == vocab_size if graph == "absorbing" else torch.ones_like(x_t, dtype=torch.bool)
+    return found if row_weight is None else found & (row_weight != 0)
+
+
+@dataclass(frozen=True)
+class Noising(_OfProcess):
+    """Of sample_transition."""
+
+    x_0: Tensor
+    sigma: Tensor
+    u: Tensor
+    graph: str
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Entropy(_OfProcess):
+    """Of score_entropy; ``scale_by_sigma`` where a head gives f of l = f - ln E - ln V."""
+
+    sigma: Tensor
+    x_t: Tensor
+    x_0: Tensor
+    row_weight: Tensor | None
+    graph: str
+    vocab_size: int
+    scale_by_sigma: bool = False
+
+    def touched(self) -> Tensor:
+        """(B, L) bool: the positions that carry a loss."""
+        return touched(self.x_t, self.row_weight, self.graph, self.vocab_size)
+
+    def at(self, rows: Tensor) -> Entropy:
+        """The same for R positions b * L + i, each a sequence of its own: x_t (R, 1) and so on."""
+        return replace(
+            self,
+            sigma=self.sigma[rows // max(self.x_t.shape[1], 1)],
+            x_t=self.x_t.flatten()[rows, None],
+            x_0=self.x_0.flatten()[rows, None],
+            row_weight=None if self.row_weight is None else self.row_weight.flatten()[rows, None],
+        )
+
+
+@dataclass(frozen=True)
+class Reverse(_OfProcess):
+    """Of reverse_step, and but for ``u`` of reverse_probs; ``scale_by_sigma`` as in Entropy."""
+
+    x_t: Tensor
+    sigma: Tensor
+    dsigma: Tensor
+    u: Tensor | None
+    graph: str
+    vocab_size: int
+    method: str
+    scale_by_sigma: bool = False
+
+    def touched(self) -> Tensor:
+        """(B, L) bool: the positions that may move."""
+        return touched(self.x_t, None, self.graph, self.vocab_size)
+
+    def at(self, rows: Tensor) -> Reverse:
+        """The same for R positions, as of an Entropy."""
+        sequence = rows // max(self.x_t.shape[1], 1)
+        return replace(
+            self,
+            x_t=self.x_t.flatten()[rows, None],
+            sigma=self.sigma[sequence],
+            dsigma=self.dsigma[sequence],
+            u=None if self.u is None else self.u.flatten(0, 1)[rows, None],
+        )
+
+
+@dataclass(frozen=True)
+class Sums(_OfProcess):
+    """Of row_sums: f(a exp(l) + b), f by ``term``; a and b (B, L) float64."""
+
+    x_t: Tensor
+    x_0: Tensor
+    a: Tensor
+    b: Tensor
+    term: str
+    graph: str
+    vocab_size: int
