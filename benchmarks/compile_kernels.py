@@ -136,6 +136,9 @@ def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
                 name = f"reverse_step {graph} {form}{' scaled' * scaled}"
                 call = (*arguments, scaled)
                 yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
+            if not layout:
+                name, call = f"reverse_step {graph} {form} top-p", (*arguments, False, 0.8, 0.9)
+                yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
 
 
 def sums_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:

@@ -45,14 +45,17 @@ EntropyInputs make_entropy(const Scores& scores, uintptr_t sigma, uintptr_t x_t,
 }
 
 ReverseInputs make_reverse(const Scores& scores, uintptr_t x_t, uintptr_t sigma, uintptr_t dsigma,
-                           int graph, int64_t vocab, int method, bool scale_by_sigma) {
+                           int graph, int64_t vocab, int method, bool scale_by_sigma,
+                           double temperature, double top_p) {
   return {scores,
           pointer<const int64_t>(x_t),
           pointer<const double>(sigma),
           pointer<const double>(dsigma),
           {static_cast<Graph>(graph), vocab},
           static_cast<Method>(method),
-          scale_by_sigma};
+          scale_by_sigma,
+          temperature,
+          top_p};
 }
 
 RowSumsInputs make_row_sums(const Scores& scores, uintptr_t x_t, uintptr_t x_0, uintptr_t a,

@@ -2,8 +2,8 @@
 
 One pass over the row gives the weights of its chunks, kept in registers; u1 picks the chunk and
 only that one is read again. The clamped law of the uniform graph needs the sum S first: a second
-pass, which finds the row in cache, and only for the rows that may move. The same decisions as
-csrc/common/reverse_row.h.
+pass, which finds the row in cache, and only for the rows that may move. So do a temperature and
+top-p. The same decisions as csrc/common/reverse_row.h.
 """
 
 import triton
@@ -24,10 +24,15 @@ METHODS = {"analytic": ANALYTIC, "euler": EULER, "denoise": DENOISE}
 
 
 @triton.jit
-def _weights(scores, inside, shift, beta):
+def _weights(scores, inside, law, SHAPED: tl.constexpr):
     """max(0, exp(l - shift) + beta), 0 outside: in units of alpha and in the type of ``shift``;
-    float32 is not shifted."""
-    if shift.dtype == tl.float64:
+    float32 is not shifted. SHAPED: of (l - shift) * coldness, and 0 below ``least``."""
+    shift, beta, coldness, least = law
+    if SHAPED:
+        l = scores.to(shift.dtype)
+        w = exponential((l - shift) * coldness) + beta
+        w = tl.where(l < least.to(shift.dtype), 0.0, w)
+    elif shift.dtype == tl.float64:
         w = exponential(scores.to(tl.float64) - shift) + beta
     else:
         w = exponential(scores) + beta
@@ -37,8 +42,8 @@ def _weights(scores, inside, shift, beta):
 
 @triton.jit
 def _chunk(
-    log_score, offset, stride, begin, end, x_t, shift, beta,
-    MASKED: tl.constexpr, BLOCK: tl.constexpr,
+    log_score, offset, stride, begin, end, x_t, law,
+    SHAPED: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The weights of states begin .. begin + BLOCK - 1, 0 at x_t and from ``end`` on."""
     y = begin + tl.arange(0, BLOCK)
@@ -47,39 +52,40 @@ def _chunk(
         scores = tl.load(log_score + offset + at, mask=y < end, other=0.0)
     else:
         scores = tl.load(log_score + offset + at)
-    return _weights(scores, (y < end) & (y != x_t), shift, beta)
+    return _weights(scores, (y < end) & (y != x_t), law, SHAPED)
 
 
 @triton.jit
 def _chunk_sums(
-    log_score, offset, stride, head, dim, x_t, shift, beta,
+    log_score, offset, stride, head, dim, x_t, law, SHAPED: tl.constexpr,
     VEC: tl.constexpr, VECTORS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """(CHUNKS,) float64: the weight of the edge, then of every chunk after it."""
     index = tl.arange(0, CHUNKS)
     y = tl.arange(0, EDGE)
     scores = tl.load(log_score + offset + y.to(tl.int64) * stride, mask=y < head, other=0.0)
-    edge = tl.sum(_weights(scores, (y < head) & (y != x_t), shift, beta), 0)
+    edge = tl.sum(_weights(scores, (y < head) & (y != x_t), law, SHAPED), 0)
     sums = tl.where(index == 0, edge.to(tl.float64), 0.0)
     rest = dim - head
     start = offset + head * stride
+    own = x_t - head
     body = rest * 0
     if VECTORS:
         start = tl.multiple_of(offset + head, VEC)
         body = rest // BLOCK * BLOCK
         for begin in range(0, body, BLOCK):
-            w = _chunk(log_score, start, 1, begin, rest, x_t - head, shift, beta, False, BLOCK)
+            w = _chunk(log_score, start, 1, begin, rest, own, law, SHAPED, False, BLOCK)
             sums = tl.where(index == begin // BLOCK + 1, tl.sum(w, 0).to(tl.float64), sums)
     for begin in range(body, rest, BLOCK):
-        w = _chunk(log_score, start, stride, begin, rest, x_t - head, shift, beta, True, BLOCK)
+        w = _chunk(log_score, start, stride, begin, rest, own, law, SHAPED, True, BLOCK)
         sums = tl.where(index == begin // BLOCK + 1, tl.sum(w, 0).to(tl.float64), sums)
     return sums
 
 
 @triton.jit
 def _draw(
-    log_score, offset, stride, head, dim, x_t, shift, beta, sums, u1,
-    BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
+    log_score, offset, stride, head, dim, x_t, law, sums, u1,
+    SHAPED: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """The first state at which the running sum of weights, in natural order, passes u1 * total."""
     index = tl.arange(0, CHUNKS)
@@ -92,13 +98,63 @@ def _draw(
     share = (target - before) / tl.where(chunk > 0.0, chunk, 1.0)
     begin = tl.where(chosen == 0, 0, head + (chosen - 1) * BLOCK)
     end = tl.where(chosen == 0, head, dim)
-    w = _chunk(log_score, offset, stride, begin, end, x_t, shift, beta, True, BLOCK)
+    w = _chunk(log_score, offset, stride, begin, end, x_t, law, SHAPED, True, BLOCK)
     # Rounding may leave the target past the chunk's end: its last state that has weight then.
     last_state = tl.max(tl.where(w > 0.0, tl.arange(0, BLOCK), 0), 0)
     w = w.to(tl.float64)
     # Against the sum of these very weights: the first one was formed in float32.
     passed = tl.sum((tl.cumsum(w, 0) <= share * tl.sum(w, 0)).to(tl.int32), 0)
     return begin + tl.minimum(passed, last_state)
+
+
+@triton.jit
+def _place(x):
+    """Where a float32 lies among all float32, as a whole number (int64)."""
+    bits = x.to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+
+
+@triton.jit
+def _value(place):
+    """The float32 at a place."""
+    at = place.to(tl.int32)
+    return (at ^ ((at >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _reshaped(
+    log_score, offset, stride, head, dim, x_t, shift, coldness, top_p,
+    VEC: tl.constexpr, VECTORS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """The chunks' weights at a temperature and cut to the nucleus, the shift, and the least score
+    of the nucleus: the largest from which on the weights reach top_p of all, by bisection."""
+    largest = row_max(log_score, offset, stride, dim, x_t, BLOCK)
+    shift = largest.to(shift.dtype)
+    beta = shift * 0.0
+    least = largest * 0.0 - float("inf")
+    sums = _chunk_sums(
+        log_score, offset, stride, head, dim, x_t, (shift, beta, coldness, least), True,
+        VEC, VECTORS, BLOCK, CHUNKS,
+    )  # fmt: skip
+    enough = top_p * tl.sum(sums, 0)
+    low, high = _place(least), _place(largest)
+    high = tl.where(top_p < 1.0, high, low)
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        least = _value(middle)
+        sums = _chunk_sums(
+            log_score, offset, stride, head, dim, x_t, (shift, beta, coldness, least), True,
+            VEC, VECTORS, BLOCK, CHUNKS,
+        )  # fmt: skip
+        reached = tl.sum(sums, 0) >= enough
+        low = tl.where(reached, middle, low)
+        high = tl.where(reached, high, middle - 1)
+    least = _value(low)
+    sums = _chunk_sums(
+        log_score, offset, stride, head, dim, x_t, (shift, beta, coldness, least), True,
+        VEC, VECTORS, BLOCK, CHUNKS,
+    )  # fmt: skip
+    return sums, shift, least
 
 
 @triton.jit
@@ -122,13 +178,15 @@ def _must_stay(alpha, beta, gamma, total, u0, dim):
 @triton.jit
 def _step(
     log_score, sigma, dsigma, u, x_s, offset, stride, head, length, dim, state, vocab,
+    coldness, top_p,
     ABSORBING: tl.constexpr, METHOD: tl.constexpr, CLAMPED: tl.constexpr, SCALED: tl.constexpr,
-    EXACT: tl.constexpr, CONTIGUOUS: tl.constexpr, VEC: tl.constexpr, BLOCK: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    SHAPED: tl.constexpr, EXACT: tl.constexpr, CONTIGUOUS: tl.constexpr, VEC: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """Store the next state if it moves; returns whether the arithmetic is good enough.
 
     SCALED: the scores are raw outputs f of log scores f - ln E - ln V.
+    SHAPED: a temperature or top-p changes the shares of the states, of the rows that move.
     EXACT: everything in float64, the row shifted by its maximum; always good enough. What the pass
     over the row does not need is loaded after it: kept, it would cost the pass registers.
     """
@@ -139,8 +197,9 @@ def _step(
     else:
         shift = tl.zeros((), tl.float32)
     beta = shift * 0.0
+    least = tl.full((), -float("inf"), tl.float32)
     sums = _chunk_sums(
-        log_score, offset, stride, head, dim, state, shift, beta,
+        log_score, offset, stride, head, dim, state, (shift, beta, coldness, least), False,
         VEC, VECTORS, BLOCK, CHUNKS,
     )  # fmt: skip
     total = tl.sum(sums, 0)
@@ -162,10 +221,17 @@ def _step(
         # Most rows of a small step stay for certain, and need no second pass.
         may_move = good & (_must_stay(alpha, lift, gamma, total, u0, dim) == 0)
         if may_move:
-            beta = (lift / alpha).to(beta.dtype)
             whole = total
+            if SHAPED:
+                sums, shift, least = _reshaped(
+                    log_score, offset, stride, head, dim, state, shift, coldness, top_p,
+                    VEC, VECTORS, BLOCK, CHUNKS,
+                )  # fmt: skip
+                whole = tl.sum(sums, 0)
+                alpha *= total / whole
+            beta = (lift / alpha).to(beta.dtype)
             sums = _chunk_sums(
-                log_score, offset, stride, head, dim, state, shift, beta,
+                log_score, offset, stride, head, dim, state, (shift, beta, coldness, least), SHAPED,
                 VEC, VECTORS, BLOCK, CHUNKS,
             )  # fmt: skip
             total = tl.sum(sums, 0)
@@ -175,10 +241,15 @@ def _step(
     law = moving + tl.where(gamma > 0.0, gamma, 0.0)
     drawable = (alpha > 0.0) & (law > 0.0) & (law < float("inf")) & (gamma == gamma)
     if good & may_move & drawable & (u0 * law < moving):
+        if SHAPED and not CLAMPED:
+            sums, shift, least = _reshaped(
+                log_score, offset, stride, head, dim, state, shift, coldness, top_p,
+                VEC, VECTORS, BLOCK, CHUNKS,
+            )  # fmt: skip
         u1 = tl.load(u + 2 * row + 1)
         drawn = _draw(
-            log_score, offset, stride, head, dim, state, shift, beta, sums, u1,
-            BLOCK, CHUNKS,
+            log_score, offset, stride, head, dim, state, (shift, beta, coldness, least), sums, u1,
+            SHAPED, BLOCK, CHUNKS,
         )  # fmt: skip
         tl.store(x_s + row, drawn.to(tl.int64))
     return good
@@ -187,8 +258,9 @@ def _step(
 @triton.jit(do_not_specialize=["length", "dim", "vocab", "stride_b", "stride_l", "stride_y"])
 def _reverse_step(
     log_score, x_t, sigma, dsigma, u, x_s, length, dim, vocab, stride_b, stride_l, stride_y,
+    coldness, top_p,
     ABSORBING: tl.constexpr, METHOD: tl.constexpr, CLAMPED: tl.constexpr, SCALED: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, VEC: tl.constexpr, CHUNKS: tl.constexpr,
+    SHAPED: tl.constexpr, CONTIGUOUS: tl.constexpr, VEC: tl.constexpr, CHUNKS: tl.constexpr,
     EXACT_CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -210,13 +282,14 @@ def _reverse_step(
             head = first_aligned(offset, dim, VEC)
         good = _step(
             log_score, sigma, dsigma, u, x_s, offset, stride_y, head, length, dim, state, vocab,
-            ABSORBING, METHOD, CLAMPED, SCALED, False, CONTIGUOUS, VEC, BLOCK, CHUNKS,
+            coldness, top_p, ABSORBING, METHOD, CLAMPED, SCALED, SHAPED, False, CONTIGUOUS, VEC,
+            BLOCK, CHUNKS,
         )  # fmt: skip
         if good == 0:  # overflowed, vanished or cancelled in float32
             _step(
                 log_score, sigma, dsigma, u, x_s, offset, stride_y, head, length, dim, state, vocab,
-                ABSORBING, METHOD, CLAMPED, SCALED, True, CONTIGUOUS, VEC, EXACT_BLOCK,
-                EXACT_CHUNKS,
+                coldness, top_p, ABSORBING, METHOD, CLAMPED, SCALED, SHAPED, True, CONTIGUOUS, VEC,
+                EXACT_BLOCK, EXACT_CHUNKS,
             )  # fmt: skip
 
 
@@ -236,6 +309,8 @@ def launch(
     vocab_size: int,
     method: str,
     scale_by_sigma: bool = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> None:
     """Draw the next tokens into ``x_s`` (B, L) int64.
 
@@ -248,8 +323,9 @@ def launch(
     plan = settings.plan("reverse_step", score_bytes, dim, _reverse_step, KEY)
     plan.kernel[(batch * length,)](
         log_score, x_t, sigma, dsigma, u, x_s, length, dim, vocab_size, *log_score.stride(),
-        ABSORBING=absorbing, METHOD=METHODS[method].value,
+        1 / temperature, top_p, ABSORBING=absorbing, METHOD=METHODS[method].value,
         CLAMPED=not absorbing and method != "euler", SCALED=scale_by_sigma,
+        SHAPED=temperature != 1 or top_p < 1,
         CONTIGUOUS=log_score.stride(2) == 1,
         VEC=16 // score_bytes, CHUNKS=chunks(dim, plan.smallest),
         EXACT_CHUNKS=chunks(dim, EXACT_BLOCK.value), **plan.options,
@@ -257,4 +333,4 @@ def launch(
 
 
 #: What a choice of settings depends on, where it is timed.
-KEY = ("dim", "ABSORBING", "METHOD", "CONTIGUOUS")
+KEY = ("dim", "ABSORBING", "METHOD", "CONTIGUOUS", "SHAPED")

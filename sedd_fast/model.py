@@ -305,6 +305,8 @@ class SEDD(nn.Module):
         dsigma: Tensor | float | None = None,
         u: Tensor | None = None,
         rows: TouchedRows | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
     ) -> Tensor:
         """Log scores (B, L, dim); or, through the fused head, a loss or the next tokens.
 
@@ -316,7 +318,8 @@ class SEDD(nn.Module):
             sigma: (B,), total noise.
             x_0: (B, L) clean tokens: returns `sedd_fast.linear_score_entropy` with
                 `row_weight` and `reduction`, (B, L) or ().
-            method: returns `sedd_fast.linear_reverse_step` with `dsigma` and `u`, (B, L) int64.
+            method: returns `sedd_fast.linear_reverse_step` with `dsigma`, `u`, `temperature` and
+                `top_p`, (B, L) int64.
             rows: the positions that the head is needed at; all that noise touched if None.
         """
         if x_0 is None and method is None:
@@ -335,7 +338,7 @@ class SEDD(nn.Module):
         assert method is not None
         return linear_reverse_step(
             hidden, head.weight, head.bias, indices, sigma, dsigma, graph, method, scaled, u=u,
-            rows=rows,
+            rows=rows, temperature=temperature, top_p=top_p,
         )  # fmt: skip
 
     def _log_score(self, hidden: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:

@@ -5,6 +5,9 @@
 // sum S: a second pass, but only for the rows that may move (see `reverse_row`).
 #pragma once
 
+#include <type_traits>
+
+#include "nucleus.h"
 #include "process.h"
 #include "traverse.h"
 
@@ -20,6 +23,8 @@ struct ReverseArguments {
   int64_t* x_s;          // (B, L)
   Process process;
   Method method;
+  double temperature;  // of the shares of the tokens; their sum stays
+  double top_p;        // what the shares of the tokens that remain reach
 };
 
 struct ReverseShared {
@@ -28,14 +33,15 @@ struct ReverseShared {
   bool stays;
 };
 
-// weight(l) = max(0, exp(l - shift) + beta), in units of alpha, which float32 need not hold.
+// weight(l) = max(0, exp((l - shift) * coldness) + beta), and 0 for l below `least`, in units of
+// alpha, which float32 need not hold. The coldness is one over the temperature.
 template <class C>
 struct Weights {
-  C beta = 0, shift = 0;
+  C beta = 0, shift = 0, coldness = 1, least = static_cast<C>(-HUGE_VAL);
 
   SEDD_HOST_DEVICE C operator()(C l) const {
-    const C w = exponential(l - shift) + beta;
-    return w < 0 ? C(0) : w;  // keeps NaN
+    const C w = exponential((l - shift) * coldness) + beta;
+    return w < 0 || l < least ? C(0) : w;  // keeps NaN
   }
 };
 
@@ -86,6 +92,25 @@ SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const Row<T>& row, 
   return block_reduce<Largest>(block, best, slots);
 }
 
+// Sums of the weights at a temperature and cut to the nucleus, which are put into `weights`; beta
+// is 0. Every thread takes part.
+template <bool exact, class C, class T, class Block>
+SEDD_HOST_DEVICE double reshape(Block& block, ReverseShared& shared, double* chunks,
+                                const Row<T>& row, int x_t, const ReverseArguments& in,
+                                Weights<C>& weights) {
+  using Value = typename std::conditional<sizeof(T) == 8, double, float>::type;
+  const double largest = row_max(block, shared.slots, row, x_t);
+  weights.shift = static_cast<C>(largest);
+  weights.coldness = static_cast<C>(1 / in.temperature);
+  const auto sum = [&](double least) {
+    weights.least = static_cast<C>(least);
+    block.sync();  // the sums before have been read
+    return best_pass<exact, false>(block, chunks, row, x_t, weights);
+  };
+  const double whole = sum(-HUGE_VAL);
+  return in.top_p < 1 ? sum(nucleus<Value>(largest, in.top_p * whole, sum)) : whole;
+}
+
 SEDD_HOST_DEVICE inline double positive(double x) { return x > 0 ? x : 0; }
 
 // Whether float32 holds a sum, and whether it resolves what is left of it once beta is added (much
@@ -113,6 +138,7 @@ class ReversePosition {
  public:
   SEDD_HOST_DEVICE ReversePosition(const ReverseArguments& in, int64_t row) : in_(in), row_(row) {}
 
+  SEDD_HOST_DEVICE const ReverseArguments& arguments() const { return in_; }
   SEDD_HOST_DEVICE int64_t x_t() const { return in_.x_t[row_]; }
   SEDD_HOST_DEVICE double u0() const { return in_.u[2 * row_]; }
   SEDD_HOST_DEVICE double u1() const { return in_.u[2 * row_ + 1]; }
@@ -148,9 +174,9 @@ class ReversePosition {
   int64_t row_;
 };
 
-// The position in C arithmetic; `exact`: rows shifted by their maximum, everything in double. False
-// where C does not do.
-template <class C, bool exact, bool clamped, class T, class Block>
+// The position in C arithmetic; `exact`: rows shifted by their maximum, everything in double;
+// `shaped`: a temperature or top-p, of the rows that move. False where C does not do.
+template <class C, bool exact, bool clamped, bool shaped, class T, class Block>
 SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chunks,
                                const ReversePosition& position, const Row<T>& scores, int x_t) {
   const bool leader = block.thread() == 0;
@@ -168,11 +194,23 @@ SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chun
     }
     block.sync();
     if (shared.stays) return true;
-    weights.beta = static_cast<C>(shared.coefficients.beta / shared.coefficients.alpha);
-    const double whole = sum;
+    ReverseCoefficients c = shared.coefficients;
+    double whole = sum;
+    if constexpr (shaped) {
+      whole = reshape<exact>(block, shared, chunks, scores, x_t, position.arguments(), weights);
+      c.alpha *= sum / whole;
+      block.sync();  // the sums have been read
+    }
+    weights.beta = static_cast<C>(c.beta / c.alpha);
     sum = best_pass<exact, false>(block, chunks, scores, x_t, weights);
     if (!exact && !resolved(sum, whole)) return false;
-    if (warp(block) != 0 || !position.moves(shared.coefficients, sum)) return true;
+    if (warp(block) != 0 || !position.moves(c, sum)) return true;
+  } else if constexpr (shaped) {
+    if (leader) shared.stays = !position.moves(position.coefficients(sum, weights.shift), sum);
+    block.sync();
+    if (shared.stays) return true;
+    reshape<exact>(block, shared, chunks, scores, x_t, position.arguments(), weights);
+    if (warp(block) != 0) return true;
   } else {
     if (warp(block) != 0) return true;
     const int moves = leader && position.moves(position.coefficients(sum, weights.shift), sum);
@@ -185,7 +223,7 @@ SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chun
 
 // The whole position. `clamped`: beta is not 0 (uniform; analytic or denoise). `chunks` has room
 // for a double a chunk.
-template <class T, bool clamped, class Block>
+template <class T, bool clamped, bool shaped, class Block>
 SEDD_HOST_DEVICE void reverse_row(Block& block, ReverseShared& shared, double* chunks,
                                   const ReverseArguments& in, int64_t row) {
   const ReversePosition position(in, row);
@@ -193,8 +231,10 @@ SEDD_HOST_DEVICE void reverse_row(Block& block, ReverseShared& shared, double* c
   if (!position.may_move()) return;
   const Row<T> scores(in.log_score, in.scores, row);
   const int x_t = static_cast<int>(position.x_t());
-  if (step_row<Compute<T>, false, clamped>(block, shared, chunks, position, scores, x_t)) return;
-  step_row<double, true, clamped>(block, shared, chunks, position, scores, x_t);
+  if (step_row<Compute<T>, false, clamped, shaped>(block, shared, chunks, position, scores, x_t)) {
+    return;
+  }
+  step_row<double, true, clamped, shaped>(block, shared, chunks, position, scores, x_t);
 }
 
 }  // namespace sedd

@@ -301,4 +301,49 @@ SEDD_INLINE Pack<8>::f64 log_lanes(Pack<8>::f64 x) {
   return log_specials(x, n * 0x1.62e42fee00000p-1 + (n * 0x1.a39ef35793c76p-33 + log_m));
 }
 
+// --- pieces of a row --------------------------------------------------------------------------
+
+constexpr int64_t kBlock = 2048;  // states summed in lanes before they are added in double
+
+// Sum of all lanes, by halves: one after the other they would wait for each other.
+template <class C>
+SEDD_INLINE double total(typename Lanes<C>::vec v) {
+  double lanes[Lanes<C>::width];
+  for (int j = 0; j < Lanes<C>::width; ++j) lanes[j] = v[j];
+  for (int half = Lanes<C>::width / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+  }
+  return lanes[0];
+}
+
+// Sum of the first n lanes.
+template <class C>
+SEDD_INLINE double total(typename Lanes<C>::vec v, int n) {
+  double sum = 0;
+  for (int j = 0; j < n; ++j) sum += v[j];
+  return sum;
+}
+
+// Reads fewer than a vector's worth of elements; the rest are 0.
+template <class C, class T>
+SEDD_INLINE typename Lanes<C>::vec load_tail(const T* p, int n) {
+  T buffer[Lanes<C>::width] = {};
+  memcpy(buffer, p, n * sizeof(T));
+  return load<C>(static_cast<const T*>(buffer));
+}
+
+template <class C, class T>
+SEDD_INLINE void store_tail(T* p, typename Lanes<C>::vec v, int n) {
+  T buffer[Lanes<C>::width];
+  store<C>(buffer, v);
+  memcpy(p, buffer, n * sizeof(T));
+}
+
+struct NoGradient {};
+
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+
 }  // namespace

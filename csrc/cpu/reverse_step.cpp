@@ -1,8 +1,10 @@
 // One reverse step: a categorical draw a position by a hierarchical inverse CDF, and its law
 // written out. One pass gives the weights of chunks of states, u1 picks the chunk, only that one is
-// read again; the clamped law of the uniform graph needs the sum S first, so a second pass.
+// read again; the clamped law of the uniform graph needs the sum S first, so a second pass. A
+// temperature and top-p take more, of the rows that move only.
 #include <limits>
 
+#include "common/nucleus.h"
 #include "operations.h"
 #include "parallel.h"
 
@@ -23,6 +25,7 @@ struct Law {
   Weights weights;
   double alpha, sum, stay;
 
+  bool clamped() const { return weights.beta != 0; }
   double moving() const { return alpha * sum; }
   double total() const { return moving() + stay; }
   bool drawable() const { return total() > 0 && std::isfinite(total()); }
@@ -35,11 +38,34 @@ bool in_float_range(double sum) { return sum > 1e-30 && std::isfinite(sum); }
 // noise removed at once, scores nearly equal).
 bool resolved(double sum, double terms) { return sum > 1e-2 * terms; }
 
+// Puts the shares of the states at a temperature and cuts them to the nucleus. Their sum stays:
+// what the weights gain or lose, alpha takes back.
+void reshape(const ReverseInputs& in, int64_t r, Law& law, Scratch& scratch) {
+  const int64_t dim = in.scores.dim, x_t = in.x_t[r];
+  const double before = law.sum;
+  if (!(before > 0) || !std::isfinite(before)) return;
+  law.weights.shift = law.row->max(law.l, dim, x_t);
+  law.weights.coldness = 1 / in.temperature;
+  const auto sum = [&](double least) {
+    law.weights.least = least;
+    return law.row->chunk_weights(law.l, dim, x_t, law.weights, scratch.chunks.data());
+  };
+  const double whole = sum(-std::numeric_limits<double>::infinity());
+  law.sum = whole;
+  if (in.top_p < 1) {
+    const double largest = law.weights.shift, enough = in.top_p * whole;
+    law.sum = sum(in.scores.dtype == DType::float64 ? nucleus<double>(largest, enough, sum)
+                                                    : nucleus<float>(largest, enough, sum));
+  }
+  law.alpha *= before / law.sum;
+}
+
+// The law before `reshape`, but for one that is clamped, which needs it first.
 Law law(const ReverseInputs& in, int64_t r, Scratch& scratch, bool exact = false) {
   const Scores& scores = in.scores;
   const int64_t b = r / scores.length, x_t = in.x_t[r], dim = scores.dim;
   const int dtype = static_cast<int>(scores.dtype);
-  Law law{&row_table().fast[dtype], scores.row(r, scratch.row), {0, 0}, 0, 0, 0};
+  Law law{&row_table().fast[dtype], scores.row(r, scratch.row), {}, 0, 0, 0};
   scratch.chunks.resize((dim + kChunk - 1) / kChunk);
   double* chunks = scratch.chunks.data();
 
@@ -60,6 +86,8 @@ Law law(const ReverseInputs& in, int64_t r, Scratch& scratch, bool exact = false
   law.sum = sum;
   law.stay = std::isnan(c.gamma) ? c.gamma : std::max(c.gamma, 0.0);
   if (c.beta != 0) {
+    if (in.shaped()) reshape(in, r, law, scratch);
+    sum = law.sum;
     law.weights.beta = c.beta / law.alpha;
     law.sum = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
     if (!exact && !resolved(law.sum, sum)) return ::sedd::law(in, r, scratch, true);
@@ -128,9 +156,10 @@ bool reverse_step(const ReverseInputs& in, const double* u, int64_t* x_s, int64_
   const auto stay = [&](int64_t r) { x_s[r] = in.x_t[r]; };
   return run(in, undrawable, threads, valid, stay, [&](int64_t r, Scratch& scratch) {
     stay(r);
-    const Law l = law(in, r, scratch);
+    Law l = law(in, r, scratch);
     if (!l.drawable()) return false;
     if (u[2 * r] * l.total() < l.moving()) {
+      if (in.shaped() && !l.clamped()) reshape(in, r, l, scratch);
       const int64_t state = draw(l, scratch, in.scores.dim, in.x_t[r], u[2 * r + 1]);
       if (state >= 0) x_s[r] = state;
     }
@@ -158,7 +187,8 @@ bool reverse_probs(const ReverseInputs& in, void* probs, int64_t* undrawable, in
   };
   const auto valid = [&](int64_t r) { return has_values(in, r); };
   return run(in, undrawable, threads, valid, stay, [&](int64_t r, Scratch& scratch) {
-    const Law l = law(in, r, scratch);
+    Law l = law(in, r, scratch);
+    if (in.shaped() && !l.clamped()) reshape(in, r, l, scratch);
     l.row->probs(l.l, out(r), scores.dim, l.weights, l.alpha / l.total());
     put(r, l.stay / l.total());
     return l.drawable();

@@ -24,9 +24,10 @@ struct TermSums {
   double value, slope;  // sum of f(z), sum of f'(z)
 };
 
-// weight(l) = max(0, exp(l - shift) + beta)
+// weight(l) = max(0, exp((l - shift) * coldness) + beta), and 0 for l below `least`. The coldness
+// is one over the temperature.
 struct Weights {
-  double beta, shift;
+  double beta = 0, shift = 0, coldness = 1, least = -__builtin_inf();
 };
 
 struct RowFunctions {

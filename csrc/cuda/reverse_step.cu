@@ -16,24 +16,31 @@ constexpr int kThreads = !clamped         ? 256
 template <class T, bool clamped>
 constexpr int kBlocks = clamped ? 1 : 4;
 
-template <class T, bool clamped>
-__global__ void __launch_bounds__(kThreads<T, clamped>, kBlocks<T, clamped>)
+template <class T, bool clamped, bool shaped>
+__global__ void __launch_bounds__(kThreads<T, clamped>, shaped ? 1 : kBlocks<T, clamped>)
     reverse_step_kernel(const __grid_constant__ ReverseArguments in) {
   extern __shared__ double chunks[];
   __shared__ ReverseShared shared;
   CudaBlock block;
-  reverse_row<T, clamped>(block, shared, chunks, in, blockIdx.x);
+  reverse_row<T, clamped, shaped>(block, shared, chunks, in, blockIdx.x);
 }
 
-template <class T, bool clamped>
+template <class T, bool clamped, bool shaped>
 Message launch(const ReverseCall& call, Stream stream) {
   const int64_t dim = call.arguments.scores.dim;
   const int threads = threads_for<T>(dim, kThreads<T, clamped>);
   const size_t chunks = sizeof(double) * (2 + dim / kChunk<T>);
   const auto blocks = static_cast<unsigned>(call.rows);
-  reverse_step_kernel<T, clamped>
+  reverse_step_kernel<T, clamped, shaped>
       <<<blocks, threads, chunks, static_cast<cudaStream_t>(stream)>>>(call.arguments);
   return in_words(cudaGetLastError());
+}
+
+template <bool clamped>
+Message launch_any(const ReverseCall& call, Stream stream) {
+  const bool shaped = call.arguments.temperature != 1 || call.arguments.top_p < 1;
+  return shaped ? launch<SEDD_TYPE, clamped, true>(call, stream)
+                : launch<SEDD_TYPE, clamped, false>(call, stream);
 }
 
 }  // namespace
@@ -42,7 +49,7 @@ template <>
 Message launch_reverse<SEDD_TYPE>(const ReverseCall& call, Stream stream) {
   const ReverseArguments& in = call.arguments;
   const bool clamped = in.process.graph == Graph::uniform && in.method != Method::euler;
-  return clamped ? launch<SEDD_TYPE, true>(call, stream) : launch<SEDD_TYPE, false>(call, stream);
+  return clamped ? launch_any<true>(call, stream) : launch_any<false>(call, stream);
 }
 
 }  // namespace sedd

@@ -153,6 +153,8 @@ def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
         GRAPHS[reverse.graph],
         reverse.vocab_size,
         METHODS[reverse.method],
+        reverse.temperature,
+        reverse.top_p,
     )
     _launch(kernels().reverse_step, call, log_score)
     return x_s

@@ -105,6 +105,13 @@ class Reverse(_OfProcess):
     vocab_size: int
     method: str
     scale_by_sigma: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    @property
+    def shaped(self) -> bool:
+        """Whether temperature or top_p change the shares of the tokens."""
+        return self.temperature != 1 or self.top_p < 1
 
     def touched(self) -> Tensor:
         """(B, L) bool: the positions that may move."""

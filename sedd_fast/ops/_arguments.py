@@ -164,6 +164,16 @@ def noise_removed(
     return per_sequence("sigma", sigma, x_t), per_sequence("dsigma", dsigma, x_t)
 
 
+def check_shares(temperature: float, top_p: float) -> None:
+    """ValueError for a temperature that is not positive, or a top_p outside (0, 1]."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"temperature must be positive, got {temperature}; 1 is the model's own law"
+        )
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 keeps every token")
+
+
 def reduce(loss: Tensor, reduction: str) -> Tensor:
     """(B, L) as it is, its sum, or its mean."""
     if reduction == "none":

@@ -28,12 +28,15 @@ def linear_reverse_step_op(
     vocab_size: int,
     method: str,
     scale_by_sigma: bool,
+    temperature: float,
+    top_p: float,
     dtype: torch.dtype,
     workspace: int,
 ) -> Tensor:
     run, _ = registry.implementation("linear_reverse_step", hidden, graph)
     linear = Linear(hidden, weight, bias, rows, dtype, workspace)
-    reverse = Reverse(x_t, sigma, dsigma, u, graph, vocab_size, method, scale_by_sigma)
+    process = (graph, vocab_size, method, scale_by_sigma, temperature, top_p)
+    reverse = Reverse(x_t, sigma, dsigma, u, *process)
     with _linear.no_autocast(hidden.device):
         return run(linear, reverse)
 
@@ -57,6 +60,8 @@ def linear_reverse_step(
     u: Tensor | None = None,
     rows: TouchedRows | None = None,
     workspace: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> Tensor:
     """One reverse step from the head f = hidden @ weight.T + bias, for the rows that may move.
 
@@ -68,7 +73,8 @@ def linear_reverse_step(
         hidden: (B, L, H), what the head is applied to.
         weight: (graph.dim, H).
         bias: (graph.dim,) or None.
-        x_t, sigma, dsigma, graph, method, generator, u: as in :func:`reverse_step`.
+        x_t, sigma, dsigma, graph, method, generator, u, temperature, top_p: as in
+            :func:`reverse_step`.
         scale_by_sigma, rows, workspace: as in :func:`linear_score_entropy`.
 
     Returns:
@@ -79,6 +85,7 @@ def linear_reverse_step(
             which no token can be drawn; the message says which.
     """
     arguments.check_choice("method", method, arguments.METHODS)
+    arguments.check_shares(temperature, top_p)
     dtype = _linear.check_operands(hidden, weight, bias, graph)
     _linear.check_scaling(scale_by_sigma, graph)
     arguments.check_tokens("x_t", x_t, tuple(hidden.shape[:2]))
@@ -97,6 +104,8 @@ def linear_reverse_step(
         graph.vocab_size,
         method,
         scale_by_sigma,
+        float(temperature),
+        float(top_p),
         dtype,
         _linear.check_workspace(workspace, hidden.device),
     )

@@ -23,9 +23,12 @@ def reverse_step_op(
     graph: str,
     vocab_size: int,
     method: str,
+    temperature: float,
+    top_p: float,
 ) -> Tensor:
     run, _ = registry.implementation("reverse_step", log_score, graph)
-    return run(log_score, Reverse(x_t, sigma, dsigma, u, graph, vocab_size, method))
+    process = (graph, vocab_size, method, False, temperature, top_p)
+    return run(log_score, Reverse(x_t, sigma, dsigma, u, *process))
 
 
 @reverse_step_op.register_fake
@@ -42,9 +45,12 @@ def reverse_probs_op(
     graph: str,
     vocab_size: int,
     method: str,
+    temperature: float,
+    top_p: float,
 ) -> Tensor:
     run, _ = registry.implementation("reverse_probs", log_score, graph)
-    return run(log_score, Reverse(x_t, sigma, dsigma, None, graph, vocab_size, method))
+    process = (graph, vocab_size, method, False, temperature, top_p)
+    return run(log_score, Reverse(x_t, sigma, dsigma, None, *process))
 
 
 @reverse_probs_op.register_fake
@@ -75,13 +81,18 @@ def _(grad_probs, log_score, *_):  # type: ignore[no-untyped-def]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    log_score, x_t, sigma, dsigma, *ctx.settings = inputs
+    log_score, x_t, sigma, dsigma, *ctx.settings, ctx.temperature, ctx.top_p = inputs
     ctx.save_for_backward(log_score, x_t, sigma, dsigma)
 
 
 def _backward(ctx: Any, grad_probs: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.temperature != 1 or ctx.top_p < 1:
+        raise RuntimeError(
+            "reverse_probs has a gradient at temperature 1 and top_p 1 only, got "
+            f"{ctx.temperature} and {ctx.top_p}"
+        )
     grad = reverse_probs_backward_op(grad_probs, *ctx.saved_tensors, *ctx.settings)
-    return grad, None, None, None, None, None, None
+    return grad, *(None,) * 8
 
 
 def _no_double_backward(ctx: Any, *_: Tensor) -> None:
@@ -104,6 +115,8 @@ def reverse_step(
     method: str = "analytic",
     generator: torch.Generator | None = None,
     u: Tensor | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> Tensor:
     """One reverse step: every position drawn once from its law given the network's scores.
 
@@ -120,6 +133,11 @@ def reverse_step(
     The draw is a hierarchical inverse CDF: one read of a row gives the sums of its chunks, and
     one chunk is read again. Same ``u``, same tokens, on every backend.
 
+    ``temperature`` and ``top_p`` leave the model's law. They change the shares exp(l_y) / S of the
+    states y != x_t and keep their sum S, so which token a position jumps to and not whether it
+    jumps (but for "analytic" and "denoise" of a uniform graph, clamped at 0, where nearly so).
+    They cost further reads of the rows that move.
+
     Args:
         log_score: (B, L, graph.dim) log scores; any float dtype and strides.
         x_t: (B, L) int64, current tokens.
@@ -129,6 +147,9 @@ def reverse_step(
         method: "analytic", "euler" or "denoise".
         generator: source of the uniforms; torch's default one if None.
         u: (B, L, 2) float64 in [0, 1) instead of a draw: u0 stay or move, u1 the token.
+        temperature: T > 0; shares become proportional to exp(l_y / T).
+        top_p: p in (0, 1]; only the states of the largest shares, as few as reach p, and all that
+            equal the least of them. After the temperature.
 
     Returns:
         x_s: (B, L) int64. Absorbing positions that are not masked stay as they are.
@@ -140,10 +161,10 @@ def reverse_step(
     Source: Lou, Meng, Ermon 2024, section 4 and algorithm 2.
     """
     sigma, dsigma = _prepare(log_score, x_t, sigma, dsigma, graph, method)
+    arguments.check_shares(temperature, top_p)
     drawn = uniforms(x_t, u, generator)
-    return reverse_step_op(
-        log_score.detach(), x_t, sigma, dsigma, drawn, graph.kind, graph.vocab_size, method
-    )
+    process = (graph.kind, graph.vocab_size, method, float(temperature), float(top_p))
+    return reverse_step_op(log_score.detach(), x_t, sigma, dsigma, drawn, *process)
 
 
 def reverse_probs(
@@ -153,6 +174,8 @@ def reverse_probs(
     dsigma: Tensor | float | None,
     graph: arguments.GraphLike,
     method: str = "analytic",
+    temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> Tensor:
     """The law that :func:`reverse_step` draws from, written out; for study and tests.
 
@@ -160,13 +183,15 @@ def reverse_probs(
 
     Returns:
         (B, L, graph.dim), each row summing to 1; float64 for float64 scores, else float32.
-        Differentiable in log_score.
+        Differentiable in log_score, at temperature 1 and top_p 1.
 
     Raises:
         TypeError, ValueError: as in :func:`reverse_step`.
     """
     sigma, dsigma = _prepare(log_score, x_t, sigma, dsigma, graph, method)
-    return reverse_probs_op(log_score, x_t, sigma, dsigma, graph.kind, graph.vocab_size, method)
+    arguments.check_shares(temperature, top_p)
+    process = (graph.kind, graph.vocab_size, method, float(temperature), float(top_p))
+    return reverse_probs_op(log_score, x_t, sigma, dsigma, *process)
 
 
 def _prepare(

@@ -73,14 +73,16 @@ def draw(
         return x
     if method in METHODS and _fused(model, drawing):
         u = uniforms(x, None, drawing.generator)
-        return model(x, _level(x, sigma), method=method, dsigma=removed, u=u)
-    log_score, graph = scores(model, x, sigma, drawing), drawing.graph
+        shape = drawing.shape.options()
+        return model(x, _level(x, sigma), method=method, dsigma=removed, u=u, **shape)
+    log_score, graph = _network(model, x, sigma), drawing.graph
     if method == "tau_leaping":
-        return leap(log_score, x, removed, graph, drawing.generator)
+        return leap(log_score, x, removed, graph, drawing.generator, drawing.shape)
     if isinstance(graph, DenseGraph):
         return dense_step(log_score, x, sigma, removed, graph, method, drawing.generator)
     step = gumbel_step if drawing.legacy_fp32_gumbel else reverse_step
-    return step(log_score, x, sigma, removed, graph, method, drawing.generator)
+    arguments = (log_score, x, sigma, removed, graph, method)
+    return step(*arguments, generator=drawing.generator, **drawing.shape.options())
 
 
 def draw_at(
@@ -101,19 +103,20 @@ def draw_at(
         (K,) int64, never the mask.
     """
     graph, here = drawing.graph, x[row, column].unsqueeze(1)  # (K, 1)
+    shape = drawing.shape.options()
     if _fused(model, drawing):
         u = torch.zeros((*x.shape, 2), dtype=torch.float64, device=x.device)  # unread elsewhere
         u[row, column] = uniforms(here, None, drawing.generator).squeeze(1)
         rows = TouchedRows.at(row * x.shape[1] + column)
-        return model(x, _level(x, sigma), method="denoise", u=u, rows=rows)[row, column]
+        drawn = model(x, _level(x, sigma), method="denoise", u=u, rows=rows, **shape)
+        return drawn[row, column]
     log_score = _network(model, x, sigma)[row, column].unsqueeze(1)  # (K, 1, dim)
-    log_score = drawing.shape(log_score, here, graph)
-    drawn = reverse_step(log_score, here, sigma[row], None, graph, "denoise", drawing.generator)
-    return drawn.squeeze(1)
+    arguments = (log_score, here, sigma[row], None, graph, "denoise")
+    return reverse_step(*arguments, generator=drawing.generator, **shape).squeeze(1)
 
 
 def scores(model: ScoreModel, x: Tensor, sigma: Tensor, drawing: Drawing) -> Tensor:
-    """Log scores (B, L, dim) to draw from, of x (B, L) at noise sigma, () or (B,)."""
+    """Log scores (B, L, dim) in their shape, of x (B, L) at noise sigma, () or (B,)."""
     return drawing.shape(_network(model, x, sigma), x, drawing.graph)
 
 
@@ -128,8 +131,7 @@ def _level(x: Tensor, sigma: Tensor) -> Tensor:
 
 def _fused(model: ScoreModel, drawing: Drawing) -> bool:
     """Whether the network draws itself: no log scores, and none at positions that cannot move."""
-    plain = drawing.shape.idle and not drawing.legacy_fp32_gumbel
-    return plain and fuses_head(model, drawing.graph)
+    return not drawing.legacy_fp32_gumbel and fuses_head(model, drawing.graph)
 
 
 def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -14,8 +14,7 @@ from sedd_fast.dense_graph import DenseGraph, categorical, leap_weights
 from sedd_fast.graphs import Graph
 from sedd_fast.ops import reverse_step
 from sedd_fast.ops._uniforms import uniforms
-
-PIECE = 1 << 22  #: scores that are worked on together
+from sedd_fast.samplers.shape import PIECE, Shape
 
 
 def leap(
@@ -24,6 +23,7 @@ def leap(
     h: Tensor,
     graph: Graph,
     generator: torch.Generator | None = None,
+    shape: Shape | None = None,
 ) -> Tensor:
     """Tokens after a leap of size h along the rates r_y = Q[x, y] exp(l_y), y != x.
 
@@ -36,6 +36,7 @@ def leap(
         h: () float64, step size times noise rate.
         graph: ``Absorbing(V)``, ``Uniform(V)`` or a ``DenseGraph``, with its own Q.
         generator: source of the uniforms: u0 stay or jump, u1 the token.
+        shape: temperature and top-p of the token jumped to, for a graph that takes them.
 
     Returns:
         (B, L) int64.
@@ -46,7 +47,9 @@ def leap(
     jumps = u[..., 0] < -torch.expm1(-h * total_rate(log_score, x, graph))
     # An Euler step with u0 = 0 always moves where it can, to y in proportion to exp(l_y).
     moves = torch.stack((torch.zeros_like(u[..., 1]), u[..., 1]), -1)
-    return torch.where(jumps, reverse_step(log_score, x, 1.0, 1.0, graph, "euler", u=moves), x)
+    options = {} if shape is None else shape.options()
+    drawn = reverse_step(log_score, x, 1.0, 1.0, graph, "euler", u=moves, **options)
+    return torch.where(jumps, drawn, x)
 
 
 def total_rate(log_score: Tensor, x: Tensor, graph: Graph) -> Tensor:

@@ -26,12 +26,14 @@ def gumbel_step(
     graph: Graph,
     method: str,
     generator: torch.Generator | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> Tensor:
     """As :func:`sedd_fast.reverse_step`, drawn as the original draws; (B, L) int64.
 
     It makes several tensors of the size of the scores.
     """
-    probs = reverse_probs(log_score, x, sigma, removed, graph, method).float()
+    probs = reverse_probs(log_score, x, sigma, removed, graph, method, temperature, top_p).float()
     if method == "denoise":
         probs = probs[..., : graph.vocab_size]
     return gumbel_argmax(probs, generator)

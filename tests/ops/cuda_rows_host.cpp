@@ -203,12 +203,13 @@ int reverse(const ReverseArguments& in, int64_t rows, int threads, bool reversed
   ReverseShared shared;
   std::vector<double> chunks(2 + in.scores.dim / kChunk<T>);
   const bool clamped = in.process.graph == Graph::uniform && in.method != Method::euler;
+  const bool shaped = in.temperature != 1 || in.top_p < 1;
   return for_rows(rows, threads, reversed, [&](HostBlock& block, int64_t row) {
-    if (clamped) {
-      reverse_row<T, true>(block, shared, chunks.data(), in, row);
-    } else {
-      reverse_row<T, false>(block, shared, chunks.data(), in, row);
-    }
+    const auto run = clamped ? (shaped ? reverse_row<T, true, true, HostBlock>
+                                       : reverse_row<T, true, false, HostBlock>)
+                             : (shaped ? reverse_row<T, false, true, HostBlock>
+                                       : reverse_row<T, false, false, HostBlock>);
+    run(block, shared, chunks.data(), in, row);
   });
 }
 

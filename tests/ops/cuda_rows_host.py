@@ -72,6 +72,8 @@ class ReverseArguments(ctypes.Structure):
         ("x_s", ctypes.c_void_p),
         ("process", Process),
         ("method", ctypes.c_int),
+        ("temperature", ctypes.c_double),
+        ("top_p", ctypes.c_double),
     ]
 
 
@@ -138,6 +140,7 @@ class Rows:
         self.weight = torch.rand(shape, generator=g, dtype=torch.float64) + 0.5
         self.weight[1, 3] = 0
         self.upstream = torch.randn(shape, generator=g, dtype=torch.float64)
+        self.temperature = self.top_p = 1.0
         self.u = torch.rand((*shape, 2), generator=g, dtype=torch.float64)
         values = 2 * torch.randn((*shape, dim), generator=g, dtype=torch.float64) - 1
         values.scatter_(-1, self.x_t[..., None], 0)
@@ -157,7 +160,8 @@ class Rows:
 
     def law(self, method: str) -> tuple[Tensor, Tensor]:
         """Weights of moving (B, L, dim) and of staying (B, L), float64."""
-        reverse = Reverse(self.x_t, self.sigma, self.dsigma, None, self.graph, self.vocab, method)
+        process = (self.graph, self.vocab, method, False, self.temperature, self.top_p)
+        reverse = Reverse(self.x_t, self.sigma, self.dsigma, None, *process)
         return reference.reverse_weights(self.log_score.double(), reverse)
 
     def entropy(
@@ -198,7 +202,7 @@ class Rows:
         arguments = ReverseArguments(
             pointer(self.log_score), layout_of(self.log_score), pointer(self.x_t),
             pointer(self.sigma), pointer(self.dsigma), pointer(self.u), pointer(x_s),
-            self.process(), METHODS[method],
+            self.process(), METHODS[method], self.temperature, self.top_p,
         )  # fmt: skip
         status = library.run_reverse(
             ctypes.byref(arguments), DTYPES[self.dtype], ctypes.c_int64(x_s.numel()), threads,

@@ -46,6 +46,8 @@ def _inputs(log_score: Tensor, reverse: Reverse) -> object:
         reverse.vocab_size,
         METHODS[reverse.method],
         reverse.scale_by_sigma,
+        reverse.temperature,
+        reverse.top_p,
     )
 
 

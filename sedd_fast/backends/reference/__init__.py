@@ -31,6 +31,7 @@ from sedd_fast.backends.reference.score_entropy import (
     score_entropy_backward,
     score_entropy_with_grad,
 )
+from sedd_fast.backends.reference.shares import reshaped
 
 __all__ = [
     "DTYPES",
@@ -39,6 +40,7 @@ __all__ = [
     "linear_score_entropy",
     "linear_score_entropy_with_grad",
     "other_states",
+    "reshaped",
     "reverse_probs",
     "reverse_probs_backward",
     "reverse_step",

@@ -9,6 +9,7 @@ from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import reverse_coefficients
 from sedd_fast.backends.inputs import Reverse
 from sedd_fast.backends.reference.rows import log_scores, other_states, wide
+from sedd_fast.backends.reference.shares import reshaped
 
 
 def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
@@ -51,6 +52,8 @@ def _shifted_exp(log_score: Tensor, reverse: Reverse) -> tuple[Tensor, Tensor]:
     """exp(l_y - m), 0 at x_t, (B, L, dim) float64, and m, (B, L): the largest score of the row."""
     others = other_states(reverse.x_t, log_score.shape[-1])
     scores = torch.where(others, log_scores(log_score, reverse).double(), -torch.inf)
+    if reverse.shaped:
+        scores = reshaped(scores, reverse.temperature, reverse.top_p)
     shift = scores.amax(-1).clamp(min=-700)  # exp(700) is still a float64
     return torch.exp(scores - shift[..., None]), shift
 

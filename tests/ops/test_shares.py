@@ -1,0 +1,166 @@
+"""temperature and top_p of a reverse step: the law, same u same tokens, ties, rows out of range."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from head_cases import HEADS, make_head
+from op_cases import (
+    DTYPES,
+    GRAPHS,
+    METHODS,
+    Backend,
+    Inputs,
+    assert_inverse_cdf,
+    assert_near,
+    graph_id,
+    graphs_of,
+    make_inputs,
+)
+from torch import Tensor
+
+import sedd_fast as sf
+
+SHARES = (
+    {"temperature": 0.5},
+    {"temperature": 3.0},
+    {"top_p": 0.6},
+    {"temperature": 0.7, "top_p": 0.9},
+)
+by_shares = pytest.mark.parametrize("shares", SHARES, ids=str)
+by_method = pytest.mark.parametrize("method", METHODS)
+by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
+
+
+def moving(inputs: Inputs) -> Inputs:
+    """Most rows move."""
+    u = inputs.u.clone()
+    u[..., 0] *= 0.2
+    return replace(inputs, u=u)
+
+
+def textbook(log_score: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """Scores of one row, -inf at its own state, as the definition has them: a loop over states."""
+    scores = (log_score / temperature).exp()
+    kept, reached = torch.zeros_like(scores), 0.0
+    for y in scores.argsort(descending=True).tolist():
+        if reached < top_p * float(scores.sum()):
+            kept[y] = scores[y]
+            reached += float(scores[y])
+    return kept * log_score.exp().sum() / kept.sum()
+
+
+@by_shares
+@by_graph
+def test_the_reference_by_the_definition(graph: sf.Graph, shares: dict[str, float]) -> None:
+    """An Euler step's law is step * score of every other state."""
+    inputs = make_inputs(graph, torch.float64, (2, 3))
+    step = 1e-3
+    with sf.use_backend("reference"):
+        args = (inputs.log_score, inputs.x_t, inputs.sigma, step, graph, "euler")
+        probs = sf.reverse_probs(*args, **shares)
+    for b, i in ((0, 0), (0, 2), (1, 1)):
+        own = int(inputs.x_t[b, i])
+        if graph.mask_index is not None and own != graph.mask_index:
+            continue
+        row = inputs.log_score[b, i].clone()
+        row[own] = -torch.inf
+        expected = step * textbook(row, **shares)
+        expected = expected / (1 if graph.mask_index is not None else graph.vocab_size)
+        expected[own] = 1 - expected.sum()
+        torch.testing.assert_close(probs[b, i], expected, rtol=1e-10, atol=1e-15)
+
+
+@by_shares
+@by_method
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("graph", graphs_of((11, 700)), ids=graph_id)
+def test_law_and_draw(backend: Backend, graph, dtype, method, shares):
+    if backend.interpreted and (graph.vocab_size > 11 or shares in SHARES[:2]):
+        pytest.skip("interpreted: another case goes the same way")
+    shape = (2, backend.some(12, 1))
+    inputs = moving(make_inputs(graph, dtype, shape, device=backend.device))
+    with sf.use_backend("reference"):
+        truth = sf.reverse_probs(*inputs.double().reverse(), method, **shares)
+    probs = sf.reverse_probs(*inputs.reverse(), method, **shares)
+    assert_near(probs, truth, 1.0, 1e-13 if dtype == torch.float64 else 5e-6)
+    if method == "euler" or graph.mask_index is not None:  # not clamped: 0 where left out
+        assert torch.equal(probs > 0, truth > 0)
+    tokens = sf.reverse_step(*inputs.reverse(), method, u=inputs.u, **shares)
+    assert_inverse_cdf(tokens, inputs, method, **shares)
+
+
+@by_method
+@by_graph
+def test_whether_a_token_moves_stays(backend: Backend, graph, method):
+    """Of an absorbing graph, and of Euler's law on the other, to the last position."""
+    inputs = make_inputs(graph, shape=(1, backend.some(400, 4)), device=backend.device)
+    plain = sf.reverse_step(*inputs.reverse(), method, u=inputs.u) != inputs.x_t
+    for shares in SHARES:
+        moved = sf.reverse_step(*inputs.reverse(), method, u=inputs.u, **shares) != inputs.x_t
+        if graph.mask_index is not None or method == "euler":
+            assert torch.equal(moved, plain)
+
+
+@by_graph
+def test_all_that_equal_the_least_are_kept(backend: Backend, graph):
+    inputs = moving(make_inputs(graph, torch.bfloat16, (1, backend.some(300, 4))))
+    steps = torch.arange(graph.dim) % 4  # four values, each many times
+    rows = (-0.5 * steps).bfloat16().expand_as(inputs.log_score).clone()
+    inputs = replace(inputs, log_score=rows.to(backend.device))
+    for top_p, most in ((1e-6, 0), (0.5, 1), (0.999, 3)):
+        tokens = sf.reverse_step(*inputs.reverse(), "euler", u=inputs.u, top_p=top_p)
+        drawn = tokens[tokens != inputs.x_t] % 4
+        assert set(drawn.tolist()) <= set(range(most + 1))
+
+
+@pytest.mark.parametrize("offset", [-400.0, 300.0])
+@by_shares
+def test_rows_beyond_float32(backend: Backend, shares, offset):
+    """A denoising draw depends on differences of scores only."""
+    graph = GRAPHS[0]
+    inputs = moving(make_inputs(graph, shape=(1, backend.some(50, 2)), device=backend.device))
+    near = sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u, **shares)
+    inputs = replace(inputs, log_score=(inputs.log_score * 8).round() / 8)
+    near = sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u, **shares)
+    far = replace(inputs, log_score=inputs.log_score + offset)
+    assert torch.equal(sf.reverse_step(*far.reverse(), "denoise", u=inputs.u, **shares), near)
+
+
+def test_cold_is_the_largest(backend: Backend):
+    graph = GRAPHS[0]
+    inputs = make_inputs(graph, shape=(1, backend.some(50, 2)), device=backend.device)
+    for shares in ({"temperature": 1e-3}, {"top_p": 1e-9}):
+        drawn = sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u, **shares)
+        largest = inputs.log_score[..., : graph.vocab_size].argmax(-1)
+        assert torch.equal(drawn, torch.where(inputs.x_t == graph.mask_index, largest, inputs.x_t))
+
+
+@by_shares
+@by_method
+@pytest.mark.usefixtures("has_heads")
+@pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
+def test_from_hidden_states(backend: Backend, graph, scaled, method, shares):
+    head = make_head(graph, scaled, torch.float32, (2, backend.some(20, 2)), device=backend.device)
+    head = replace(head, inputs=moving(head.inputs))
+    exact = replace(head.inputs, log_score=head.double().log_score())
+    assert_inverse_cdf(head.step(method, **shares), exact, method, **shares)
+
+
+def test_what_is_refused() -> None:
+    inputs = make_inputs(GRAPHS[0])
+    for shares, message in (
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"top_p": 0}, r"top_p must lie in \(0, 1\], got 0"),
+        ({"top_p": 1.5}, "top_p must lie in"),
+    ):
+        for op in (sf.reverse_step, sf.reverse_probs):
+            with pytest.raises(ValueError, match=message):
+                op(*inputs.reverse(), "analytic", **shares)
+    leaf = inputs.log_score.requires_grad_()
+    probs = sf.reverse_probs(leaf, *inputs.reverse()[1:], "analytic", temperature=2.0)
+    with pytest.raises(RuntimeError, match="temperature 1 and top_p 1 only"):
+        probs.sum().backward()
