@@ -7,17 +7,17 @@ namespace sedd {
 namespace {
 
 // The clamped law reads some rows twice: the fewer rows are in flight, the more of them are still
-// in cache the second time.
-template <class T, bool clamped>
-constexpr int kThreads = !clamped         ? 256
-                         : sizeof(T) == 8 ? 512
-                                          : 1024;
+// in cache the second time. A shaped one wants more registers than that leaves.
+template <class T, bool clamped, bool shaped>
+constexpr int kThreads = !clamped                   ? 256
+                         : sizeof(T) == 8 || shaped ? 512
+                                                    : 1024;
 // Blocks on a multiprocessor that the registers must allow: the most without spills.
-template <class T, bool clamped>
-constexpr int kBlocks = clamped ? 1 : 4;
+template <class T, bool clamped, bool shaped>
+constexpr int kBlocks = clamped || shaped ? 1 : 4;
 
 template <class T, bool clamped, bool shaped>
-__global__ void __launch_bounds__(kThreads<T, clamped>, shaped ? 1 : kBlocks<T, clamped>)
+__global__ void __launch_bounds__(kThreads<T, clamped, shaped>, kBlocks<T, clamped, shaped>)
     reverse_step_kernel(const __grid_constant__ ReverseArguments in) {
   extern __shared__ double chunks[];
   __shared__ ReverseShared shared;
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads<T, clamped>, shaped ? 1 : kBlocks<T, 
 template <class T, bool clamped, bool shaped>
 Message launch(const ReverseCall& call, Stream stream) {
   const int64_t dim = call.arguments.scores.dim;
-  const int threads = threads_for<T>(dim, kThreads<T, clamped>);
+  const int threads = threads_for<T>(dim, kThreads<T, clamped, shaped>);
   const size_t chunks = sizeof(double) * (2 + dim / kChunk<T>);
   const auto blocks = static_cast<unsigned>(call.rows);
   reverse_step_kernel<T, clamped, shaped>
