@@ -13,7 +13,7 @@ from sedd_fast.losses import ScoreEntropyLoss
 from sedd_fast.model import SEDD, SEDDConfig
 
 if TYPE_CHECKING:
-    from sedd_fast.config import TrainConfig
+    from sedd_fast.settings import TrainConfig
 
 AnyNetwork = SEDD | Autoregressive
 AnyObjective = ScoreEntropyLoss | NextTokenLoss

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sedd_fast.config import TrainConfig, config_from_dict, save_config
+from sedd_fast.config import config_from_dict, save_config
 from sedd_fast.data import Corpus, load_corpus
 from sedd_fast.held_out import held_out_loss
 from sedd_fast.interrupt import StopRequest
@@ -37,6 +37,7 @@ from sedd_fast.run_state import (
     set_random_state,
     write_directory,
 )
+from sedd_fast.settings import TrainConfig
 from sedd_fast.tokenizers import Tokenizer, load_tokenizer
 
 _log = logging.getLogger(__name__)

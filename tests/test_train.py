@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sedd_fast.config import OptimConfig, load_config
+from sedd_fast.config import load_config
 from sedd_fast.learner import learning_rate
 from sedd_fast.losses import ScoreEntropyLoss
 from sedd_fast.metrics import read_metrics, rewind
 from sedd_fast.model import SEDD
 from sedd_fast.run_state import RunDirectory, random_state, set_random_state
+from sedd_fast.settings import OptimConfig
 from sedd_fast.tokenizers import CharTokenizer, load_tokenizer
 from sedd_fast.train import (
     NonFiniteLossError,
