@@ -35,6 +35,7 @@ from sedd_fast.ops import (
     touched_rows,
 )
 from sedd_fast.posterior import PosteriorModel, posterior_from_score, score_from_posterior
+from sedd_fast.posterior_sedd import PosteriorSEDD
 from sedd_fast.sampling import Remask, infill, sample
 from sedd_fast.version import __version__
 
@@ -52,6 +53,7 @@ __all__ = [
     "MaskedCrossEntropy",
     "Noise",
     "PosteriorModel",
+    "PosteriorSEDD",
     "Remask",
     "SEDDConfig",
     "ScoreEntropyLoss",

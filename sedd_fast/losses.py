@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,9 @@ class Objective:
     ask the network in another way, ``_loss``; and where its times mean something else ``_level``.
     """
 
+    #: Whether the value is in nats, so that bits are made of it.
+    in_nats: ClassVar[bool] = True
+
     graph: Graph
     noise: Noise
     reduction: str = "none"
@@ -120,7 +123,7 @@ class Objective:
             generator: source of t and of the noise.
 
         Returns:
-            nats, summed over positions: (B,), or () for "mean" and "sum".
+            nats (where ``in_nats``), summed over positions: (B,), or () for "mean" and "sum".
 
         Raises:
             TypeError, ValueError: a wrong dtype, shape, device or value.

@@ -14,16 +14,23 @@ if TYPE_CHECKING:
     from sedd_fast.model import SEDDConfig
 
 
+OBJECTIVES = ("score_entropy", "masked_cross_entropy", "d3pm", "concrete_score")
+#: Those that do not learn the scale of a row of scores (or, uniform D3PM, need the right one).
+_OF_POSTERIORS = ("masked_cross_entropy", "d3pm")
+
+
 @dataclass(frozen=True)
 class ModelSection:
     """The transformer.
 
     Args:
-        kind: "sedd", or "ar" for the autoregressive baseline of equal size.
+        kind: "sedd", a network of scores; "posterior", the same of p(x_0 | x_t), normalised; "ar",
+            the autoregressive baseline of equal size. None: sedd or posterior, as the objective
+            needs.
         scale_by_sigma: None means yes for absorbing, no for uniform.
     """
 
-    kind: str = "sedd"
+    kind: str | None = None
     hidden_size: int = 768
     cond_dim: int = 128
     length: int = 1024
@@ -49,6 +56,21 @@ class NoiseSection:
     eps: float = 1e-3
     sigma_min: float = 1e-4
     sigma_max: float = 20.0
+
+
+@dataclass(frozen=True)
+class ObjectiveSection:
+    """What training minimises; docs/losses.md has the formulas. `model.kind=ar` reads none of it.
+
+    Args:
+        type: "score_entropy", "concrete_score", "d3pm", or (absorbing) "masked_cross_entropy".
+        over: of masked_cross_entropy: "t", or "lambda" (RADD's lambda-DCE).
+        steps: of d3pm: T, the steps of its chain.
+    """
+
+    type: str = "score_entropy"
+    over: str = "t"
+    steps: int = 1000
 
 
 @dataclass(frozen=True)
@@ -161,6 +183,7 @@ class TrainConfig:
     model: ModelSection = field(default_factory=ModelSection)
     graph: GraphSection = field(default_factory=GraphSection)
     noise: NoiseSection = field(default_factory=NoiseSection)
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingSection = field(default_factory=TrainingSection)
@@ -180,6 +203,14 @@ class TrainConfig:
             if value not in choices:
                 listed = ", ".join(str(c) for c in choices)
                 raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
+        _check_objective(self)
+
+    @property
+    def network_kind(self) -> str:
+        """ "sedd", "posterior" or "ar": `model.kind`, or what the objective needs."""
+        if self.model.kind is not None:
+            return self.model.kind
+        return "posterior" if self.objective.type in _OF_POSTERIORS else "sedd"
 
     def model_config(self, vocab_size: int) -> SEDDConfig:
         """The architecture for a tokenizer of `vocab_size` tokens."""
@@ -210,6 +241,26 @@ def _check_source(name: str, value: Any) -> None:
         )
 
 
+def _check_objective(config: TrainConfig) -> None:
+    """ValueError where graph or network are not for the objective."""
+    kind, name = config.model.kind, config.objective.type
+    if kind == "ar" and name != "score_entropy":
+        raise ValueError(
+            f"objective.type: model.kind=ar is trained to predict the next token, got {name}; "
+            "leave objective.type out"
+        )
+    if name == "masked_cross_entropy" and config.graph.type == "uniform":
+        raise ValueError(
+            "objective.type: masked_cross_entropy needs a mask, got graph.type=uniform; take "
+            "graph.type=absorbing, or objective.type score_entropy or d3pm"
+        )
+    if name in _OF_POSTERIORS and kind == "sedd":
+        raise ValueError(
+            f"model.kind: {name} does not learn the scale of scores, got sedd; take "
+            "model.kind=posterior or leave it out"
+        )
+
+
 def _fractions(config: TrainConfig) -> Iterator[tuple[str, float]]:
     yield "training.ema", config.training.ema
     yield "data.held_out", config.data.held_out
@@ -223,6 +274,7 @@ def _lower_limits(config: TrainConfig) -> Iterator[tuple[str, Any, float]]:
         yield f"model.{name}", getattr(config.model, name), 1
     for name in ("batch_size", "accum", "n_iters", "log_freq", "eval_sequences", "keep_last"):
         yield f"training.{name}", getattr(config.training, name), 1
+    yield "objective.steps", config.objective.steps, 1
     for name in ("max_minutes", "ema", "seed", "eval_freq", "snapshot_freq"):
         yield f"training.{name}", getattr(config.training, name), 0
     for name in ("lr", "weight_decay", "warmup", "eps"):
@@ -230,9 +282,11 @@ def _lower_limits(config: TrainConfig) -> Iterator[tuple[str, Any, float]]:
 
 
 def _choices(config: TrainConfig) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-    yield "model.kind", config.model.kind, ("sedd", "ar")
+    yield "model.kind", config.model.kind, (None, "sedd", "posterior", "ar")
     yield "graph.type", config.graph.type, ("absorbing", "absorb", "uniform")
     yield "noise.type", config.noise.type, ("loglinear", "geometric")
+    yield "objective.type", config.objective.type, OBJECTIVES
+    yield "objective.over", config.objective.over, ("t", "lambda")
     yield "optim.schedule", config.optim.schedule, ("constant", "cosine")
     precisions = (None, "no", "bf16", "fp16")
     yield "training.mixed_precision", config.training.mixed_precision, precisions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class ConcreteScoreMatching(Objective):
     Source: Meng et al. 2022 (arXiv 2211.00802); Lou, Meng, Ermon 2024 (arXiv 2310.16834),
     equation 3, with p(y | x_0) / p(x_t | x_0) for the ratios of p_t, as in equation 9.
     """
+
+    in_nats: ClassVar[bool] = False
 
     def _level(self, t: Tensor) -> Level:
         return super()._level(t.double())

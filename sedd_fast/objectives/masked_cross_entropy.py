@@ -24,6 +24,9 @@ class MaskedCrossEntropy(Objective):
     does not change when a row of log scores is shifted. For the log-linear schedule the weight is
     1/t. LLaDA divides by the length besides. RADD calls it t-DCE.
 
+    A network of scores does not learn their scale from it: train a
+    :class:`sedd_fast.PosteriorSEDD`, or any network in a :class:`sedd_fast.PosteriorModel`.
+
     Args:
         graph: ``Absorbing(V)``.
         noise, reduction, sampling_eps: as in :class:`sedd_fast.ScoreEntropyLoss`.
