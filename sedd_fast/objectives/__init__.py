@@ -10,8 +10,9 @@ r_y = p(y | x_0) / p(x_t | x_0), w_y the rates of jumps (1 from the mask, 1/V un
 
 in nats (the last in none), summed over positions. Each is made of the sums of ``row_sums``, so only
 touched rows are read. They take a score network; one of p(x_0 | x_t) goes into a
-:class:`sedd_fast.PosteriorModel`, or is a :class:`sedd_fast.PosteriorSEDD`. ``DenseScoreEntropyLoss`` is score entropy on any rate matrix, in
-plain torch. docs/losses.md has the table of papers and names.
+:class:`sedd_fast.PosteriorModel`, or is a :class:`sedd_fast.PosteriorSEDD`.
+``DenseScoreEntropyLoss`` is score entropy on any rate matrix, in plain torch. docs/losses.md has
+the table of papers and names.
 """
 
 from sedd_fast.objectives.concrete_score import ConcreteScoreMatching
