@@ -10,7 +10,6 @@
 
 from sedd_fast.backends.registry import use_backend
 from sedd_fast.dense_graph import DenseGraph
-from sedd_fast.dense_loss import DenseScoreEntropyLoss
 from sedd_fast.ema import ExponentialMovingAverage
 from sedd_fast.environment import info, reuse_memory
 from sedd_fast.evaluate import likelihood_bound
@@ -18,7 +17,12 @@ from sedd_fast.graphs import Absorbing, Graph, Uniform
 from sedd_fast.losses import ScoreEntropyLoss
 from sedd_fast.model import SEDD, SEDDConfig
 from sedd_fast.noise import GeometricNoise, LogLinearNoise, Noise
-from sedd_fast.objectives import ConcreteScoreMatching, D3PMLoss, MaskedCrossEntropy
+from sedd_fast.objectives import (
+    ConcreteScoreMatching,
+    D3PMLoss,
+    DenseScoreEntropyLoss,
+    MaskedCrossEntropy,
+)
 from sedd_fast.ops import (
     linear_reverse_step,
     linear_score_entropy,
@@ -31,6 +35,7 @@ from sedd_fast.ops import (
     touched_rows,
 )
 from sedd_fast.posterior import PosteriorModel, posterior_from_score, score_from_posterior
+from sedd_fast.posterior_sedd import PosteriorSEDD
 from sedd_fast.sampling import Remask, infill, sample
 from sedd_fast.version import __version__
 
@@ -48,6 +53,7 @@ __all__ = [
     "MaskedCrossEntropy",
     "Noise",
     "PosteriorModel",
+    "PosteriorSEDD",
     "Remask",
     "SEDDConfig",
     "ScoreEntropyLoss",

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +110,8 @@ class NextTokenLoss:
         sampling_eps: the trainer hands every objective times in (sampling_eps, 1]; next-token
             prediction has no time and leaves them unread.
     """
+
+    in_nats: ClassVar[bool] = True  # as of `losses.Objective`
 
     reduction: str = "none"
     sampling_eps: float = 1e-3

@@ -5,9 +5,9 @@
     .hydra/config.yaml + checkpoints-meta/checkpoint.pth       of the original; EMA weights are used
 
 The settings are the original's, flat or nested under "config"; `model.type` says which network it
-is, "ddit" for SEDD, "ar" for the autoregressive baseline. Everything is strict: a weight
-missing or left over is an error. Pickle files are read as bare tensors (`weights_only`), so that
-a checkpoint from a stranger cannot run code.
+is, "ddit" for SEDD, "posterior" for PosteriorSEDD, "ar" for the autoregressive baseline.
+Everything is strict: a weight missing or left over is an error. Pickle files are read as bare
+tensors (`weights_only`), so that a checkpoint from a stranger cannot run code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,15 +56,28 @@ _KEYS = {
     "model.scale_by_sigma": ("scale_by_sigma", False),
 }
 _GRAPHS = {"absorb": "absorbing", "uniform": "uniform"}
-_KINDS = {"ddit": "sedd", "ar": "ar"}  # model.type -> kind
-_CLASSES = {"sedd": "SEDD", "ar": "Autoregressive"}
+
+
+class _Kind(NamedTuple):
+    """A kind of network: its model.type, the class that reads it, and what to call it."""
+
+    type: str
+    reader: str
+    name: str
+
+
+_KINDS = {
+    "sedd": _Kind("ddit", "SEDD", "a SEDD network"),
+    "posterior": _Kind("posterior", "PosteriorSEDD", "a network of p(x_0 | x_t)"),
+    "ar": _Kind("ar", "Autoregressive", "an autoregressive network"),
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A network on disk: SEDDConfig's fields, state dict, and EMA weights in parameter order.
 
-    `kind` is "sedd" or "ar".
+    `kind` is "sedd", "posterior" or "ar".
     """
 
     source: str
@@ -96,18 +109,18 @@ def config_from_original(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(settings: Mapping[str, Any]) -> str:
-    """ "sedd" or "ar", as model.type says; ValueError for another type."""
+    """ "sedd", "posterior" or "ar", as model.type says; ValueError for another type."""
     model = settings.get("config", settings).get("model", {})
     name = model.get("type", "ddit")
-    if name not in _KINDS:
-        raise ValueError(f"model.type must be one of {', '.join(_KINDS)}, got {name!r}")
-    return _KINDS[name]
+    kinds = {known.type: kind for kind, known in _KINDS.items()}
+    if name not in kinds:
+        raise ValueError(f"model.type must be one of {', '.join(kinds)}, got {name!r}")
+    return kinds[name]
 
 
 def config_to_original(config: SEDDConfig, kind: str = "sedd") -> dict[str, Any]:
     """The settings as the original's config.json holds them (flat form), readable by its code."""
-    types = {ours: original for original, ours in _KINDS.items()}
-    model = {"name": kind, "type": types[kind]}
+    model = {"name": kind, "type": _KINDS[kind].type}
     settings: dict[str, Any] = {"graph": {}, "noise": {}, "model": model}
     for key, (field, _) in _KEYS.items():
         section, _, name = key.rpartition(".")
@@ -132,10 +145,10 @@ def read(name_or_dir: str | Path, kind: str | None = "sedd", **hub: Any) -> Chec
     """
     found = _read(name_or_dir, **hub)
     if kind is not None and found.kind != kind:
-        names = {"sedd": "a SEDD network", "ar": "an autoregressive network"}
+        holds = _KINDS[found.kind]
         raise ValueError(
-            f"{found.source} holds {names[found.kind]}, not {names[kind]}; read it with "
-            f"{_CLASSES[found.kind]}.from_pretrained, or with sedd_fast.networks.load"
+            f"{found.source} holds {holds.name}, not {_KINDS[kind].name}; read it with "
+            f"{holds.reader}.from_pretrained, or with sedd_fast.networks.load"
         )
     return found
 

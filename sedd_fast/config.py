@@ -1,213 +1,24 @@
-"""Training settings: dataclasses, the presets `tiny`, `small` and `medium`, YAML files, overrides.
+"""Training settings from the presets `tiny`, `small` and `medium`, YAML files and overrides.
 
     config = load_config("tiny", overrides=["data.train=book.txt", "optim.lr=1e-3"])
     config = load_config("small", files=["mine.yaml"])
 
-Later wins: dataclass defaults, preset, files in order, overrides in order. The presets are plain
-YAML (sedd_fast/presets) and hold only what differs from the defaults. Keys follow the original's
-configuration where it has them (optim.warmup, training.n_iters, ...).
+Later wins: defaults (`settings` has the sections), preset, files in order, overrides in order. The
+presets are plain YAML (sedd_fast/presets) and hold only what differs from the defaults.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sedd_fast.model import SEDDConfig
+from sedd_fast.settings import TrainConfig
 
 PRESETS = ("tiny", "small", "medium")
-
-
-@dataclass(frozen=True)
-class ModelSection:
-    """The transformer.
-
-    Args:
-        kind: "sedd", or "ar" for the autoregressive baseline of equal size.
-        scale_by_sigma: None means yes for absorbing, no for uniform.
-    """
-
-    kind: str = "sedd"
-    hidden_size: int = 768
-    cond_dim: int = 128
-    length: int = 1024
-    n_blocks: int = 12
-    n_heads: int = 12
-    mlp_ratio: int = 4
-    dropout: float = 0.1
-    scale_by_sigma: bool | None = None
-
-
-@dataclass(frozen=True)
-class GraphSection:
-    """The noise process: "absorbing" (also "absorb", as the original says) or "uniform"."""
-
-    type: str = "absorbing"
-
-
-@dataclass(frozen=True)
-class NoiseSection:
-    """The schedule: "loglinear" (uses eps) or "geometric" (uses sigma_min, sigma_max)."""
-
-    type: str = "loglinear"
-    eps: float = 1e-3
-    sigma_min: float = 1e-4
-    sigma_max: float = 20.0
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Text, tokenizer and split; the names that may stand here are in `sources` and `tokenizers`.
-
-    Args:
-        train: "pydoc", a path, a glob, a list of these, or a Hugging Face data set.
-        valid: held-out text, likewise; None: cut it from `train`.
-        held_out: fraction cut from the end of `train` where `valid` is None; 0 holds none out.
-        tokenizer: "characters", "bytes", a file, a directory, or a hub name.
-        random_offset: shift the block grid by a random amount in each epoch (small corpora).
-        config, split, text_column: of the Hugging Face data set `train`.
-        valid_config, valid_split: of the held-out data set (default split "validation").
-        streaming: read the data set as a stream, without downloading it first.
-        shuffle_buffer: rows shuffled at a time in a stream; 0 keeps its order.
-        stream_held_out: rows held out from the start of a stream without a valid split.
-        cache_dir: where tokenised data sets are kept; None: ~/.cache/sedd_fast.
-    """
-
-    train: Any = "pydoc"
-    valid: Any = None
-    held_out: float = 0.05
-    tokenizer: str = "characters"
-    random_offset: bool = False
-    config: str | None = None
-    split: str = "train"
-    text_column: str = "text"
-    valid_config: str | None = None
-    valid_split: str | None = None
-    streaming: bool = False
-    shuffle_buffer: int = 10_000
-    stream_held_out: int = 256
-    cache_dir: str | None = None
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW. The rate is lr * min(step / warmup, 1), times the schedule's factor.
-
-    Args:
-        grad_clip: largest norm of the gradient; negative: no clipping.
-        schedule: "constant" (the original's) or "cosine": down to `lr_min` * lr at the end of
-            training, which is n_iters steps or max_minutes, whichever part is further on.
-    """
-
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    warmup: int = 2500
-    grad_clip: float = 1.0
-    schedule: str = "constant"
-    lr_min: float = 0.0
-
-
-@dataclass(frozen=True)
-class TrainingSection:
-    """The run.
-
-    Args:
-        batch_size: sequences per optimiser step, over all processes and accumulation steps.
-        accum: gradient accumulation: parts that a process's share of the batch is cut into.
-        n_iters: optimiser steps.
-        max_minutes: stop earlier, after so much training time (over all resumes); None: never.
-        ema: decay of the moving average of the weights (with the original's warm-up).
-        mixed_precision: "no", "bf16", "fp16"; None: what `accelerate launch` says, else "no".
-        log_freq, eval_freq, snapshot_freq: steps between metrics lines, held-out estimates,
-            checkpoints; 0 for eval_freq or snapshot_freq: only at the end.
-        eval_sequences: held-out sequences per estimate (fixed ones, with fixed noise).
-        keep_last: checkpoints kept.
-        cpu: train on the CPU even where there is an accelerator.
-    """
-
-    batch_size: int = 512
-    accum: int = 1
-    n_iters: int = 1_300_000
-    max_minutes: float | None = None
-    ema: float = 0.9999
-    seed: int = 0
-    mixed_precision: str | None = None
-    log_freq: int = 50
-    eval_freq: int = 1000
-    eval_sequences: int = 512
-    snapshot_freq: int = 10_000
-    keep_last: int = 3
-    cpu: bool = False
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """Metrics beside metrics.jsonl, which is always written.
-
-    Args:
-        tensorboard: write event files where TensorBoard is installed.
-        wandb: report to Weights & Biases (an error where it is not installed).
-    """
-
-    tensorboard: bool = True
-    wandb: bool = False
-    wandb_project: str = "sedd-fast"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """All settings of a training run. `run_dir` None: runs/NAME-DATE-TIME, after the text."""
-
-    run_dir: str | None = None
-    model: ModelSection = field(default_factory=ModelSection)
-    graph: GraphSection = field(default_factory=GraphSection)
-    noise: NoiseSection = field(default_factory=NoiseSection)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    training: TrainingSection = field(default_factory=TrainingSection)
-    log: LogConfig = field(default_factory=LogConfig)
-
-    def __post_init__(self) -> None:
-        for name, value in (("data.train", self.data.train), ("data.valid", self.data.valid)):
-            if not (name == "data.valid" and value is None):
-                _check_source(name, value)
-        for name, value, lowest in _lower_limits(self):
-            if value is not None and not value >= lowest:
-                raise ValueError(f"{name}: expected at least {lowest}, got {value}")
-        for name, value in _fractions(self):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
-        for name, value, choices in _choices(self):
-            if value not in choices:
-                listed = ", ".join(str(c) for c in choices)
-                raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
-
-    def model_config(self, vocab_size: int) -> SEDDConfig:
-        """The architecture for a tokenizer of `vocab_size` tokens."""
-        from sedd_fast.model import SEDDConfig
-
-        section = asdict(self.model)
-        del section["kind"]  # which network: `networks.new_network` reads it
-        absorbing = self.graph.type != "uniform"
-        if section["scale_by_sigma"] is None:
-            section["scale_by_sigma"] = absorbing
-        return SEDDConfig(
-            vocab_size=vocab_size,
-            graph="absorbing" if absorbing else "uniform",
-            noise=self.noise.type,
-            noise_eps=self.noise.eps,
-            sigma_min=self.noise.sigma_min,
-            sigma_max=self.noise.sigma_max,
-            **section,
-        )
 
 
 def load_config(
@@ -350,40 +161,3 @@ def _all_keys(kind: Any = TrainConfig, prefix: str = "") -> Iterator[str]:
             yield from _all_keys(f.default_factory, f"{prefix}{f.name}.")
         else:
             yield prefix + f.name
-
-
-def _check_source(name: str, value: Any) -> None:
-    names = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not names or not all(isinstance(n, str) and n for n in names):
-        raise ValueError(
-            f"{name}: expected a name, a path, or a list of paths, got {value!r}; "
-            "the built-in text is pydoc"
-        )
-
-
-def _fractions(config: TrainConfig) -> Iterator[tuple[str, float]]:
-    yield "training.ema", config.training.ema
-    yield "data.held_out", config.data.held_out
-    yield "model.dropout", config.model.dropout
-    for name in ("beta1", "beta2", "lr_min"):
-        yield f"optim.{name}", getattr(config.optim, name)
-
-
-def _lower_limits(config: TrainConfig) -> Iterator[tuple[str, Any, float]]:
-    for name in ("length", "hidden_size", "cond_dim", "n_blocks", "n_heads", "mlp_ratio"):
-        yield f"model.{name}", getattr(config.model, name), 1
-    for name in ("batch_size", "accum", "n_iters", "log_freq", "eval_sequences", "keep_last"):
-        yield f"training.{name}", getattr(config.training, name), 1
-    for name in ("max_minutes", "ema", "seed", "eval_freq", "snapshot_freq"):
-        yield f"training.{name}", getattr(config.training, name), 0
-    for name in ("lr", "weight_decay", "warmup", "eps"):
-        yield f"optim.{name}", getattr(config.optim, name), 0
-
-
-def _choices(config: TrainConfig) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-    yield "model.kind", config.model.kind, ("sedd", "ar")
-    yield "graph.type", config.graph.type, ("absorbing", "absorb", "uniform")
-    yield "noise.type", config.noise.type, ("loglinear", "geometric")
-    yield "optim.schedule", config.optim.schedule, ("constant", "cosine")
-    precisions = (None, "no", "bf16", "fp16")
-    yield "training.mixed_precision", config.training.mixed_precision, precisions

@@ -30,7 +30,7 @@ from sedd_fast.sources import (
 from sedd_fast.tokenizers import Tokenizer, make_tokenizer
 
 if TYPE_CHECKING:
-    from sedd_fast.config import DataConfig
+    from sedd_fast.settings import DataConfig
 
 _ROWS = 1000  # documents tokenised at a time
 

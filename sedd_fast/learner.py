@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sedd_fast.config import OptimConfig, TrainConfig
 from sedd_fast.ema import ExponentialMovingAverage
 from sedd_fast.held_out import seeds
 from sedd_fast.losses import stratified_times
 from sedd_fast.networks import AnyNetwork, AnyObjective, new_network
+from sedd_fast.settings import OptimConfig, TrainConfig
 
 
 def learning_rate(config: OptimConfig, step: int, progress: float) -> float:

@@ -6,7 +6,8 @@ A line of metrics.jsonl is one JSON object with "step" and any of
     lr, grad_norm, tokens_per_second, elapsed_seconds
     held_out_loss, held_out_bits_per_token, held_out_bits_per_char, held_out_stderr     EMA weights
 
-Losses are in nats per token. `held_out_stderr` (nats per token) is over sequences.
+Losses are in nats per token, as is `held_out_stderr`, over sequences; an objective that is not in
+nats has its own unit and null for bits.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -262,6 +262,9 @@ class SEDD(nn.Module):
         model = SEDD.from_pretrained("louaaron/sedd-small")
     """
 
+    #: As `sedd_fast.checkpoint` names this kind of network.
+    kind: ClassVar[str] = "sedd"
+
     def __init__(self, config: SEDDConfig) -> None:
         if not isinstance(config, SEDDConfig):
             raise TypeError(
@@ -393,14 +396,14 @@ class SEDD(nn.Module):
         force_download, local_files_only. Raises FileNotFoundError where nothing is found, and
         ValueError for unreadable files, incomplete settings, and unknown or missing weights.
         """
-        saved = checkpoint.read(name_or_dir, **hub)
+        saved = checkpoint.read(name_or_dir, cls.kind, **hub)
         model = cls(SEDDConfig(**saved.config))
         checkpoint.restore(model, saved)
         return model.to(device).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors, in the original's format and names."""
-        checkpoint.write(directory, self.config, self.state_dict())
+        checkpoint.write(directory, self.config, self.state_dict(), self.kind)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes to the Hugging Face Hub; returns its address there.

@@ -24,7 +24,7 @@ def plot_training(
     png: str | Path,
     baselines: Mapping[str, float] | None = None,
 ) -> Path:
-    """Draw the loss (nats per token) and bits per character (or token) against the step.
+    """Draw the loss per token and, of one in nats, bits per character (or token) by step.
 
     Args:
         metrics: a run's metrics.jsonl.
@@ -42,8 +42,12 @@ def plot_training(
         raise ValueError(f"plot: {metrics} holds no training loss yet")
     figure, left, right = _two_panels()
     _draw(left, records, "loss", "held_out_loss")
-    left.set(title="Loss", ylabel="nats per token", xlabel="step")
-    unit = "char" if any(r.get("bits_per_char") is not None for r in records) else "token"
+    known = [u for u in ("char", "token") if len(_series(records, f"bits_per_{u}")[0])]
+    left.set(title="Loss", ylabel=f"{'nats' if known else 'loss'} per token", xlabel="step")
+    if not known:  # of an objective that is not in nats
+        figure.delaxes(right)
+        return _finish(figure, (left,), png)
+    unit = known[0]
     _draw(right, records, f"bits_per_{unit}", f"held_out_bits_per_{unit}")
     title = "Bits per " + ("character" if unit == "char" else "token")
     right.set(title=title, ylabel=f"bits per {'character' if unit == 'char' else 'token'}")

@@ -14,24 +14,28 @@ class HeldOut:
     """A held-out estimate with the averaged weights: fixed sequences, fixed times, fixed noise.
 
     It is the training objective (times from 1e-3 to 1), for watching a run; the bound to report
-    is `likelihood_bound`. `stderr` is that of `nats_per_token`, over sequences.
+    is `likelihood_bound`. `stderr` is that of `nats_per_token`, over sequences. An objective that
+    is not in nats gives its own value there, and None for bits.
     """
 
     step: int
     nats_per_token: float
     stderr: float
-    bits_per_token: float
+    bits_per_token: float | None
     bits_per_char: float | None
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a progress display needs after each step. `loss` is in nats per token."""
+    """What a progress display needs after each step.
+
+    `loss` is the objective per token: in nats, or, where bits are None, in none.
+    """
 
     step: int
     n_iters: int
     loss: float
-    bits_per_token: float
+    bits_per_token: float | None
     bits_per_char: float | None
     lr: float
     grad_norm: float

@@ -5,7 +5,7 @@
     RUN/metrics.jsonl                 one line per logged step
     RUN/tensorboard/                  the same for TensorBoard
     RUN/checkpoints/step-00000123/    state.pt, and rng-0.pt, rng-1.pt, ... of each process
-    RUN/export/                       averaged weights and tokenizer: SEDD.from_pretrained reads it
+    RUN/export/                       averaged weights and tokenizer: networks.load reads it
 
 A checkpoint is written under a name that starts with a dot, every file and the directory are
 flushed to the disk, and then it is renamed: whatever moment the machine stops at, the newest

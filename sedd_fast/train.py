@@ -7,16 +7,17 @@
     result = resume("runs/book")                      # after Ctrl-C, a crash, or kill -9
 
 A run directory holds config.yaml, tokenizer/, metrics.jsonl, tensorboard/, checkpoints/ and
-export/ (`run_state` describes each); `SEDD.from_pretrained(run_dir + "/export")` and
-`load_tokenizer` of the same directory give the averaged weights and the tokenizer back.
+export/ (`run_state` describes each); `networks.load(run_dir + "/export")` and `load_tokenizer` of
+the same directory give the averaged weights and the tokenizer back.
 
 All randomness of a step (order of the text, times, noise, dropout) is a function of (seed, step,
 process, accumulation part), and a checkpoint holds everything else, so a resumed run gives the
 losses of one that never stopped. A schedule that follows the clock (training.max_minutes with
 optim.schedule=cosine) is the exception: its learning rates are the clock's.
 
-The step is the original's: AdamW on the batch mean of the per-sequence score entropy, gradient
-clipping, linear warm-up, EMA with its own warm-up (Lou, Meng, Ermon 2024, appendix C).
+The step is the original's: AdamW on the batch mean of the per-sequence score entropy (or what else
+`objective.type` names), gradient clipping, linear warm-up, EMA with its own warm-up (Lou, Meng,
+Ermon 2024, appendix C).
 """
 
 from __future__ import annotations

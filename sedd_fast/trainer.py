@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sedd_fast.config import TrainConfig, config_from_dict, save_config
+from sedd_fast.config import config_from_dict, save_config
 from sedd_fast.data import Corpus, load_corpus
 from sedd_fast.held_out import held_out_loss
 from sedd_fast.interrupt import StopRequest
@@ -37,6 +37,7 @@ from sedd_fast.run_state import (
     set_random_state,
     write_directory,
 )
+from sedd_fast.settings import TrainConfig
 from sedd_fast.tokenizers import Tokenizer, load_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -202,9 +203,12 @@ class Trainer:
     def _clock(self) -> float:
         return time.monotonic() - self._began
 
-    def _per_char(self, nats_per_token: float) -> float | None:
+    def _bits(self, loss: float) -> dict[str, float | None]:
+        """Bits per token and per character, where the objective is in nats."""
+        bits = loss / math.log(2) if self.learner.objective.in_nats else None
         ratio = self.corpus.chars_per_token
-        return nats_per_token / math.log(2) / ratio if ratio else None
+        per_char = bits / ratio if bits is not None and ratio else None
+        return {"bits_per_token": bits, "bits_per_char": per_char}
 
     def _info(self, loss: float, grad_norm: float, lr: float) -> StepInfo:
         (first, since), (last, now), section = self._pace[0], self._pace[-1], self.config.training
@@ -216,8 +220,7 @@ class Trainer:
             step=self.step,
             n_iters=section.n_iters,
             loss=loss,
-            bits_per_token=loss / math.log(2),
-            bits_per_char=self._per_char(loss),
+            **self._bits(loss),
             lr=lr,
             grad_norm=grad_norm,
             tokens_per_second=section.batch_size * self.config.model.length / seconds,
@@ -233,11 +236,9 @@ class Trainer:
         mean = self._window[0] / self._window[1]
         self._window = [0.0, 0]
         if metrics is not None:
-            averaged = {"loss": mean, "bits_per_token": mean / math.log(2)}
             shown = ("lr", "grad_norm", "tokens_per_second", "elapsed_seconds")
             rest = {name: getattr(info, name) for name in shown}
-            per_char = {"bits_per_char": self._per_char(mean)}
-            metrics.write({"step": self.step, **averaged, **per_char, **rest})
+            metrics.write({"step": self.step, "loss": mean, **self._bits(mean), **rest})
 
     def _evaluate(self, metrics: MetricsLog | None) -> None:
         blocks, section = self.corpus.held_out, self.config.training
@@ -256,15 +257,13 @@ class Trainer:
         if metrics is not None:
             h = self.held_out
             named: dict[str, float | None] = {"loss": h.nats_per_token, "stderr": h.stderr}
-            named |= {"bits_per_token": h.bits_per_token, "bits_per_char": h.bits_per_char}
+            named |= self._bits(h.nats_per_token)
             metrics.write({"step": h.step} | {f"held_out_{k}": v for k, v in named.items()})
 
     def _summarise(self, count: float, total: float, squares: float) -> HeldOut:
         mean = total / count
         variance = max(0.0, squares / count - mean**2) / max(count - 1, 1)
-        return HeldOut(
-            self.step, mean, math.sqrt(variance), mean / math.log(2), self._per_char(mean)
-        )
+        return HeldOut(self.step, mean, math.sqrt(variance), **self._bits(mean))
 
     # Saving
 
@@ -336,15 +335,20 @@ _GRAPHS = {"absorb": "absorbing"}  # the original's name and ours
 
 
 def _check_same_model(config: TrainConfig, saved: TrainConfig) -> None:
-    for section in ("model", "graph", "noise"):
-        now, before = asdict(getattr(config, section)), asdict(getattr(saved, section))
-        now, before = ({k: _GRAPHS.get(v, v) for k, v in s.items()} for s in (now, before))
+    for section in ("model", "graph", "noise", "objective"):
+        now, before = (_fixed(c, section) for c in (config, saved))
         for key, value in before.items():
             if now[key] != value and key != "dropout":
                 raise ValueError(
                     f"{section}.{key}: the run was trained with {value}, got {now[key]}; a resumed "
-                    "run keeps its model: start a new one with another run_dir"
+                    "run keeps its model and objective: start a new one with another run_dir"
                 )
+
+
+def _fixed(config: TrainConfig, section: str) -> dict[str, Any]:
+    """A section by what its values mean."""
+    values = {k: _GRAPHS.get(v, v) for k, v in asdict(getattr(config, section)).items()}
+    return values | {"kind": config.network_kind} if section == "model" else values
 
 
 def _wandb_settings(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_unknown_settings_of_the_network_are_warned_about():
     [
         ("graph", "type", "roulette", "graph must be 'absorbing' or 'uniform', got 'roulette'"),
         ("noise", "type", "cosine", "noise must be 'loglinear' or 'geometric', got 'cosine'"),
-        ("model", "type", "unet", r"model\.type must be one of ddit, ar, got 'unet'"),
+        ("model", "type", "unet", r"model\.type must be one of ddit, posterior, ar, got 'unet'"),
     ],
 )
 def test_settings_of_another_kind_of_network_are_refused(section, key, value, message):

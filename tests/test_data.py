@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from sedd_fast.config import DataConfig
 from sedd_fast.data import load_corpus, pack
 from sedd_fast.hub_tokenizers import HubTokenizer, TransformersTokenizer
 from sedd_fast.order import BlockOrder, Blocks
+from sedd_fast.settings import DataConfig
 from sedd_fast.sources import HubDataset, is_hub_name, pydoc_text, read_documents, split_documents
 from sedd_fast.tokenizers import (
     MARKER,

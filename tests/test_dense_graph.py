@@ -168,6 +168,11 @@ def test_refuses_what_is_no_rate_matrix(
 
 def test_refuses_elsewhere() -> None:
     graph = skewed()
+    objective, x_0 = sf.DenseScoreEntropyLoss(graph, NOISE), torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(TypeError, match="loss_mask must be bool"):
+        objective(ToyWorld(graph, data_law()), x_0, torch.ones(2, 3))
+    with pytest.raises(TypeError, match=r"loss_mask must be a torch\.Tensor, got list"):
+        objective(ToyWorld(graph, data_law()), x_0, [True])
     with pytest.raises(ValueError, match="only 5 states"):
         sf.DenseGraph(graph.rate_matrix(), 6)
     with pytest.raises(ValueError, match="graph has kind 'dense'"):

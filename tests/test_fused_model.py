@@ -273,6 +273,43 @@ def test_a_network_of_another_graph_is_asked_for_log_scores(calls):
     assert calls == ["score_entropy"]
 
 
+# Evaluation
+
+
+@pytest.mark.parametrize(
+    ("graph", "scaled", "mode"),
+    [(*kind, mode) for kind in KINDS for mode in ("exact", "paper")]
+    + [("absorbing", True, "normalised")],
+)
+def test_a_bound_needs_no_log_scores(graph, scaled, mode, calls):
+    """The same as from log scores, which only the laws of whole rows are still read off."""
+    model = tiny(graph, scaled)
+    x_0 = batch(model, size=5)[2]
+    network_calls: list[tuple[Any, ...]] = []
+    model.register_forward_pre_hook(lambda _, inputs: network_calls.append(inputs))
+
+    def nats(network: Callable[..., Tensor]) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        bound = sf.likelihood_bound(
+            network, x_0, model.graph, model.noise, 32, mode, generator, batch_size=40
+        )
+        return bound.nats
+
+    fused, asked, ops = nats(model), list(network_calls), list(calls)
+    calls.clear()
+    through_scores = nats(lambda x, sigma: model(x, sigma))
+    torch.testing.assert_close(fused, through_scores, rtol=1e-5, atol=0)
+    assert "linear_score_entropy" not in calls
+    if mode == "normalised":
+        assert "linear_score_entropy" not in ops
+        return
+    assert ops.count("linear_score_entropy") == 4  # 5 sequences x 32 samples, 40 at a time
+    assert "score_entropy" not in ops
+    dense = [inputs for inputs in asked if len(inputs) == 2]  # (x_t, sigma): log scores
+    reconstructed = 5 * 4 if mode == "exact" and graph == "uniform" else 0
+    assert sum(len(x_t) for x_t, _ in dense) == reconstructed
+
+
 @by_kind
 @by_reduction
 def test_whole_training_runs_are_equal(graph, scaled, reduction):

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import losses, settings, write_text
 
-from sedd_fast.config import OptimConfig, load_config
+from sedd_fast.config import load_config
 from sedd_fast.learner import learning_rate
 from sedd_fast.losses import ScoreEntropyLoss
-from sedd_fast.metrics import read_metrics, rewind
+from sedd_fast.metrics import rewind
 from sedd_fast.model import SEDD
 from sedd_fast.run_state import RunDirectory, random_state, set_random_state
+from sedd_fast.settings import OptimConfig
 from sedd_fast.tokenizers import CharTokenizer, load_tokenizer
 from sedd_fast.train import (
     NonFiniteLossError,
@@ -30,34 +32,10 @@ from sedd_fast.train import (
 )
 from sedd_fast.trainer import Trainer
 
-WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat. ", "dogs ", "ran\n"]
-
 
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory):
-    words = random.Random(0).choices(WORDS, k=1500)
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text("".join(words))
-    return path
-
-
-def settings(text_file, run_dir, *more):
-    tiny = [
-        "model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=16",
-        "model.cond_dim=8", "model.dropout=0.1", "training.batch_size=4", "training.n_iters=12",
-        "training.max_minutes=null", "training.log_freq=1", "training.eval_freq=4",
-        "training.eval_sequences=8", "training.snapshot_freq=3", "training.cpu=true",
-        "optim.warmup=4", "log.tensorboard=false", "data.random_offset=true",
-    ]  # fmt: skip
-    here = [f"run_dir={run_dir}", f"data.train={text_file}"]
-    return load_config("tiny", overrides=[*tiny, *here, *more])
-
-
-def losses(run_dir):
-    """(step, name, value) of everything in metrics.jsonl that does not depend on the clock."""
-    records = read_metrics(Path(run_dir) / "metrics.jsonl")
-    names = ("loss", "grad_norm", "lr", "held_out_loss", "held_out_stderr")
-    return [(r["step"], n, r[n]) for r in records for n in names if n in r]
+    return write_text(tmp_path_factory.mktemp("text") / "words.txt")
 
 
 @pytest.fixture(scope="module")

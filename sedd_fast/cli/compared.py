@@ -139,7 +139,8 @@ def _train_baseline(name: str, path: Path) -> None:
             "baseline could be trained with; train one: sedd-fast train model.kind=ar ..."
         )
     quoted = json.dumps(str(path.expanduser()))
-    config = override(load_config(files=[run.config]), ["model.kind=ar", f"run_dir={quoted}"])
+    changes = ["model.kind=ar", "objective.type=score_entropy", f"run_dir={quoted}"]
+    config = override(load_config(files=[run.config]), changes)
     progress().print(f"training the autoregressive baseline as {run.path} was, in {path}")
     with TrainingDisplay(str(path)) as display:
         train(config, display)

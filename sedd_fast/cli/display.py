@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sedd_fast.cli.output import progress
-from sedd_fast.train import StepInfo
+from sedd_fast.train import HeldOut, StepInfo
 
 _LINE_SECONDS, _FRAME_SECONDS = 10.0, 0.2
 _STEPS_AVERAGED = 50  # one batch's loss says little: its noise levels are drawn anew each time
@@ -84,11 +84,11 @@ class TrainingDisplay:
         return Panel(content, title=title, title_align="left", box=ROUNDED, border_style="dim")
 
     def _figures(self, info: StepInfo, loss: float) -> RenderableType:
-        unit, bits = _bits(info, loss)
+        unit, figure = _figure(info, loss)
         speed = f"{info.tokens_per_second:,.0f} tokens/s"
         rows: list[tuple[str, str | Text]] = [
-            ("loss", f"{loss:.3f} nats/token"),
-            (unit, Text.assemble((f"{bits:.3f}", "bold green"), _held_out(info))),
+            *([("loss", f"{loss:.3f} nats/token")] if in_nats(info) else []),
+            (unit, Text.assemble((f"{figure:.3f}", "bold green"), _held_out(info))),
             ("speed", Text.assemble(speed, (f"   learning rate {info.lr:.1e}", "dim"))),
             ("curve", Text(sparkline(self._curve, self.console.width - 18), style="cyan")),
         ]
@@ -117,9 +117,10 @@ def _bar(info: StepInfo) -> Table:
 
 def plain_line(info: StepInfo, loss: float) -> str:
     """The state of a run in one line, `loss` being the mean of the last steps."""
-    unit, bits = _bits(info, loss)
+    unit, figure = _figure(info, loss)
+    nats = f"loss {loss:.3f} nats/token, " if in_nats(info) else ""
     return (
-        f"step {info.step:,}: loss {loss:.3f} nats/token, {bits:.3f} {unit}"
+        f"step {info.step:,}: {nats}{figure:.3f} {unit}"
         f"{_held_out(info).plain.replace('   ', ', ')}, {info.tokens_per_second:,.0f} tokens/s, "
         f"{duration(info.eta_seconds)} left"
     )
@@ -144,18 +145,35 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _bits(info: StepInfo, loss: float) -> tuple[str, float]:
-    """Bits per character where characters are known, else per token, at a loss in nats a token."""
-    unit, bits = ("bits/char", info.bits_per_char)
-    if bits is None:
-        unit, bits = "bits/token", info.bits_per_token
-    return unit, bits * loss / info.loss if info.loss else 0.0
+def in_nats(told: StepInfo | HeldOut) -> bool:
+    """Whether the objective is, so that there are bits to show."""
+    return told.bits_per_token is not None
+
+
+def shown(held: HeldOut) -> tuple[str, float, float]:
+    """Unit, estimate and its standard error, as of `unit_of`."""
+    unit, factor = unit_of(held, held.nats_per_token)
+    return unit, factor * held.nats_per_token, factor * held.stderr
+
+
+def unit_of(told: StepInfo | HeldOut, loss: float) -> tuple[str, float]:
+    """Bits per character where characters are known, else per token, and what of a loss they are.
+
+    An objective that is not in nats is shown as it is.
+    """
+    for unit, bits in (("bits/char", told.bits_per_char), ("bits/token", told.bits_per_token)):
+        if bits is not None:
+            return unit, bits / loss if loss else 0.0
+    return "loss/token", 1.0
+
+
+def _figure(info: StepInfo, loss: float) -> tuple[str, float]:
+    unit, factor = unit_of(info, info.loss)
+    return unit, factor * loss
 
 
 def _held_out(info: StepInfo) -> Text:
-    held = info.held_out
-    if held is None:
+    if info.held_out is None:
         return Text("")
-    bits = held.bits_per_token if held.bits_per_char is None else held.bits_per_char
-    error = held.stderr / held.nats_per_token * bits if held.nats_per_token else 0.0
-    return Text(f"   held out {bits:.3f} ± {error:.3f}")
+    _, figure, error = shown(info.held_out)
+    return Text(f"   held out {figure:.3f} ± {error:.3f}")

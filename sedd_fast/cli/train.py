@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from sedd_fast import train as trainer
-from sedd_fast.cli.display import TrainingDisplay
+from sedd_fast.cli.display import TrainingDisplay, shown
 from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.output import is_main_process, pairs, results
 from sedd_fast.config import TrainConfig, load_config
@@ -86,6 +86,8 @@ def train(
       optim.lr=1e-3                  highest learning rate
       optim.schedule=cosine          constant or cosine
       graph.type=uniform             absorbing or uniform
+      objective.type=d3pm            score_entropy, masked_cross_entropy, d3pm
+                                     or concrete_score
       model.kind=ar                  the autoregressive baseline of equal size
     RUN_DIR/config.yaml, written at the start, lists them all.
 
@@ -161,11 +163,9 @@ def _report(finished: trainer.TrainResult) -> None:
         picture = plot_training(run.metrics, run.path / PICTURE)
         files[str(picture)] = "the same as a picture"
     if held := finished.held_out:
-        per_char = held.bits_per_char
-        bits, unit = (held.bits_per_token, "token") if per_char is None else (per_char, "char")
-        error = held.stderr / held.nats_per_token * bits if held.nats_per_token else 0.0
+        unit, figure, error = shown(held)
         console.print(
-            f"\nHeld out: [bold]{bits:.3f} ± {error:.3f} bits/{unit}[/], training objective at "
+            f"\nHeld out: [bold]{figure:.3f} ± {error:.3f} {unit}[/], training objective at "
             "averaged weights.\n"
         )
     console.print(pairs(files, styles=("cyan", "dim")))
@@ -180,7 +180,7 @@ def commands(finished: trainer.TrainResult, prefix: str = "The ") -> Text:
         "its bound": f"sedd-fast eval --model {run}",
         "train on": f"sedd-fast train --resume {run} {_longer(finished)}",
     }
-    if load_config(files=[RunDirectory(finished.run_dir).config]).model.kind == "ar":
+    if load_config(files=[RunDirectory(finished.run_dir).config]).network_kind == "ar":
         against = {"compare": f"sedd-fast tradeoff --model SEDD_RUN --ar {run}"}
         return pairs({**against, **onward}, styles=("dim", "bold"))
     start = shlex.quote(prefix) if _can_encode(finished, prefix) else "TEXT"

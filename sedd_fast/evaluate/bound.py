@@ -79,7 +79,8 @@ def likelihood_bound(
 
     Args:
         model: ``(x_t (R, L), sigma (R,)) -> log_score (R, L, graph.dim)``; an ``nn.Module`` runs
-            in eval mode and gets its own mode back.
+            in eval mode and gets its own mode back. A :class:`sedd_fast.SEDD` never forms log
+            scores for the entropies of "exact" and "paper": its fused head gives them.
         x_0: (B, L) int64, clean tokens.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         noise: the schedule the network was trained with.

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sedd_fast.evaluate.draws import TIMES, Batches, paired_stderr
 from sedd_fast.evaluate.result import LikelihoodBound
 from sedd_fast.graphs import Graph
-from sedd_fast.losses import ScoreModel
+from sedd_fast.losses import ScoreModel, entropy_of
 from sedd_fast.noise import Noise
-from sedd_fast.ops import reverse_probs, sample_transition, score_entropy
+from sedd_fast.objectives.masked_cross_entropy import posterior_cross_entropy
+from sedd_fast.ops import reverse_probs, sample_transition
 from sedd_fast.sampling import evaluating
 
 MODES = ("exact", "paper", "normalised")
@@ -105,12 +105,12 @@ class Estimator:
         masked = order <= m
         sigma = self._trained(-torch.log1p(-m.squeeze(-1)))  # (R,)
         x_t = torch.where(masked, self.graph.vocab_size, x_0)
-        log_score = model(x_t, sigma)  # (R, L, dim)
         weight = length / count.double()
         if self.mode == "normalised":
-            return weight * _cross_entropy(log_score, x_0, masked)
-        weight = weight * torch.expm1(sigma.double())
-        return _entropy(log_score, sigma, x_t, x_0, self.graph, weight)
+            weight = weight[:, None].expand(x_0.shape)
+            log_score = model(x_t, sigma)  # (R, L, dim)
+            return posterior_cross_entropy(log_score, x_t, x_0, self.graph, weight).sum(-1)
+        return self._entropy(model, sigma, x_t, x_0, weight * torch.expm1(sigma.double()))
 
     def _trained(self, sigma: Tensor) -> Tensor:
         """Clamped to the noise levels of training; float32, as the network is given it."""
@@ -122,8 +122,15 @@ class Estimator:
         sigma, rate = self.noise(1 - (1 - self.eps) * place)
         sigma = sigma.float()
         x_t = sample_transition(x_0, sigma, self.graph, u=u)
-        log_score = model(x_t, sigma)  # (R, L, dim)
-        return _entropy(log_score, sigma, x_t, x_0, self.graph, (1 - self.eps) * rate)
+        return self._entropy(model, sigma, x_t, x_0, (1 - self.eps) * rate)
+
+    def _entropy(
+        self, model: ScoreModel, sigma: Tensor, x_t: Tensor, x_0: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Score entropy of each sequence times its weight (R,); (R,) float64."""
+        row_weight = weight[:, None].expand(x_0.shape)
+        # Of each position, not their float32 sum: the result is float64.
+        return entropy_of(model, x_t, sigma, x_0, self.graph, row_weight).double().sum(-1)
 
     def _reconstruction(self, model: ScoreModel, x_0: Tensor, place: Tensor, u: Tensor) -> Tensor:
         """-log p(x_0 | x_t0) under the denoising step at t0 = eps; (R,)."""
@@ -150,22 +157,3 @@ def limit_divergence(sigma: float, vocab_size: int) -> float:
     own = (1 + (vocab_size - 1) * kept) / vocab_size  # p(x_0 | x_0)
     tail = moved * math.log(moved) if moved > 0 else 0.0
     return own * math.log1p((vocab_size - 1) * kept) + (vocab_size - 1) / vocab_size * tail
-
-
-def _entropy(
-    log_score: Tensor, sigma: Tensor, x_t: Tensor, x_0: Tensor, graph: Graph, weight: Tensor
-) -> Tensor:
-    """Score entropy of each sequence times its weight (R,); (R,) float64."""
-    row_weight = weight[:, None].expand(x_0.shape)
-    loss = score_entropy(log_score, sigma, x_t, x_0, graph, row_weight=row_weight)
-    return loss.double().sum(-1)
-
-
-def _cross_entropy(log_score: Tensor, x_0: Tensor, masked: Tensor) -> Tensor:
-    """-log of s_{x_0} / sum of s over the real tokens, summed over masked positions; (R,)."""
-    nats = []
-    for scores, target, chosen in zip(log_score, x_0, masked, strict=True):
-        # One sequence at a time, masked rows only: little beside the scores themselves.
-        logits = scores[chosen][:, :-1].float()  # (n, V)
-        nats.append(F.cross_entropy(logits, target[chosen], reduction="sum").double())
-    return torch.stack(nats)

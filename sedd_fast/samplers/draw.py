@@ -81,8 +81,9 @@ def draw(
     if isinstance(graph, DenseGraph):
         return dense_step(log_score, x, sigma, removed, graph, method, drawing.generator)
     step = gumbel_step if drawing.legacy_fp32_gumbel else reverse_step
-    arguments = (log_score, x, sigma, removed, graph, method)
-    return step(*arguments, generator=drawing.generator, **drawing.shape.options())
+    return step(
+        log_score, x, sigma, removed, graph, method, drawing.generator, **drawing.shape.options()
+    )
 
 
 def draw_at(
@@ -111,8 +112,10 @@ def draw_at(
         drawn = model(x, _level(x, sigma), method="denoise", u=u, rows=rows, **shape)
         return drawn[row, column]
     log_score = _network(model, x, sigma)[row, column].unsqueeze(1)  # (K, 1, dim)
-    arguments = (log_score, here, sigma[row], None, graph, "denoise")
-    return reverse_step(*arguments, generator=drawing.generator, **shape).squeeze(1)
+    drawn = reverse_step(
+        log_score, here, sigma[row], None, graph, "denoise", drawing.generator, **shape
+    )
+    return drawn.squeeze(1)
 
 
 def scores(model: ScoreModel, x: Tensor, sigma: Tensor, drawing: Drawing) -> Tensor:

@@ -47,7 +47,7 @@ def leap(
     jumps = u[..., 0] < -torch.expm1(-h * total_rate(log_score, x, graph))
     # An Euler step with u0 = 0 always moves where it can, to y in proportion to exp(l_y).
     moves = torch.stack((torch.zeros_like(u[..., 1]), u[..., 1]), -1)
-    options = {} if shape is None else shape.options()
+    options = (shape or Shape()).options()
     drawn = reverse_step(log_score, x, 1.0, 1.0, graph, "euler", u=moves, **options)
     return torch.where(jumps, drawn, x)
 

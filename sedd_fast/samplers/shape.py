@@ -10,6 +10,7 @@ scores, only nearly so. Draws take them inside the kernels (:func:`sedd_fast.rev
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +20,13 @@ from sedd_fast.graphs import Graph
 from sedd_fast.ops import _arguments as arguments
 
 PIECE = 1 << 22  #: scores that are worked on together
+
+
+class Options(TypedDict):
+    """Arguments of :func:`sedd_fast.reverse_step`."""
+
+    temperature: float
+    top_p: float
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Shape:
     def __post_init__(self) -> None:
         arguments.check_shares(self.temperature, self.top_p)
 
-    def options(self) -> dict[str, float]:
+    def options(self) -> Options:
         """As the operations take them."""
         return {"temperature": self.temperature, "top_p": self.top_p}
 

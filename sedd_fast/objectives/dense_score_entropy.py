@@ -1,0 +1,32 @@
+"""Score entropy for a :class:`sedd_fast.dense_graph.DenseGraph`: any rate matrix, plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sedd_fast.dense_graph import DenseGraph, sample_transition, score_entropy
+from sedd_fast.losses import Noised, Objective
+from sedd_fast.noise import Noise
+
+
+@dataclass(frozen=True)
+class DenseScoreEntropyLoss(Objective):
+    """:class:`sedd_fast.ScoreEntropyLoss` with a dense graph; its arguments, errors and result.
+
+    Example:
+        >>> DenseScoreEntropyLoss(DenseGraph(Q), LogLinearNoise(), "mean")(model, x_0).backward()
+    """
+
+    graph: DenseGraph
+    noise: Noise
+
+    def _transition(self, x_0: Tensor, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
+        return sample_transition(x_0, sigma, self.graph, generator)
+
+    def _terms(self, log_score: Tensor, noised: Noised) -> Tensor:
+        x_t, x_0, weight, level = noised
+        entropy = score_entropy(log_score, level.sigma, x_t, x_0, self.graph)  # (B, L)
+        return torch.where(weight != 0, weight * entropy, 0)
