@@ -128,6 +128,16 @@ def reverse_step(
     return draw(step_weights(log_score, x_t, dsigma, graph, method))
 
 
+def reshaped(log_score: Tensor, x_t: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Log scores at a temperature and cut to the nucleus, by sorting; each row's sum stays."""
+    others = log_score.scatter(-1, x_t[..., None], -torch.inf)
+    shares = (others / temperature).softmax(-1)
+    ordered, order = shares.sort(-1, descending=True)
+    late = ordered.cumsum(-1) - ordered >= top_p
+    shares = shares.masked_fill(torch.zeros_like(late).scatter(-1, order, late), 0)
+    return others.logsumexp(-1, keepdim=True) + (shares / shares.sum(-1, keepdim=True)).log()
+
+
 #: One step: (log_score, x_t, dsigma (B, 1), method) -> x_s.
 Step = Callable[[Tensor, Tensor, Tensor, str], Tensor]
 

@@ -140,6 +140,10 @@ def ours(settings: Settings, form: str, call: Call) -> list[Contender]:
     ]
 
 
+#: Temperature and top-p where a step has them.
+SHARES = (0.8, 0.9)
+
+
 @functools.cache
 def static(name: str) -> Callable[..., Any]:
     """A function of compiled.py, compiled."""
@@ -180,6 +184,8 @@ def op_cases(settings: Settings, original: Original | None) -> Iterator[Case]:
             for method in ("analytic", "euler"):
                 title = f"{graph.kind} {method} step"
                 yield _case(title, problem, name, *step(field, problem, method))
+            title = f"{graph.kind} analytic step, temperature and top-p"
+            yield _case(title, problem, name, *shaped_step(field, problem))
     for graph in (sf.Absorbing(settings.vocab_size), sf.Uniform(settings.vocab_size)):
         yield noising(field, graph, device)
 
@@ -269,6 +275,27 @@ def step(field: Field, p: Problem, method: str) -> tuple[list[Contender], int]:
         return sf.reverse_step(scores, p.x_t, p.sigma, dsigma, p.graph, method)
 
     others = field.others(eager, plain, rewritten, original)
+    return others + ours(field.settings, "", fused), p.touched_bytes
+
+
+def shaped_step(field: Field, p: Problem) -> tuple[list[Contender], int]:
+    """An analytic step at a temperature and top-p: rows that move are read again."""
+    scores, dsigma = p.log_score.detach(), p.noised("analytic")
+    kind, V = p.graph.kind, p.graph.vocab_size
+
+    def eager() -> Tensor:
+        shaped = baselines.reshaped(scores.float(), p.x_t, *SHARES)
+        return baselines.reverse_step(shaped, p.x_t, dsigma, p.graph, "analytic")
+
+    def plain() -> object:
+        return static("shaped_step")(scores, p.x_t, dsigma, kind, V, SHARES)
+
+    def fused() -> Tensor:
+        temperature, top_p = SHARES
+        args = (scores, p.x_t, p.sigma, dsigma, p.graph, "analytic")
+        return sf.reverse_step(*args, temperature=temperature, top_p=top_p)
+
+    others = field.others(eager, plain, None, None)
     return others + ours(field.settings, "", fused), p.touched_bytes
 
 

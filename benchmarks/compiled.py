@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import baselines
 import torch
 from torch import Tensor
 
@@ -132,6 +133,14 @@ def race_step(
     here = torch.arange(moves.shape[-1], device=moves.device) == x_t[..., None]
     weights = torch.where(here, stay[..., None], moves)
     return (weights / -torch.log(torch.rand_like(weights) + 1e-10)).argmax(-1)
+
+
+def shaped_step(
+    log_score: Tensor, x_t: Tensor, dsigma: Tensor, kind: str, V: int, shares: tuple[float, float]
+) -> Tensor:
+    """x_s (B, L) by an exponential race, at a temperature and top-p."""
+    scores = baselines.reshaped(log_score.float(), x_t, *shares)
+    return race_step(scores, x_t, dsigma, kind, V, "analytic")
 
 
 def inverse_cdf_step(
