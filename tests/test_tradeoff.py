@@ -14,6 +14,7 @@ from sedd_fast.evaluate.tradeoff import (
     Budget,
     Point,
     Quality,
+    as_fast,
     counted,
     matches,
     measure_baseline,
@@ -96,6 +97,16 @@ def test_matches_take_the_fewest_steps():
     near = [point("a", 4, 0, 2.0), point("a", 8, 0, 3.4), point("a", 16, 0, 2.9)]
     found = matches(near, point("ar", 10, 0, 3.3), "ngram", {"ngram": 3.0})
     assert found["a"].steps == 16  # 2.0 is tamer than real text, not better
+
+
+def test_as_fast_takes_the_most_steps_that_were_measured():
+    def timed(sampler: str, steps: int, seconds: float) -> Point:
+        return Point(sampler, steps, seconds, 1.0, 1.0)
+
+    points = [timed("a", 16, 3.0), timed("a", 4, 1.0), timed("a", 8, 2.0), timed("b", 4, 2.5)]
+    found = as_fast(points, timed("ar", 10, 2.0))
+    assert (found["a"].steps, found["b"]) == (8, None)
+    assert as_fast(points, timed("ar", 10, 9.0))["a"].steps == 16
 
 
 def test_picture(tmp_path):
