@@ -68,7 +68,7 @@ def test_genppl_of_the_autoregressive_baseline(judge_dir, call, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no file"),
+        (None, "No such file"),
         ("", "it holds no text"),
         ("not json\n", "line 1 is not JSON"),
         ('{"words": "a"}\n', 'line 1 holds no "text"'),
