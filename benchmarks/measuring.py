@@ -22,10 +22,10 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -34,6 +34,8 @@ REGIMES: dict[str, dict[str, str]] = {
     "fresh": {},
     "memory": {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"},
 }
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def regimes(device: str) -> tuple[str, ...]:
@@ -55,10 +57,20 @@ class Timing:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a case may take: rounds wanted, seconds for all its contenders together."""
+    """How long a case may take: timings wanted of each call, seconds for all calls together."""
 
     rounds: int = 25
     seconds: float = 4.0
+
+    def timings(self, seconds: float, calls: int) -> int:
+        """How often a call of that length, one of ``calls``, is timed.
+
+        As often as its share of the budget allows, but five times, or three where it takes over
+        a second: medians of fewer say nothing.
+        """
+        fewest = 3 if seconds > 1 else 5
+        share = self.seconds / calls / max(seconds, 1e-9)
+        return max(1, min(self.rounds, max(fewest, round(share))))
 
 
 class Meter(Protocol):
@@ -128,26 +140,30 @@ def make_meter(device: torch.device, evict: bool = True) -> Meter:
 
 
 def interleave(
-    meter: Meter, calls: dict[str, Callable[[], object]], budget: Budget
-) -> dict[str, Timing]:
+    meter: Meter, calls: dict[Name, Callable[[], object]], budget: Budget
+) -> dict[Name, Timing]:
     """Time the calls in turn, shuffled anew in every round, so that drift hits all of them alike.
 
-    A call that would exceed its share of the budget sits rounds out, but is timed five times
-    (three where it takes over a second).
+    After a call to warm up, the first timing tells how many more there will be
+    (``Budget.timings``), spread evenly over the rounds.
     """
-    stride = {}
+    times: dict[Name, list[float]] = {}
+    wanted: dict[Name, int] = {}
     for name, call in calls.items():
         call()  # compiles, imports, fills allocators and thread pools
-        estimate = meter.time(call) / 1e3
-        wanted = estimate * budget.rounds * len(calls) / budget.seconds
-        fewest = 3 if estimate > 1 else 5
-        stride[name] = min(max(1, round(wanted)), max(1, budget.rounds // fewest))
-    order, times = random.Random(0), {name: [] for name in calls}  # type: ignore[var-annotated]
-    for turn in range(budget.rounds):
-        due = [name for name in calls if turn % stride[name] == 0]
+        times[name] = [meter.time(call)]
+        wanted[name] = budget.timings(times[name][0] / 1e3, len(calls))
+    order = random.Random(0)
+    for turn in range(1, budget.rounds):
+        due = [name for name in calls if _is_due(turn, wanted[name] - 1, budget.rounds - 1)]
         for name in order.sample(due, len(due)):
             times[name].append(meter.time(calls[name]))
     return {name: summarise(values) for name, values in times.items()}
+
+
+def _is_due(turn: int, wanted: int, turns: int) -> bool:
+    """Whether one of ``wanted`` evenly spread events falls into that turn of 1 .. ``turns``."""
+    return turn * wanted // turns > (turn - 1) * wanted // turns
 
 
 def summarise(values: list[float]) -> Timing:

@@ -63,7 +63,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=_positive, help="CPU threads (default: torch's own choice)")
     p.add_argument("--rounds", type=_positive, default=25, help="timings of each (%(default)s)")
     p.add_argument(
-        "--seconds", type=float, default=4.0, help="for each operation and regime (%(default)s)"
+        "--seconds",
+        type=float,
+        default=4.0,
+        help="for each operation and regime (%(default)s); slow calls take more, for each is timed "
+        "5 times, or 3 where it takes over a second",
     )
     p.add_argument(
         "--warm", action="store_true", help="leave the caches as the call before left them"

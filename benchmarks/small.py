@@ -52,29 +52,47 @@ def make_small(settings: Settings) -> Small:
     return Small(model, x_t, x_0, sigma, rate[:, None].expand(x_0.shape))
 
 
-def small_cases(settings: Settings) -> Iterator[Case]:
-    """Loss and gradients (kept from call to call, no optimiser), then a sampling run."""
+def small_cases(settings: Settings) -> Iterator[tuple[Case, ...]]:
+    """Loss and gradients (kept from call to call, no optimiser), then a sampling run.
+
+    Both dtypes of ours together, so that the one eager contender, which is slow, is called for
+    both at once.
+    """
     s = make_small(settings)
     shape = f"1 x {s.x_0.shape[1]} tokens, {sum(p.numel() for p in s.model.parameters()):,} weights"
-    for dtype in ("fp32", "bf16"):
-        s.model.train()
-        floor = {"network": gradients_alone(s, dtype)}
-        found = gradients(settings, s, dtype)
-        yield Case("small", "SEDD-small, loss + gradients", shape, dtype, found, floor_runs=floor)
-        s.model.eval()
-        steps = settings.steps
-        title, found = f"SEDD-small, {steps} + 1 steps", sampling(settings, s, dtype)
-        floor = {"network": steps_alone(s, dtype, steps)}
-        yield Case("small", title, shape, dtype, found, floor_runs=floor)
+
+    def case(title: str, dtype: str, eager: Call, own: list[Contender], floor: Call) -> Case:
+        found = (Contender("eager in fp32, original", "eager", eager), *own)
+        return Case("small", title, shape, dtype, found, floor_runs={"network": floor})
+
+    s.model.train()
+    title, eager = "SEDD-small, loss + gradients", eager_gradients(s)
+    yield tuple(
+        case(title, dtype, eager, gradients(settings, s, dtype), gradients_alone(s, dtype))
+        for dtype in ("fp32", "bf16")
+    )
+    s.model.eval()
+    steps = settings.steps
+    title, eager = f"SEDD-small, {steps} + 1 steps", eager_sampling(s, steps)
+    yield tuple(
+        case(title, dtype, eager, sampling(settings, s, dtype), steps_alone(s, dtype, steps))
+        for dtype in ("fp32", "bf16")
+    )
 
 
-def gradients(settings: Settings, s: Small, dtype: str) -> tuple[Contender, ...]:
-    """The eager formulas in fp32, our dense operations, and the fused head."""
+def eager_gradients(s: Small) -> Call:
+    """The original's formulas."""
 
     def eager() -> None:
         scores = s.model(s.x_t, s.sigma)
         entropy = baselines.score_entropy(scores, s.sigma[:, None], s.x_t, s.x_0, s.model.graph)
         (s.weight * entropy).sum().backward()
+
+    return eager
+
+
+def gradients(settings: Settings, s: Small, dtype: str) -> list[Contender]:
+    """Our dense operations, and the fused head."""
 
     def dense() -> None:
         with s.autocast(dtype):
@@ -86,9 +104,7 @@ def gradients(settings: Settings, s: Small, dtype: str) -> tuple[Contender, ...]
             loss = s.model(s.x_t, s.sigma, s.x_0, s.weight, "sum")
         loss.backward()
 
-    found = [Contender("eager in fp32, original", "eager", eager)]
-    found += ours(settings, ", dense", dense)
-    return tuple(found + ours(settings, ", fused head", fused))
+    return ours(settings, ", dense", dense) + ours(settings, ", fused head", fused)
 
 
 def gradients_alone(s: Small, dtype: str) -> Call:
@@ -102,16 +118,24 @@ def gradients_alone(s: Small, dtype: str) -> Call:
     return run
 
 
-def sampling(settings: Settings, s: Small, dtype: str) -> tuple[Contender, ...]:
-    """A run over all of time, from pure noise."""
-    model, device = s.model, s.x_0.device
-    graph, noise, shape, steps = model.graph, model.noise, tuple(s.x_0.shape), settings.steps
+def eager_sampling(s: Small, steps: int) -> Call:
+    """A run over all of time, from pure noise, by the original's formulas."""
+    model, shape = s.model, tuple(s.x_0.shape)
 
     def draw(log_score: Tensor, x_t: Tensor, dsigma: Tensor, method: str) -> Tensor:
-        return baselines.reverse_step(log_score, x_t, dsigma, graph, method)
+        return baselines.reverse_step(log_score, x_t, dsigma, model.graph, method)
 
+    @torch.no_grad()
     def eager() -> Tensor:
-        return baselines.sample(model, graph, noise, shape, steps, device, draw)
+        return baselines.sample(model, model.graph, model.noise, shape, steps, s.x_0.device, draw)
+
+    return eager
+
+
+def sampling(settings: Settings, s: Small, dtype: str) -> list[Contender]:
+    """The same run by our operations, and by the fused head."""
+    model, device = s.model, s.x_0.device
+    graph, noise, shape, steps = model.graph, model.noise, tuple(s.x_0.shape), settings.steps
 
     def ours_on(network: Callable[..., Tensor]) -> Call:
         def run() -> Tensor:
@@ -120,9 +144,8 @@ def sampling(settings: Settings, s: Small, dtype: str) -> tuple[Contender, ...]:
 
         return run
 
-    found = [Contender("eager in fp32, original", "eager", torch.no_grad()(eager))]
-    found += ours(settings, ", dense", ours_on(lambda x, sigma: model(x, sigma)))
-    return tuple(found + ours(settings, ", fused head", ours_on(model)))
+    dense = ours_on(lambda x, sigma: model(x, sigma))
+    return ours(settings, ", dense", dense) + ours(settings, ", fused head", ours_on(model))
 
 
 def steps_alone(s: Small, dtype: str, steps: int) -> Call:

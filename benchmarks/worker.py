@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ import compiled
 import torch
 from cases import Call, Case, Contender, backends, op_cases
 from head import head_cases
-from measuring import Budget, Meter, interleave, last_level_cache, make_meter
+from measuring import Budget, Meter, Timing, interleave, last_level_cache, make_meter
 from original import Original, why_no_network
 from settings import Settings
 from small import small_cases
@@ -45,19 +45,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     original = original_of(args, remarks)
     meter = make_meter(torch.device(args.device), evict=not (args.quick or args.warm))
     records = []
-    for case in all_cases(settings, original):
+    for cases in all_cases(settings, original):
         started = time.monotonic()
         if args.worker == "memory":
-            records += memory_records(meter, case)
+            records += memory_records(meter, cases)
         else:
-            timed = time_records(meter, case, settings.budget)
+            timed = time_records(meter, cases, settings.budget)
             if args.device == "cuda":  # its allocator counts exactly, whatever the regime
-                timed = [t | m for t, m in zip(timed, memory_records(meter, case), strict=True)]
+                timed = [t | m for t, m in zip(timed, memory_records(meter, cases), strict=True)]
             records += timed
-        seconds = time.monotonic() - started
-        print(
-            f"  {args.worker:7} {case.operation} ({case.dtype}): {seconds:.1f} s", file=sys.stderr
-        )
+        what = f"{cases[0].operation} ({', '.join(case.dtype for case in cases)})"
+        print(f"  {args.worker:7} {what}: {time.monotonic() - started:.1f} s", file=sys.stderr)
     return {"environment": environment(args, settings), "remarks": remarks, "records": records}
 
 
@@ -116,31 +114,44 @@ def original_of(args: argparse.Namespace, remarks: list[str]) -> Original | None
     return Original(args.reference)
 
 
-def all_cases(settings: Settings, original: Original | None) -> Iterator[Case]:
-    """The cases of every suite asked for."""
+def all_cases(settings: Settings, original: Original | None) -> Iterator[tuple[Case, ...]]:
+    """The cases of every suite asked for; together those that are measured together."""
     if "ops" in settings.suites:
-        yield from op_cases(settings, original)
+        yield from ((case,) for case in op_cases(settings, original))
     if "head" in settings.suites:
-        yield from head_cases(settings, original)
+        yield from ((case,) for case in head_cases(settings, original))
     if "sweep" in settings.suites:
-        yield from sweep_cases(settings)
-    yield from end_to_end_cases(settings, original)
+        yield from ((case,) for case in sweep_cases(settings))
+    yield from ((case,) for case in end_to_end_cases(settings, original))
     if "small" in settings.suites:
         yield from small_cases(settings)
 
 
-def time_records(meter: Meter, case: Case, budget: Budget) -> list[dict[str, Any]]:
-    """Times of every contender, and of the yardsticks called in turn with them."""
-    calls = {c.name: c.run for c in case.contenders}
-    extra = yardsticks(case)
-    timing = interleave(meter, calls | extra, budget)
-    measured = {name: timing[name].median_ms for name in extra}
+def time_records(meter: Meter, cases: tuple[Case, ...], budget: Budget) -> list[dict[str, Any]]:
+    """Times of every contender, and of the yardsticks called in turn with them.
+
+    What stands in several of the cases is timed once, for all of them.
+    """
+    extras = [yardsticks(case) for case in cases]
+    runs = [c.run for case in cases for c in case.contenders]
+    runs += [run for extra in extras for run in extra.values()]
+    whole = replace(budget, seconds=budget.seconds * len(cases))
+    timing = interleave(meter, {run: run for run in runs}, whole)
+    found = (times_of(*pair, timing) for pair in zip(cases, extras, strict=True))
+    return [record for records in found for record in records]
+
+
+def times_of(
+    case: Case, extra: dict[str, Call], timing: dict[Call, Timing]
+) -> Iterator[dict[str, Any]]:
+    """The records of one case, with its floor."""
+    measured = {name: timing[run].median_ms for name, run in extra.items()}
     floor_ms = min((measured[name] for name in case.floor_runs), default=None)
     if case.floor_bytes is not None and case.tensor is not None:
         copied = 2 * case.tensor.numel() * case.tensor.element_size()
         floor_ms = measured["copy"] * case.floor_bytes / copied
     common = {"floor_ms": floor_ms, "yardsticks_ms": measured}
-    return [describe(case, c) | asdict(timing[c.name]) | common for c in case.contenders]
+    return (describe(case, c) | asdict(timing[c.run]) | common for c in case.contenders)
 
 
 def yardsticks(case: Case) -> dict[str, Call]:
@@ -157,18 +168,18 @@ def yardsticks(case: Case) -> dict[str, Call]:
     return calls
 
 
-def memory_records(meter: Meter, case: Case) -> list[dict[str, Any]]:
-    """Peak extra memory of every contender after a call to warm up: of an operation the larger of
-    two calls, of a run end to end that of one.
-    """
-    records = []
-    for contender in case.contenders:
-        contender.run()
-        calls = 1 if case.suite in ("train", "sample") else 2
-        peaks = [meter.peak_extra(contender.run) for _ in range(calls)]
-        known = [peak for peak in peaks if peak is not None]
-        records.append(describe(case, contender) | {"extra_bytes": max(known) if known else None})
-    return records
+def memory_records(meter: Meter, cases: tuple[Case, ...]) -> list[dict[str, Any]]:
+    """Peak extra memory of every contender; of one that stands in several cases found once."""
+    entries = [(case, contender) for case in cases for contender in case.contenders]
+    peaks = {run: peak_of(meter, run) for run in dict.fromkeys(c.run for _, c in entries)}
+    return [describe(case, c) | {"extra_bytes": peaks[c.run]} for case, c in entries]
+
+
+def peak_of(meter: Meter, run: Call) -> int | None:
+    """After a call to warm up: the larger of two calls, where they take under a second."""
+    seconds = meter.time(run) / 1e3
+    peaks = [meter.peak_extra(run) for _ in range(1 if seconds > 1 else 2)]
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 def describe(case: Case, contender: Contender) -> dict[str, Any]:

@@ -120,11 +120,17 @@ def is_interrupted(path: Path) -> bool:
     return record is not None and not record["finished"]
 
 
+def is_trained(path: Path) -> bool:
+    """Whether the demo's training there has come to its end."""
+    record = _read(path / RECORD)
+    return record is not None and (record["finished"] or record.get("trained", False))
+
+
 def train_demo(settings: DemoSettings, path: Path, on_step: OnStep | None = None) -> TrainResult:
     """Train the preset `tiny` in `path`, or go on with a demo that was interrupted there."""
     limit = f"training.max_minutes={settings.minutes!r}"
     if is_interrupted(path) and RunDirectory(path).config.is_file():
-        return resume(path, [limit], on_step)
+        return _trained(resume(path, [limit], on_step))
     path.mkdir(parents=True, exist_ok=True)
     _write(path / RECORD, {"finished": False})
     overrides = [
@@ -134,7 +140,12 @@ def train_demo(settings: DemoSettings, path: Path, on_step: OnStep | None = None
     ]
     if settings.minutes < 1:
         overrides.append("training.log_freq=1")  # a curve needs points, and the steps are few
-    return train(load_config("tiny", (), overrides), on_step)
+    return _trained(train(load_config("tiny", (), overrides), on_step))
+
+
+def _trained(run: TrainResult) -> TrainResult:
+    _write(run.run_dir / RECORD, {"finished": False, "trained": True})
+    return run
 
 
 def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> DemoReport:

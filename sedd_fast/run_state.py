@@ -108,6 +108,8 @@ def save_file(content: Any, path: Path) -> None:
 def load_file(path: Path) -> Any:
     """`torch.load` of plain data and tensors; ValueError with the remedy for a damaged file."""
     try:
+        with zipfile.ZipFile(path):  # torch takes another file for one of its old format
+            pass
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(

@@ -196,6 +196,8 @@ class TrainConfig:
         for name, value, lowest in _lower_limits(self):
             if value is not None and not value >= lowest:
                 raise ValueError(f"{name}: expected at least {lowest}, got {value}")
+        if self.training.seed >= 2**63:
+            raise ValueError(f"training.seed: expected less than 2^63, got {self.training.seed}")
         for name, value in _fractions(self):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")

@@ -125,7 +125,7 @@ def read_documents(source: str | Sequence[str]) -> list[str]:
         return [pydoc_text()]
     names = [source] if isinstance(source, str) else list(source)
     paths = [path for name in names for path in _expand(name)]
-    return [_read_text(path) for path in paths]
+    return [read_text(path) for path in paths]
 
 
 def pydoc_text() -> str:
@@ -175,16 +175,17 @@ def _expand(name: str) -> list[Path]:
     raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, name: str = "data") -> str:
+    """A file of text; ValueError, calling it `name`, where it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"data: {path} is not UTF-8 (byte {error.start}: {error.reason}); convert it, "
+            f"{name}: {path} is not UTF-8 (byte {error.start}: {error.reason}); convert it, "
             f"for example with: iconv -f latin1 -t utf-8 {path} > utf8.txt"
         ) from error
     except OSError as error:
-        raise ValueError(f"data: cannot read {path}: {error.strerror}") from error
+        raise ValueError(f"{name}: cannot read {path}: {error.strerror}; check the path") from error
 
 
 def _not_loaded(source: HubDataset, error: BaseException) -> str:

@@ -14,6 +14,7 @@ import re
 from sedd_fast.texts import Piece
 from sedd_fast.tokenizers import Tokenizer
 
+LARGEST = 1_000_000  # tokens of a gap
 _PARTS = re.compile(
     r"\\(?P<literal>[\\\[\]])|\[(?P<gap>[0-9]+)\]|(?P<bracket>[\[\]])|(?P<text>.)", re.S
 )
@@ -70,4 +71,9 @@ def split_template(template: str, name: str = "template") -> list[str | int]:
 def _gap(digits: str, at: int, name: str) -> int:
     if not int(digits):
         raise ValueError(f"{name}: the gap [{digits}] at character {at} is empty; leave it out")
+    if int(digits) > LARGEST:
+        raise ValueError(
+            f"{name}: the gap [{digits}] at character {at} has more than {LARGEST:,} tokens; "
+            "no network reads so many"
+        )
     return int(digits)

@@ -28,6 +28,7 @@ import measuring  # noqa: E402
 import report  # noqa: E402
 import settings  # noqa: E402
 import sweep  # noqa: E402
+import worker  # noqa: E402
 
 sys.path.remove(str(BENCHMARKS))
 
@@ -187,24 +188,56 @@ def test_contenders_of_a_case_agree():
 
 
 class FakeMeter:
-    """A clock on which every call takes as long as its name says."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
+    """A clock on which every call takes as many milliseconds as it returns."""
 
     def time(self, call) -> float:
         return float(call())
 
     def peak_extra(self, call) -> int | None:
-        return None
+        return 7
 
 
 def test_interleaving_shares_the_budget():
     calls = {"slow": lambda: 900.0, "fast": lambda: 2.0}
     timing = measuring.interleave(FakeMeter(), calls, measuring.Budget(rounds=25, seconds=4.0))
     assert timing["fast"].calls == 25
-    assert 5 <= timing["slow"].calls < 10
+    assert timing["slow"].calls == 5
     assert timing["slow"].median_ms == 900.0
+
+
+@pytest.mark.parametrize(("seconds", "timings"), [(0.02, 25), (0.25, 8), (0.9, 5), (1.8, 3)])
+def test_slow_calls_are_timed_less_often(seconds, timings):
+    assert measuring.Budget(rounds=25, seconds=4.0).timings(seconds, calls=2) == timings
+    assert measuring.Budget(rounds=2, seconds=0.1).timings(seconds, calls=2) <= 2
+
+
+def test_timings_are_spread_over_the_rounds():
+    turns = [turn for turn in range(1, 25) if measuring._is_due(turn, 4, 24)]
+    assert turns == [6, 12, 18, 24]
+
+
+def test_cases_measured_together_call_what_they_share_once():
+    called: list[str] = []
+
+    def contender(name: str, ms: float) -> cases.Contender:
+        return cases.Contender(name, "ours", lambda: called.append(name) or ms)
+
+    shared = contender("eager", 1500.0)
+    pair = tuple(
+        cases.Case("small", "o", "s", dtype, (shared, contender(dtype, ms)),
+                   floor_runs={"network": lambda ms=ms: ms / 2})
+        for dtype, ms in (("fp32", 1100.0), ("bf16", 400.0))
+    )  # fmt: skip
+    records = worker.time_records(FakeMeter(), pair, measuring.Budget(25, 4.0))
+    found = [(r["dtype"], r["implementation"], r["median_ms"], r["floor_ms"]) for r in records]
+    assert found == [
+        ("fp32", "eager", 1500.0, 550.0), ("fp32", "fp32", 1100.0, 550.0),
+        ("bf16", "eager", 1500.0, 200.0), ("bf16", "bf16", 400.0, 200.0),
+    ]  # fmt: skip
+    assert called.count("eager") == 1 + 3  # a call to warm up, then three that are timed
+    called.clear()
+    assert [r["extra_bytes"] for r in worker.memory_records(FakeMeter(), pair)] == [7] * 4
+    assert called.count("eager") == 1
 
 
 def test_percentiles():

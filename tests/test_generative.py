@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from tiny_judge import save_tiny_judge
 
-from sedd_fast.cli import main
 from sedd_fast.evaluate.diversity import (
     distinct_ngrams,
     ngram_counts,
@@ -136,91 +134,3 @@ def test_ngram_divergence():
     found = ngram_divergence(["aaab"], ["abbb"], 1)
     assert found == pytest.approx(float(wanted) / math.log(2), rel=1e-5)
     assert math.isnan(ngram_divergence(["a"], ["b"], 2))
-
-
-# The command
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*args):
-        capsys.readouterr()
-        return main([str(arg) for arg in args]), capsys.readouterr()
-
-    return run
-
-
-def test_genppl_of_a_file(judge_dir, call, tmp_path):
-    path, saved = tmp_path / "texts.jsonl", tmp_path / "found.json"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    code, shown = call("genppl", path, "--judge", judge_dir, "--save", saved)
-    assert code == 0
-    record = json.loads(saved.read_text())
-    assert (record["texts"], record["texts_scored"], record["tokens_scored"]) == (4, 3, 14)
-    assert record["counted_in_tokens_of"] == "judge"
-    assert record["samples"]["file"] == str(path)
-    for word in ("mean of exponentials", "exponential of mean", "unigram entropy", "distinct"):
-        assert word in shown.out
-    path.write_text("".join(json.dumps({"text": t, "tokens": [1, 1]}) + "\n" for t in TEXTS))
-    code, shown = call("genppl", path, "--judge", judge_dir, "--json")
-    again = json.loads(shown.out)
-    assert again["exponential_of_mean"] == record["exponential_of_mean"]
-    assert (again["counted_in_tokens_of"], again["unigram_entropy_nats"]) == ("model", 0)
-
-
-def test_genppl_from_a_checkpoint(judge_dir, call, tmp_path):
-    import sedd_fast as sf
-    from sedd_fast.tokenizers import CharTokenizer
-
-    config = sf.SEDDConfig(8, hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2, length=24)
-    sf.SEDD(config).save_pretrained(tmp_path)
-    CharTokenizer("a cdot").save(tmp_path)
-    args = ["genppl", "-m", tmp_path, "--judge", judge_dir, "-t", 5, "-n", 2, "-s", 4, "--json"]
-    code, shown = call(*args, "--keep-after-eot")
-    assert code == 0
-    record = json.loads(shown.out)
-    assert record["texts"] == 5
-    assert record["samples"]["length"] == 24
-    assert record["samples"]["method"] == "analytic"
-
-
-def test_genppl_of_the_autoregressive_baseline(judge_dir, call, tmp_path):
-    import sedd_fast as sf
-    from sedd_fast.autoregressive import Autoregressive
-    from sedd_fast.tokenizers import CharTokenizer
-
-    config = sf.SEDDConfig(8, hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2, length=24)
-    Autoregressive(config).save_pretrained(tmp_path)
-    CharTokenizer("a cdot").save(tmp_path)
-    args = ["genppl", "-m", tmp_path, "--judge", judge_dir, "-t", 3, "--top-p", 0.9]
-    code, shown = call(*args, "--keep-after-eot", "--json")
-    assert code == 0
-    origin = json.loads(shown.out)["samples"]
-    assert origin["top_p"] == 0.9
-    assert "steps" not in origin
-    code, shown = call(*args, "--keep-after-eot")
-    assert "autoregressive, top-p 0.9, length 24, seed 0" in shown.out
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "no file"),
-        ("", "it holds no text"),
-        ("not json\n", "line 1 is not JSON"),
-        ('{"words": "a"}\n', 'line 1 holds no "text"'),
-    ],
-)
-def test_unusable_samples(content, message, judge_dir, call, tmp_path):
-    path = tmp_path / "texts.jsonl"
-    if content is not None:
-        path.write_text(content)
-    code, shown = call("genppl", path, "--judge", judge_dir)
-    assert code == 2
-    assert message in shown.err
-
-
-def test_genppl_needs_one_source(judge_dir, call):
-    code, shown = call("genppl", "--judge", judge_dir)
-    assert code == 2
-    assert "either SAMPLES.jsonl or --model" in shown.err

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
 import pytest
 from tiny_judge import save_tiny_judge
 
-from sedd_fast.cli import main
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.mauve import Features, mauve_score
 
@@ -78,23 +76,3 @@ def test_features_of_texts_are_cut(judge_dir):
     assert Features.of(judge, ["the cat"]).max_tokens == judge.context
     with pytest.raises(ValueError, match="1 of 2 hold no token"):
         Features.of(judge, ["the cat", ""])
-
-
-@needs_library
-def test_command_keeps_the_reference(judge_dir, tmp_path, capsys):
-    words = ["the", "cat", "sat", "on", "a", "mat.", "dogs", "ran"]
-    generator = np.random.default_rng(0)
-    for name in ("drawn", "real"):
-        rows = [{"text": " ".join(generator.choice(words, 6))} for _ in range(60)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    kept = tmp_path / "real.npz"
-    args = ["mauve", str(tmp_path / "drawn.jsonl"), "--judge", str(judge_dir), "--clusters", "5"]
-    full = [*args, "--reference", str(tmp_path / "real.jsonl"), "--keep", str(kept), "--json"]
-    assert main(full) == 0
-    first = json.loads(capsys.readouterr().out)
-    assert 0.5 < first["mauve"] <= 1
-    assert main([*args, "--reference", str(kept), "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)
-    assert again["mauve"] == first["mauve"]
-    assert main([*args, "--reference", str(kept), "--keep", str(kept)]) == 2
-    assert "nothing new to keep" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -11,11 +10,11 @@ import torch
 
 import sedd_fast as sf
 from sedd_fast.autoregressive import Autoregressive
-from sedd_fast.cli import main
 from sedd_fast.evaluate.tradeoff import (
     Budget,
     Point,
     Quality,
+    as_fast,
     counted,
     matches,
     measure_baseline,
@@ -23,7 +22,6 @@ from sedd_fast.evaluate.tradeoff import (
 )
 from sedd_fast.ngram import NGram
 from sedd_fast.plots import plot_tradeoff
-from sedd_fast.sampling import METHODS
 
 V = 6
 CONFIG = sf.SEDDConfig(V, hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2, length=10)
@@ -101,6 +99,16 @@ def test_matches_take_the_fewest_steps():
     assert found["a"].steps == 16  # 2.0 is tamer than real text, not better
 
 
+def test_as_fast_takes_the_most_steps_that_were_measured():
+    def timed(sampler: str, steps: int, seconds: float) -> Point:
+        return Point(sampler, steps, seconds, 1.0, 1.0)
+
+    points = [timed("a", 16, 3.0), timed("a", 4, 1.0), timed("a", 8, 2.0), timed("b", 4, 2.5)]
+    found = as_fast(points, timed("ar", 10, 2.0))
+    assert (found["a"].steps, found["b"]) == (8, None)
+    assert as_fast(points, timed("ar", 10, 9.0))["a"].steps == 16
+
+
 def test_picture(tmp_path):
     points = [point("a", 4, 0.3), point("a", 8, 0.2), point("b", 4, 0.5)]
     path = plot_tradeoff(points, [point("ar", 10, 0.2)], "js", tmp_path / "a.png", 0.01)
@@ -108,84 +116,3 @@ def test_picture(tmp_path):
     assert plot_tradeoff(points, [], None, tmp_path / "b.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="no point to draw"):
         plot_tradeoff([], [], "js", tmp_path / "c.png")
-
-
-# The command
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*args):
-        capsys.readouterr()
-        return main([str(arg) for arg in args]), capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tradeoff")
-    text = folder / "text.txt"
-    text.write_text("the cat sat on a mat. " * 300)
-    settings = [
-        "model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=24",
-        "model.cond_dim=8", "training.batch_size=8", "training.n_iters=20", "optim.warmup=5",
-        "training.max_minutes=null", "training.eval_freq=0", "training.snapshot_freq=0",
-        "training.cpu=true", "log.tensorboard=false", f"data.train={text}",
-    ]  # fmt: skip
-    assert main(["train", *settings, "--run-dir", str(folder / "run")]) == 0
-    return folder / "run"
-
-
-def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):
-    args = ["tradeoff", "-m", run_dir, "--ar", tmp_path / "ar", "--steps", "2,4", "-t", 6, "-n", 4]
-    code, shown = call(*args, "--out", tmp_path)
-    assert code == 0
-    record = json.loads((tmp_path / "tradeoff.json").read_text())
-    drawn = {(p["sampler"], p["steps"]) for p in record["points"]}
-    usable = set(METHODS) - set(record["left_out"])
-    assert {"analytic", "euler"} <= usable
-    assert drawn == {(method, steps) for method in usable for steps in (2, 4)}
-    assert [p["sampler"] for p in record["baselines"]] == ["ar, top-p 1", "ar, top-p 0.95"]
-    assert set(record["matches"]["ar, top-p 1"]) == usable
-    assert record["bound"]["bits_per_token"] > 0
-    assert record["baseline_likelihood"]["estimator"].startswith("exact likelihood")
-    assert record["real_text"]["js"] < min(p["metrics"]["js"] for p in record["points"])
-    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
-    for word in ("rows/text", "real text", "ar, top-p 0.95", "near to real text"):
-        assert word in shown.out
-    code, shown = call(*args, "--out", tmp_path, "--methods", "euler", "--json")
-    assert code == 0  # the baseline is there now, and is not trained again
-    assert "training" not in shown.err
-    assert json.loads(shown.out)["grid"]["methods"] == ["euler"]
-
-
-def test_tradeoff_on_files(run_dir, call, tmp_path):
-    text = tmp_path / "other.txt"
-    text.write_text("a mat on the cat sat. " * 100)
-    code, shown = call(
-        "tradeoff", "-m", run_dir / "export", text, "--steps", "2", "-t", 4, "--out", tmp_path,
-        "--methods", "analytic", "--metric", "ngram", "--json",
-    )  # fmt: skip
-    assert code == 0
-    assert json.loads(shown.out)["metric"] == "ngram"
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ([], "give either --model or --preset"),
-        (["-m", "x", "--preset", "small"], "give either --model or --preset"),
-        (["-m", "x", "--methods", "analytic,best"], "--methods: expected some of analytic"),
-        (["-m", "x", "--steps", "4,many"], "expected numbers with commas"),
-        (["-m", "x", "--steps", "0"], "expected positive numbers"),
-        (["-m", "x", "--metric", "genppl"], "needs --judge"),
-        (["-m", "./none", "--ar", "./neither"], "--ar: nothing at neither"),
-    ],
-)
-def test_tradeoff_refuses(args, message, call):
-    code, shown = call("tradeoff", *args)
-    assert code == 2
-    assert message in shown.err

@@ -100,8 +100,8 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = None if args is None else list(args)
     try:
         code = command.main(args=arguments, prog_name="sedd-fast", standalone_mode=False)
-    except errors.UsageError as error:
-        return errors.report(error)
-    except errors.EXPECTED as error:
+    except (errors.UsageError, *errors.EXPECTED, MemoryError, RuntimeError) as error:
+        if not errors.is_expected(error):
+            raise
         return errors.report(error)
     return code if isinstance(code, int) else 0

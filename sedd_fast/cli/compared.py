@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sedd_fast import demo
 from sedd_fast.autoregressive import Autoregressive
 from sedd_fast.cli.display import TrainingDisplay
 from sedd_fast.cli.network import (
@@ -36,6 +37,8 @@ from sedd_fast.run_state import RunDirectory
 from sedd_fast.sources import read_documents, split_documents
 from sedd_fast.train import train
 
+#: Where `--demo` has its two networks.
+DEMO = (Path("runs/demo"), Path("runs/demo-ar"))
 _HELD_OUT = 0.1  # of texts given as files
 _LEVELS, _BLOCKS = 16, 64  # noise levels a block and blocks of the bounds in the record
 
@@ -93,6 +96,16 @@ def of_preset(name: str, sources: Sources) -> Compared:
     }
     budget = sources.budget(config.length)
     return Compared(sedd, baseline, budget, None, sources.dtype, Path(), about)
+
+
+def of_demo(minutes: float, sources: Sources) -> Compared:
+    """The demo's network and a baseline of equal size, each trained unless it is there."""
+    sedd, baseline = DEMO
+    if not demo.is_trained(sedd):
+        progress().print(f"training SEDD as sedd-fast demo does, {minutes:g} minutes, in {sedd}")
+        with TrainingDisplay(str(sedd)) as display:
+            demo.train_demo(demo.DemoSettings(minutes, sedd), sedd, display)
+    return of_runs(str(sedd), replace(sources, baseline=baseline))
 
 
 def of_runs(name: str, sources: Sources) -> Compared:

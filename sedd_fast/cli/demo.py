@@ -20,6 +20,7 @@ from sedd_fast import demo as work
 from sedd_fast.cli.display import TrainingDisplay, duration
 from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.output import heading, marked, pairs, progress, results, show_text
+from sedd_fast.cli.sampler_options import SEED
 from sedd_fast.cli.train import commands
 from sedd_fast.train import TrainingInterrupted, TrainResult
 
@@ -37,9 +38,7 @@ def demo(
             show_default="runs/demo, or the next free runs/demo-2, ...",
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Of weights, noise and samples.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(**SEED, help="Of weights, noise and samples.")] = 0,
 ) -> None:
     """Train a small model in five minutes and see what it can do; no download.
 

@@ -19,8 +19,22 @@ UsageError: type[Exception] = next(
 #: What a person can mend: a wrong value, a missing file, a run that diverged.
 EXPECTED = (ValueError, TypeError, OSError, NonFiniteLossError)
 
+#: What says that memory has run out: torch raises a RuntimeError for it on a CPU.
+_NO_MEMORY = ("can't allocate memory", "out of memory")
+
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 DEBUG = "SEDD_FAST_DEBUG"
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether a person can mend it, so that a line says more than a traceback."""
+    return isinstance(error, (UsageError, *EXPECTED)) or _is_out_of_memory(error)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def report(error: BaseException) -> int:
@@ -35,6 +49,8 @@ def report(error: BaseException) -> int:
         return say(str(error) or "interrupted", INTERRUPTED)
     if isinstance(error, NonFiniteLossError):
         return say(str(error), FAILED)
+    if _is_out_of_memory(error):
+        return say("out of memory; make batch, length or model smaller", FAILED)
     return say(_text(error), BAD_INPUT)
 
 

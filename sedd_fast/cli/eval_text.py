@@ -32,6 +32,8 @@ def find_text(
     if named:
         copy, split = source
         (name,) = words
+        if split and copy and Path(copy).expanduser().is_file():
+            raise ValueError(f"--split: {copy} is a file, all of it is read; leave out --split")
         where = f"{name}, {split or NAMED[name].evaluated}" + (f", from {copy}" if copy else "")
         return wrap(named_rows(name, split, copy), network.tokenizer, length, how, where)
     if words:

@@ -14,7 +14,14 @@ from sedd_fast.cli.eval_text import find_text
 from sedd_fast.cli.network import Baseline, Network, Precision, load_any
 from sedd_fast.cli.output import SaveTo, pairs, results, save_json, write_json
 from sedd_fast.cli.progress import counted
-from sedd_fast.cli.sampler_options import DeviceName, Dtype, Model, TokenizerName
+from sedd_fast.cli.sampler_options import (
+    COUNT,
+    SEED,
+    DeviceName,
+    Dtype,
+    Model,
+    TokenizerName,
+)
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
 from sedd_fast.evaluate.corpus import Wrapped
 from sedd_fast.evaluate.likelihood import exact_likelihood
@@ -113,8 +120,7 @@ def evaluate(
         int | None,
         typer.Option(
             "--max-blocks",
-            metavar="N",
-            min=1,
+            **COUNT,
             help="Take so many blocks, evenly spaced.",
             show_default="all",
         ),
@@ -124,16 +130,16 @@ def evaluate(
         typer.Option(
             "--length",
             "-l",
-            metavar="N",
-            min=1,
+            **COUNT,
             help="Tokens of a block.",
             show_default="as trained",
         ),
     ] = None,
     batch: Annotated[
-        int, typer.Option("--batch", "-n", metavar="N", min=1, help="Blocks in a network call.")
+        int,
+        typer.Option("--batch", "-n", **COUNT, help="Blocks in a network call."),
     ] = 16,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(**SEED, help="Of the noise.")] = 0,
     device: DeviceName = "auto",
     dtype: Dtype = Precision.float32,
     tokenizer: TokenizerName = None,

@@ -11,15 +11,24 @@ import typer
 from sedd_fast.cli.network import Precision, choose_device, load_any
 from sedd_fast.cli.output import SaveTo, pairs, results, save_json, write_json
 from sedd_fast.cli.progress import counted
-from sedd_fast.cli.sampler_options import DeviceName, Dtype, Length, Steps, TokenizerName
+from sedd_fast.cli.sampler_options import (
+    COUNT,
+    DEFAULT,
+    SEED,
+    DeviceName,
+    Dtype,
+    Length,
+    Steps,
+    TokenizerName,
+    TopP,
+    Way,
+)
 from sedd_fast.cli.samples import (
     Draw,
     File,
     ModelOrNone,
     Samples,
     Texts,
-    TopP,
-    Way,
     draw_samples,
     read_samples,
 )
@@ -33,7 +42,8 @@ JudgeName = Annotated[
     ),
 ]
 JudgeBatch = Annotated[
-    int, typer.Option("--judge-batch", metavar="N", min=1, help="Texts the judge reads at once.")
+    int,
+    typer.Option("--judge-batch", **COUNT, help="Texts the judge reads at once."),
 ]
 
 
@@ -43,14 +53,15 @@ def genppl(
     judge: JudgeName = "gpt2-large",
     texts: Texts = 64,
     steps: Steps = 128,
-    method: Way = "analytic",
+    method: Way = DEFAULT,
     top_p: TopP = 1.0,
     length: Length = None,
     batch: Annotated[
-        int, typer.Option("--batch", "-n", metavar="N", min=1, help="Texts drawn at once.")
+        int,
+        typer.Option("--batch", "-n", **COUNT, help="Texts drawn at once."),
     ] = 16,
     judge_batch: JudgeBatch = 4,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the drawn texts.")] = 0,
+    seed: Annotated[int, typer.Option(**SEED, help="Of the drawn texts.")] = 0,
     device: DeviceName = "auto",
     dtype: Dtype = Precision.float32,
     tokenizer: TokenizerName = None,
@@ -81,11 +92,10 @@ def genppl(
     where = choose_device(device)
     if (file is None) == (model is None):
         raise ValueError("genppl: give either SAMPLES.jsonl or --model, to draw the texts from")
+    samples = None if file is None else read_samples(file)
     reader = Judge.from_pretrained(judge, where)  # first: a failure here should not cost a drawing
-    if file is not None:
-        samples = read_samples(file)
-    else:
-        draw = Draw(texts, length, steps, method, seed, batch, keep_after_eot, top_p)
+    if samples is None:
+        draw = Draw(texts, length, steps, method.value, seed, batch, keep_after_eot, top_p)
         samples = draw_samples(load_any(str(model), tokenizer, device, dtype), draw)
     with counted("judging", "windows") as report:
         found = generative_perplexity(reader, samples.texts, samples.tokens, judge_batch, report)
@@ -139,7 +149,8 @@ def _show(record: dict[str, Any]) -> None:
 
 def _drawn_from(origin: dict[str, Any]) -> str:
     if "method" in origin:
-        how = f"{origin['method']}, {origin['steps']} steps"
+        nucleus = f", top-p {origin['top_p']:g}" if origin["top_p"] < 1 else ""
+        how = f"{origin['method']}, {origin['steps']} steps{nucleus}"
     else:
         how = f"autoregressive, top-p {origin['top_p']:g}"
     return f"{origin['model']}, {how}, length {origin['length']}, seed {origin['seed']}"

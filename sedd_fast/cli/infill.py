@@ -8,10 +8,11 @@ import typer
 
 from sedd_fast.cli import requests
 from sedd_fast.cli import sampler_options as options
-from sedd_fast.cli.network import Network, Precision, load_network
+from sedd_fast.cli.network import Network, load_network
 from sedd_fast.texts import Piece
 
 
+@options.sharing
 def infill(
     model: options.Model,
     template: Annotated[
@@ -53,24 +54,8 @@ def infill(
             show_default=False,
         ),
     ] = "",
-    batch: options.Batch = 1,
-    at_once: options.AtOnce = 16,
-    length: options.Length = None,
-    steps: options.Steps = 128,
-    method: options.Way = options.DEFAULT,
-    one_by_one: options.OneByOne = False,
-    theta: options.Theta = 0.5,
-    remask: options.Remasking = None,
-    temperature: options.Temperature = 1.0,
-    top_p: options.TopP = 1.0,
-    legacy: options.Legacy = False,
-    seed: options.Seed = None,
-    device: options.DeviceName = "auto",
-    dtype: options.Dtype = Precision.float32,
-    tokenizer: options.TokenizerName = None,
-    no_denoise: options.NoDenoise = False,
-    keep_after_eot: options.KeepAll = False,
-    as_json: options.Json = False,
+    *,
+    chosen: options.Chosen,
 ) -> None:
     """Fill the gaps around given text, wherever it stands.
 
@@ -92,18 +77,14 @@ def infill(
       2    a wrong option, value or path; texts that overlap or do not fit
       130  stopped with Ctrl-C
     """
-    network = load_network(model, tokenizer, device, dtype)
-    settings = options.Settings.of(
-        network, length, seed, one_by_one, batch=batch, at_once=at_once, steps=steps,
-        method=method.value, theta=theta, remask=remask, temperature=temperature, top_p=top_p,
-        legacy_fp32_gumbel=legacy, denoise=not no_denoise,
-    )  # fmt: skip
+    network = load_network(model, chosen.tokenizer, chosen.device, chosen.dtype)
+    settings = options.Settings.of(network, chosen)
     given = {
         "template": template, "prefix": prefix, "middle": middle, "suffix": suffix,
-        "length": length, "from": source,
+        "length": chosen.length, "from": source,
     }  # fmt: skip
     wanted = _requests({name: value for name, value in given.items() if value}, network, settings)
-    requests.draw(wanted, network, settings, keep_after_eot, as_json)
+    requests.draw(wanted, network, settings, chosen.keep_after_eot, chosen.as_json)
 
 
 def _requests(

@@ -10,8 +10,8 @@ import typer
 
 from sedd_fast.cli.genppl import JudgeBatch, JudgeName
 from sedd_fast.cli.network import choose_device
-from sedd_fast.cli.output import SaveTo, pairs, progress, results, save_json, write_json
-from sedd_fast.cli.sampler_options import DeviceName
+from sedd_fast.cli.output import SaveTo, pairs, progress, results, save_json, writable, write_json
+from sedd_fast.cli.sampler_options import COUNT, SEED, DeviceName
 from sedd_fast.cli.samples import read_samples
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.mauve import Features, mauve_score
@@ -36,6 +36,7 @@ def mauve(
         Path | None,
         typer.Option(
             metavar="FEATURES.npz",
+            callback=writable,
             help="Keep the features of the real texts, to be used again.",
             show_default=False,
         ),
@@ -45,8 +46,7 @@ def mauve(
         int | None,
         typer.Option(
             "--max-tokens",
-            metavar="N",
-            min=1,
+            **COUNT,
             help="Texts are cut at so many tokens of the judge.",
             show_default="its context",
         ),
@@ -56,7 +56,7 @@ def mauve(
         typer.Option(metavar="N", min=2, help="Of the quantisation.", show_default="a tenth"),
     ] = None,
     judge_batch: JudgeBatch = 4,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the clustering.")] = 0,
+    seed: Annotated[int, typer.Option(**{**SEED, "max": 2**32 - 1}, help="Of the clustering.")] = 0,
     device: DeviceName = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     save: SaveTo = None,
@@ -81,14 +81,15 @@ def mauve(
         raise ValueError(f"--keep: {reference} holds features already; nothing new to keep")
     limit = max_tokens if stored is None else max_tokens or stored.max_tokens
     texts = read_samples(file).texts
+    real = [] if stored is not None else read_samples(reference, "--reference").texts
     reader = Judge.from_pretrained(judge, choose_device(device))
     progress().print(f"reading the drawn texts with {judge} ...", markup=False)
     drawn = Features.of(reader, texts, limit, judge_batch)
     if stored is None:
         progress().print(f"reading the real texts with {judge} ...", markup=False)
-        stored = Features.of(reader, read_samples(reference).texts, limit, judge_batch)
+        stored = Features.of(reader, real, limit, judge_batch)
         if keep is not None:
-            stored.save(keep.expanduser())
+            stored.save(keep)
     found = mauve_score(drawn, stored, clusters, seed)
     record = {
         "samples": str(file),

@@ -16,7 +16,7 @@ from sedd_fast.backends import registry
 from sedd_fast.checkpoint import CONFIG
 from sedd_fast.model import SEDD
 from sedd_fast.run_state import RunDirectory
-from sedd_fast.tokenizers import MARKER, Tokenizer, load_tokenizer
+from sedd_fast.tokenizers import MARKER, Tokenizer, load_tokenizer, make_tokenizer
 
 _TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
 GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2's
@@ -90,7 +90,10 @@ def load_any(
         raise ValueError("--model: got an empty name; give a run directory or a hub name")
     source = weights_of(name)
     model = networks.load(source, device=where)
-    words = load_tokenizer(tokenizer or _tokenizer_of(source, model.config.vocab_size))
+    if tokenizer is not None:
+        words = make_tokenizer(tokenizer)
+    else:
+        words = load_tokenizer(_tokenizer_of(source, model.config.vocab_size))
     if words.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"--tokenizer: it has {words.vocab_size} tokens, the model only "
@@ -122,7 +125,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(

@@ -12,10 +12,43 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+
+def writable(path: Path | None) -> Path | None:
+    """A path that a file can be written to, found out before the work and not after it.
+
+    Raises:
+        ValueError: its folder is not there, it is a folder itself, or it may not be written.
+    """
+    if path is None:
+        return None
+    path = path.expanduser()
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name a file in it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path}: may not be written; check its permissions")
+    return path
+
+
+def creatable(folder: Path | None) -> Path | None:
+    """A folder that is there, or can be made, and may be written to; ValueError otherwise."""
+    if folder is None:
+        return None
+    folder = folder.expanduser()
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{folder}: {nearest} is a file; name a folder")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{folder}: {nearest} may not be written; check its permissions")
+    return folder
+
+
 SaveTo = Annotated[
     Path | None,
     typer.Option(
         "--save",
+        callback=writable,
         metavar="FILE.json",
         help="Write every setting and figure into a file.",
         show_default=False,
@@ -48,7 +81,7 @@ def write_json(record: dict[str, Any]) -> None:
 def save_json(record: dict[str, Any], path: Path) -> None:
     """One JSON object into a file, for people to read too."""
     text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
-    path.expanduser().write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def show_text(text: str, given: list[tuple[int, int]] | None = None) -> None:

@@ -19,6 +19,7 @@ from sedd_fast.cli.progress import Report, counted
 from sedd_fast.cli.sampler_options import Settings
 from sedd_fast.sampling import Step
 from sedd_fast.sampling import infill as fill
+from sedd_fast.sources import read_text
 from sedd_fast.templates import read_template
 from sedd_fast.texts import Drawn, Piece, lay_out, read_texts
 from sedd_fast.tokenizers import Tokenizer
@@ -68,9 +69,9 @@ def from_file(path: str, tokenizer: Tokenizer, length: int) -> list[Request]:
 
     Raises:
         ValueError: a line that is no request; names the line.
-        OSError: no such file.
+            A file that is not there, or not UTF-8.
     """
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    text = sys.stdin.read() if path == "-" else read_text(Path(path), "--from")
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -140,16 +141,16 @@ def draw(
     as_json: bool,
 ) -> None:
     """Draw every request `settings.batch` times and write the texts in their order."""
-    wanted = [request for request in requests for _ in range(settings.batch)]
     mask = network.model.graph.mask_index
-    for number, row in _drawn(wanted, network, settings):
-        known = wanted[number].known
-        (text,) = read_texts(row[None], known, network.tokenizer, mask, keep_after_eot)
+    total = len(requests) * settings.batch
+    for number, row in _drawn(requests, network, settings):
+        request = requests[number // settings.batch]
+        (text,) = read_texts(row[None], request.known, network.tokenizer, mask, keep_after_eot)
         if as_json:
-            write_json(_record(text, wanted[number], settings))
+            write_json(_record(text, request, settings))
             continue
-        if len(wanted) > 1:
-            heading(f"{number + 1} of {len(wanted)}")
+        if total > 1:
+            heading(f"{number + 1} of {total}")
         show_text(text.text, text.marks)
 
 
@@ -165,11 +166,13 @@ def _drawn(
     """(number, tokens (L,) on the CPU) of every text, in order."""
     generator = torch.Generator().manual_seed(settings.seed)  # the CPU's: the same on any device
     process = (network.model, network.model.graph, network.model.noise)
-    groups = list(_groups([len(request.tokens) for request in requests], settings.at_once))
-    for i, group in enumerate(groups):
-        label = f"sampling {i + 1} of {len(groups)}" if len(groups) > 1 else "sampling"
-        tokens = torch.stack([requests[j].tokens for j in group])  # (B, L)
-        known = torch.stack([requests[j].known for j in group])
+    batch, total = settings.batch, len(requests) * settings.batch
+    for group in _groups([len(request.tokens) for request in requests], batch, settings.at_once):
+        label = "sampling"
+        if len(group) < total:
+            label += f" {group.start + 1} to {group.stop} of {total}"
+        tokens = torch.stack([requests[j // batch].tokens for j in group])  # (B, L)
+        known = torch.stack([requests[j // batch].known for j in group])
         place = network.device
         with network.autocast(), counted(label, "steps") as report:
             options: dict[str, Any] = {
@@ -185,10 +188,15 @@ def _count(report: Report, step: Step) -> None:
     report(step.index + 1, step.steps)
 
 
-def _groups(lengths: Sequence[int], at_once: int) -> Iterator[range]:
-    """Runs of neighbours of one length, at most ``at_once`` long."""
-    start = 0
-    for i in range(1, len(lengths) + 1):
-        if i == len(lengths) or lengths[i] != lengths[start] or i - start == at_once:
-            yield range(start, i)
-            start = i
+def _groups(lengths: Sequence[int], batch: int, at_once: int) -> Iterator[range]:
+    """Runs of neighbouring texts of one length, at most ``at_once`` long.
+
+    Text j is one of the ``batch`` texts of request j // batch.
+    """
+    start, total = 0, len(lengths) * batch
+    while start < total:
+        length, stop = lengths[start // batch], start + 1
+        while stop < min(total, start + at_once) and lengths[stop // batch] == length:
+            stop += 1
+        yield range(start, stop)
+        start = stop

@@ -8,36 +8,21 @@ import typer
 
 from sedd_fast.cli import requests
 from sedd_fast.cli import sampler_options as options
-from sedd_fast.cli.network import Precision, load_network
+from sedd_fast.cli.network import load_network
 from sedd_fast.texts import Piece, lay_out
 
 
+@options.sharing
 def sample(
     model: options.Model,
-    batch: options.Batch = 1,
-    at_once: options.AtOnce = 16,
-    length: options.Length = None,
-    steps: options.Steps = 128,
-    method: options.Way = options.DEFAULT,
-    one_by_one: options.OneByOne = False,
-    theta: options.Theta = 0.5,
-    remask: options.Remasking = None,
-    temperature: options.Temperature = 1.0,
-    top_p: options.TopP = 1.0,
-    legacy: options.Legacy = False,
     prompt: Annotated[
         str,
         typer.Option(
             "--prompt", "-p", metavar="TEXT", help="The text starts with this.", show_default=False
         ),
     ] = "",
-    seed: options.Seed = None,
-    device: options.DeviceName = "auto",
-    dtype: options.Dtype = Precision.float32,
-    tokenizer: options.TokenizerName = None,
-    no_denoise: options.NoDenoise = False,
-    keep_after_eot: options.KeepAll = False,
-    as_json: options.Json = False,
+    *,
+    chosen: options.Chosen,
 ) -> None:
     """Draw texts from a trained model.
 
@@ -55,12 +40,8 @@ def sample(
       2    a wrong option, value or path
       130  stopped with Ctrl-C
     """
-    network = load_network(model, tokenizer, device, dtype)
-    settings = options.Settings.of(
-        network, length, seed, one_by_one, batch=batch, at_once=at_once, steps=steps,
-        method=method.value, theta=theta, remask=remask, temperature=temperature, top_p=top_p,
-        legacy_fp32_gumbel=legacy, denoise=not no_denoise,
-    )  # fmt: skip
+    network = load_network(model, chosen.tokenizer, chosen.device, chosen.dtype)
+    settings = options.Settings.of(network, chosen)
     pieces = [Piece(prompt, 0, "--prompt")] if prompt else []
     wanted = requests.Request(*lay_out(pieces, network.tokenizer, settings.length))
-    requests.draw([wanted], network, settings, keep_after_eot, as_json)
+    requests.draw([wanted], network, settings, chosen.keep_after_eot, chosen.as_json)

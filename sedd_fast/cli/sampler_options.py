@@ -1,10 +1,12 @@
-"""The options that `sample` and `infill` share, and what they add up to (Settings)."""
+"""The options that `sample` and `infill` share (Chosen), and what they add up to (Settings)."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
@@ -15,71 +17,11 @@ from sedd_fast.sampling import METHODS, Remask
 #: How a step goes from a noise level to the next.
 Method = Enum("Method", [(name, name) for name in METHODS], type=str)  # type: ignore[misc]
 DEFAULT = Method("analytic")
-
-
-#: The settings that `sedd_fast.infill` takes as they are.
-SAMPLER = (
-    "steps", "method", "theta", "temperature", "top_p", "legacy_fp32_gumbel", "denoise",
-)  # fmt: skip
-
-
-def read_remask(text: str) -> Remask:
-    """The Remask of --remask: SCHEDULE, SCHEDULE:ETA or SCHEDULE:ETA:T_ON."""
-    schedule, *numbers = text.split(":")
-    try:
-        return Remask(schedule, *map(float, numbers))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            "--remask: expected cap or rescale, with an eta, as in cap:0.02, "
-            f"got {text!r} ({error})"
-        ) from error
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of one call; they stand in every JSON record."""
-
-    model: str
-    batch: int
-    at_once: int
-    length: int
-    steps: int | None
-    method: str
-    theta: float
-    remask: str | None
-    temperature: float
-    top_p: float
-    legacy_fp32_gumbel: bool
-    denoise: bool
-    seed: int
-    device: str
-    dtype: str
-
-    @classmethod
-    def of(
-        cls, network: Network, length: int | None, seed: int | None, one_by_one: bool, **chosen: Any
-    ) -> Settings:
-        """With the model's own length and a new seed where none is asked for."""
-        if one_by_one:
-            chosen["steps"] = None
-        return cls(
-            model=network.source,
-            length=length or network.model.config.length,
-            seed=torch.Generator().seed() % 2**31 if seed is None else seed,
-            device=str(network.device),
-            dtype=network.precision.value,
-            **chosen,
-        )
-
-    def sampler(self) -> dict[str, Any]:
-        """What `sedd_fast.infill` is given of them."""
-        remask = None if self.remask is None else read_remask(self.remask)
-        return {name: getattr(self, name) for name in SAMPLER} | {"remask": remask}
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
+#: More steps, tokens or texts than anybody means.
+MOST = 1_000_000
+#: What every option that counts something, and every seed, has in common.
+COUNT: dict[str, Any] = {"metavar": "N", "min": 1, "max": MOST}
+SEED: dict[str, Any] = {"metavar": "N", "min": 0, "max": 2**63 - 1}
 
 Model = Annotated[
     str,
@@ -90,23 +32,32 @@ Model = Annotated[
         help="A run directory of train, a directory of weights, or a hub name.",
     ),
 ]
-Batch = Annotated[int, typer.Option("--batch", "-n", metavar="N", min=1, help="Texts to draw.")]
+Batch = Annotated[int, typer.Option("--batch", "-n", **COUNT, help="Texts to draw.")]
 AtOnce = Annotated[
     int,
     typer.Option(
-        "--at-once", metavar="N", min=1, help="Texts drawn together: more take more memory."
+        "--at-once",
+        **COUNT,
+        help="Texts drawn together: more take more memory.",
     ),
 ]
 Length = Annotated[
     int | None,
     typer.Option(
-        "--length", "-l", metavar="N", min=1, help="Tokens of a text.", show_default="as trained"
+        "--length",
+        "-l",
+        **COUNT,
+        help="Tokens of a text.",
+        show_default="as trained",
     ),
 ]
 Steps = Annotated[
     int,
     typer.Option(
-        "--steps", "-s", metavar="N", min=1, help="Network calls; more is better, up to --length."
+        "--steps",
+        "-s",
+        **COUNT,
+        help="Network calls; more is better, up to --length.",
     ),
 ]
 Way = Annotated[
@@ -152,7 +103,11 @@ Legacy = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(metavar="N", min=0, help="Same seed, same texts.", show_default="a new one"),
+    typer.Option(
+        **SEED,
+        help="Same seed, same texts.",
+        show_default="a new one",
+    ),
 ]
 DeviceName = Annotated[
     str,
@@ -186,3 +141,119 @@ NoDenoise = Annotated[
 KeepAll = Annotated[
     bool, typer.Option("--keep-after-eot", help="Do not cut the text at end-of-text.")
 ]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What `sample` and `infill` are both told; every field is an option of either."""
+
+    batch: Batch = 1
+    at_once: AtOnce = 16
+    length: Length = None
+    steps: Steps = 128
+    method: Way = DEFAULT
+    one_by_one: OneByOne = False
+    theta: Theta = 0.5
+    remask: Remasking = None
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    legacy_fp32_gumbel: Legacy = False
+    seed: Seed = None
+    device: DeviceName = "auto"
+    dtype: Dtype = Precision.float32
+    tokenizer: TokenizerName = None
+    no_denoise: NoDenoise = False
+    keep_after_eot: KeepAll = False
+    as_json: Json = False
+
+
+def sharing(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, its last parameter `chosen` replaced by the options of :class:`Chosen`."""
+    parameters = dict(inspect.signature(command).parameters)
+    hints = get_type_hints(command, include_extras=True)
+    shared = get_type_hints(Chosen, include_extras=True)
+    del parameters["chosen"], hints["chosen"]
+
+    def run(**given: Any) -> None:
+        command(chosen=Chosen(**{name: given.pop(name) for name in shared}), **given)
+
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    run.__annotations__ = {**hints, **shared}
+    defaults = {name: p.default for name, p in parameters.items()}
+    defaults |= {field.name: field.default for field in fields(Chosen)}
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default,
+                annotation=run.__annotations__[name],
+            )
+            for name, default in defaults.items()
+        ]
+    )  # fmt: skip
+    return run
+
+
+#: The settings that `sedd_fast.infill` takes as they are.
+SAMPLER = (
+    "steps", "method", "theta", "temperature", "top_p", "legacy_fp32_gumbel", "denoise",
+)  # fmt: skip
+
+
+def read_remask(text: str) -> Remask:
+    """The Remask of --remask: SCHEDULE, SCHEDULE:ETA or SCHEDULE:ETA:T_ON."""
+    schedule, *numbers = text.split(":")
+    try:
+        return Remask(schedule, *map(float, numbers))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "--remask: expected cap or rescale, with an eta, as in cap:0.02, "
+            f"got {text!r} ({error})"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one call; they stand in every JSON record."""
+
+    model: str
+    batch: int
+    at_once: int
+    length: int
+    steps: int | None
+    method: str
+    theta: float
+    remask: str | None
+    temperature: float
+    top_p: float
+    legacy_fp32_gumbel: bool
+    denoise: bool
+    seed: int
+    device: str
+    dtype: str
+
+    @classmethod
+    def of(cls, network: Network, chosen: Chosen) -> Settings:
+        """With the model's own length and a new seed where none is asked for."""
+        as_they_are = (
+            "batch", "at_once", "theta", "remask", "temperature", "top_p", "legacy_fp32_gumbel",
+        )  # fmt: skip
+        return cls(
+            model=network.source,
+            length=chosen.length or network.model.config.length,
+            steps=None if chosen.one_by_one else chosen.steps,
+            method=chosen.method.value,
+            denoise=not chosen.no_denoise,
+            seed=torch.Generator().seed() % 2**31 if chosen.seed is None else chosen.seed,
+            device=str(network.device),
+            dtype=network.precision.value,
+            **{name: getattr(chosen, name) for name in as_they_are},
+        )
+
+    def sampler(self) -> dict[str, Any]:
+        """What `sedd_fast.infill` is given of them."""
+        remask = None if self.remask is None else read_remask(self.remask)
+        return {name: getattr(self, name) for name in SAMPLER} | {"remask": remask}
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

@@ -14,7 +14,9 @@ import typer
 from sedd_fast.autoregressive import generate
 from sedd_fast.cli.network import Baseline, Network
 from sedd_fast.cli.progress import counted
-from sedd_fast.sampling import METHODS, sample
+from sedd_fast.cli.sampler_options import COUNT
+from sedd_fast.sampling import sample
+from sedd_fast.sources import read_text
 from sedd_fast.texts import read_texts
 
 File = Annotated[
@@ -36,17 +38,8 @@ ModelOrNone = Annotated[
     ),
 ]
 Texts = Annotated[
-    int, typer.Option("--texts", "-t", metavar="N", min=1, help="Texts to draw from --model.")
-]
-Way = Annotated[
-    str, typer.Option("--method", metavar="NAME", help="Sampler: " + ", ".join(METHODS) + ".")
-]
-
-TopP = Annotated[
-    float,
-    typer.Option(
-        "--top-p", metavar="P", help="Nucleus of an autoregressive model; 1: its own law."
-    ),
+    int,
+    typer.Option("--texts", "-t", **COUNT, help="Texts to draw from --model."),
 ]
 
 
@@ -73,13 +66,13 @@ class Draw:
     top_p: float = 1.0
 
 
-def read_samples(path: Path) -> Samples:
-    """The texts of a file.
+def read_samples(path: Path, name: str = "SAMPLES") -> Samples:
+    """The texts of a file that errors call `name`.
 
     Raises:
         ValueError: no such file, not JSON lines, or a line without a text.
     """
-    records = list(_records(path))
+    records = list(_records(path, name))
     texts = [record["text"] for record in records]
     if not texts:
         raise ValueError(f"{path}: it holds no text; write one with sedd-fast sample --json")
@@ -89,12 +82,8 @@ def read_samples(path: Path) -> Samples:
     return Samples(texts, whole, {"file": str(path), "settings": settings})
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise ValueError(f"SAMPLES: no file {str(path)!r}; check the path") from None
-    for number, line in enumerate(lines, start=1):
+def _records(path: Path, name: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(read_text(path, name).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -105,14 +94,20 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             raise ValueError(
                 f'{path}: line {number} holds no "text"; expected lines as sample --json writes'
             )
+        if not _are_tokens(record.get("tokens", [])):
+            raise ValueError(f'{path}: the "tokens" of line {number} are no list of whole numbers')
         yield record
+
+
+def _are_tokens(tokens: Any) -> bool:
+    return isinstance(tokens, list) and all(type(token) is int for token in tokens)
 
 
 def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
     """Texts from the network, each cut at its first end-of-text unless told otherwise.
 
-    SEDD takes `steps` steps of `method`; the autoregressive baseline a step a token, from the
-    nucleus of `top_p`.
+    SEDD takes `steps` steps of `method`; the autoregressive baseline a step a token. Both draw
+    tokens from the nucleus of `top_p`.
     """
     length = draw.length or network.model.config.length
     generator = torch.Generator().manual_seed(draw.seed)
@@ -126,8 +121,8 @@ def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
     mask = None if isinstance(network, Baseline) else network.model.graph.mask_index
     drawn = read_texts(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
     settings = asdict(draw)
-    for unread in ("steps", "method") if isinstance(network, Baseline) else ("top_p",):
-        del settings[unread]
+    if isinstance(network, Baseline):
+        del settings["steps"], settings["method"]
     origin = {"model": network.source, **settings, "length": length}
     return Samples([d.text for d in drawn], [d.tokens for d in drawn], origin)
 
@@ -138,4 +133,4 @@ def _draw_batch(
     if isinstance(network, Baseline):
         return generate(network.model, shape, draw.top_p, generator=generator)
     process = (network.model, network.model.graph, network.model.noise)
-    return sample(*process, shape, draw.steps, draw.method, generator=generator)
+    return sample(*process, shape, draw.steps, draw.method, generator=generator, top_p=draw.top_p)

@@ -11,16 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from sedd_fast.cli.compared import Compared, Sources, of_preset, of_runs
+from sedd_fast.cli.compared import DEMO, Compared, Sources, of_demo, of_preset, of_runs
 from sedd_fast.cli.network import Precision
-from sedd_fast.cli.output import save_json, write_json
+from sedd_fast.cli.output import creatable, save_json, write_json
 from sedd_fast.cli.progress import counted
-from sedd_fast.cli.sampler_options import DeviceName, Dtype, Length
+from sedd_fast.cli.sampler_options import COUNT, MOST, SEED, DeviceName, Dtype, Length
 from sedd_fast.cli.samples import ModelOrNone
 from sedd_fast.cli.tradeoff_report import show
 from sedd_fast.evaluate.tradeoff import (
     LABELS,
     Point,
+    as_fast,
     matches,
     measure_baseline,
     measure_sampler,
@@ -84,6 +85,18 @@ def tradeoff(
             show_default=False,
         ),
     ] = None,
+    demo: Annotated[
+        bool,
+        typer.Option(
+            "--demo",
+            help="In place of --model and --ar: the network of sedd-fast demo and a baseline, "
+            f"trained in {DEMO[0]} and {DEMO[1]} where they are not there.",
+        ),
+    ] = False,
+    minutes: Annotated[
+        float,
+        typer.Option(metavar="M", help="With --demo: minutes of training, of each of the two."),
+    ] = 5.0,
     methods: Annotated[str, typer.Option(metavar="A,B,...", help="Samplers.")] = ",".join(METHODS),
     steps: Annotated[str, typer.Option(metavar="N,N,...", help="Steps of each.")] = (
         "4,8,16,32,64,128,256"
@@ -103,19 +116,22 @@ def tradeoff(
         typer.Option(metavar="NAME", help="Of generative perplexity.", show_default="none"),
     ] = None,
     texts: Annotated[
-        int, typer.Option("--texts", "-t", metavar="N", min=1, help="Texts of each point.")
+        int,
+        typer.Option("--texts", "-t", **COUNT, help="Texts of each point."),
     ] = 64,
     batch: Annotated[
-        int, typer.Option("--batch", "-n", metavar="N", min=1, help="Texts drawn at once.")
+        int,
+        typer.Option("--batch", "-n", **COUNT, help="Texts drawn at once."),
     ] = 16,
     length: Length = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of every point.")] = 0,
+    seed: Annotated[int, typer.Option(**SEED, help="Of every point.")] = 0,
     device: DeviceName = "auto",
     dtype: Dtype = Precision.float32,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
+            callback=creatable,
             help=f"Where {RECORD} and {PICTURE} go.",
             show_default="the run --model, else here",
         ),
@@ -130,7 +146,8 @@ def tradeoff(
     the autoregressive model of equal size, and what that costs in time.
 
     [bold]Examples[/]
-      sedd-fast tradeoff -m runs/demo --ar runs/demo-ar
+      sedd-fast tradeoff --demo
+      sedd-fast tradeoff -m runs/book --ar runs/book-ar
       sedd-fast tradeoff -m runs/demo --methods analytic --steps 8,32,128
       sedd-fast tradeoff --preset small --texts 1 --batch 1 --steps 32,64
 
@@ -140,17 +157,18 @@ def tradeoff(
       130  stopped with Ctrl-C
     """
     grid = Grid(tuple(_words(methods)), tuple(_numbers(steps, int)), tuple(_numbers(top_p, float)))
-    _check_methods(grid.methods)
+    _check_grid(grid)
     sources = Sources(baseline, text or [], judge, device, dtype, texts, batch, length, seed)
-    if (model is None) == (preset is None):
-        raise ValueError("tradeoff: give either --model or --preset")
     if metric is Metric.genppl and judge is None:
         raise ValueError("--metric: genppl needs --judge NAME, such as gpt2-large")
-    compared = of_runs(str(model), sources) if preset is None else of_preset(preset.value, sources)
+    asked = {"--model": model, "--preset": preset, "--demo": minutes if demo else None}
+    compared = _compared(
+        {name: value for name, value in asked.items() if value is not None}, sources
+    )
     points, left_out = _points(compared, grid)
     baselines = _baselines(compared, grid)
     record = _record(compared, grid, metric, points, baselines, left_out)
-    folder = (out or compared.folder).expanduser()
+    folder = out or compared.folder
     folder.mkdir(parents=True, exist_ok=True)
     chosen = metric.value if compared.quality is not None else None
     real = compared.quality.real.get(metric.value) if compared.quality is not None else None
@@ -160,6 +178,18 @@ def tradeoff(
         write_json(record)
     else:
         show(record, [str(folder / RECORD), str(picture)])
+
+
+def _compared(asked: dict[str, Any], sources: Sources) -> Compared:
+    """What one of --model, --preset and --demo names."""
+    if len(asked) != 1:
+        raise ValueError("tradeoff: give one of --model, --preset and --demo")
+    ((name, value),) = asked.items()
+    if name == "--model":
+        return of_runs(value, sources)
+    if sources.baseline is not None:
+        raise ValueError(f"--ar: {name} brings a baseline of its own; leave out one of the two")
+    return of_demo(value, sources) if name == "--demo" else of_preset(value.value, sources)
 
 
 def _points(compared: Compared, grid: Grid) -> tuple[list[Point], dict[str, str]]:
@@ -213,11 +243,12 @@ def _record(
     left_out: dict[str, str],
 ) -> dict[str, Any]:
     quality = compared.quality
-    found = {}
-    if quality is not None:
-        for point in baselines:
+    found, fast = {}, {}
+    for point in baselines:
+        fast[point.sampler] = _records(as_fast(points, point))
+        if quality is not None:
             met = matches(points, point, metric.value, quality.real)
-            found[point.sampler] = {name: asdict(p) if p else None for name, p in met.items()}
+            found[point.sampler] = _records(met)
     return _plain(
         {
             **compared.about,
@@ -228,9 +259,14 @@ def _record(
             "points": [asdict(point) for point in points],
             "baselines": [asdict(point) for point in baselines],
             "matches": found,
+            "as_fast": fast,
             "left_out": left_out,
         }
     )
+
+
+def _records(found: dict[str, Point | None]) -> dict[str, Any]:
+    return {name: asdict(point) if point else None for name, point in found.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -242,10 +278,15 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check_methods(methods: tuple[str, ...]) -> None:
-    for name in methods:
+def _check_grid(grid: Grid) -> None:
+    for name in grid.methods or ("",):
         if name not in METHODS:
             raise ValueError(f"--methods: expected some of {', '.join(METHODS)}, got {name!r}")
+    if max(grid.steps) > MOST:
+        raise ValueError(f"--steps: expected at most {MOST:,}, got {max(grid.steps)}")
+    for share in grid.top_p:
+        if not share <= 1:
+            raise ValueError(f"--top-p: expected numbers in (0, 1], got {share}")
 
 
 def _words(listed: str) -> list[str]:

@@ -47,6 +47,15 @@ def _table(record: dict[str, Any]) -> Table:
 
 def _verdicts(record: dict[str, Any]) -> Iterator[str]:
     for baseline in record["baselines"]:
+        for name, point in record["as_fast"][baseline["sampler"]].items():
+            if point is None:
+                yield f"{name} takes longer than {baseline['sampler']} at any number of steps."
+                continue
+            yield (
+                f"{name} takes no longer than {baseline['sampler']} at {point['steps']} steps, the "
+                f"most of those measured that do: {point['seconds']:.3f} s against "
+                f"{baseline['seconds']:.3f} s a text."
+            )
         for name, point in record["matches"].get(baseline["sampler"], {}).items():
             if point is None:
                 yield f"{name} comes nowhere as near to real text as {baseline['sampler']}."

@@ -108,6 +108,9 @@ def mauve_score(
                 f"{name}: the drawn texts have features of {ours}, the real ones of {theirs}; "
                 "compute both alike"
             )
+    vectors = len(drawn.values) + len(real.values)
+    if clusters is not None and clusters > vectors:
+        raise ValueError(f"clusters: {clusters} of only {vectors} texts; a tenth of them is usual")
     try:
         import mauve
     except ImportError as error:

@@ -256,3 +256,16 @@ def matches(
         if found.get(point.sampler) is None:
             found[point.sampler] = point if reached else None
     return found
+
+
+def as_fast(points: Sequence[Point], baseline: Point) -> dict[str, Point | None]:
+    """For each sampler its point of most steps that takes no longer than the baseline.
+
+    Of what was measured: nothing is read off between points or beyond them. None for a sampler
+    whose every point is slower.
+    """
+    found: dict[str, Point | None] = {}
+    for point in sorted(points, key=lambda p: p.steps):
+        within = point.seconds <= baseline.seconds
+        found[point.sampler] = point if within else found.get(point.sampler)
+    return found

@@ -1,0 +1,29 @@
+"""A run that trains in a second, on words of a few characters."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from sedd_fast.cli import main
+
+SMALL = [
+    "model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=32",
+    "model.cond_dim=8", "training.batch_size=8", "training.n_iters=25", "optim.warmup=5",
+    "training.max_minutes=null", "training.log_freq=5", "training.eval_freq=0",
+    "training.snapshot_freq=0", "training.cpu=true", "log.tensorboard=false",
+]  # fmt: skip
+
+
+def write_words(path: Path) -> Path:
+    """A text of 1,500 words."""
+    words = ["the ", "cat ", "sat ", "on ", "a ", "mat. ", "dogs ", "ran\n"]
+    path.write_text("".join(random.Random(0).choices(words, k=1500)))
+    return path
+
+
+def train_small(path: Path, text: Path, *settings: str) -> Path:
+    """The run `path`, trained on `text`; `settings` change those of SMALL."""
+    chosen = [*SMALL, *settings, f"data.train={text}"]
+    assert main(["train", *chosen, "--run-dir", str(path)]) == 0
+    return path

@@ -1,0 +1,35 @@
+"""`sedd-fast demo`, in seconds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sedd_fast.demo import DemoSettings, demo_directory, is_interrupted
+
+
+def test_demo_in_seconds(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call("demo", "--minutes", "0.01")
+    assert result.code == 0
+    run = tmp_path / "runs" / "demo"
+    record = json.loads((run / "demo.json").read_text())
+    assert record["finished"]
+    assert record["below_unigram"] == pytest.approx(
+        record["baselines"]["unigram"] - record["bits_per_char"]
+    )
+    assert record["filled"].startswith("The ")
+    assert record["filled"].endswith(" is raised.\n")
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for word in ("uniform", "unigram", "5-gram", "sample 3 of 3", "sedd-fast infill", "curves.png"):
+        assert word in result.out
+    assert demo_directory(DemoSettings()).name == "demo-2"
+    again = call("demo", "--run-dir", "runs/demo")
+    assert (again.code, len(again.err.splitlines())) == (2, 1)
+
+
+def test_interrupted_demo_is_gone_on_with(tmp_path):
+    (tmp_path / "demo.json").write_text('{"finished": false}')
+    assert is_interrupted(tmp_path)
+    assert demo_directory(DemoSettings(run_dir=tmp_path)) == tmp_path

@@ -1,0 +1,46 @@
+"""Training as it is shown, live and line by line."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+
+from rich.console import Console
+
+from sedd_fast.cli.display import TrainingDisplay, duration, plain_line, sparkline
+from sedd_fast.train import HeldOut, StepInfo
+
+
+def info_at(step, loss=2.0, held_out=None):
+    return StepInfo(
+        step=step, n_iters=100, loss=loss, bits_per_token=loss * 1.4427, bits_per_char=None,
+        lr=1e-3, grad_norm=1.0, tokens_per_second=1234.0, elapsed_seconds=10.0, eta_seconds=65.0,
+        held_out=held_out,
+    )  # fmt: skip
+
+
+def test_plain_line_of_progress():
+    held = HeldOut(5, 2.0, 0.1, 2.885, None)
+    line = plain_line(info_at(7, held_out=held), 1.0)
+    assert line == (
+        "step 7: loss 1.000 nats/token, 1.443 bits/token, held out 2.885 ± 0.144, "
+        "1,234 tokens/s, 1:05 left"
+    )
+
+
+def test_live_display_on_a_terminal():
+    console = Console(file=StringIO(), force_terminal=True, width=80)
+    with TrainingDisplay("runs/x", console) as display:
+        display(info_at(1))
+        display(info_at(2))
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+    for word in ("training runs/x", "step 2", "1:05 left", "1,234 tokens/s", "nats/token"):
+        assert word in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+def test_sparkline_and_duration():
+    assert sparkline([3.0, 2.0, 1.0, 1.0], 3) == "█▅▁"
+    assert sparkline([], 5) == ""
+    assert sparkline([1.0, 1.0], 5) == "▁▁"
+    assert (duration(65), duration(3725.4)) == ("1:05", "1:02:05")

@@ -1,0 +1,74 @@
+"""Wrong input: one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from sedd_fast.cli import errors
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "no such command: trian; did you mean train?"),
+        (["train", "--preste", "tiny"], "no such option: --preste; did you mean --preset"),
+        (["sample"], "--model"),
+        (["sample", "--model", "x", "--steps", "many"], "--steps"),
+        (["sample", "--model", "x", "--steps", "0"], "--steps"),
+        (["sample", "--model", "x", "--method", "midpoint"], "analytic"),
+        (["sample", "--model", "/no/such/run"], "no directory /no/such/run; give one that holds"),
+        (["sample", "--model", "x", "--device", "tpu"], "--device: expected auto, cpu, cuda"),
+        (["sample", "--model", ""], "--model: got an empty name"),
+        (["eval", "--model", "x", "--mode", "best"], "normalised"),
+        (["train", "missing.yaml"], "config: no file 'missing.yaml'"),
+        (["train", "some words"], "expected a .yaml file or KEY=VALUE"),
+        (["train", "optim.lrr=1"], "did you mean optim.lr"),
+        (["train", "optim.lr=fast"], "optim.lr"),
+        (["train", "graph.type=masked"], "expected one of absorbing"),
+        (["train", "data.train=./none.txt"], "no file './none.txt'"),
+        (["train", "--preset", "huge"], "medium"),
+        (["train", "--resume", "/no/run"], "holds no run"),
+        (["train", "--resume", "r", "--preset", "tiny"], "--preset cannot go with it"),
+        (["demo", "--minutes", "-1"], "minutes: expected a positive number"),
+        (["info", "extra"], "extra"),
+    ],
+)
+def test_wrong_input_is_one_line(args, message, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(*args)
+    # A training display may have told what it was about to do.
+    lines = [line for line in result.err.splitlines() if not line.startswith("training ")]
+    assert result.code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("sedd-fast: ")
+    assert message in lines[0]
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert not list(tmp_path.glob("runs/*/config.yaml"))
+
+
+def test_debug_shows_the_traceback(call, monkeypatch):
+    monkeypatch.setenv(errors.DEBUG, "1")
+    result = call("sample", "--model", "/no/such/run")
+    assert result.code == 2
+    assert "Traceback" in result.err
+
+
+def test_backend_that_cannot_run_is_one_line(call, monkeypatch):
+    monkeypatch.setenv("SEDD_FAST_BACKEND", "fortran")
+    result = call("sample", "--model", "x")
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert "SEDD_FAST_BACKEND" in result.err
+
+
+def test_as_a_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sedd_fast", "eval", "--model", str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,87 @@
+"""`sedd-fast sample`: what is drawn, its record, and every sampler."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+
+def test_sample_json_is_reproducible(run_dir, call):
+    args = ["sample", "--model", run_dir, "--batch", 2, "--steps", 4, "--seed", 3, "--json"]
+    first, again = call(*args), call(*args)
+    assert first.code == 0
+    assert first.out == again.out
+    assert len(first.records) == 2
+    record = first.records[0]
+    assert record["settings"] == {
+        "model": str(run_dir / "export"), "batch": 2, "at_once": 16, "length": 32, "steps": 4,
+        "method": "analytic", "theta": 0.5, "remask": None, "temperature": 1.0, "top_p": 1.0,
+        "legacy_fp32_gumbel": False, "denoise": True, "seed": 3,
+        "device": record["settings"]["device"], "dtype": "float32",
+    }  # fmt: skip
+    assert record["given"] == []
+    assert record["text"]
+
+
+def test_sample_is_cut_at_end_of_text_unless_told_otherwise(run_dir, call):
+    args = ["sample", "--model", run_dir, "--batch", 40, "--steps", 1, "--seed", 0, "--json"]
+    cut, whole = call(*args), call(*args, "--keep-after-eot")
+    assert any("<|endoftext|>" in record["text"] for record in whole.records)
+    for short, long in zip(cut.records, whole.records, strict=True):
+        assert long["text"].split("<|endoftext|>")[0] == short["text"]
+        assert len(long["tokens"]) == 32
+
+
+def test_sample_with_prompt_as_plain_text(run_dir, call):
+    result = call("sample", "--model", run_dir, "--prompt", "the dogs", "--steps", 4, "-n", 2)
+    assert result.code == 0
+    texts = re.split(r"=== \d of 2 ===\n", result.out)
+    assert len(texts) == 3
+    assert all(text.startswith("the dogs") for text in texts[1:])
+
+
+def test_sample_without_denoising_may_hold_masks(run_dir, call):
+    args = ["sample", "--model", run_dir, "--steps", 1, "--no-denoise", "--method", "euler"]
+    result = call(*args, "--json", "-n", 4)
+    assert result.code == 0
+    assert not result.records[0]["settings"]["denoise"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--method", "tau_leaping"],
+        ["--method", "theta_trapezoidal", "--theta", 0.4],
+        ["--method", "hit"],
+        ["--method", "hit", "--one-by-one"],
+        ["--method", "analytic", "--remask", "cap:0.1", "--temperature", 0.8, "--top-p", 0.9],
+        ["--method", "analytic", "--remask", "rescale:0.1:0.5", "--legacy-fp32-gumbel"],
+    ],
+)
+def test_every_method_draws(args, run_dir, call):
+    result = call("sample", "-m", run_dir, "--steps", 3, "--seed", 1, "--json", *args)
+    assert result.code == 0
+    (record,) = result.records
+    assert record["settings"]["method"] == args[1]
+    assert record["settings"]["steps"] == (None if "--one-by-one" in args else 3)
+    assert "[MASK]" not in record["text"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--one-by-one"], "goes with method 'hit' only"),
+        (["--method", "theta_trapezoidal", "--theta", 1], "theta must lie in"),
+        (["--remask", "loop"], "--remask: expected cap or rescale, with an eta"),
+        (["--remask", "cap:much"], "as in cap:0.02, got 'cap:much'"),
+        (["--remask", "cap:0.1:0.5:1"], "--remask: expected cap or rescale"),
+        (["--remask", "cap", "--method", "hit"], "remask goes with the absorbing graph"),
+        (["--temperature", 0], "temperature must be positive"),
+        (["--top-p", 2], "top_p must lie in"),
+    ],
+)
+def test_samplers_refuse_in_one_line(args, message, run_dir, call):
+    result = call("sample", "-m", run_dir, "--steps", 2, *args)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert message in result.err

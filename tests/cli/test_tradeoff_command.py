@@ -1,0 +1,105 @@
+"""`sedd-fast tradeoff`: networks with a text, networks of a size, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sedd_fast.sampling import METHODS
+
+
+def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):
+    args = ["tradeoff", "-m", run_dir, "--ar", tmp_path / "ar", "--steps", "2,4", "-t", 6, "-n", 4]
+    result = call(*args, "--out", tmp_path)
+    assert result.code == 0
+    record = json.loads((tmp_path / "tradeoff.json").read_text())
+    drawn = {(p["sampler"], p["steps"]) for p in record["points"]}
+    usable = set(METHODS) - set(record["left_out"])
+    assert {"analytic", "euler"} <= usable
+    assert drawn == {(method, steps) for method in usable for steps in (2, 4)}
+    assert [p["sampler"] for p in record["baselines"]] == ["ar, top-p 1", "ar, top-p 0.95"]
+    assert set(record["matches"]["ar, top-p 1"]) == usable
+    assert record["bound"]["bits_per_token"] > 0
+    assert record["baseline_likelihood"]["estimator"].startswith("exact likelihood")
+    assert record["real_text"]["js"] < min(p["metrics"]["js"] for p in record["points"])
+    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    for word in ("rows/text", "real text", "ar, top-p 0.95", "near to real text"):
+        assert word in result.out
+    result = call(*args, "--out", tmp_path, "--methods", "euler", "--json")
+    assert result.code == 0  # the baseline is there now, and is not trained again
+    assert "training" not in result.err
+    assert json.loads(result.out)["grid"]["methods"] == ["euler"]
+
+
+def test_tradeoff_of_the_demo_trains_both_once(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["tradeoff", "--demo", "--minutes", 0.01, "--steps", 2, "-t", 4, "--methods", "hit"]
+    result = call(*args)
+    assert result.code == 0
+    assert result.err.count("training SEDD as sedd-fast demo does, 0.01 minutes") == 1
+    assert "training the autoregressive baseline" in result.err
+    record = json.loads((tmp_path / "runs" / "demo" / "tradeoff.json").read_text())
+    assert (record["model"], record["baseline"]) == ("runs/demo/export", "runs/demo-ar/export")
+    for name, fastest in record["as_fast"].items():
+        assert name in ("ar, top-p 1", "ar, top-p 0.95")
+        assert fastest["hit"] is None or fastest["hit"]["steps"] == 2
+    (again,) = call(*args, "--json").records
+    assert again["points"][0]["metrics"] == record["points"][0]["metrics"]
+    assert "training" not in call(*args).err
+
+
+def test_tradeoff_of_a_size_knows_time_alone(call, tmp_path, monkeypatch):
+    from sedd_fast.cli import compared
+    from sedd_fast.config import load_config
+
+    small = ["model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=12"]
+    monkeypatch.setattr(compared, "load_config", lambda name: load_config("tiny", (), small))
+    args = ["--preset", "small", "-t", 1, "--methods", "analytic", "--steps", "1,2"]
+    result = call("tradeoff", *args, "--out", tmp_path)
+    assert result.code == 0
+    record = json.loads((tmp_path / "tradeoff.json").read_text())
+    assert (record["metric"], record["length"], record["matches"]) == (None, 12, {})
+    assert [point["steps"] for point in record["points"]] == [1, 2]
+    assert [point["metrics"] for point in record["points"]] == [{}, {}]
+    assert [point["rows"] for point in record["baselines"]] == [12, 12]
+    assert "random weights" in result.out
+    assert "than ar, top-p 1" in result.out
+
+
+def test_tradeoff_on_files(run_dir, call, tmp_path):
+    text = tmp_path / "other.txt"
+    text.write_text("a mat on the cat sat. " * 100)
+    result = call(
+        "tradeoff", "-m", run_dir / "export", text, "--steps", "2", "-t", 4, "--out", tmp_path,
+        "--methods", "analytic", "--metric", "ngram", "--json",
+    )  # fmt: skip
+    assert result.code == 0
+    assert json.loads(result.out)["metric"] == "ngram"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give one of --model, --preset and --demo"),
+        (["-m", "x", "--preset", "small"], "give one of --model, --preset and --demo"),
+        (["--demo", "--preset", "small"], "give one of --model, --preset and --demo"),
+        (["--demo", "--ar", "x"], "--demo brings a baseline of its own"),
+        (["--preset", "small", "--ar", "x"], "--preset brings a baseline of its own"),
+        (["--demo", "--minutes", "0"], "minutes: expected a positive number"),
+        (["-m", "x", "--methods", ""], "--methods: expected some of analytic"),
+        (["-m", "x", "--steps", "4,9999999"], "--steps: expected at most 1,000,000"),
+        (["-m", "x", "--top-p", "0.9,nan"], "--top-p: expected numbers in (0, 1], got nan"),
+        (["-m", "x", "--top-p", "1.5"], "--top-p: expected numbers in (0, 1], got 1.5"),
+        (["-m", "x", "--methods", "analytic,best"], "--methods: expected some of analytic"),
+        (["-m", "x", "--steps", "4,many"], "expected numbers with commas"),
+        (["-m", "x", "--steps", "0"], "expected positive numbers"),
+        (["-m", "x", "--metric", "genppl"], "needs --judge"),
+        (["-m", "./none", "--ar", "./neither"], "--ar: nothing at neither"),
+    ],
+)
+def test_tradeoff_refuses(args, message, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call("tradeoff", *args)
+    assert result.code == 2
+    assert message in result.err

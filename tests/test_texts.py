@@ -1,0 +1,17 @@
+"""Texts laid out as tokens, and read back."""
+
+from __future__ import annotations
+
+from sedd_fast.texts import Piece, lay_out, read_texts
+from sedd_fast.tokenizers import CharTokenizer
+
+
+def test_layout_round_trip():
+    tokenizer = CharTokenizer.from_text(["abcdef"])
+    tokens, known = lay_out([Piece("ab"), Piece("f", at=None)], tokenizer, 5)
+    assert known.tolist() == [True, True, False, False, True]
+    tokens[2], tokens[3] = tokenizer.eot, tokenizer.vocab_size  # end-of-text, then the mask
+    (drawn,) = read_texts(tokens[None], known, tokenizer, mask_index=tokenizer.vocab_size)
+    assert drawn.text == "ab<|endoftext|>[MASK]f"  # given text is never cut off
+    assert drawn.marks == [(0, 2), (21, 22)]
+    assert [drawn.text[a:b] for a, b in drawn.marks] == ["ab", "f"]
