@@ -23,7 +23,8 @@ KEYS = ("suite", "operation", "shape", "dtype")
 TITLES = {"reused": "memory reused", "fresh": "memory fresh", "cuda": "CUDA"}
 WIDE = 118
 #: What the floor's column is called; of a network, where nothing else is said.
-FLOORS = dict.fromkeys(("ops", "vocabulary", "noised"), "x\nfloor") | {"head": "x pro-\nducts"}
+FLOORS = dict.fromkeys(("ops", "vocabulary", "noised"), "x\nfloor")
+FLOORS |= dict.fromkeys(("head", "small"), "x pro-\nducts")
 #: What stands under one heading.
 SUITES = (("ops",), ("head",), ("vocabulary",), ("noised",), ("train", "sample"), ("small",))
 END_TO_END = ("train", "sample", "small")
@@ -207,7 +208,7 @@ def title(row: Record, regimes: list[str]) -> str:
     times = [row["regimes"][regime] for regime in regimes]
     floor = " | ".join(ms(t["floor_ms"]) for t in times)
     if row["suite"] in (*END_TO_END, "head"):
-        what = "bare products" if row["suite"] == "head" else "network alone"
+        what = "network alone" if row["suite"] in ("train", "sample") else "bare products"
         return f"{text}; {what} {floor} ms"
     size = f"({row['tensor_bytes'] / 1e6:,.3g} MB)"
     copy = " | ".join(ms(t["yardsticks_ms"]["copy"]) for t in times)

@@ -1,7 +1,8 @@
 """SEDD-small, one sequence: gradients of the loss, and a sampling run, against fp32 eager formulas.
 
 What a researcher without a GPU waits for. The eager contender runs as the original code runs on a
-CPU, in fp32, whatever dtype ours takes under autocast. The floor is the network without its head.
+CPU, in fp32, whatever dtype ours takes under autocast. The floor is the bare matrix products of the
+network's linear layers in ours' dtype, those of the head for the touched rows alone.
 """
 
 from __future__ import annotations
@@ -63,19 +64,19 @@ def small_cases(settings: Settings) -> Iterator[tuple[Case, ...]]:
 
     def case(title: str, dtype: str, eager: Call, own: list[Contender], floor: Call) -> Case:
         found = (Contender("eager in fp32, original", "eager", eager), *own)
-        return Case("small", title, shape, dtype, found, floor_runs={"network": floor})
+        return Case("small", title, shape, dtype, found, floor_runs={"products": floor})
 
     s.model.train()
     title, eager = "SEDD-small, loss + gradients", eager_gradients(s)
     yield tuple(
-        case(title, dtype, eager, gradients(settings, s, dtype), gradients_alone(s, dtype))
+        case(title, dtype, eager, gradients(settings, s, dtype), gradient_products(s, dtype))
         for dtype in ("fp32", "bf16")
     )
     s.model.eval()
     steps = settings.steps
     title, eager = f"SEDD-small, {steps} + 1 steps", eager_sampling(s, steps)
     yield tuple(
-        case(title, dtype, eager, sampling(settings, s, dtype), steps_alone(s, dtype, steps))
+        case(title, dtype, eager, sampling(settings, s, dtype), step_products(s, dtype, steps))
         for dtype in ("fp32", "bf16")
     )
 
@@ -105,17 +106,6 @@ def gradients(settings: Settings, s: Small, dtype: str) -> list[Contender]:
         loss.backward()
 
     return ours(settings, ", dense", dense) + ours(settings, ", fused head", fused)
-
-
-def gradients_alone(s: Small, dtype: str) -> Call:
-    """The network but for its head."""
-
-    def run() -> None:
-        with s.autocast(dtype):
-            hidden = s.model.features(s.x_t, s.sigma)
-        hidden.sum().backward()
-
-    return run
 
 
 def eager_sampling(s: Small, steps: int) -> Call:
@@ -148,13 +138,60 @@ def sampling(settings: Settings, s: Small, dtype: str) -> list[Contender]:
     return ours(settings, ", dense", dense) + ours(settings, ", fused head", ours_on(model))
 
 
-def steps_alone(s: Small, dtype: str, steps: int) -> Call:
-    """As many calls of the network but for its head."""
+class Products:
+    """The bare matrix products of every linear layer, into memory that is there already."""
 
-    @torch.no_grad()
-    def run() -> None:
-        with s.autocast(dtype):
-            for _ in range(steps + 1):
-                s.model.features(s.x_t, s.sigma)
+    def __init__(self, s: Small, dtype: str, with_gradients: bool) -> None:
+        self.dtype, self.device = DTYPES[dtype], s.x_0.device
+        self.with_gradients = with_gradients
+        self.head = s.model.output_layer.linear
+        # Layers that see the noise alone, once a sequence, are left out: nothing beside the others.
+        self.body = [
+            self._of(layer, s.x_0.numel())
+            for name, layer in s.model.blocks.named_modules()
+            if isinstance(layer, nn.Linear) and "adaLN" not in name
+        ]
 
-    return run
+    def _of(self, layer: nn.Linear, rows: int) -> Call:
+        n, k = layer.out_features, layer.in_features
+        on = {"dtype": self.dtype, "device": self.device}
+        x, weight, grad = (
+            torch.rand(rows, k, **on),
+            torch.rand(n, k, **on),
+            torch.rand(rows, n, **on),
+        )
+        out, dx, dw = torch.empty_like(grad), torch.empty_like(x), torch.empty_like(weight)
+
+        def run() -> None:
+            torch.mm(x, weight.T, out=out)
+            if self.with_gradients:
+                torch.mm(grad, weight, out=dx)
+                torch.mm(grad.T, x, out=dw)
+
+        return run
+
+    def times(self, rows: list[int]) -> Call:
+        """As many calls of the network, in each of which so many rows reach the head."""
+        heads = [self._of(self.head, count) for count in rows]
+
+        def run() -> None:
+            for head in heads:
+                for layer in self.body:
+                    layer()
+                head()
+
+        return run
+
+
+def gradient_products(s: Small, dtype: str) -> Call:
+    """Three products a layer; the masked half of the rows reach the head."""
+    return Products(s, dtype, True).times([s.x_0.numel() // 2])
+
+
+def step_products(s: Small, dtype: str, steps: int) -> Call:
+    """One product a layer in each step that finds something masked, as many as expected.
+
+    At t = i / steps of the log-linear schedule that is the share t of the positions.
+    """
+    rows = [round(s.x_0.numel() * i / steps) for i in range(steps, 0, -1)]
+    return Products(s, dtype, False).times(rows)
