@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,20 +179,21 @@ def op_cases(settings: Settings, original: Original | None) -> Iterator[Case]:
         for graph in (sf.Absorbing(settings.vocab_size), sf.Uniform(settings.vocab_size)):
             problem = make_problem(graph, settings, DTYPES[name], device)
             if graph.kind == "absorbing":
-                yield _case(f"{graph.kind} loss", problem, name, *loss(field, problem))
-            yield _case(f"{graph.kind} loss + gradient", problem, name, *gradient(field, problem))
+                yield as_case(f"{graph.kind} loss", problem, name, *loss(field, problem))
+            yield as_case(f"{graph.kind} loss + gradient", problem, name, *gradient(field, problem))
             for method in ("analytic", "euler"):
                 title = f"{graph.kind} {method} step"
-                yield _case(title, problem, name, *step(field, problem, method))
+                yield as_case(title, problem, name, *step(field, problem, method))
             title = f"{graph.kind} analytic step, temperature and top-p"
-            yield _case(title, problem, name, *shaped_step(field, problem))
+            yield as_case(title, problem, name, *shaped_step(field, problem))
     for graph in (sf.Absorbing(settings.vocab_size), sf.Uniform(settings.vocab_size)):
         yield noising(field, graph, device)
 
 
-def _case(
-    operation: str, problem: Problem, dtype: str, contenders: list[Contender], floor_bytes: int
+def as_case(
+    operation: str, problem: Problem, dtype: str, contenders: Sequence[Contender], floor_bytes: int
 ) -> Case:
+    """The case of an operation on that problem."""
     shape = " x ".join(f"{n:,}" for n in problem.log_score.shape)
     scores = problem.log_score.detach()
     return Case("ops", operation, shape, dtype, tuple(contenders), floor_bytes, tensor=scores)

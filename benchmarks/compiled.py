@@ -125,6 +125,19 @@ def moves_and_stay(
     return torch.where(here, 0, moves), stay.clamp(min=0)
 
 
+def cross_entropy(log_score: Tensor, x_t: Tensor, x_0: Tensor, weight: Tensor) -> Tensor:
+    """The scalar sum over masked positions of weight * -ln (s at x_0 / sum of s)."""
+    V = log_score.shape[-1] - 1
+    nats = log_score[..., :V].float().logsumexp(-1) - _at(x_0, log_score).float()
+    return torch.where(x_t == V, weight * nats, 0.0).sum()
+
+
+def squared_error(log_score: Tensor, x_t: Tensor, rho: Tensor, weight: Tensor) -> Tensor:
+    """The scalar sum of weight * sum over y != x_t of (s_y - rho)^2."""
+    errors = (log_score.float().exp() - rho[..., None]) ** 2
+    return (weight * (errors.sum(-1) - _at(x_t, errors))).sum()
+
+
 def race_step(
     log_score: Tensor, x_t: Tensor, dsigma: Tensor, kind: str, V: int, method: str
 ) -> Tensor:

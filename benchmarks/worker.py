@@ -23,6 +23,7 @@ from measuring import Budget, Meter, Timing, interleave, last_level_cache, make_
 from original import Original, why_no_network
 from settings import Settings
 from small import small_cases
+from sums import sums_cases
 from sweep import sweep_cases
 from workloads import end_to_end_cases
 
@@ -118,6 +119,7 @@ def all_cases(settings: Settings, original: Original | None) -> Iterator[tuple[C
     """The cases of every suite asked for; together those that are measured together."""
     if "ops" in settings.suites:
         yield from ((case,) for case in op_cases(settings, original))
+        yield from ((case,) for case in sums_cases(settings))
     if "head" in settings.suites:
         yield from ((case,) for case in head_cases(settings, original))
     if "sweep" in settings.suites:
