@@ -196,9 +196,11 @@ def caught(launch: Launch) -> tuple[Any, dict[str, Any]]:
     plain = {p.name for p in launch.kernel.params if p.do_not_specialize}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(names):
-        kind, aligned = argument_type(values[name], name not in plain)
-        if name in declared or kind == "constexpr":
-            kind, constants[name] = "constexpr", values[name]
+        kind, aligned = ("constexpr", False)
+        if name not in declared:
+            kind, aligned = argument_type(values[name], name not in plain)
+        if kind == "constexpr":
+            constants[name] = values[name]
         elif aligned:
             attributes[(index,)] = [["tt.divisibility", 16]]
         signature[name] = kind
