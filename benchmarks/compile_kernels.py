@@ -4,11 +4,12 @@
     python benchmarks/compile_kernels.py --only triton --vocabulary 32000
 
 Triton kernels are compiled as their launchers call them: the arguments of a launch are caught, with
-what Triton infers from them (16-byte alignment, a stride of 1), and compiled for NVIDIA sm_80 and
-sm_90 and AMD gfx942. CUDA sources are compiled with the flags of setup.py for sm_80 and sm_90. A
-line a kernel: target, registers a thread, shared memory, bytes spilled; for Triton on NVIDIA also
-how many instructions access global memory in each width. What is missing (Triton, nvcc) is said in
-a line and skipped; a kernel that does not compile, or spills, makes the exit status 1.
+what Triton infers from them (16-byte alignment, a stride of 1), and compiled for NVIDIA sm_80,
+sm_90 and sm_100 and AMD gfx942. CUDA sources are compiled with the flags of setup.py for sm_80 and
+sm_90. A line a kernel: target, registers a thread, shared memory, bytes spilled; for Triton on
+NVIDIA also how many instructions access global memory in each width. What is missing (Triton,
+nvcc) is said in a line and skipped; a kernel that does not compile, or spills, makes the exit
+status 1.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA_ARCHS = ("80", "90")
-TRITON_TARGETS = (("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64))
+TRITON_TARGETS = (("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64))
+#: Bytes of shared memory that a program of a target can have.
+SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10}
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 GRAPHS = ("absorbing", "uniform")
 METHODS = ("analytic", "euler", "denoise")
@@ -66,7 +69,7 @@ class Report:
         spilled = f"SPILLS {self.spilled} B" if self.spilled else "no spills"
         return (
             f"{self.target:7} {self.kernel:62} {self.registers:4} registers "
-            f"{self.shared:5} B shared  {spilled}{self.note}"
+            f"{self.shared:6} B shared  {spilled}{self.note}"
         )
 
 
@@ -168,6 +171,41 @@ def head_launches(dtype: torch.dtype) -> Iterator[Launch]:
         yield Launch(name, op._linear_score_entropy, lambda a=arguments: op.launch(*a))
 
 
+def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The tile-fused head of SEDD-small: a block with and without gradient, a step, both graphs."""
+    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.kernels import tiled_reverse_step as step
+    from sedd_fast.kernels import tiled_score_entropy as entropy
+    from sedd_fast.kernels.tiles import Operands
+
+    rows, width, states = BATCH * LENGTH // 2, 768, 5376
+    hidden, live = small(dtype, rows, width), small(torch.int64, 1)
+    tokens, term = small(torch.int64, rows), small(torch.float32, rows)
+    terms = entropy.Terms(tokens, tokens, *(term,) * 4)
+    sums = small(torch.float32, 64, rows)
+    made = small(gradient_dtype(dtype), rows, states), small(torch.float32, 64, states)
+    block = Operands(hidden, small(dtype, states, width), small(torch.float32, states), live)
+    whole = Operands(hidden, small(dtype, vocab, width), small(torch.float32, vocab), live)
+    groups = step.Groups(*(small(torch.float32, -(-vocab // step.group_states(dtype)), rows),) * 2)
+    sigma, of = small(torch.float64, BATCH), small(torch.int64)
+    some = step.Step(tokens, of, sigma, sigma, small(torch.float64, BATCH, LENGTH, 2), of)
+    for uniform in (False, True):
+        graph = GRAPHS[uniform]
+        total = small(torch.float32, width) if uniform else None
+        numbers = (small(torch.float64, rows),) * 2
+        for name, kernel, launch, arguments in (
+            ("loss", entropy._tiled_score_entropy, entropy.launch,
+             (block, terms, sums, None, 5376, uniform)),
+            ("with_grad", entropy._tiled_score_entropy, entropy.launch,
+             (block, terms, sums, made, 5376, uniform)),
+            ("rows", entropy._row_scores, entropy.launch_rows, (whole, terms, total, numbers)),
+            ("step", step._group_sums, step.launch_sums, (whole, tokens, groups, 0, uniform)),
+            ("draw", step._draw, step.launch_draw,
+             (whole, some, groups, LENGTH, graph, "euler", not uniform)),
+        ):  # fmt: skip
+            yield Launch(f"tiled {graph} {name}", kernel, lambda f=launch, a=arguments: f(*a))
+
+
 def transition_launches(vocab: int) -> Iterator[Launch]:
     """Noising, on both graphs."""
     from sedd_fast.kernels import sample_transition as op
@@ -181,11 +219,16 @@ def transition_launches(vocab: int) -> Iterator[Launch]:
         )
 
 
-def caught(launch: Launch) -> tuple[Any, dict[str, Any]]:
-    """(Triton source, options) of the kernel as a launch asks for it."""
+def caught(launch: Launch, arch: Any) -> tuple[Any, dict[str, Any]]:
+    """(Triton source, options) of the kernel as a launch asks for it on that target."""
     from triton.compiler import ASTSource
 
-    with mock.patch.object(launch.kernel, "run") as run:
+    from sedd_fast.kernels import tiles
+
+    with (
+        mock.patch.object(launch.kernel, "run") as run,
+        mock.patch.object(tiles, "shared_memory", return_value=SHARED[arch]),
+    ):
         launch.run()
     (_, given) = run.call_args
     names = launch.kernel.arg_names
@@ -226,11 +269,12 @@ def triton_reports(vocab: int) -> Iterator[Report | str]:
     for dtype in DTYPES:
         launches = [*entropy_launches(dtype, vocab), *reverse_launches(dtype, vocab)]
         launches += [*head_launches(dtype), *sums_launches(dtype, vocab)]
+        launches += tile_launches(dtype, vocab)
         launches += transition_launches(vocab) if dtype == DTYPES[0] else []
         for launch in launches:
-            source, options = caught(launch)
             name = f"triton {launch.name} {str(dtype).removeprefix('torch.')}"
             for target in TRITON_TARGETS:
+                source, options = caught(launch, target[1])
                 try:
                     compiled = triton.compile(source, target=GPUTarget(*target), options=options)
                 except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
@@ -272,8 +316,7 @@ def amd_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Report
         return int(re.search(rf"\.{key}:\s*(\d+)", text).group(1))  # type: ignore[union-attr]
 
     spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
-    shared = number("group_segment_fixed_size")
-    return Report(target[1], name, number("vgpr_count"), shared, spilled)
+    return Report(target[1], name, number("vgpr_count"), compiled.metadata.shared, spilled)
 
 
 # --- CUDA ---------------------------------------------------------------------------------------

@@ -130,8 +130,8 @@ def gradient(field: Field, p: HeadProblem, eager_too: bool) -> tuple[Contender, 
 
     found = field.others(by(eager), by(plain), None, None) if eager_too else []
     found += ours(field.settings, ", dense", by(dense))
-    found += ours(field.settings, ", fused", fused("sum"))
-    found += ours(field.settings, ", fused, none", fused("none"))
+    found += ours(field.settings, ", fused", fused("sum"), head=True)
+    found += ours(field.settings, ", fused, none", fused("none"), head=True)
     return (*found, *cross_entropy(p))
 
 
@@ -173,7 +173,7 @@ def step(field: Field, p: HeadProblem, eager_too: bool) -> tuple[Contender, ...]
 
     found = field.others(by(eager), by(plain), None, None) if eager_too else []
     found += ours(field.settings, ", dense", by(dense))
-    return tuple(found + ours(field.settings, ", fused", fused))
+    return tuple(found + ours(field.settings, ", fused", fused, head=True))
 
 
 def products(p: HeadProblem, gradients: bool) -> dict[str, Call]:

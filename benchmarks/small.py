@@ -88,7 +88,7 @@ def gradients(settings: Settings, s: Small, dtype: str) -> tuple[Contender, ...]
 
     found = [Contender("eager in fp32, original", "eager", eager)]
     found += ours(settings, ", dense", dense)
-    return tuple(found + ours(settings, ", fused head", fused))
+    return tuple(found + ours(settings, ", fused head", fused, head=True))
 
 
 def gradients_alone(s: Small, dtype: str) -> Call:
@@ -122,7 +122,7 @@ def sampling(settings: Settings, s: Small, dtype: str) -> tuple[Contender, ...]:
 
     found = [Contender("eager in fp32, original", "eager", torch.no_grad()(eager))]
     found += ours(settings, ", dense", ours_on(lambda x, sigma: model(x, sigma)))
-    return tuple(found + ours(settings, ", fused head", ours_on(model)))
+    return tuple(found + ours(settings, ", fused head", ours_on(model), head=True))
 
 
 def steps_alone(s: Small, dtype: str, steps: int) -> Call:
