@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sedd_fast.kernels import settings
 from sedd_fast.kernels.coefficients import output_scale, reverse_coefficients
 from sedd_fast.kernels.reverse_step import METHODS, chosen_chunk, chosen_state, may_move
 from sedd_fast.kernels.tiles import NO_SCORE, Operands, halves, origin, scores, tile
@@ -181,5 +182,5 @@ def launch_draw(
         *operands.numbers(), length, count, len(weight),
         ABSORBING=graph == "absorbing", METHOD=METHODS[method].value, SCALED=scale_by_sigma,
         GROUP=group_states(hidden.dtype), GROUPS=triton.next_power_of_2(count), DEPTH=DRAW_DEPTH,
-        num_warps=4, enable_fp_fusion=True,
+        num_warps=4, **settings.COMMON,
     )  # fmt: skip

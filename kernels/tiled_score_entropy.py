@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sedd_fast.kernels import settings
 from sedd_fast.kernels.tiles import Operands, exp_of, halves, origin, row_dot, scores
 
 #: States whose exponentials and gradient are in registers at once.
@@ -168,5 +169,5 @@ def launch_rows(
     hidden, weight, bias, _ = operands
     _row_scores[(len(hidden),)](
         hidden, weight, bias, bias if total is None else total, terms.x_t, terms.x_0, *sums,
-        *operands.numbers()[1:], UNIFORM=total is not None, num_warps=2, enable_fp_fusion=True,
+        *operands.numbers()[1:], UNIFORM=total is not None, num_warps=2, **settings.COMMON,
     )  # fmt: skip
