@@ -4,8 +4,8 @@ A block of the head's output, which the ``triton`` backend lets cuBLAS form, is 
 kernel that goes on with it in registers: sums and gradient in the product's epilogue, and for a
 step the sums of a few states at a time. Everything but the head is the ``triton`` backend's own.
 
-It is never chosen by itself: ask for it (``use_backend("tiled")``, SEDD_FAST_BACKEND), or let a
-measured row of ``choices`` name it.
+It needs no more than ``triton`` does, has not run on a GPU yet, and is never chosen by itself: ask
+for it (``use_backend("tiled")``, SEDD_FAST_BACKEND), or let a measured row of ``choices`` name it.
 """
 
 from __future__ import annotations
