@@ -113,13 +113,20 @@ def make_problem(
     return Problem(graph, leaf, x_t, x_0, weight, sigma, removed, rate / 128)
 
 
-def backends(settings: Settings) -> tuple[str, ...]:
-    """The backends to time: those asked for, else all that run here but the reference."""
-    if settings.backends:
-        return settings.backends
-    names = registry.preference(settings.device)
-    fast = [n for n in names if registry.unavailable(n, settings.device) is None]
-    return tuple(n for n in fast if n != "reference") or ("reference",)
+def backends(settings: Settings, head: bool = False) -> tuple[str, ...]:
+    """The backends to time: those asked for, else all that run here but the reference.
+
+    ``head``: those that have the operations on a linear head, and the one that has only its own.
+    """
+    names = settings.backends
+    if not names:
+        found = (*registry.preference(settings.device), *(("tiled",) if head else ()))
+        fast = [n for n in found if registry.unavailable(n, settings.device) is None]
+        names = tuple(n for n in fast if n != "reference") or ("reference",)
+    like = torch.zeros(1)
+    return tuple(
+        n for n in names if not head or not registry.unsupported(n, "linear_score_entropy", like)
+    )
 
 
 def on_backend(backend: str, call: Call) -> Call:
@@ -132,11 +139,14 @@ def on_backend(backend: str, call: Call) -> Call:
     return run
 
 
-def ours(settings: Settings, form: str, call: Call) -> list[Contender]:
-    """Our contender on each backend; ``form`` tells apart several ways of calling."""
+def ours(settings: Settings, form: str, call: Call, head: bool = False) -> list[Contender]:
+    """Our contender on each backend; ``form`` tells apart several ways of calling.
+
+    ``head``: the call is one of an operation on a linear head.
+    """
     return [
         Contender(f"ours, {name}{form}", "ours", on_backend(name, call))
-        for name in backends(settings)
+        for name in backends(settings, head)
     ]
 
 

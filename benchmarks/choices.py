@@ -1,11 +1,11 @@
-"""Rows for sedd_fast/backends/choices.py from what a sweep on a GPU measured.
+"""Rows for sedd_fast/backends/choices.py from what a sweep, or the head, on a GPU measured.
 
-    python benchmarks/run.py --device cuda --suite sweep --dtype bf16,fp32 --json sweep.json
+    python benchmarks/run.py --device cuda --suite sweep,head --dtype bf16,fp32 --json sweep.json
     python benchmarks/choices.py sweep.json
 
 For every operation, graph and dtype: where along the vocabularies another backend than the
 registry's first was faster by more than MARGIN. A measured vocabulary speaks for those up to half
-way (geometrically) to the next one.
+way (geometrically) to the next one; the one head that is measured, for every head.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ DECIDES = {
     ("loss + gradient", "one pass"): "score_entropy_with_grad",
     ("analytic step", ""): "reverse_step",
 }
+#: The same of the head, whose graph is the absorbing one.
+DECIDES_HEAD = {
+    ("head, loss + gradients", "fused"): "linear_score_entropy_with_grad",
+    ("head, loss + gradients", "fused, none"): "linear_score_entropy",
+    ("head, analytic step", "fused"): "linear_reverse_step",
+}
 
 
 def rows(results: dict[str, Any]) -> list[Choice]:
@@ -54,16 +60,21 @@ def rows(results: dict[str, Any]) -> list[Choice]:
 
 
 def measured(results: dict[str, Any]) -> dict[tuple[str, str, str], dict[int, dict[str, float]]]:
-    """(operation, graph, dtype) -> states -> backend -> milliseconds."""
+    """(operation, graph, dtype) -> states (0 for the head) -> backend -> milliseconds."""
     found: dict[Any, Any] = defaultdict(lambda: defaultdict(dict))
     for row in results["results"]:
-        if row["suite"] != "vocabulary" or row["kind"] != "ours":
+        if row["suite"] not in ("vocabulary", "head") or row["kind"] != "ours":
             continue
-        graph, _, case = row["operation"].partition(" ")
         _, backend, *form = row["implementation"].split(", ")
-        if op := DECIDES.get((case, "".join(form))):
-            key = (op, graph, str(DTYPES[row["dtype"]]).removeprefix("torch."))
+        if row["suite"] == "head":
+            graph, states = "absorbing", 0
+            op = DECIDES_HEAD.get((row["operation"], ", ".join(form)))
+        else:
+            graph, _, case = row["operation"].partition(" ")
             states = int(row["at"]) + (graph == "absorbing")
+            op = DECIDES.get((case, "".join(form)))
+        if op is not None:
+            key = (op, graph, str(DTYPES[row["dtype"]]).removeprefix("torch."))
             found[key][states][backend] = row["regimes"]["cuda"]["median_ms"]
     return found
 

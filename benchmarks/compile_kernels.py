@@ -4,11 +4,12 @@
     python benchmarks/compile_kernels.py --only triton --vocabulary 32000
 
 Triton kernels are compiled as their launchers call them: the arguments of a launch are caught, with
-what Triton infers from them (16-byte alignment, a stride of 1), and compiled for NVIDIA sm_80 and
-sm_90 and AMD gfx942. CUDA sources are compiled with the flags of setup.py for sm_80 and sm_90. A
-line a kernel: target, registers a thread, shared memory, bytes spilled; for Triton on NVIDIA also
-how many instructions access global memory in each width. What is missing (Triton, nvcc) is said in
-a line and skipped; a kernel that does not compile, or spills, makes the exit status 1.
+what Triton infers from them (16-byte alignment, a stride of 1), and compiled for NVIDIA sm_80,
+sm_90 and sm_100 and AMD gfx942. CUDA sources are compiled with the flags of setup.py for sm_80 and
+sm_90. A line a kernel: target, registers a thread, shared memory, bytes spilled; for Triton on
+NVIDIA also how many instructions access global memory in each width. What is missing (Triton,
+nvcc) is said in a line and skipped; a kernel that does not compile, or spills, makes the exit
+status 1.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +33,15 @@ from typing import Any
 from unittest import mock
 
 import torch
+from launches import Launch, launches_of
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA_ARCHS = ("80", "90")
-TRITON_TARGETS = (("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64))
+TRITON_TARGETS = (("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64))
+#: Bytes of shared memory that a program of a target can have.
+SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10}
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
-GRAPHS = ("absorbing", "uniform")
-METHODS = ("analytic", "euler", "denoise")
-BATCH, LENGTH = 8, 1024
 #: Triton's names of the dtypes that kernels are given pointers to.
 POINTERS = {
     torch.float32: "*fp32",
@@ -66,129 +67,23 @@ class Report:
         spilled = f"SPILLS {self.spilled} B" if self.spilled else "no spills"
         return (
             f"{self.target:7} {self.kernel:62} {self.registers:4} registers "
-            f"{self.shared:5} B shared  {spilled}{self.note}"
+            f"{self.shared:6} B shared  {spilled}{self.note}"
         )
 
 
 # --- Triton -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One way in which the backend launches a kernel; ``run()`` does it, on meta tensors."""
-
-    name: str
-    kernel: Any  # triton.JITFunction
-    run: Callable[[], None]
-
-
-def scores(dim: int, dtype: torch.dtype, layout: str = "") -> Tensor:
-    """(B, L, dim) without memory: contiguous, rows "padded" to 16 bytes, or states "strided"."""
-    step = 2 if layout == "strided" else 1
-    row = -(-dim // 8) * 8 if layout == "padded" else dim * step
-    strides = (LENGTH * row, row, step)
-    return torch.empty_strided((BATCH, LENGTH, dim), strides, dtype=dtype, device="meta")
-
-
-def small(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape or (BATCH, LENGTH), dtype=dtype, device="meta")
-
-
-def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
-    """The loss, the backward, and both in one pass."""
-    from sedd_fast.backends.values import gradient_dtype
-    from sedd_fast.kernels import score_entropy as op
-
-    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
-    weight, loss, wide = small(torch.float64), small(torch.float32), gradient_dtype(dtype)
-    for graph in GRAPHS:
-        dim = vocab + (graph == "absorbing")
-        # The gradient of padded scores is dense all the same.
-        for form in ("loss", "loss strided", "backward", "with_grad", "with_grad padded"):
-            kind, _, layout = form.partition(" ")
-            grad = {"backward": dtype, "with_grad": wide}.get(kind)
-            arguments = (
-                scores(dim, dtype, layout), sigma, tokens, tokens, weight,
-                weight if kind == "backward" else None,
-                None if kind == "backward" else loss,
-                grad and scores(dim, grad), 1.0, graph, vocab,
-            )  # fmt: skip
-            yield Launch(
-                f"score_entropy {graph} {form}",
-                op._score_entropy,
-                lambda a=arguments: op.launch(*a),
-            )
-
-
-def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
-    """Every method of both graphs."""
-    from sedd_fast.kernels import reverse_step as op
-
-    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
-    u = small(torch.float64, BATCH, LENGTH, 2)
-    for graph in GRAPHS:
-        dim = vocab + (graph == "absorbing")
-        for form in (*METHODS, "analytic strided"):
-            method, _, layout = form.partition(" ")
-            of = scores(dim, dtype, layout)
-            arguments = (of, tokens, sigma, sigma, u, tokens, graph, vocab, method)
-            for scaled in (False, True) if graph == "absorbing" else (False,):
-                name = f"reverse_step {graph} {form}{' scaled' * scaled}"
-                call = (*arguments, scaled)
-                yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
-            if not layout:
-                name, call = f"reverse_step {graph} {form} top-p", (*arguments, False, 0.8, 0.9)
-                yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
-
-
-def sums_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
-    """The sums of every term over a row, and their gradient."""
-    from sedd_fast.kernels import row_sums as op
-
-    tokens, number, dim = small(torch.int64), small(torch.float64), vocab + 1
-    rows = (tokens, tokens, number, number)
-    for term in op.TERMS:
-        for form, upstream, last in (
-            ("sum", None, number),
-            ("backward", (number, number), scores(dim, dtype)),
-        ):
-            arguments = (scores(dim, dtype), rows, upstream, (number, last), term, vocab)
-            name = f"row_sums {term} {form}"
-            yield Launch(name, op._row_sums, lambda a=arguments: op.launch(*a))
-
-
-def head_launches(dtype: torch.dtype) -> Iterator[Launch]:
-    """A block of a head's output, with and without its gradient."""
-    from sedd_fast.kernels import linear_score_entropy as op
-
-    block, bias = small(dtype, 64, 4096), small(torch.float32, 4096)
-    tokens, terms = small(torch.int64, 64), (small(torch.float32, 64),) * 4
-    sums = (small(torch.float64, 64),) * 3
-    wide = small(torch.float32, 64, 4096) if dtype == torch.float16 else block
-    for form, gradient in (("loss", None), ("with_grad", wide)):
-        arguments = (block, bias, gradient, (tokens, tokens), terms, sums, 1024)
-        name = f"linear_score_entropy {form}"
-        yield Launch(name, op._linear_score_entropy, lambda a=arguments: op.launch(*a))
-
-
-def transition_launches(vocab: int) -> Iterator[Launch]:
-    """Noising, on both graphs."""
-    from sedd_fast.kernels import sample_transition as op
-
-    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
-    u = small(torch.float64, BATCH, LENGTH, 2)
-    for graph in GRAPHS:
-        arguments = (tokens, sigma, u, tokens, graph, vocab)
-        yield Launch(
-            f"sample_transition {graph}", op._sample_transition, lambda a=arguments: op.launch(*a)
-        )
-
-
-def caught(launch: Launch) -> tuple[Any, dict[str, Any]]:
-    """(Triton source, options) of the kernel as a launch asks for it."""
+def caught(launch: Launch, arch: Any) -> tuple[Any, dict[str, Any]]:
+    """(Triton source, options) of the kernel as a launch asks for it on that target."""
     from triton.compiler import ASTSource
 
-    with mock.patch.object(launch.kernel, "run") as run:
+    from sedd_fast.kernels import tiles
+
+    with (
+        mock.patch.object(launch.kernel, "run") as run,
+        mock.patch.object(tiles, "shared_memory", return_value=SHARED[arch]),
+    ):
         launch.run()
     (_, given) = run.call_args
     names = launch.kernel.arg_names
@@ -199,9 +94,11 @@ def caught(launch: Launch) -> tuple[Any, dict[str, Any]]:
     plain = {p.name for p in launch.kernel.params if p.do_not_specialize}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(names):
-        kind, aligned = argument_type(values[name], name not in plain)
-        if name in declared or kind == "constexpr":
-            kind, constants[name] = "constexpr", values[name]
+        kind, aligned = ("constexpr", False)
+        if name not in declared:
+            kind, aligned = argument_type(values[name], name not in plain)
+        if kind == "constexpr":
+            constants[name] = values[name]
         elif aligned:
             attributes[(index,)] = [["tt.divisibility", 16]]
         signature[name] = kind
@@ -225,13 +122,10 @@ def triton_reports(vocab: int) -> Iterator[Report | str]:
     from triton.backends.compiler import GPUTarget
 
     for dtype in DTYPES:
-        launches = [*entropy_launches(dtype, vocab), *reverse_launches(dtype, vocab)]
-        launches += [*head_launches(dtype), *sums_launches(dtype, vocab)]
-        launches += transition_launches(vocab) if dtype == DTYPES[0] else []
-        for launch in launches:
-            source, options = caught(launch)
+        for launch in launches_of(dtype, vocab, transition=dtype == DTYPES[0]):
             name = f"triton {launch.name} {str(dtype).removeprefix('torch.')}"
             for target in TRITON_TARGETS:
+                source, options = caught(launch, target[1])
                 try:
                     compiled = triton.compile(source, target=GPUTarget(*target), options=options)
                 except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
@@ -273,8 +167,7 @@ def amd_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Report
         return int(re.search(rf"\.{key}:\s*(\d+)", text).group(1))  # type: ignore[union-attr]
 
     spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
-    shared = number("group_segment_fixed_size")
-    return Report(target[1], name, number("vgpr_count"), shared, spilled)
+    return Report(target[1], name, number("vgpr_count"), compiled.metadata.shared, spilled)
 
 
 # --- CUDA ---------------------------------------------------------------------------------------

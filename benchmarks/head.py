@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import baselines
+import cross_entropy
 import torch
 import torch.nn.functional as F
 from cases import Call, Case, Contender, Field, ours, static
 from original import Original
 from settings import DTYPES, Settings
-from torch import Tensor, nn
+from torch import Tensor
 
 import sedd_fast as sf
 
@@ -130,26 +131,15 @@ def gradient(field: Field, p: HeadProblem, eager_too: bool) -> tuple[Contender, 
 
     found = field.others(by(eager), by(plain), None, None) if eager_too else []
     found += ours(field.settings, ", dense", by(dense))
-    found += ours(field.settings, ", fused", fused("sum"))
-    found += ours(field.settings, ", fused, none", fused("none"))
-    return (*found, *cross_entropy(p))
+    found += ours(field.settings, ", fused", fused("sum"), head=True)
+    found += ours(field.settings, ", fused, none", fused("none"), head=True)
+    return (*found, *yardsticks(p))
 
 
-def cross_entropy(p: HeadProblem) -> tuple[Contender, ...]:
-    """torch's own fused linear cross-entropy of the touched rows: another loss, a yardstick."""
-    options = getattr(nn, "LinearCrossEntropyOptions", None)
-    if options is None:  # before torch 2.13
-        return ()
-    hidden = p.touched().requires_grad_()
+def yardsticks(p: HeadProblem) -> tuple[Contender, ...]:
+    """Linear cross-entropies of the touched rows: another loss, a yardstick."""
     target = p.x_0[p.x_t == p.graph.mask_index]
-
-    def run() -> object:
-        loss = F.linear_cross_entropy(
-            hidden, p.weight, target, linear_bias=p.bias, options=options()
-        )
-        return torch.autograd.grad(loss, (hidden, p.weight, p.bias))
-
-    return (Contender("torch linear_cross_entropy", "yardstick", run),)
+    return cross_entropy.contenders(p.touched().requires_grad_(), p.weight, p.bias, target)
 
 
 def step(field: Field, p: HeadProblem, eager_too: bool) -> tuple[Contender, ...]:
@@ -173,7 +163,7 @@ def step(field: Field, p: HeadProblem, eager_too: bool) -> tuple[Contender, ...]
 
     found = field.others(by(eager), by(plain), None, None) if eager_too else []
     found += ours(field.settings, ", dense", by(dense))
-    return tuple(found + ours(field.settings, ", fused", fused))
+    return tuple(found + ours(field.settings, ", fused", fused, head=True))
 
 
 def products(p: HeadProblem, gradients: bool) -> dict[str, Call]:

@@ -53,27 +53,24 @@ def main() -> int:
 
 
 def benchmark(name: str) -> int:
-    """The figures of every operation, and the sweeps: 0, or the first exit status that is not."""
+    """The figures of every operation, the sweeps, the largest batch: 0, or the first exit status
+    that is not.
+    """
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
     statuses = []
     for suite, seconds, stem in (("ops,head", "4", name), ("sweep", "1", f"{name}-sweep")):
         files = ("--json", str(folder / f"{stem}.json"), "--plot", str(folder / f"{stem}.png"))
-        settings = ("--device", "cuda", "--suite", suite, "--seconds", seconds, *backends())
+        settings = ("--device", "cuda", "--suite", suite, "--seconds", seconds)
         command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), *settings, *files]
         statuses.append(subprocess.run(command, cwd=ROOT, check=False).returncode)
-    return next(filter(None, statuses), 0)
-
-
-def backends() -> tuple[str, ...]:
-    """--backend for each of ours that runs here."""
-    code = (
-        "from sedd_fast.backends import registry as r;"
-        "print(*(b for b in ('triton', 'cuda') if r.unavailable(b, 'cuda') is None))"
+    batches = (
+        str(ROOT / "benchmarks" / "largest_batch.py"),
+        "--json",
+        f"{folder / name}-batch.json",
     )
-    command = [sys.executable, "-c", code]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return tuple(part for name in found.stdout.split() for part in ("--backend", name))
+    statuses.append(subprocess.run([sys.executable, *batches], cwd=ROOT, check=False).returncode)
+    return next(filter(None, statuses), 0)
 
 
 def result_name(device: str) -> str:

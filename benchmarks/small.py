@@ -105,7 +105,7 @@ def gradients(settings: Settings, s: Small, dtype: str) -> list[Contender]:
             loss = s.model(s.x_t, s.sigma, s.x_0, s.weight, "sum")
         loss.backward()
 
-    return ours(settings, ", dense", dense) + ours(settings, ", fused head", fused)
+    return ours(settings, ", dense", dense) + ours(settings, ", fused head", fused, head=True)
 
 
 def eager_sampling(s: Small, steps: int) -> Call:
@@ -135,7 +135,9 @@ def sampling(settings: Settings, s: Small, dtype: str) -> list[Contender]:
         return run
 
     dense = ours_on(lambda x, sigma: model(x, sigma))
-    return ours(settings, ", dense", dense) + ours(settings, ", fused head", ours_on(model))
+    return ours(settings, ", dense", dense) + ours(
+        settings, ", fused head", ours_on(model), head=True
+    )
 
 
 class Products:

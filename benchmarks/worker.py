@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import compiled
+import cross_entropy
 import torch
 from cases import Call, Case, Contender, backends, op_cases
 from head import head_cases
@@ -73,6 +74,8 @@ def settings_of(args: argparse.Namespace, remarks: list[str]) -> Settings:
     reason = None if args.no_compile else compiled.why_unavailable(torch.device(args.device))
     if reason:
         remarks.append(f"torch.compile is left out, it cannot compile here: {reason}")
+    if "head" in args.suite:
+        remarks += cross_entropy.missing(args.device)
     tiny: dict[str, Any] = {}
     if args.quick:
         tiny = {"hidden_size": 32, "n_blocks": 1, "steps": 2, "head_positions": (32, 64)}

@@ -159,7 +159,7 @@ def training(field: Field, device: torch.device, dtype: str) -> Case:
     )
     found += ours(settings, ", autograd", lambda: run.by_autograd(our_noise, dense))
     found += ours(settings, ", one pass", run.one_pass)
-    found += ours(settings, ", fused head", run.fused)
+    found += ours(settings, ", fused head", run.fused, head=True)
     grad = torch.full((*shape, graph.dim), 1e-9, device=device)
     return Case(
         "train",
@@ -209,7 +209,7 @@ def sampling(field: Field, device: torch.device, dtype: str) -> Case:
 
     found = field.others(walk(eager), walk(plain), walk(rewritten), walk(original))
     found += ours(settings, "", ours_on(scores))
-    found += ours(settings, ", fused head", ours_on(model))
+    found += ours(settings, ", fused head", ours_on(model), head=True)
     return Case(
         "sample",
         f"sampling run, {steps} + 1 steps",

@@ -83,28 +83,40 @@ def _chunk_sums(
 
 
 @triton.jit
-def _draw(
-    log_score, offset, stride, head, dim, x_t, law, sums, u1,
-    SHAPED: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """The first state at which the running sum of weights, in natural order, passes u1 * total."""
-    index = tl.arange(0, CHUNKS)
+def chosen_chunk(sums, u1):
+    """The chunk in which the running sum of weights passes u1 * total, and how far into it."""
+    index = tl.arange(0, sums.shape[0])
     running = tl.cumsum(sums, 0)
     target = u1 * tl.sum(sums, 0)
     last = tl.max(tl.where(sums > 0.0, index, 0), 0)
     chosen = tl.minimum(tl.sum((running <= target).to(tl.int32), 0), last)
     before = tl.sum(tl.where(index < chosen, sums, 0.0), 0)
     chunk = tl.sum(tl.where(index == chosen, sums, 0.0), 0)
-    share = (target - before) / tl.where(chunk > 0.0, chunk, 1.0)
+    return chosen, (target - before) / tl.where(chunk > 0.0, chunk, 1.0)
+
+
+@triton.jit
+def chosen_state(w, share):
+    """The first of the weights at which their running sum passes ``share`` of their sum."""
+    # Rounding may leave the share past the end: the last state that has weight then.
+    last_state = tl.max(tl.where(w > 0.0, tl.arange(0, w.shape[0]), 0), 0)
+    w = w.to(tl.float64)
+    # Against the sum of these very weights: the one that chose the chunk was formed in float32.
+    passed = tl.sum((tl.cumsum(w, 0) <= share * tl.sum(w, 0)).to(tl.int32), 0)
+    return tl.minimum(passed, last_state)
+
+
+@triton.jit
+def _draw(
+    log_score, offset, stride, head, dim, x_t, law, sums, u1,
+    SHAPED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first state at which the running sum of weights, in natural order, passes u1 * total."""
+    chosen, share = chosen_chunk(sums, u1)
     begin = tl.where(chosen == 0, 0, head + (chosen - 1) * BLOCK)
     end = tl.where(chosen == 0, head, dim)
     w = _chunk(log_score, offset, stride, begin, end, x_t, law, SHAPED, True, BLOCK)
-    # Rounding may leave the target past the chunk's end: its last state that has weight then.
-    last_state = tl.max(tl.where(w > 0.0, tl.arange(0, BLOCK), 0), 0)
-    w = w.to(tl.float64)
-    # Against the sum of these very weights: the first one was formed in float32.
-    passed = tl.sum((tl.cumsum(w, 0) <= share * tl.sum(w, 0)).to(tl.int32), 0)
-    return begin + tl.minimum(passed, last_state)
+    return begin + chosen_state(w, share)
 
 
 @triton.jit
@@ -249,10 +261,21 @@ def _step(
         u1 = tl.load(u + 2 * row + 1)
         drawn = _draw(
             log_score, offset, stride, head, dim, state, (shift, beta, coldness, least), sums, u1,
-            SHAPED, BLOCK, CHUNKS,
+            SHAPED, BLOCK,
         )  # fmt: skip
         tl.store(x_s + row, drawn.to(tl.int64))
     return good
+
+
+@triton.jit
+def may_move(now, noise, step, u0, u1, dim, vocab, ABSORBING: tl.constexpr):
+    """Whether noise touched the token, and nothing that the law is made of is out of range."""
+    valid = (noise > 0) & (noise < float("inf")) & (step >= 0) & (step < float("inf"))
+    valid = valid & (now >= 0) & (now < dim)
+    valid = valid & (u0 >= 0) & (u0 < 1) & (u1 >= 0) & (u1 < 1)
+    if ABSORBING:
+        valid = valid & (now == vocab)
+    return valid
 
 
 @triton.jit(do_not_specialize=["length", "dim", "vocab", "stride_b", "stride_l", "stride_y"])
@@ -268,13 +291,8 @@ def _reverse_step(
     now = tl.load(x_t + row)
     noise, step = tl.load(sigma + b), tl.load(dsigma + b)
     u0, u1 = tl.load(u + 2 * row), tl.load(u + 2 * row + 1)
-    valid = (noise > 0) & (noise < float("inf")) & (step >= 0) & (step < float("inf"))
-    valid = valid & (now >= 0) & (now < dim)
-    valid = valid & (u0 >= 0) & (u0 < 1) & (u1 >= 0) & (u1 < 1)
-    if ABSORBING:
-        valid = valid & (now == vocab)
     tl.store(x_s + row, now)
-    if valid:
+    if may_move(now, noise, step, u0, u1, dim, vocab, ABSORBING):
         state = now.to(tl.int32)  # compared with every state: 32 bits are half the instructions
         offset = b * stride_b + i * stride_l
         head = dim * 0

@@ -24,6 +24,9 @@ import baselines  # noqa: E402
 import cases  # noqa: E402
 import choices  # noqa: E402
 import compiled  # noqa: E402
+import cross_entropy  # noqa: E402
+import head  # noqa: E402
+import largest_batch  # noqa: E402
 import measuring  # noqa: E402
 import report  # noqa: E402
 import settings  # noqa: E402
@@ -312,6 +315,73 @@ def test_choices_of_a_sweep():
     assert found == [((9, 0), "reverse_step", "absorbing", "bfloat16", 201, 3200, "cuda")]
     with pytest.raises(SystemExit, match="not from a GPU"):
         choices.rows({"environment": {"capability": None}, "results": results})
+
+
+def test_choices_of_the_head():
+    """One measured head speaks for all, and a backend that is no device's own may win."""
+
+    def record(form: str, backend: str, ms: float) -> dict:
+        return {
+            "suite": "head", "operation": "head, loss + gradients", "dtype": "bf16",
+            "kind": "ours", "implementation": f"ours, {backend}, {form}", "at": 8192,
+            "regimes": {"cuda": {"median_ms": ms}},
+        }  # fmt: skip
+
+    times = {"fused": (2.0, 1.8), "fused, none": (2.0, 1.99), "dense": (9.0, 1.0)}
+    results = [
+        record(form, backend, ms)
+        for form, both in times.items()
+        for backend, ms in zip(("triton", "tiled"), both, strict=True)
+    ]
+    found = choices.rows({"environment": {"capability": [9, 0]}, "results": results})
+    op = "linear_score_entropy_with_grad"
+    assert found == [((9, 0), op, "absorbing", "bfloat16", 0, None, "tiled")]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5, 64, 99, 100, 101])
+def test_the_largest_batch_that_fits(limit):
+    tried: list[int] = []
+
+    def fits(batch: int) -> bool:
+        tried.append(batch)
+        return batch <= limit
+
+    assert largest_batch.largest(fits, most=100) == min(limit, 100)
+    assert len(tried) == len(set(tried)) <= 15
+
+
+def test_a_batch_that_runs_out_of_memory_does_not_fit():
+    config = sf.SEDDConfig(vocab_size=V, hidden_size=8, n_blocks=1, n_heads=1, length=4)
+    model = sf.SEDD(config)
+
+    def step(run) -> None:
+        largest_batch.fused(run)
+        largest_batch.dense(run)
+        if len(run.x_0) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    fits = largest_batch.fitting(model, 4, "bf16", step)
+    assert largest_batch.largest(fits, most=9) == 2
+
+
+def test_the_head_is_timed_on_backends_that_have_one():
+    chosen = settings.Settings(backends=("reference", "cuda", "tiled"), vocab_size=V)
+    assert cases.backends(chosen) == ("reference", "cuda", "tiled")
+    assert cases.backends(chosen, head=True) == ("reference", "tiled")
+
+
+def test_cross_entropies_agree():
+    """Those that run here, with the plain one; the others are named where a GPU is."""
+    problem = head.make_head(settings.Settings(vocab_size=V), 8, 6, torch.float32)
+    hidden, target = problem.touched().requires_grad_(), problem.x_0[problem.x_t == V]
+    operands = (hidden, problem.weight, problem.bias)
+    scores = torch.nn.functional.linear(*operands)
+    plain = torch.nn.functional.cross_entropy(scores, target)
+    expected = torch.autograd.grad(plain, operands)
+    for contender in cross_entropy.contenders(*operands, target):
+        torch.testing.assert_close(contender.run(), expected)
+    assert cross_entropy.missing("cpu") == []
+    assert all("pip install" in line for line in cross_entropy.missing("cuda"))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

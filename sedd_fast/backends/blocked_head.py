@@ -15,7 +15,6 @@ cross-entropy needs the logarithm of its sum first). The products are torch's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +30,7 @@ from sedd_fast.backends.inputs import Entropy
 ROW_BYTES = 4096 - 64
 #: Fewest states in a block on a GPU, where few large launches are better, and what they are a
 #: multiple of.
-FEWEST, MULTIPLE = 1024, 64
+FEWEST, MULTIPLE = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,29 @@ class Block:
     """The head's output for neighbouring states, but for its bias.
 
     Attributes:
-        scores: (R, n), what the product gave; a kernel may put the gradient there.
-        wide: (R, n) float32 that takes the gradient instead, or None.
+        hidden: (R, H), the rows, in the dtype of the product.
+        weight: (n, H), in that dtype too.
         bias: (n,) float32 or wider, contiguous.
         first: the state of column 0.
-        again: forms the scores of some rows, given by index, once more.
+        scores: (R, n) for the product, where a kernel may put the gradient; empty where the kernel
+            keeps neither.
+        wide: (R, n) float32 that takes the gradient instead, or None.
     """
 
-    scores: Tensor
-    wide: Tensor | None
+    hidden: Tensor
+    weight: Tensor
     bias: Tensor
     first: int
-    again: Callable[[Tensor], Tensor]
+    scores: Tensor
+    wide: Tensor | None
+
+    def product(self) -> Tensor:
+        """Form the scores in their place."""
+        return torch.mm(self.hidden, self.weight.T, out=self.scores)
+
+    def again(self, which: Tensor) -> Tensor:
+        """The scores of some rows, given by index, once more."""
+        return torch.mm(self.hidden[which], self.weight.T)
 
     @property
     def gradient(self) -> Tensor:
@@ -59,15 +69,25 @@ class Block:
 
 
 class Kernel(Protocol):
-    """What a backend brings along."""
+    """What a backend brings along.
+
+    Attributes:
+        in_place: whether it forms the scores in memory, for the gradient to replace them; else only
+            the gradient is kept.
+    """
+
+    in_place: bool
+
+    def beside(self, dtype: torch.dtype, gradient: bool) -> float:
+        """Bytes of workspace of its own that a score costs, for operands of that dtype."""
 
     def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
         """Uninitialised memory on the device of ``like``."""
 
     def visit(self, block: Block, rows: EntropyRows) -> Tensor | None:
-        """Add a block to the sums of its rows.
+        """Form a block's scores and add them to the sums of its rows.
 
-        Where they have a gradient, form it and return its sums over the rows, (n,).
+        Where these have a gradient, form it and return its sums over the rows, (n,).
         """
 
 
@@ -99,6 +119,9 @@ class _Run:
     ) -> None:
         self.linear, self.entropy, self.lift = linear, entropy, lift
         self.needs, self.kernel = needs, kernel
+        # A gradient in float16 would lose what a loss scaler has yet to lift.
+        self.wide = lift is not None and linear.dtype == torch.float16
+        self.keeps = kernel.in_place or (lift is not None and not self.wide)
         self.rows = linear.read(entropy)
         self.states, self.chunk = self._plan()
         self.sum_dtype = torch.promote_types(linear.dtype, torch.float32)
@@ -112,16 +135,16 @@ class _Run:
 
         A row costs its hidden state, the accumulator of its gradient and its part of a block.
         """
-        item = self.linear.dtype.itemsize
-        wide = 4 if self.linear.dtype == torch.float16 else 0
-        width = self.linear.hidden.shape[-1]
-        fixed = width * (item + self.needs.hidden * max(item, 4) + wide)
+        item, wide = self.linear.dtype.itemsize, 4 * self.wide
+        fixed = self.linear.hidden.shape[-1] * (item + self.needs.hidden * max(item, 4) + wide)
+        beside = self.kernel.beside(self.linear.dtype, self.lift is not None)
+        score = self.keeps * item + wide + beside
         room, count = self.linear.workspace, max(1, len(self.rows))
         states = ROW_BYTES // item
         if self.linear.hidden.is_cuda:
-            states = max(FEWEST, (room // count - fixed) // (item + wide) // MULTIPLE * MULTIPLE)
+            states = max(FEWEST, int((room // count - fixed) / score) // MULTIPLE * MULTIPLE)
         states = min(states, self.entropy.vocab_size)
-        return states, max(1, min(room // (fixed + states * (item + wide)), count))
+        return states, max(1, min(int(room / (fixed + states * score)), count))
 
     def _allocate(self) -> Gradients:
         linear, needs = self.linear, self.needs
@@ -160,9 +183,9 @@ class _Run:
     def _chunk(self, terms: EntropyRows, h: Tensor, first: bool) -> Tensor | None:
         """All of the vocabulary for some rows h (R, H): the gradient of h."""
         count, dtype = len(h), self.linear.dtype
-        scores = self.kernel.empty((count * self.states,), h, dtype)
+        scores = self.kernel.empty((self.keeps * count * self.states,), h, dtype)
         wide = None
-        if terms.gradient is not None and dtype == torch.float16:
+        if self.wide:
             wide = self.kernel.empty((count * self.states,), h, torch.float32)
         total = h.new_zeros(h.shape, dtype=self.sum_dtype) if self.needs.hidden else None
         for begin in range(0, self.entropy.vocab_size, self.states):
@@ -177,10 +200,11 @@ class _Run:
         return total
 
     def _block(self, h: Tensor, w: Tensor, at: slice, scores: Tensor, wide: Tensor | None) -> Block:
-        f = scores[: len(h) * len(w)].view(len(h), len(w))
-        torch.mm(h, w.T, out=f)
-        into = None if wide is None else wide[: f.numel()].view_as(f)
-        return Block(f, into, self.bias[at], at.start, lambda which: torch.mm(h[which], w.T))
+        shape = len(h), len(w)
+        if self.keeps:
+            scores = scores[: len(h) * len(w)].view(shape)
+        into = None if wide is None else wide[: len(h) * len(w)].view(shape)
+        return Block(h, w, self.bias[at], at.start, scores, into)
 
     def _products(
         self, g: Tensor, h: Tensor, w: Tensor, at: slice, total: Tensor | None, first: bool

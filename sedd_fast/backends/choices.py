@@ -2,7 +2,7 @@
 
 The registry asks here first and falls back to its own order. Rows come from the benchmark:
 
-    python benchmarks/run.py --device cuda --suite sweep --json sweep.json
+    python benchmarks/run.py --device cuda --suite sweep,head --json sweep.json
     python benchmarks/choices.py sweep.json      # prints the rows to put into MEASURED
 
 Only a backend that beats the registry's first by more than the noise of a run gets a row.
@@ -39,7 +39,8 @@ def measured(op: str, graph: str, like: Tensor) -> str | None:
     Args:
         op: the operation's name.
         graph: "absorbing" or "uniform".
-        like: its first tensor: log scores (B, L, dim), or tokens.
+        like: its first tensor: log scores (B, L, dim), hidden states (B, L, H), whose width then
+            stands for the states, or tokens.
     """
     if not like.is_cuda or not MEASURED:
         return None

@@ -22,11 +22,13 @@ def launching(op: str, tensor: Tensor, *errors: type[Exception]) -> Iterator[Non
         errors: what a failed launch may raise besides RuntimeError.
 
     Raises:
-        RuntimeError: the launch failed.
+        RuntimeError: the launch failed; torch.OutOfMemoryError passes through.
     """
     failures: tuple[type[Exception], ...] = (RuntimeError, *errors)
     try:
         with on(tensor):
             yield
+    except torch.OutOfMemoryError:
+        raise
     except failures as error:
         raise RuntimeError(f"{op} on {tensor.device} could not be launched: {error}") from error

@@ -34,7 +34,7 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
     "cuda": ("triton", "cuda", "reference"),
 }
 #: Every backend by name; a position in this tuple is the code that a forward hands its backward.
-BACKENDS: tuple[str, ...] = ("reference", "cpp", "triton", "cuda")
+BACKENDS: tuple[str, ...] = ("reference", "cpp", "triton", "cuda", "tiled")
 
 _requested: ContextVar[str | None] = ContextVar("sedd_fast_backend", default=None)
 

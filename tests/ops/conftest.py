@@ -17,12 +17,15 @@ HALF = (
     "test_truth_at_odd_vocabularies",
     "test_law_at_odd_vocabularies",
     "test_dtypes_of_the_results",
+    "test_truth_over_several_blocks",
+    "test_half_dtypes_draw_nearly_the_same_tokens",
 )
 
 #: Tests of heads that a kernel can fail by itself: they run in the interpreter, with these values.
 HEADS = (
     "test_truth_at_every_noise_level",
     "test_truth_at_odd_vocabularies",
+    "test_truth_over_several_blocks",
     "test_a_small_workspace_changes_nothing",
     "test_rows_without_loss_are_never_read",
     "test_nan_in_a_hidden_state",
@@ -32,16 +35,17 @@ HEADS = (
     "test_given_rows_change_nothing",
     "test_autocast",
     "test_same_u_same_tokens",
+    "test_half_dtypes_draw_nearly_the_same_tokens",
     "test_given_rows",
     "test_unmasked_tokens_stay_and_are_never_read",
 )
 FEW = {
-    "dtype": (torch.float32,),
+    "dtype": (torch.float32, torch.float16),
     "reduction": ("none", "mean"),
     "vocabulary": (2, 513, 17),
     "workspace": (1, None),
     "sigma": (1e-5,),
-    "method": ("analytic",),
+    "method": ("analytic", "euler"),
     "kind": ("scaled", "uniform"),
     "shape": ((0, 4),),
 }
@@ -78,7 +82,7 @@ def _interpreted(request: pytest.FixtureRequest) -> bool:
     return known and all(given.get(name, some[0]) in some for name, some in FEW.items())
 
 
-@pytest.fixture(params=gpu_backends(), ids=str)
+@pytest.fixture(params=gpu_backends("triton", "cuda"), ids=str)
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """Each backend of GPUs in turn, in force while the test runs, and no value checked beforehand.
 
@@ -96,15 +100,21 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @contextlib.contextmanager
 def small_blocks(backend: Backend) -> Iterator[None]:
-    """In the interpreter, blocks of 128 states: small shapes then have the edges of big ones."""
+    """In the interpreter, blocks of 128 states and tiles of 8 x 64.
+
+    Small shapes then have the edges of big ones.
+    """
     if not backend.interpreted:
         yield
         return
-    from sedd_fast.kernels import settings
+    from sedd_fast.kernels import settings, tiled_reverse_step, tiles
 
     small = (1100, settings.Settings(128, 1)), (float("inf"), settings.Settings(2048, 8))
+    tile = tiles.Tile(rows=8, states=64, depth=16, warps=1, stages=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "TABLE", dict.fromkeys(settings.TABLE, small))
+        patch.setattr(tiles, "TABLE", dict.fromkeys(tiles.TABLE, tile))
+        patch.setattr(tiled_reverse_step, "GROUP", 32)
         yield
 
 

@@ -10,14 +10,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
-from op_cases import Inputs, make_inputs, naive_score_entropy, worst
+from op_cases import HEAD_BACKENDS, Inputs, make_inputs, naive_score_entropy, worst
 from torch import Tensor
 
 import sedd_fast as sf
 from sedd_fast.backends.coefficients import log_expm1
 
+#: For tests of the operations on a linear head: on every backend that has them.
+on_heads = [
+    pytest.mark.usefixtures("has_heads"),
+    pytest.mark.parametrize("backend", HEAD_BACKENDS, ids=str, indirect=True),
+]
 #: (graph, scale_by_sigma): all that is defined.
 HEADS = ((sf.Absorbing(11), True), (sf.Absorbing(11), False), (sf.Uniform(11), False))
 #: Of the sum of the absolute terms: rounding of the head's output, of the gradient of it, and of

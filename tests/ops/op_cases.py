@@ -34,7 +34,7 @@ class Backend:
     @property
     def interpreted(self) -> bool:
         """Whether its kernels run in Triton's interpreter: milliseconds a position."""
-        return self.name == "triton" and self.device == "cpu"
+        return self.name in ("triton", "tiled") and self.device == "cpu"
 
     @property
     def raises(self) -> bool:
@@ -66,19 +66,20 @@ def backends() -> list[Any]:
     found: list[Any] = [Backend("reference", "cpu"), Backend("cpp", "cpu")]
     if torch.cuda.is_available():
         found.append(pytest.param(Backend("reference", "cuda"), marks=pytest.mark.gpu))
-    return [*found, *gpu_backends()]
+    return [*found, *gpu_backends("triton", "cuda")]
 
 
-def gpu_backends() -> list[Any]:
-    """The GPU kernels: on a GPU where there is one (marked gpu), else in the interpreter."""
+def gpu_backends(*names: str) -> list[Any]:
+    """GPU kernels: on a GPU where there is one (marked gpu), else Triton's in the interpreter."""
     if not torch.cuda.is_available():
-        return [Backend("triton", "cpu")]
-    found = (Backend(name, "cuda") for name in ("triton", "cuda"))
-    return [pytest.param(each, marks=pytest.mark.gpu) for each in found]
+        return [Backend(name, "cpu") for name in names if name != "cuda"]
+    return [pytest.param(Backend(name, "cuda"), marks=pytest.mark.gpu) for name in names]
 
 
 #: A new backend is added to these, and every conformance test runs on it.
 BACKENDS = backends()
+#: Those that the operations on a linear head are tested on: "tiled" has no others of its own.
+HEAD_BACKENDS = [*BACKENDS, *gpu_backends("tiled")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 METHODS = ("analytic", "euler", "denoise")
 GRAPHS = (sf.Absorbing(11), sf.Uniform(11))

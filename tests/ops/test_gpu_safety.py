@@ -28,6 +28,7 @@ from op_cases import (
 
 import sedd_fast as sf
 from sedd_fast.backends import registry
+from sedd_fast.backends.gpu import launching
 
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 FAR = 2**62
@@ -148,6 +149,12 @@ def test_a_failed_triton_launch_names_the_operation(gpu: Backend, monkeypatch):
         op = kernel.__name__.rpartition(".")[2]
         with pytest.raises(RuntimeError, match=f"{op} on .* could not be launched: .*invalid"):
             call()
+
+
+def test_out_of_memory_stays_what_it_is():
+    """Whoever tries a smaller batch then catches torch's own error."""
+    with pytest.raises(torch.OutOfMemoryError), launching("score_entropy", torch.zeros(1)):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.mark.gpu

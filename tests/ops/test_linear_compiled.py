@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from head_cases import HEADS, Head, make_head
+from head_cases import HEADS, Head, make_head, on_heads
 from op_cases import METHODS, Backend, graph_id
 from torch import Tensor
 
 import sedd_fast as sf
 from sedd_fast.backends import registry
 
-pytestmark = pytest.mark.usefixtures("has_heads")
+pytestmark = on_heads
 OPS = torch.ops.sedd_fast
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 #: For what is slow to compile: a graph whose rows are compacted, and one whose are not.

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_cases import HEADS, Head, make_head
+from head_cases import HEADS, Head, make_head, on_heads
 from op_cases import METHODS, Backend, assert_inverse_cdf, graph_id
 from scipy.stats import chi2
 from torch import Tensor
 
 import sedd_fast as sf
 
-pytestmark = pytest.mark.usefixtures("has_heads")
+pytestmark = on_heads
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 by_method = pytest.mark.parametrize("method", METHODS)
 #: Euler's step keeps below 1, and the analytic one leaves something to draw.
@@ -54,7 +54,7 @@ def test_same_u_same_tokens(backend: Backend, graph, scaled, method, dtype, voca
 @by_head
 def test_half_dtypes_draw_nearly_the_same_tokens(backend: Backend, graph, scaled, method, dtype):
     """At least 98 in a hundred as without fusing, and as many as that the ones of float64."""
-    shape = (4, backend.some(800, 100))
+    shape = (4, backend.some(800, 50))
     head = make_head(type(graph)(200), scaled, dtype, shape, width=32, device=backend.device)
     head = quiet(head) if method == "euler" else head
     touched = sf.touched_rows(head.inputs.x_t, head.inputs.graph).index

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_cases import HEADS, Head, assert_close_to_truth, make_head, run
+from head_cases import HEADS, Head, assert_close_to_truth, make_head, on_heads, run
 from op_cases import DTYPES, Backend, graph_id
 from torch import Tensor
 
@@ -14,7 +14,7 @@ import sedd_fast as sf
 
 SIGMAS = (1e-5, 0.05, 1.0, 20.0)
 REDUCTIONS = ("none", "sum", "mean")
-pytestmark = pytest.mark.usefixtures("has_heads")
+pytestmark = on_heads
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from head_cases import HEADS, Results, make_head, naive, run
+from head_cases import HEADS, Results, make_head, naive, on_heads, run
 from op_cases import Backend, graph_id
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +17,7 @@ import sedd_fast as sf
 from sedd_fast.backends import registry
 
 REDUCTIONS = ("none", "sum", "mean")
-pytestmark = pytest.mark.usefixtures("has_heads")
+pytestmark = on_heads
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 by_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 

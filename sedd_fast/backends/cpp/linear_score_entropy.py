@@ -38,6 +38,12 @@ def _public(loss: Tensor, linear: Linear) -> Tensor:
 class Blocks:
     """The kernel of one run over the vocabulary."""
 
+    in_place = True
+
+    def beside(self, dtype: torch.dtype, gradient: bool) -> float:
+        """Nothing."""
+        return 0.0
+
     def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
         """Memory in large pages."""
         memory = torch.empty(shape, dtype=dtype)
@@ -46,6 +52,7 @@ class Blocks:
 
     def visit(self, block: Block, rows: EntropyRows) -> Tensor | None:
         """Add a block to the sums of its rows; those that overflow float32 again, in double."""
+        block.product()
         columns = None if rows.gradient is None else torch.zeros_like(block.bias)
         overflowed = _visit(block, rows, columns, exact=False)
         if overflowed is None:

@@ -35,6 +35,12 @@ def linear_score_entropy_with_grad(
 class Blocks:
     """The kernel of one run over the vocabulary."""
 
+    in_place = True
+
+    def beside(self, dtype: torch.dtype, gradient: bool) -> float:
+        """Nothing."""
+        return 0.0
+
     def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
         """From torch's caching allocator."""
         return torch.empty(shape, dtype=dtype, device=like.device)
@@ -45,37 +51,38 @@ class Blocks:
 
         from sedd_fast.kernels import linear_score_entropy as kernel
 
-        a = _scale(rows)  # 0 where the row has no loss: ln 0, and nothing is added
         if block.first == 0:
-            self._log_a = a.log().float()
-            self._gradient = self._factors(rows)
-            self._sum = torch.zeros_like(a)
+            self._coefficients = coefficients(rows)
+            self._sum = torch.zeros_like(rows.sum_exp)
         gradient = None if rows.gradient is None else block.gradient
         with launching("linear_score_entropy", block.scores, triton.TritonError):
             kernel.launch(
-                block.scores,
+                block.product(),
                 block.bias,
                 gradient,
                 (rows.x_t, rows.x_0),
-                (self._log_a, *self._gradient),
+                self._coefficients,
                 (self._sum, rows.sum_log, rows.f_x_0),
                 block.first,
             )
+        a = scale(rows)
         rows.sum_exp = torch.where(a > 0, self._sum / a, 0)
         return None if gradient is None else gradient.sum(0, dtype=block.bias.dtype)
 
-    def _factors(self, rows: EntropyRows) -> tuple[Tensor, Tensor, Tensor]:
-        """Of what the sums are made of, and the subtrahends, float32."""
-        a = _scale(rows)
-        if rows.gradient is None:
-            return (self._log_a,) * 3
-        ga, gb, gc = rows.gradient
-        return torch.where(a > 0, ga / a, 0).float(), gb.float(), gc.float()
+
+def coefficients(rows: EntropyRows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(R,) float32: ln a, the gradient's factor of a * exp(f), and its subtrahends."""
+    a = scale(rows)  # 0 where the row has no loss: ln 0, and nothing is added
+    log_a = a.log().float()
+    if rows.gradient is None:
+        return (log_a,) * 4
+    ga, gb, gc = rows.gradient
+    return log_a, torch.where(a > 0, ga / a, 0).float(), gb.float(), gc.float()
 
 
-def _scale(rows: EntropyRows) -> Tensor:
-    """(R,) float64, what exp(f) is multiplied by before it is rounded to float32.
+def scale(rows: EntropyRows) -> Tensor:
+    """(R,) float64, what exp(f) is multiplied by before it is rounded to float32, 0 in bad rows.
 
     With the weight in it, that overflows only where the weighted loss does.
     """
-    return rows.terms.a * rows.weight.abs()
+    return torch.where(rows.valid, rows.terms.a * rows.weight.abs(), 0)

@@ -1,0 +1,171 @@
+"""Every way in which the Triton kernels are launched, on tensors without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GRAPHS = ("absorbing", "uniform")
+METHODS = ("analytic", "euler", "denoise")
+BATCH, LENGTH = 8, 1024
+
+
+def launches_of(dtype: torch.dtype, vocab: int, transition: bool) -> Iterator[Launch]:
+    """All kernels on scores or operands of that dtype; ``transition``: noising too."""
+    yield from entropy_launches(dtype, vocab)
+    yield from reverse_launches(dtype, vocab)
+    yield from head_launches(dtype)
+    yield from sums_launches(dtype, vocab)
+    yield from tile_launches(dtype, vocab)
+    if transition:
+        yield from transition_launches(vocab)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One way in which the backend launches a kernel; ``run()`` does it, on meta tensors."""
+
+    name: str
+    kernel: Any  # triton.JITFunction
+    run: Callable[[], None]
+
+
+def scores(dim: int, dtype: torch.dtype, layout: str = "") -> Tensor:
+    """(B, L, dim) without memory: contiguous, rows "padded" to 16 bytes, or states "strided"."""
+    step = 2 if layout == "strided" else 1
+    row = -(-dim // 8) * 8 if layout == "padded" else dim * step
+    strides = (LENGTH * row, row, step)
+    return torch.empty_strided((BATCH, LENGTH, dim), strides, dtype=dtype, device="meta")
+
+
+def small(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape or (BATCH, LENGTH), dtype=dtype, device="meta")
+
+
+def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The loss, the backward, and both in one pass."""
+    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.kernels import score_entropy as op
+
+    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
+    weight, loss, wide = small(torch.float64), small(torch.float32), gradient_dtype(dtype)
+    for graph in GRAPHS:
+        dim = vocab + (graph == "absorbing")
+        # The gradient of padded scores is dense all the same.
+        for form in ("loss", "loss strided", "backward", "with_grad", "with_grad padded"):
+            kind, _, layout = form.partition(" ")
+            grad = {"backward": dtype, "with_grad": wide}.get(kind)
+            arguments = (
+                scores(dim, dtype, layout), sigma, tokens, tokens, weight,
+                weight if kind == "backward" else None,
+                None if kind == "backward" else loss,
+                grad and scores(dim, grad), 1.0, graph, vocab,
+            )  # fmt: skip
+            yield Launch(
+                f"score_entropy {graph} {form}",
+                op._score_entropy,
+                lambda a=arguments: op.launch(*a),
+            )
+
+
+def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """Every method of both graphs."""
+    from sedd_fast.kernels import reverse_step as op
+
+    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
+    u = small(torch.float64, BATCH, LENGTH, 2)
+    for graph in GRAPHS:
+        dim = vocab + (graph == "absorbing")
+        for form in (*METHODS, "analytic strided"):
+            method, _, layout = form.partition(" ")
+            of = scores(dim, dtype, layout)
+            arguments = (of, tokens, sigma, sigma, u, tokens, graph, vocab, method)
+            for scaled in (False, True) if graph == "absorbing" else (False,):
+                name = f"reverse_step {graph} {form}{' scaled' * scaled}"
+                call = (*arguments, scaled)
+                yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
+            if form in ("analytic", "euler"):
+                name, call = f"reverse_step {graph} {form} top-p", (*arguments, False, 0.8, 0.9)
+                yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
+
+
+def sums_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The sums of every term over a row, and their gradient."""
+    from sedd_fast.kernels import row_sums as op
+
+    tokens, number, dim = small(torch.int64), small(torch.float64), vocab + 1
+    rows = (tokens, tokens, number, number)
+    for term in op.TERMS:
+        for form, upstream, last in (
+            ("sum", None, number),
+            ("backward", (number, number), scores(dim, dtype)),
+        ):
+            arguments = (scores(dim, dtype), rows, upstream, (number, last), term, vocab)
+            name = f"row_sums {term} {form}"
+            yield Launch(name, op._row_sums, lambda a=arguments: op.launch(*a))
+
+
+def head_launches(dtype: torch.dtype) -> Iterator[Launch]:
+    """A block of a head's output, with and without its gradient."""
+    from sedd_fast.kernels import linear_score_entropy as op
+
+    block, bias = small(dtype, 64, 4096), small(torch.float32, 4096)
+    tokens, terms = small(torch.int64, 64), (small(torch.float32, 64),) * 4
+    sums = (small(torch.float64, 64),) * 3
+    wide = small(torch.float32, 64, 4096) if dtype == torch.float16 else block
+    for form, gradient in (("loss", None), ("with_grad", wide)):
+        arguments = (block, bias, gradient, (tokens, tokens), terms, sums, 1024)
+        name = f"linear_score_entropy {form}"
+        yield Launch(name, op._linear_score_entropy, lambda a=arguments: op.launch(*a))
+
+
+def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The tile-fused head of SEDD-small: a block with and without gradient, a step, both graphs."""
+    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.kernels import tiled_reverse_step as step
+    from sedd_fast.kernels import tiled_score_entropy as entropy
+    from sedd_fast.kernels.tiles import Operands
+
+    rows, width, states = BATCH * LENGTH // 2, 768, 5376
+    hidden, live = small(dtype, rows, width), small(torch.int64, 1)
+    tokens, term = small(torch.int64, rows), small(torch.float32, rows)
+    terms = entropy.Terms(tokens, tokens, *(term,) * 4)
+    sums = small(torch.float32, 64, rows)
+    made = small(gradient_dtype(dtype), rows, states), small(torch.float32, 64, states)
+    block = Operands(hidden, small(dtype, states, width), small(torch.float32, states), live)
+    whole = Operands(hidden, small(dtype, vocab, width), small(torch.float32, vocab), live)
+    groups = step.Groups(*(small(torch.float32, -(-vocab // step.group_states(dtype)), rows),) * 2)
+    sigma, of = small(torch.float64, BATCH), small(torch.int64)
+    some = step.Step(tokens, of, sigma, sigma, small(torch.float64, BATCH, LENGTH, 2), of)
+    for uniform in (False, True):
+        graph = GRAPHS[uniform]
+        total = small(torch.float32, width) if uniform else None
+        numbers = (small(torch.float64, rows),) * 2
+        for name, kernel, launch, arguments in (
+            ("loss", entropy._tiled_score_entropy, entropy.launch,
+             (block, terms, sums, None, 5376, uniform)),
+            ("with_grad", entropy._tiled_score_entropy, entropy.launch,
+             (block, terms, sums, made, 5376, uniform)),
+            ("rows", entropy._row_scores, entropy.launch_rows, (whole, terms, total, numbers)),
+            ("step", step._group_sums, step.launch_sums, (whole, tokens, groups, 0, uniform)),
+            ("draw", step._draw, step.launch_draw,
+             (whole, some, groups, LENGTH, graph, "euler", not uniform)),
+        ):  # fmt: skip
+            yield Launch(f"tiled {graph} {name}", kernel, lambda f=launch, a=arguments: f(*a))
+
+
+def transition_launches(vocab: int) -> Iterator[Launch]:
+    """Noising, on both graphs."""
+    from sedd_fast.kernels import sample_transition as op
+
+    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
+    u = small(torch.float64, BATCH, LENGTH, 2)
+    for graph in GRAPHS:
+        arguments = (tokens, sigma, u, tokens, graph, vocab)
+        yield Launch(
+            f"sample_transition {graph}", op._sample_transition, lambda a=arguments: op.launch(*a)
+        )

@@ -1,0 +1,186 @@
+"""A reverse step from hidden states without the head's output: sums of groups of states, a draw.
+
+The first kernel forms tiles of the output and keeps of every group of neighbouring states its
+largest score and the sum of exp(f - largest): no sum overflows or vanishes. The second one, a
+program a row, adds these up, decides whether the token moves, chooses the group by the inverse CDF,
+and multiplies that group's weights again. Where the token stays nothing is formed twice.
+
+It draws from weights alpha * exp(f). The clamped law of the uniform graph, max(0, alpha * exp(f) +
+beta) with a beta that depends on the sum over the row, is no function of such sums.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sedd_fast.kernels import settings
+from sedd_fast.kernels.coefficients import output_scale, reverse_coefficients
+from sedd_fast.kernels.reverse_step import METHODS, chosen_chunk, chosen_state, may_move
+from sedd_fast.kernels.tiles import NO_SCORE, Operands, halves, origin, scores, tile
+
+#: States of a group: few, because all weights of the chosen one are read again.
+GROUP = 128
+DRAW_DEPTH = 64
+
+
+@triton.jit(do_not_specialize=["first"])
+def _group_sums(
+    hidden, weight, bias, live, x_t, largest, sums,
+    rows, states, width, stride_h, stride_w, stride_k, first,
+    UNIFORM: tl.constexpr, HALVINGS: tl.constexpr,
+    EVEN: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    ROWS: tl.constexpr, STATES: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    f = scores(
+        hidden, weight, bias, live, rows, states, width, stride_h, stride_w, stride_k,
+        EVEN, PRECISION, WIDEN, ROWS, STATES, DEPTH,
+    )  # fmt: skip
+    from_row, from_state = origin(rows, ROWS, STATES)
+    i = from_row + tl.arange(0, ROWS)
+    WIDTH: tl.constexpr = STATES >> HALVINGS
+    if UNIFORM:
+        now = tl.load(x_t + i, mask=i < rows, other=-1).to(tl.int32) - first - from_state
+    pieces = halves(f, HALVINGS)
+    for n in tl.static_range(len(pieces)):
+        piece = pieces[n]
+        if UNIFORM:
+            y = n * WIDTH + tl.arange(0, WIDTH)
+            piece = tl.where(y[None, :] == now[:, None], NO_SCORE, piece)
+        top = tl.maximum(tl.max(piece, 1), NO_SCORE)
+        total = tl.sum(tl.exp(piece - top[:, None]), 1)
+        at = (((first + from_state) // WIDTH + n) * rows + i).to(tl.int64)
+        if from_state + n * WIDTH < states:
+            tl.store(largest + at, top, mask=i < rows)
+            tl.store(sums + at, total, mask=i < rows)
+
+
+@triton.jit
+def _group(
+    row, weight, bias, begin, states, width, stride_w, stride_k,
+    GROUP: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """(GROUP,) float32: the scores of the states from ``begin`` on, once more."""
+    y = begin + tl.arange(0, GROUP)
+    at = tl.minimum(y, states - 1).to(tl.int64)[:, None] * stride_w
+    f = tl.zeros([GROUP], tl.float32)
+    for first in range(0, width, DEPTH):
+        k = first + tl.arange(0, DEPTH)
+        h = tl.load(row + k, mask=k < width, other=0.0)
+        w = tl.load(weight + at + k[None, :] * stride_k, mask=(k < width)[None, :], other=0.0)
+        f += tl.sum(w.to(h.dtype).to(tl.float32) * h.to(tl.float32)[None, :], 1)
+    return f + tl.load(bias + y, mask=y < states, other=NO_SCORE)
+
+
+@triton.jit(do_not_specialize=["length", "groups", "vocab"])
+def _draw(
+    hidden, weight, bias, index, x_t, sigma, dsigma, u, largest, sums, x_s,
+    rows, states, width, stride_h, stride_w, stride_k, length, groups, vocab,
+    ABSORBING: tl.constexpr, METHOD: tl.constexpr, SCALED: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    position = tl.load(index + row)
+    if position >= 0:
+        now, b = tl.load(x_t + position), position // length
+        noise, step = tl.load(sigma + b), tl.load(dsigma + b)
+        u0, u1 = tl.load(u + 2 * position), tl.load(u + 2 * position + 1)
+        dim = states
+        if ABSORBING:
+            dim = states + 1
+        if may_move(now, noise, step, u0, u1, dim, vocab, ABSORBING):
+            j = tl.arange(0, GROUPS)
+            top = tl.load(largest + j * rows + row, mask=j < groups, other=NO_SCORE)
+            part = tl.load(sums + j * rows + row, mask=j < groups, other=0.0)
+            shift = tl.maximum(tl.max(top, 0).to(tl.float64), -700.0)  # exp(700) is a float64
+            weights = part.to(tl.float64) * tl.exp(top.to(tl.float64) - shift)
+            total = tl.sum(weights, 0)
+            scale = tl.full((), 1.0, tl.float64)
+            if SCALED:
+                scale = output_scale(noise, vocab)
+            alpha, _, gamma = reverse_coefficients(
+                noise, step, total * scale, tl.exp(-shift), vocab, ABSORBING, METHOD
+            )
+            moving = alpha * scale * total
+            law = moving + tl.where(gamma > 0.0, gamma, 0.0)
+            drawable = (alpha > 0.0) & (law > 0.0) & (law < float("inf")) & (gamma == gamma)
+            if drawable & (u0 * law < moving):
+                chosen, share = chosen_chunk(weights, u1)
+                begin = chosen * GROUP
+                f = _group(
+                    hidden + row * stride_h, weight, bias, begin, states, width,
+                    stride_w, stride_k, GROUP, DEPTH,
+                )  # fmt: skip
+                f = tl.where(begin + tl.arange(0, GROUP) == now, NO_SCORE, f)
+                e = tl.exp(f - tl.max(f, 0))
+                tl.store(x_s + position, (begin + chosen_state(e, share)).to(tl.int64))
+
+
+class Groups(NamedTuple):
+    """(groups, R) float32, of every group of states and row: the largest score, and the sum of the
+    exponentials less that.
+    """
+
+    largest: Tensor
+    sums: Tensor
+
+
+class Step(NamedTuple):
+    """A step of some rows: their positions (R,), -1 for none; x_t (B, L), sigma and dsigma (B,),
+    u (B, L, 2), contiguous; x_s (B, L), which holds x_t and is written where a token moves.
+    """
+
+    rows: Tensor
+    x_t: Tensor
+    sigma: Tensor
+    dsigma: Tensor
+    u: Tensor
+    x_s: Tensor
+
+
+def group_states(dtype: torch.dtype) -> int:
+    """States of a group for operands of that dtype: GROUP, or a whole tile."""
+    return min(GROUP, tile(dtype).states)
+
+
+def launch_sums(operands: Operands, x_t: Tensor, groups: Groups, first: int, uniform: bool) -> None:
+    """Sums of the groups of a block of states.
+
+    Args:
+        x_t: (R,) int64, left out of its group for ``uniform``, else not read.
+        first: the state of the block's first, the first of a group.
+    """
+    if operands.grid() == (0,):
+        return
+    _group_sums[operands.grid()](
+        *operands.tensors(), x_t, *groups, *operands.numbers(), first,
+        UNIFORM=uniform, HALVINGS=operands.halvings(GROUP), **operands.options(),
+    )  # fmt: skip
+
+
+def launch_draw(
+    operands: Operands,
+    step: Step,
+    groups: Groups,
+    length: int,
+    graph: str,
+    method: str,
+    scale_by_sigma: bool,
+) -> None:
+    """Draw where a token moves; the weight is the whole one, in any dtype.
+
+    ``length``: positions of a sequence. ``scale_by_sigma``: f of log scores f - ln E - ln V.
+    """
+    if len(operands.hidden) == 0:
+        return
+    hidden, weight, bias, _ = operands
+    count = len(groups.sums)
+    _draw[(len(hidden),)](
+        hidden, weight, bias, *step[:-1], *groups, step.x_s,
+        *operands.numbers(), length, count, len(weight),
+        ABSORBING=graph == "absorbing", METHOD=METHODS[method].value, SCALED=scale_by_sigma,
+        GROUP=group_states(hidden.dtype), GROUPS=triton.next_power_of_2(count), DEPTH=DRAW_DEPTH,
+        num_warps=4, **settings.COMMON,
+    )  # fmt: skip

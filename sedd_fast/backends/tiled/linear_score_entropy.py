@@ -1,0 +1,99 @@
+"""Score entropy of a linear head on a GPU, its scores never stored: gradient in the epilogue.
+
+Blocks of the vocabulary as everywhere (``blocked_head``), but of a block only the gradient is kept,
+for the two products that it enters; a loss alone keeps nothing but sums.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sedd_fast.backends import blocked_head, values
+from sedd_fast.backends.blocked_head import Block
+from sedd_fast.backends.gpu import launching
+from sedd_fast.backends.head import EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.inputs import Entropy
+from sedd_fast.backends.triton.linear_score_entropy import Blocks, coefficients, scale
+
+#: Weights that are converted and added up at a time.
+STATES = 2048
+
+
+def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
+    """(B, L) float32 losses: one product of the touched rows."""
+    values.check(entropy)
+    loss = blocked_head.losses(linear, entropy, Tiles(linear, entropy))
+    return loss.view(linear.hidden.shape[:2]).float()
+
+
+def linear_score_entropy_with_grad(
+    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: Needs
+) -> tuple[Tensor, Gradients]:
+    """(B, L) float32 losses, and gradients of ``(lift * loss).sum()``: three products."""
+    values.check(entropy)
+    kernel = Tiles(linear, entropy)
+    loss, gradients = blocked_head.losses_and_gradients(linear, entropy, lift, needs, kernel)
+    return loss.view(linear.hidden.shape[:2]).float(), gradients
+
+
+class Tiles(Blocks):
+    """The kernels of one run over the vocabulary."""
+
+    in_place = False
+
+    def __init__(self, linear: Linear, entropy: Entropy) -> None:
+        self.weight = linear.weight[: entropy.vocab_size]
+        zero = linear.weight.new_zeros(len(self.weight)) if linear.bias is None else linear.bias
+        self.bias = zero[: len(self.weight)].float().contiguous()
+        self.uniform = entropy.graph == "uniform"
+        self.total = self._total(linear.dtype) if self.uniform else None
+
+    def _total(self, dtype: torch.dtype) -> Tensor:
+        """(H,) float32, the sum of all weights, rounded to ``dtype`` as the product takes them."""
+        parts = (part.to(dtype).sum(0, dtype=torch.float32) for part in self.weight.split(STATES))
+        return torch.stack(list(parts)).sum(0)
+
+    def beside(self, dtype: torch.dtype, gradient: bool) -> float:
+        """A sum for every tile's row and column."""
+        from sedd_fast.kernels import tiles
+
+        tile = tiles.tile(dtype)
+        return 4 / tile.states + (4 / tile.rows if gradient else 0)
+
+    def visit(self, block: Block, rows: EntropyRows) -> Tensor | None:
+        """Add a block to the sums of its rows, which are kept times a and the weight."""
+        import triton
+
+        from sedd_fast.kernels import tiled_score_entropy as kernel
+        from sedd_fast.kernels import tiles
+
+        with launching("linear_score_entropy", block.hidden, triton.TritonError):
+            if block.first == 0:
+                self._begin(block, rows)
+            operands = tiles.Operands(block.hidden, block.weight, block.bias, self._live)
+            down, across = tiles.tiles(len(block.hidden), len(block.weight), block.hidden.dtype)
+            sums = self._empty(across, len(block.hidden))
+            columns = self._empty(down, len(block.weight))
+            gradient = None if rows.gradient is None else (block.gradient, columns)
+            kernel.launch(operands, self._terms, sums, gradient, block.first, self.uniform)
+        a = scale(rows)
+        self._sum += sums.sum(0, dtype=torch.float64)
+        rows.sum_exp = torch.where(a > 0, self._sum / a, 0)
+        return None if gradient is None else columns.sum(0, dtype=block.bias.dtype)
+
+    def _begin(self, block: Block, rows: EntropyRows) -> None:
+        """What holds for all blocks of these rows, and what the loss needs of f itself."""
+        from sedd_fast.kernels import tiled_score_entropy as kernel
+        from sedd_fast.kernels import tiles
+
+        self._terms = kernel.Terms(rows.x_t, rows.x_0, *coefficients(rows))
+        self._live = (rows.rows >= 0).sum()
+        self._sum = torch.zeros_like(rows.sum_exp)
+        whole = tiles.Operands(block.hidden, self.weight, self.bias, self._live)
+        kernel.launch_rows(whole, self._terms, self.total, (rows.sum_log, rows.f_x_0))
+        if self.uniform:
+            rows.sum_log += self.bias.sum(dtype=torch.float64)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.weight.device)
