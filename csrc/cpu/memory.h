@@ -9,6 +9,10 @@
 
 namespace sedd {
 
+// Results from this size on are written past the caches, which they would only sweep, and into
+// large pages.
+constexpr int64_t kLarge = int64_t{16} << 20;
+
 // A large block is fresh memory, and finding its pages one by one can take longer than computing
 // what goes there: ask for pages of 2 MiB where the system gives them on request.
 inline void ask_for_huge_pages(void* data, int64_t bytes) {

@@ -60,8 +60,9 @@ void reshape(const ReverseInputs& in, int64_t r, Law& law, Scratch& scratch) {
   law.alpha *= before / law.sum;
 }
 
-// The law before `reshape`, but for one that is clamped, which needs it first.
-Law law(const ReverseInputs& in, int64_t r, Scratch& scratch, bool exact = false) {
+// The law before `reshape`, but for one that is clamped, which needs it first; or, where the
+// uniform u0 is such that the position stays whatever clamping takes away, only that it stays.
+Law law(const ReverseInputs& in, int64_t r, Scratch& scratch, double u0 = 0, bool exact = false) {
   const Scores& scores = in.scores;
   const int64_t b = r / scores.length, x_t = in.x_t[r], dim = scores.dim;
   const int dtype = static_cast<int>(scores.dtype);
@@ -81,16 +82,21 @@ Law law(const ReverseInputs& in, int64_t r, Scratch& scratch, bool exact = false
   const double scale = in.scale_by_sigma ? output_scale(in.sigma[b], in.process.vocab) : 1;
   const auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
                                       in.dsigma[b], sum * scale, unit);
-  if (c.alpha == 0) return {law.row, law.l, law.weights, 0, 0, 1};  // no noise removed: it stays
+  const Law stays{law.row, law.l, law.weights, 0, 0, 1};
+  if (c.alpha == 0) return stays;  // no noise removed
   law.alpha = c.alpha * scale;
   law.sum = sum;
   law.stay = std::isnan(c.gamma) ? c.gamma : std::max(c.gamma, 0.0);
   if (c.beta != 0) {
+    // Of a small step most rows: the weight of moving is at most alpha * S. The factor is for
+    // rounding; where float32 might not resolve the law the second pass finds out.
+    const bool plain = resolved(sum + c.beta / law.alpha * static_cast<double>(dim), sum);
+    if (plain && u0 * law.stay >= (1 - u0) * law.moving() * (1 + 1e-6)) return stays;
     if (in.shaped()) reshape(in, r, law, scratch);
     sum = law.sum;
     law.weights.beta = c.beta / law.alpha;
     law.sum = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
-    if (!exact && !resolved(law.sum, sum)) return ::sedd::law(in, r, scratch, true);
+    if (!exact && !resolved(law.sum, sum)) return ::sedd::law(in, r, scratch, u0, true);
   }
   return law;
 }
@@ -156,7 +162,7 @@ bool reverse_step(const ReverseInputs& in, const double* u, int64_t* x_s, int64_
   const auto stay = [&](int64_t r) { x_s[r] = in.x_t[r]; };
   return run(in, undrawable, threads, valid, stay, [&](int64_t r, Scratch& scratch) {
     stay(r);
-    Law l = law(in, r, scratch);
+    Law l = law(in, r, scratch, u[2 * r]);
     if (!l.drawable()) return false;
     if (u[2 * r] * l.total() < l.moving()) {
       if (in.shaped() && !l.clamped()) reshape(in, r, l, scratch);

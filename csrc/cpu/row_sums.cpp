@@ -1,6 +1,7 @@
 // Sums of a named term over the touched rows, and their gradient. A row with a = 0 is never read.
 #include <limits>
 
+#include "memory.h"
 #include "operations.h"
 #include "parallel.h"
 
@@ -122,6 +123,8 @@ bool row_sums_backward(const RowSumsInputs& inputs, const double* grad_total,
                        const double* grad_log_x_0, void* grad, double* grad_b, int threads) {
   const int64_t bytes = inputs.scores.dim * inputs.scores.item_size();
   char* first = static_cast<char*>(grad);
+  const int64_t whole = bytes * inputs.scores.rows();
+  if (whole >= kLarge) ask_for_huge_pages(grad, whole);
   return run(
       inputs, threads,
       [&](const TermPosition& position, int64_t r, std::vector<char>& buffer) {

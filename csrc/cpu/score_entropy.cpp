@@ -9,9 +9,6 @@
 namespace sedd {
 namespace {
 
-// Gradients from this size on are stored past the caches, which they would only sweep.
-constexpr int64_t kStreamFrom = int64_t{16} << 20;
-
 // A gradient row: where it goes and in which dtype ("wide": float32, or float64 for float64 rows).
 struct GradientRow {
   char* data;
@@ -113,7 +110,7 @@ bool run(const EntropyInputs& inputs, double* loss, char* grad, bool wide, int t
   const Scores& scores = inputs.scores;
   GradientRow first{grad, wide, false, scores.dtype};
   const int64_t row_bytes = scores.dim * first.item_size();
-  first.stream = scores.rows() * row_bytes >= kStreamFrom;
+  first.stream = scores.rows() * row_bytes >= kLarge;
   if (grad && first.stream) ask_for_huge_pages(grad, scores.rows() * row_bytes);
   parallel_for(scores.rows(), scores.dim, threads, [&](int64_t begin, int64_t end) {
     std::vector<char> buffer;
