@@ -34,6 +34,7 @@ HEADS = (
     "test_same_u_same_tokens",
     "test_given_rows",
     "test_unmasked_tokens_stay_and_are_never_read",
+    "test_from_hidden_states",
 )
 FEW = {
     "dtype": (torch.float32,),
@@ -44,6 +45,7 @@ FEW = {
     "method": ("analytic",),
     "kind": ("scaled", "uniform"),
     "shape": ((0, 4),),
+    "shares": ({"temperature": 0.7, "top_p": 0.9},),
 }
 
 
