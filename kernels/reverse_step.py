@@ -327,12 +327,13 @@ def launch(
     vocab_size: int,
     method: str,
     scale_by_sigma: bool = False,
-    temperature: float = 1.0,
+    coldness: float = 1.0,
     top_p: float = 1.0,
 ) -> None:
     """Draw the next tokens into ``x_s`` (B, L) int64.
 
-    ``scale_by_sigma``: the scores are raw outputs f of log scores f - ln E - ln V.
+    ``scale_by_sigma``: the scores are raw outputs f of log scores f - ln E - ln V. ``coldness``:
+    one over the temperature.
     """
     batch, length, dim = log_score.shape
     if batch * length == 0:
@@ -341,9 +342,9 @@ def launch(
     plan = settings.plan("reverse_step", score_bytes, dim, _reverse_step, KEY)
     plan.kernel[(batch * length,)](
         log_score, x_t, sigma, dsigma, u, x_s, length, dim, vocab_size, *log_score.stride(),
-        1 / temperature, top_p, ABSORBING=absorbing, METHOD=METHODS[method].value,
+        coldness, top_p, ABSORBING=absorbing, METHOD=METHODS[method].value,
         CLAMPED=not absorbing and method != "euler", SCALED=scale_by_sigma,
-        SHAPED=temperature != 1 or top_p < 1,
+        SHAPED=coldness != 1 or top_p < 1,
         CONTIGUOUS=log_score.stride(2) == 1,
         VEC=16 // score_bytes, CHUNKS=chunks(dim, plan.smallest),
         EXACT_CHUNKS=chunks(dim, EXACT_BLOCK.value), **plan.options,

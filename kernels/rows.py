@@ -75,7 +75,8 @@ def fill_zero(grad, grad_offset, dim, VEC: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def row_max(log_score, offset, stride, dim, x_t, BLOCK: tl.constexpr):
-    """Largest score but that of x_t; only rows that overflow or vanish in float32 come here."""
+    """Largest score but that of x_t and NaN; few rows come here: those that overflow or vanish in
+    float32, and those that move at a temperature or top-p."""
     best = tl.full([BLOCK], -float("inf"), tl.float32)
     for begin in range(0, dim, BLOCK):
         y = begin + tl.arange(0, BLOCK)

@@ -23,8 +23,10 @@ struct ReverseArguments {
   int64_t* x_s;          // (B, L)
   Process process;
   Method method;
-  double temperature;  // of the shares of the tokens; their sum stays
-  double top_p;        // what the shares of the tokens that remain reach
+  double coldness;  // one over the temperature of the shares of the tokens; their sum stays
+  double top_p;     // what the shares of the tokens that remain reach
+
+  SEDD_HOST_DEVICE bool shaped() const { return coldness != 1 || top_p < 1; }
 };
 
 struct ReverseShared {
@@ -101,7 +103,7 @@ SEDD_HOST_DEVICE double reshape(Block& block, ReverseShared& shared, double* chu
   using Value = typename std::conditional<sizeof(T) == 8, double, float>::type;
   const double largest = row_max(block, shared.slots, row, x_t);
   weights.shift = static_cast<C>(largest);
-  weights.coldness = static_cast<C>(1 / in.temperature);
+  weights.coldness = static_cast<C>(in.coldness);
   const auto sum = [&](double least) {
     weights.least = static_cast<C>(least);
     block.sync();  // the sums before have been read

@@ -108,13 +108,10 @@ struct Row {
   }
 
   static double max(const void* row, int64_t n, int64_t skip) {
-    double result = -__builtin_inf();
-    for (int64_t y = 0; y < n; ++y) {
-      const double l = get(row, y);
-      if (y != skip && !(l <= result)) result = l;  // takes NaN, and then keeps it
-      if (result != result) break;
-    }
-    return result;
+    const T* scores = static_cast<const T*>(row);
+    const double before = largest<T, C>(scores, skip);
+    const double after = largest<T, C>(scores + skip + 1, n - skip - 1);
+    return before > after ? before : after;
   }
 
   static double chunk_weights(const void* row, int64_t n, int64_t skip, Weights w, double* out) {

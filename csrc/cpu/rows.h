@@ -52,7 +52,7 @@ struct RowFunctions {
   TermSums (*term_gradient)(const void* row, void* grad, int64_t n, Term term, double a, double b,
                             double lift);
   void (*zero)(void* grad, int64_t bytes, bool stream);
-  // Largest score but for the state `skip`.
+  // Largest score but for the state `skip`, and for NaN.
   double (*max)(const void* row, int64_t n, int64_t skip);
   // out[i] = sum of the weights in chunk i, the state `skip` left out; returns their total.
   double (*chunk_weights)(const void* row, int64_t n, int64_t skip, Weights weights, double* out);

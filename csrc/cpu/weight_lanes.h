@@ -37,6 +37,27 @@ struct Shaped {
 
 inline bool shaped(Weights w) { return w.coldness != 1 || w.least > -__builtin_inf(); }
 
+// The largest of n scores; NaN is passed over.
+template <class T, class C>
+SEDD_INLINE double largest(const T* row, int64_t n) {
+  typedef typename Lanes<C>::vec vec;
+  constexpr int width = Lanes<C>::width;
+  const int64_t whole = n - n % width;
+  vec most = vec{} - C(__builtin_inf());
+  for (int64_t y = 0; y < whole; y += width) {
+    const vec l = load<C>(row + y);
+    most = l > most ? l : most;
+  }
+  const int rest = static_cast<int>(n - whole);
+  const vec tail = load_tail<C>(row + whole, rest);
+  double result = -__builtin_inf();
+  for (int j = 0; j < width; ++j) {
+    if (most[j] > result) result = most[j];
+    if (j < rest && tail[j] > result) result = tail[j];
+  }
+  return result;
+}
+
 template <class T, class C, class Weigh>
 SEDD_INLINE double sum_weights(const T* row, int64_t n, Weigh weigh) {
   typedef typename Lanes<C>::vec vec;

@@ -38,9 +38,8 @@ Message launch(const ReverseCall& call, Stream stream) {
 
 template <bool clamped>
 Message launch_any(const ReverseCall& call, Stream stream) {
-  const bool shaped = call.arguments.temperature != 1 || call.arguments.top_p < 1;
-  return shaped ? launch<SEDD_TYPE, clamped, true>(call, stream)
-                : launch<SEDD_TYPE, clamped, false>(call, stream);
+  return call.arguments.shaped() ? launch<SEDD_TYPE, clamped, true>(call, stream)
+                                 : launch<SEDD_TYPE, clamped, false>(call, stream);
 }
 
 }  // namespace

@@ -19,6 +19,10 @@ from torch import Tensor
 
 _Inputs = TypeVar("_Inputs", bound="_OfProcess")
 
+#: The largest factor of a score, and one over the least, that kernels compute with in float32. At
+#: either only the largest score, or every score alike, has weight.
+COLDEST = 1e30
+
 
 class _OfProcess:
     """Tensors, and the process that they belong to."""
@@ -112,6 +116,11 @@ class Reverse(_OfProcess):
     def shaped(self) -> bool:
         """Whether temperature or top_p change the shares of the tokens."""
         return self.temperature != 1 or self.top_p < 1
+
+    @property
+    def coldness(self) -> float:
+        """One over the temperature, as kernels take it: 0 or infinity times a score may be NaN."""
+        return min(max(1 / self.temperature, 1 / COLDEST), COLDEST)
 
     def touched(self) -> Tensor:
         """(B, L) bool: the positions that may move."""

@@ -38,6 +38,7 @@ HEADS = (
     "test_half_dtypes_draw_nearly_the_same_tokens",
     "test_given_rows",
     "test_unmasked_tokens_stay_and_are_never_read",
+    "test_from_hidden_states",
 )
 FEW = {
     "dtype": (torch.float32, torch.float16),
@@ -48,6 +49,7 @@ FEW = {
     "method": ("analytic", "euler"),
     "kind": ("scaled", "uniform"),
     "shape": ((0, 4),),
+    "shares": ({"temperature": 0.7, "top_p": 0.9},),
 }
 
 

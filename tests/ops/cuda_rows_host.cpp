@@ -203,7 +203,7 @@ int reverse(const ReverseArguments& in, int64_t rows, int threads, bool reversed
   ReverseShared shared;
   std::vector<double> chunks(2 + in.scores.dim / kChunk<T>);
   const bool clamped = in.process.graph == Graph::uniform && in.method != Method::euler;
-  const bool shaped = in.temperature != 1 || in.top_p < 1;
+  const bool shaped = in.shaped();
   return for_rows(rows, threads, reversed, [&](HostBlock& block, int64_t row) {
     const auto run = clamped ? (shaped ? reverse_row<T, true, true, HostBlock>
                                        : reverse_row<T, true, false, HostBlock>)

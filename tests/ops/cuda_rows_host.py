@@ -72,7 +72,7 @@ class ReverseArguments(ctypes.Structure):
         ("x_s", ctypes.c_void_p),
         ("process", Process),
         ("method", ctypes.c_int),
-        ("temperature", ctypes.c_double),
+        ("coldness", ctypes.c_double),
         ("top_p", ctypes.c_double),
     ]
 
@@ -158,11 +158,14 @@ class Rows:
         """What the reference is given of a score entropy."""
         return Entropy(self.sigma, self.x_t, self.x_0, self.weight, self.graph, self.vocab)
 
+    def step(self, method: str) -> Reverse:
+        """What the reference is given of a reverse step."""
+        process = (self.graph, self.vocab, method, False, self.temperature, self.top_p)
+        return Reverse(self.x_t, self.sigma, self.dsigma, self.u, *process)
+
     def law(self, method: str) -> tuple[Tensor, Tensor]:
         """Weights of moving (B, L, dim) and of staying (B, L), float64."""
-        process = (self.graph, self.vocab, method, False, self.temperature, self.top_p)
-        reverse = Reverse(self.x_t, self.sigma, self.dsigma, None, *process)
-        return reference.reverse_weights(self.log_score.double(), reverse)
+        return reference.reverse_weights(self.log_score.double(), self.step(method))
 
     def entropy(
         self, library: ctypes.CDLL, kind: str, threads: int = 64, backwards: bool = False
@@ -202,7 +205,7 @@ class Rows:
         arguments = ReverseArguments(
             pointer(self.log_score), layout_of(self.log_score), pointer(self.x_t),
             pointer(self.sigma), pointer(self.dsigma), pointer(self.u), pointer(x_s),
-            self.process(), METHODS[method], self.temperature, self.top_p,
+            self.process(), METHODS[method], self.step(method).coldness, self.top_p,
         )  # fmt: skip
         status = library.run_reverse(
             ctypes.byref(arguments), DTYPES[self.dtype], ctypes.c_int64(x_s.numel()), threads,

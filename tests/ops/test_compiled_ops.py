@@ -54,8 +54,16 @@ def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]
         "score_entropy": (scores, *entropy, *process),
         "score_entropy_with_grad": (scores.detach(), *entropy, 0.5, *process),
         "score_entropy_backward": (upstream, scores.detach(), *entropy, code, *process),
-        "reverse_step": (scores.detach(), *reverse, inputs.u, *process, "analytic"),
-        "reverse_probs": (scores, *reverse, *process, "analytic"),
+        "reverse_step": (
+            scores.detach(),
+            *reverse,
+            inputs.u,
+            *process,
+            "analytic",
+            0.7,
+            0.9,
+        ),
+        "reverse_probs": (scores, *reverse, *process, "analytic", 1.0, 1.0),
         "reverse_probs_backward": (
             inputs.log_score,
             scores.detach(),
@@ -137,6 +145,19 @@ def test_compiled_step_equals_eager(backend: Backend, graph: sf.Graph, method):
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for got, expected in zip(compiled(inputs), step(inputs), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_compiled_step_at_any_temperature_and_top_p(backend: Backend):
+    """Numbers that change from call to call."""
+
+    def step(temperature: float, top_p: float) -> Tensor:
+        shares = {"temperature": temperature, "top_p": top_p}
+        return sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u, **shares) + 0
+
+    inputs = make_inputs(GRAPHS[0], device=backend.device)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for shares in ((1.0, 1.0), (0.7, 0.9), (3.0, 0.5)):
+        assert torch.equal(compiled(*shares), step(*shares))
 
 
 def test_uniforms_are_drawn_inside_a_compiled_step(backend: Backend):

@@ -109,7 +109,7 @@ def test_draws(
         assert_drawn(case, case.reverse(rows, method), method)
 
 
-@pytest.mark.parametrize("shares", [(0.6, 1.0), (1.5, 0.9)], ids=str)
+@pytest.mark.parametrize("shares", [(0.6, 1.0), (1.5, 0.9), (1e-40, 0.9)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS)

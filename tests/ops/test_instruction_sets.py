@@ -38,7 +38,11 @@ def results(inputs: Inputs) -> list[Tensor]:
     loss = sf.score_entropy(leaf, *inputs.entropy()[1:], inputs.row_weight)
     loss.sum().backward()
     once = sf.score_entropy_with_grad(*inputs.entropy(), inputs.row_weight, "none")
-    laws = [sf.reverse_probs(*inputs.reverse(), method) for method in METHODS]
+    laws = [
+        sf.reverse_probs(*inputs.reverse(), method, **shares)
+        for method in METHODS
+        for shares in ({}, {"temperature": 0.7, "top_p": 0.9})
+    ]
     return [loss.detach(), leaf.grad, *once, *laws, *terms(inputs)]
 
 

@@ -59,7 +59,7 @@ def op_arguments(head: Head, name: str, rows: Tensor | None, needs: list[bool]) 
     entropy = (i.sigma, i.x_t, i.x_0, i.row_weight, rows)
     detached = tuple(None if x is None else x.detach() for x in head.operands)
     if name == "linear_reverse_step":
-        process = (*graph, "analytic", *settings[2:])
+        process = (*graph, "analytic", head.scale_by_sigma, 0.7, 0.9, *settings[3:])
         return (*detached, i.x_t, i.sigma, i.dsigma, i.u, rows, *process)
     if name == "linear_score_entropy":
         return (*head.operands, *entropy, *settings)

@@ -21,15 +21,20 @@ def reshaped(log_score: Tensor, temperature: float, top_p: float) -> Tensor:
     A row without a finite sum stays as it is.
     """
     total = log_score.logsumexp(-1, keepdim=True)
-    shares = (log_score / temperature).log_softmax(-1)
+    kept = log_score
     if top_p < 1:
-        shares = _nucleus(shares, top_p).log_softmax(-1)
-    return torch.where(torch.isfinite(total), total + shares, log_score)
+        kept = log_score.masked_fill(log_score < _least(log_score, temperature, top_p), -torch.inf)
+    return torch.where(torch.isfinite(total), total + _log_shares(kept, temperature), log_score)
 
 
-def _nucleus(log_shares: Tensor, p: float) -> Tensor:
-    """-inf for the states that top-p leaves out."""
-    ordered = log_shares.sort(dim=-1, descending=True).values
-    short = (ordered.double().exp().cumsum(-1) < p).sum(-1, keepdim=True)
-    least = ordered.gather(-1, short.clamp(max=ordered.shape[-1] - 1))
-    return log_shares.masked_fill(log_shares < least, -torch.inf)
+def _log_shares(log_score: Tensor, temperature: float) -> Tensor:
+    largest = log_score.amax(-1, keepdim=True)  # taken off: no temperature is too low then
+    return ((log_score - largest) / temperature).log_softmax(-1)
+
+
+def _least(log_score: Tensor, temperature: float, p: float) -> Tensor:
+    """(..., 1): the least score kept; a score, since shares of unequal ones may round alike."""
+    ordered = log_score.sort(dim=-1, descending=True).values
+    reached = _log_shares(ordered.double(), temperature).exp().cumsum(-1)
+    short = (reached < p).sum(-1, keepdim=True)
+    return ordered.gather(-1, short.clamp(max=ordered.shape[-1] - 1))
