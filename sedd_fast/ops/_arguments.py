@@ -165,7 +165,10 @@ def noise_removed(
 
 
 def check_shares(temperature: float, top_p: float) -> None:
-    """ValueError for a temperature that is not positive, or a top_p outside (0, 1]."""
+    """TypeError for no number, ValueError for a temperature not positive or top_p outside (0, 1]."""
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 < temperature < float("inf"):
         raise ValueError(
             f"temperature must be positive, got {temperature}; 1 is the model's own law"

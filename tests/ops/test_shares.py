@@ -199,6 +199,8 @@ def test_what_is_refused() -> None:
         for op in (sf.reverse_step, sf.reverse_probs):
             with pytest.raises(ValueError, match=message):
                 op(*inputs.reverse(), "analytic", **shares)
+    with pytest.raises(TypeError, match="top_p must be a number, got str"):
+        sf.reverse_step(*inputs.reverse(), "analytic", top_p="0.9")  # type: ignore[arg-type]
     leaf = inputs.log_score.requires_grad_()
     probs = sf.reverse_probs(leaf, *inputs.reverse()[1:], "analytic", temperature=2.0)
     with pytest.raises(RuntimeError, match="temperature 1 and top_p 1 only"):
