@@ -165,7 +165,7 @@ def noise_removed(
 
 
 def check_shares(temperature: float, top_p: float) -> None:
-    """TypeError for no number, ValueError for a temperature not positive or top_p outside (0, 1]."""
+    """TypeError for what is no number, ValueError for a temperature or top_p out of range."""
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
