@@ -1,4 +1,4 @@
-"""MaskedCrossEntropy and the bound "normalised" do not see the scale of a row, however far it is."""
+"""MaskedCrossEntropy and the bound "normalised" do not see a row's scale, however far it is."""
 
 from __future__ import annotations
 
