@@ -78,7 +78,8 @@ def run(config: TrainConfig, corpus: Corpus, batches: Sequence[Tensor], variant:
     if variant == "rounding":
         move_by_rounding(learner)
     if variant == "seed":
-        learner.config = replace(config, training=replace(config.training, seed=1))
+        other = replace(config.training, seed=config.training.seed + 1)
+        learner.config = replace(config, training=other)
     losses = []
     for step, x_0 in enumerate(batches, start=1):
         losses.append(learner.accumulate(x_0.to(learner.accelerator.device), step).double())
@@ -108,6 +109,11 @@ def move_by_rounding(learner: Learner) -> None:
 def measure(overrides: Sequence[str], steps: int, dtypes: Sequence[str]) -> dict[str, Any]:
     """Every run in every precision, and how far each is from the dense one."""
     config = load_config("tiny", overrides=[f"training.n_iters={steps}", *overrides])
+    if (config.objective.type, config.network_kind) != ("score_entropy", "sedd"):
+        raise ValueError(
+            f"objective.type={config.objective.type} of model.kind={config.network_kind} has no "
+            "fused head to compare; leave both out"
+        )
     corpus = load_corpus(config.data, config.model.length, config.training.seed)
     if corpus.held_out is None:
         raise ValueError("data.held_out is 0, and the runs are compared on held-out text; raise it")

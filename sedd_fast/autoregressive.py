@@ -24,16 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sedd_fast import checkpoint
-from sedd_fast.model import (
+from sedd_fast.model import SEDDConfig
+from sedd_fast.sampling import device_of, evaluating
+from sedd_fast.transformer import (
     Attend,
     DDiTBlock,
     DDitFinalLayer,
     EmbeddingLayer,
     Rotary,
-    SEDDConfig,
     TimestepEmbedder,
 )
-from sedd_fast.sampling import device_of, evaluating
 
 KIND = "ar"
 OnToken = Callable[[int, int], object]

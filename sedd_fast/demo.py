@@ -30,7 +30,7 @@ from sedd_fast.run_state import RunDirectory
 from sedd_fast.sampling import infill, sample
 from sedd_fast.texts import Drawn, Piece, lay_out, read_texts
 from sedd_fast.tokenizers import load_tokenizer
-from sedd_fast.train import OnStep, TrainResult, resume, train
+from sedd_fast.train import OnStep, TrainResult, is_finished, resume, train
 
 RECORD, PICTURE = "demo.json", "curves.png"
 SAMPLES = 3
@@ -123,14 +123,14 @@ def is_interrupted(path: Path) -> bool:
 def is_trained(path: Path) -> bool:
     """Whether the demo's training there has come to its end."""
     record = _read(path / RECORD)
-    return record is not None and (record["finished"] or record.get("trained", False))
+    return record is not None and (record["finished"] or is_finished(path))
 
 
 def train_demo(settings: DemoSettings, path: Path, on_step: OnStep | None = None) -> TrainResult:
     """Train the preset `tiny` in `path`, or go on with a demo that was interrupted there."""
     limit = f"training.max_minutes={settings.minutes!r}"
     if is_interrupted(path) and RunDirectory(path).config.is_file():
-        return _trained(resume(path, [limit], on_step))
+        return resume(path, [limit], on_step)
     path.mkdir(parents=True, exist_ok=True)
     _write(path / RECORD, {"finished": False})
     overrides = [
@@ -140,12 +140,7 @@ def train_demo(settings: DemoSettings, path: Path, on_step: OnStep | None = None
     ]
     if settings.minutes < 1:
         overrides.append("training.log_freq=1")  # a curve needs points, and the steps are few
-    return _trained(train(load_config("tiny", (), overrides), on_step))
-
-
-def _trained(run: TrainResult) -> TrainResult:
-    _write(run.run_dir / RECORD, {"finished": False, "trained": True})
-    return run
+    return train(load_config("tiny", (), overrides), on_step)
 
 
 def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> DemoReport:

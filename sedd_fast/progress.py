@@ -13,7 +13,7 @@ from pathlib import Path
 class HeldOut:
     """A held-out estimate with the averaged weights: fixed sequences, fixed times, fixed noise.
 
-    It is the training objective (times from 1e-3 to 1), for watching a run; the bound to report
+    It is the training objective, at its own times, for watching a run; the bound to report
     is `likelihood_bound`. `stderr` is that of `nats_per_token`, over sequences. An objective that
     is not in nats gives its own value there, and None for bits.
     """

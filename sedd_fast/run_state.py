@@ -105,12 +105,15 @@ def save_file(content: Any, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def load_file(path: Path) -> Any:
-    """`torch.load` of plain data and tensors; ValueError with the remedy for a damaged file."""
+def load_file(path: Path, mmap: bool = False) -> Any:
+    """`torch.load` of plain data and tensors; ValueError with the remedy for a damaged file.
+
+    With `mmap` tensors stay on the disk until they are read.
+    """
     try:
         with zipfile.ZipFile(path):  # torch takes another file for one of its old format
             pass
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"checkpoint: cannot read {path} ({str(error).splitlines()[0]}); remove "

@@ -27,7 +27,7 @@ class ModelSection:
         kind: "sedd", a network of scores; "posterior", the same of p(x_0 | x_t), normalised; "ar",
             the autoregressive baseline of equal size. None: sedd or posterior, as the objective
             needs.
-        scale_by_sigma: None means yes for absorbing, no for uniform.
+        scale_by_sigma: of sedd; None means yes for absorbing, no for uniform.
     """
 
     kind: str | None = None
@@ -61,6 +61,8 @@ class NoiseSection:
 @dataclass(frozen=True)
 class ObjectiveSection:
     """What training minimises; docs/losses.md has the formulas. `model.kind=ar` reads none of it.
+
+    A setting of another type than the one chosen is refused unless it is the default.
 
     Args:
         type: "score_entropy", "concrete_score", "d3pm", or (absorbing) "masked_cross_entropy".
@@ -160,6 +162,11 @@ class TrainingSection:
     keep_last: int = 3
     cpu: bool = False
 
+    def is_over(self, step: int, elapsed: float) -> bool:
+        """Whether a run has come to its end after `step` steps and `elapsed` seconds."""
+        out_of_time = self.max_minutes is not None and elapsed >= 60 * self.max_minutes
+        return out_of_time or step >= self.n_iters
+
 
 @dataclass(frozen=True)
 class LogConfig:
@@ -246,6 +253,13 @@ def _check_source(name: str, value: Any) -> None:
 def _check_objective(config: TrainConfig) -> None:
     """ValueError where graph or network are not for the objective."""
     kind, name = config.model.kind, config.objective.type
+    for key, owner in (("over", "masked_cross_entropy"), ("steps", "d3pm")):
+        value, usual = (getattr(o, key) for o in (config.objective, ObjectiveSection()))
+        if name != owner and value != usual:
+            raise ValueError(
+                f"objective.{key}: is of {owner}, got {value} with objective.type={name}; take "
+                f"objective.type={owner}, or leave objective.{key}={usual}"
+            )
     if kind == "ar" and name != "score_entropy":
         raise ValueError(
             f"objective.type: model.kind=ar is trained to predict the next token, got {name}; "

@@ -5,6 +5,7 @@
 
     result = train(load_config("tiny", overrides=["data.train=book.txt", "run_dir=runs/book"]))
     result = resume("runs/book")                      # after Ctrl-C, a crash, or kill -9
+    is_finished("runs/book")                          # True: there is nothing to resume
 
 A run directory holds config.yaml, tokenizer/, metrics.jsonl, tensorboard/, checkpoints/ and
 export/ (`run_state` describes each); `networks.load(run_dir + "/export")` and `load_tokenizer` of
@@ -39,7 +40,7 @@ from sedd_fast.progress import (
     TrainResult,
     resume_command,
 )
-from sedd_fast.run_state import RunDirectory
+from sedd_fast.run_state import RunDirectory, load_file
 from sedd_fast.trainer import Trainer
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "StepInfo",
     "TrainResult",
     "TrainingInterrupted",
+    "is_finished",
     "resume",
     "resume_command",
     "train",
@@ -97,6 +99,21 @@ def resume(
     config = override(load_config(files=[run.config]), [*overrides])
     config = replace(config, run_dir=str(run.path))
     return Trainer(config, run, make_accelerator(config)).fit(on_step)
+
+
+def is_finished(run_dir: str | Path) -> bool:
+    """Whether a run is there and has come to the end that its settings set.
+
+    Raises:
+        ValueError: its settings or its newest checkpoint cannot be read.
+    """
+    run = RunDirectory(Path(run_dir))
+    newest = run.latest() if run.config.is_file() else None
+    if newest is None:
+        return False
+    saved = load_file(newest / "state.pt", mmap=True)
+    section = load_config(files=[run.config]).training
+    return section.is_over(saved["step"], saved["elapsed"])
 
 
 def make_accelerator(config: TrainConfig) -> Any:

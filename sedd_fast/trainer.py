@@ -132,9 +132,7 @@ class Trainer:
         return metrics
 
     def _finished(self) -> bool:
-        limit = self.config.training.max_minutes
-        out_of_time = limit is not None and self.elapsed >= 60 * limit
-        return out_of_time or self.step >= self.config.training.n_iters
+        return self.config.training.is_over(self.step, self.elapsed)
 
     def _progress(self) -> float:
         section = self.config.training
@@ -335,7 +333,8 @@ _GRAPHS = {"absorb": "absorbing"}  # the original's name and ours
 
 
 def _check_same_model(config: TrainConfig, saved: TrainConfig) -> None:
-    for section in ("model", "graph", "noise", "objective"):
+    # The objective first: what it needs of the model follows it, and is not what a person changed.
+    for section in ("objective", "model", "graph", "noise"):
         now, before = (_fixed(c, section) for c in (config, saved))
         for key, value in before.items():
             if now[key] != value and key != "dropout":

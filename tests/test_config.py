@@ -13,6 +13,7 @@ from sedd_fast.config import (
     save_config,
 )
 from sedd_fast.model import SEDDConfig
+from sedd_fast.settings import TrainingSection
 
 
 def test_defaults_are_the_originals():
@@ -115,3 +116,11 @@ def test_uniform_graph_does_not_scale_by_sigma():
     model = c.model_config(10)
     assert (model.graph, model.noise, model.scale_by_sigma) == ("uniform", "geometric", False)
     assert load_config("tiny", overrides=["graph.type=absorb"]).model_config(10).scale_by_sigma
+
+
+@pytest.mark.parametrize(
+    ("minutes", "step", "seconds", "over"),
+    [(None, 9, 1e9, False), (None, 10, 0, True), (2, 9, 119, False), (2, 9, 120, True)],
+)
+def test_when_a_run_is_over(minutes, step, seconds, over):
+    assert TrainingSection(n_iters=10, max_minutes=minutes).is_over(step, seconds) is over

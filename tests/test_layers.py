@@ -21,7 +21,16 @@ LAYERS = (
     {"cli", "__main__"},
     {"sedd_fast", "compat", "demo"},  # "sedd_fast": the names that the package re-exports
     {"train", "sampling", "samplers", "evaluate"},
-    {"losses", "objectives", "posterior", "posterior_sedd", "model", "checkpoint", "ema"},
+    {
+        "losses",
+        "objectives",
+        "posterior",
+        "posterior_sedd",
+        "model",
+        "transformer",
+        "checkpoint",
+        "ema",
+    },
     {"graphs", "dense_graph", "noise"},
     {"ops"},
     {"backends"},

@@ -61,6 +61,11 @@ def test_fused_is_as_near_to_dense_as_rounding(text, tmp_path, capsys, monkeypat
         assert f"fp32 {name}" in shown
 
 
+def test_other_noise_is_other_noise_whatever_the_seed(text):
+    runs = loss_curves.measure([f"data.train={text}", *SMALL, "training.seed=1"], 2, ["fp32"])
+    assert runs["runs"]["fp32"]["seed"]["from_dense"]["mean_loss"] > 1e-3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -70,6 +75,8 @@ def test_fused_is_as_near_to_dense_as_rounding(text, tmp_path, capsys, monkeypat
         (["--data", "./none.txt"], "data: no file './none.txt'"),
         (["optim.lrr=1"], "did you mean optim.lr"),
         (["data.held_out=0"], "data.held_out is 0"),
+        (["objective.type=d3pm"], "objective.type=d3pm of model.kind=posterior has no fused head"),
+        (["model.kind=ar"], "of model.kind=ar has no fused head"),
     ],
 )
 def test_wrong_option_is_one_line(arguments, message, capsys):

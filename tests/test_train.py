@@ -25,6 +25,7 @@ from sedd_fast.tokenizers import CharTokenizer, load_tokenizer
 from sedd_fast.train import (
     NonFiniteLossError,
     TrainingInterrupted,
+    is_finished,
     make_accelerator,
     resume,
     resume_command,
@@ -76,7 +77,9 @@ def test_interrupted_run_saves_and_resumes_as_if_never_stopped(number, whole, te
         train(settings(text_file, tmp_path / "run"), on_step=stop)
     assert (caught.value.step, caught.value.exit_code) == (6, 130)
     assert RunDirectory(tmp_path / "run").steps()[-1] == 6
+    assert not is_finished(tmp_path / "run")
     resume(tmp_path / "run")
+    assert is_finished(tmp_path / "run")
     assert losses(tmp_path / "run") == losses(whole.run_dir)
 
 
@@ -140,6 +143,7 @@ def test_resuming_a_finished_run_changes_nothing_and_more_steps_go_on(text_file,
     run_dir = tmp_path / "run"
     train(settings(text_file, run_dir, "training.n_iters=4"))
     before = losses(run_dir)
+    assert (is_finished(run_dir), is_finished(tmp_path / "none")) == (True, False)
     assert resume(run_dir).step == 4
     assert losses(run_dir) == before
     assert resume(run_dir, ["training.n_iters=6"]).step == 6
@@ -149,8 +153,9 @@ def test_resuming_a_finished_run_changes_nothing_and_more_steps_go_on(text_file,
 def test_damaged_checkpoint_is_named(text_file, tmp_path):
     result = train(settings(text_file, tmp_path / "run", "training.n_iters=3"))
     (result.checkpoint / "state.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(ValueError, match=r"remove .*step-00000003"):
-        resume(tmp_path / "run")
+    for reads in (resume, is_finished):
+        with pytest.raises(ValueError, match=r"remove .*step-00000003"):
+            reads(tmp_path / "run")
 
 
 @pytest.mark.parametrize("part", ["loss", "gradient"])

@@ -106,6 +106,14 @@ def test_the_objective_is_the_one_named(text_file, tmp_path):
         (["objective.over=k"], r"objective\.over: expected one of t, lambda, got 'k'"),
         (["objective.steps=0"], r"objective\.steps: expected at least 1, got 0"),
         (
+            ["objective.over=lambda"],
+            r"objective\.over: is of masked_cross_entropy, got lambda with objective\.type=",
+        ),
+        (
+            ["objective.type=masked_cross_entropy", "objective.steps=9"],
+            r"objective\.steps: is of d3pm, got 9 .* take objective\.type=d3pm, or leave",
+        ),
+        (
             ["objective.type=masked_cross_entropy", "graph.type=uniform"],
             r"masked_cross_entropy needs a mask, got graph\.type=uniform; take",
         ),
@@ -127,9 +135,13 @@ def test_what_does_not_fit_is_refused_at_the_start(chosen, message):
 def test_a_run_keeps_its_objective(text_file, tmp_path):
     run = tmp_path / "run"
     train(settings(text_file, run, "training.n_iters=3"))
-    for change in ("objective.type=concrete_score", "objective.type=d3pm", "model.kind=posterior"):
-        with pytest.raises(ValueError, match=r"(objective\.type|model\.kind): the run was trained"):
-            resume(run, [change])
+    for key, value, trained in (
+        ("objective.type", "concrete_score", "score_entropy"),
+        ("objective.type", "d3pm", "score_entropy"),
+        ("model.kind", "posterior", "sedd"),
+    ):
+        with pytest.raises(ValueError, match=f"{key}: the run was trained with {trained}, got"):
+            resume(run, [f"{key}={value}"])
     assert resume(run, ["model.kind=sedd", "training.n_iters=4"]).step == 4  # what None meant
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from sedd_fast.cli.network import (
     load_network,
 )
 from sedd_fast.cli.output import progress
-from sedd_fast.config import load_config, override
+from sedd_fast.config import load_config
 from sedd_fast.data import load_corpus, pack
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.judge import Judge
@@ -34,8 +33,9 @@ from sedd_fast.evaluate.tradeoff import Budget, Quality
 from sedd_fast.model import SEDD
 from sedd_fast.order import BlockOrder
 from sedd_fast.run_state import RunDirectory
+from sedd_fast.settings import ObjectiveSection
 from sedd_fast.sources import read_documents, split_documents
-from sedd_fast.train import train
+from sedd_fast.train import is_finished, resume, train
 
 #: Where `--demo` has its two networks.
 DEMO = (Path("runs/demo"), Path("runs/demo-ar"))
@@ -102,9 +102,15 @@ def of_demo(minutes: float, sources: Sources) -> Compared:
     """The demo's network and a baseline of equal size, each trained unless it is there."""
     sedd, baseline = DEMO
     if not demo.is_trained(sedd):
+        settings = demo.DemoSettings(minutes, sedd)
+        if RunDirectory(sedd).config.is_file() and not demo.is_interrupted(sedd):
+            raise ValueError(
+                f"--demo: {sedd} holds another run than the demo's; move it away, or compare that "
+                f"one: sedd-fast tradeoff --model {sedd} --ar RUN_DIR"
+            )
         progress().print(f"training SEDD as sedd-fast demo does, {minutes:g} minutes, in {sedd}")
         with TrainingDisplay(str(sedd)) as display:
-            demo.train_demo(demo.DemoSettings(minutes, sedd), sedd, display)
+            demo.train_demo(settings, sedd, display)
     return of_runs(str(sedd), replace(sources, baseline=baseline))
 
 
@@ -142,21 +148,31 @@ def of_runs(name: str, sources: Sources) -> Compared:
 
 
 def _train_baseline(name: str, path: Path) -> None:
-    """Train the baseline with the settings of the run `name`, unless it is there."""
-    if path.expanduser().exists():
+    """Train the baseline with the settings of the run `name`, unless it is there.
+
+    A training with just these settings that was interrupted is gone on with; any other network is
+    taken as it is.
+    """
+    run, begun = (RunDirectory(Path(place).expanduser()) for place in (name, path))
+    if begun.path.exists() and not (run.config.is_file() and begun.config.is_file()):
         return
-    run = RunDirectory(Path(name).expanduser())
     if not run.config.is_file():
         raise ValueError(
             f"--ar: nothing at {path}, and --model {name} is no run whose settings and text a "
             "baseline could be trained with; train one: sedd-fast train model.kind=ar ..."
         )
-    quoted = json.dumps(str(path.expanduser()))
-    changes = ["model.kind=ar", "objective.type=score_entropy", f"run_dir={quoted}"]
-    config = override(load_config(files=[run.config]), changes)
-    progress().print(f"training the autoregressive baseline as {run.path} was, in {path}")
-    with TrainingDisplay(str(path)) as display:
-        train(config, display)
+    config = replace(
+        load_config(files=[run.config]), objective=ObjectiveSection(), run_dir=str(begun.path)
+    )
+    config = replace(config, model=replace(config.model, kind="ar"))
+    if not begun.config.is_file():
+        progress().print(f"training the autoregressive baseline as {run.path} was, in {path}")
+        with TrainingDisplay(str(path)) as display:
+            train(config, display)
+    elif load_config(files=[begun.config]) == config and not is_finished(begun.path):
+        progress().print(f"going on with the autoregressive baseline in {path}")
+        with TrainingDisplay(str(path)) as display:
+            resume(begun.path, on_step=display)
 
 
 def _baseline(network: Network, sources: Sources) -> Baseline | None:

@@ -30,6 +30,7 @@ from sedd_fast.plots import plot_tradeoff
 from sedd_fast.sampling import METHODS
 
 RECORD, PICTURE = "tradeoff.json", "tradeoff.png"
+MINUTES = 5.0  # of --demo
 
 
 class Metric(str, Enum):
@@ -94,9 +95,13 @@ def tradeoff(
         ),
     ] = False,
     minutes: Annotated[
-        float,
-        typer.Option(metavar="M", help="With --demo: minutes of training, of each of the two."),
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            metavar="M",
+            help="With --demo: minutes of training, of each of the two.",
+            show_default=f"{MINUTES:g}",
+        ),
+    ] = None,
     methods: Annotated[str, typer.Option(metavar="A,B,...", help="Samplers.")] = ",".join(METHODS),
     steps: Annotated[str, typer.Option(metavar="N,N,...", help="Steps of each.")] = (
         "4,8,16,32,64,128,256"
@@ -161,7 +166,10 @@ def tradeoff(
     sources = Sources(baseline, text or [], judge, device, dtype, texts, batch, length, seed)
     if metric is Metric.genppl and judge is None:
         raise ValueError("--metric: genppl needs --judge NAME, such as gpt2-large")
-    asked = {"--model": model, "--preset": preset, "--demo": minutes if demo else None}
+    if minutes is not None and not demo:
+        raise ValueError("--minutes: goes with --demo; a run has been trained, a preset is not")
+    training = MINUTES if minutes is None else minutes
+    asked = {"--model": model, "--preset": preset, "--demo": training if demo else None}
     compared = _compared(
         {name: value for name, value in asked.items() if value is not None}, sources
     )
@@ -189,6 +197,10 @@ def _compared(asked: dict[str, Any], sources: Sources) -> Compared:
         return of_runs(value, sources)
     if sources.baseline is not None:
         raise ValueError(f"--ar: {name} brings a baseline of its own; leave out one of the two")
+    if name == "--preset" and (sources.text or sources.judge):
+        raise ValueError(
+            "--preset: random weights have no quality to compare; leave out TEXT and --judge"
+        )
     return of_demo(value, sources) if name == "--demo" else of_preset(value.value, sources)
 
 

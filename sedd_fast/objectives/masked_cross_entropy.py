@@ -12,6 +12,7 @@ from sedd_fast.losses import Level, Noised, Objective
 from sedd_fast.ops import row_sums
 
 _ALL_MASKED = 50.0  #: noise that leaves a token unmasked once in 1e21: for a mask probability of 1
+_LEAST = 1e-290  #: a sum of scores below this has lost digits, and its slope 1 / sum overflows
 
 
 @dataclass(frozen=True)
@@ -88,4 +89,26 @@ def posterior_cross_entropy(
     """
     read = (x_t == graph.mask_index) & (weight != 0)
     total, log_x_0 = row_sums(log_score, x_t, x_0, graph, "affine", read.double())
-    return torch.where(read, weight * (torch.where(read, total, 1.0).log() - log_x_0), 0.0)
+    log_total = _logarithm(total, log_score, read, graph.vocab_size)
+    return torch.where(read, weight * (log_total - log_x_0), 0.0)
+
+
+def _logarithm(total: Tensor, log_score: Tensor, read: Tensor, vocab_size: int) -> Tensor:
+    """ln of the sums of the rows that are read, (B, L) float64.
+
+    Where the scale of scores has drifted, a row's sum may be no float64. Such rows are summed again
+    from their largest score down. Whether there are any is asked of the device, but not while a
+    graph is compiled or captured: nothing can answer then.
+    """
+    if torch.compiler.is_compiling() or _is_captured(total):
+        return torch.where(read, total, 1.0).log()
+    in_range = (total > _LEAST) & total.isfinite()
+    found, lost = torch.where(read & in_range, total, 1.0).log(), read & ~in_range
+    if not bool(lost.any()):
+        return found
+    rows = log_score[lost][:, :vocab_size].double()  # (N, V)
+    return found.masked_scatter(lost, rows.logsumexp(-1))
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

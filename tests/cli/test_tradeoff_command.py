@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
+from sedd_fast.config import load_config, override
 from sedd_fast.sampling import METHODS
+from sedd_fast.train import train
 
 
 def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):
@@ -49,9 +52,45 @@ def test_tradeoff_of_the_demo_trains_both_once(call, tmp_path, monkeypatch):
     assert "training" not in call(*args).err
 
 
+def steps_of(run) -> list[str]:
+    return [path.name for path in (run / "checkpoints").iterdir()]
+
+
+def test_an_interrupted_baseline_is_gone_on_with(run_dir, call, tmp_path):
+    """Where its settings are those that it would be trained with; any other is taken as it is."""
+    run = tmp_path / "ar"
+    args = ["tradeoff", "-m", run_dir, "--ar", run, "--steps", 2, "-t", 4, "--methods", "hit"]
+    args += ["--out", tmp_path]
+    assert call(*args).code == 0
+    (whole,) = steps_of(run)
+    settings = (run / "config.yaml").read_text()
+    shutil.rmtree(run)
+    kind = ["model.kind=ar", f"run_dir={run}"]
+    config = override(load_config(files=[run_dir / "config.yaml"]), kind)
+    train(override(config, ["training.n_iters=10"]))
+    result = call(*args)
+    assert (result.code, steps_of(run)) == (0, ["step-00000010"])
+    assert "training" not in result.err
+    (run / "config.yaml").write_text(settings)  # as if interrupted after 10 of its steps
+    result = call(*args)
+    assert result.code == 0
+    assert f"going on with the autoregressive baseline in {run}" in " ".join(result.err.split())
+    assert whole in steps_of(run)
+
+
+def test_tradeoff_of_the_demo_leaves_another_run_alone(run_dir, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = shutil.copytree(run_dir, tmp_path / "runs" / "demo")
+    before = sorted(path.name for path in other.iterdir())
+    for _ in range(2):  # nothing is left behind that makes it a demo's
+        result = call("tradeoff", "--demo", "--minutes", 0.01)
+        assert result.code == 2
+        assert "runs/demo holds another run than the demo's; move it away" in result.err
+    assert sorted(path.name for path in other.iterdir()) == before
+
+
 def test_tradeoff_of_a_size_knows_time_alone(call, tmp_path, monkeypatch):
     from sedd_fast.cli import compared
-    from sedd_fast.config import load_config
 
     small = ["model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=12"]
     monkeypatch.setattr(compared, "load_config", lambda name: load_config("tiny", (), small))
@@ -87,6 +126,9 @@ def test_tradeoff_on_files(run_dir, call, tmp_path):
         (["--demo", "--ar", "x"], "--demo brings a baseline of its own"),
         (["--preset", "small", "--ar", "x"], "--preset brings a baseline of its own"),
         (["--demo", "--minutes", "0"], "minutes: expected a positive number"),
+        (["-m", "x", "--minutes", "3"], "--minutes: goes with --demo"),
+        (["--preset", "small", "a.txt"], "leave out TEXT and --judge"),
+        (["--preset", "small", "--judge", "x"], "leave out TEXT and --judge"),
         (["-m", "x", "--methods", ""], "--methods: expected some of analytic"),
         (["-m", "x", "--steps", "4,9999999"], "--steps: expected at most 1,000,000"),
         (["-m", "x", "--top-p", "0.9,nan"], "--top-p: expected numbers in (0, 1], got nan"),
