@@ -312,10 +312,21 @@ def test_wandb_missing_is_explained(text_file, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes(text_file, tmp_path):
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        [],
+        ["objective.type=masked_cross_entropy", "training.accum=2"],
+        ["objective.type=d3pm", "graph.type=uniform"],
+        ["objective.type=concrete_score"],
+        ["model.kind=ar"],
+    ],
+    ids=lambda chosen: " ".join(chosen) or "usual",
+)
+def test_two_processes(chosen, text_file, tmp_path):
     from sedd_fast.config import save_config
 
-    save_config(settings(text_file, tmp_path / "run"), tmp_path / "settings.yaml")
+    save_config(settings(text_file, tmp_path / "run", *chosen), tmp_path / "settings.yaml")
     (tmp_path / "run.py").write_text(KILLED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command = [*launch, str(tmp_path / "run.py"), str(tmp_path / "settings.yaml")]

@@ -233,7 +233,16 @@ class Settings:
 
     @classmethod
     def of(cls, network: Network, chosen: Chosen) -> Settings:
-        """With the model's own length and a new seed where none is asked for."""
+        """With the model's own length and a new seed where none is asked for.
+
+        Raises:
+            ValueError: --theta with a method that has none.
+        """
+        if chosen.theta != Chosen.theta and chosen.method.value != "theta_trapezoidal":
+            raise ValueError(
+                f"--theta: is of --method theta_trapezoidal, got {chosen.theta:g} with "
+                f"{chosen.method.value}; leave it out"
+            )
         as_they_are = (
             "batch", "at_once", "theta", "remask", "temperature", "top_p", "legacy_fp32_gumbel",
         )  # fmt: skip
