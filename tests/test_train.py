@@ -69,6 +69,8 @@ def test_only_the_last_checkpoints_are_kept(whole):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_saves_and_resumes_as_if_never_stopped(number, whole, text_file, tmp_path):
+    before = signal.getsignal(number)
+
     def stop(info):
         if info.step == 5:
             os.kill(os.getpid(), number)
@@ -78,13 +80,11 @@ def test_interrupted_run_saves_and_resumes_as_if_never_stopped(number, whole, te
     assert (caught.value.step, caught.value.exit_code) == (6, 130)
     assert RunDirectory(tmp_path / "run").steps()[-1] == 6
     assert not is_finished(tmp_path / "run")
+    assert signal.getsignal(number) is before
     resume(tmp_path / "run")
     assert is_finished(tmp_path / "run")
+    assert signal.getsignal(number) is before
     assert losses(tmp_path / "run") == losses(whole.run_dir)
-
-
-def test_handlers_are_restored(whole):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 KILLED = """

@@ -39,7 +39,7 @@ def test_a_failed_launch_names_the_operation() -> None:
     calls = {
         "sample_transition": compiled.Transition(0, 0, 0, 0, 1, 1, 0, 4),
         "score_entropy": compiled.Entropy(scores, 0, 0, 0, 0, 0, 4),
-        "reverse_step": compiled.Reverse(scores, 0, 0, 0, 0, 0, 0, 4, 0),
+        "reverse_step": compiled.Reverse(scores, 0, 0, 0, 0, 0, 0, 4, 0, 1.0, 1.0),
     }
     for op, call in calls.items():
         with pytest.raises(RuntimeError, match=f"{op} on cuda:0 could not be launched: "):
