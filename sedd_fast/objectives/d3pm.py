@@ -39,7 +39,7 @@ class D3PMLoss(Objective):
         steps: T.
 
     A uniform graph's scores must belong to a posterior (:class:`sedd_fast.PosteriorModel`): others
-    can give a step negative weights, and the loss is NaN. So it is where rounding does, in float32 at
+    can give a step negative weights, and the loss is NaN. Rounding gives them too, in float32 at
     the step to the text where p(x_0 | x_t) lies under some 1e-15.
 
     Raises:
