@@ -35,7 +35,7 @@ bench: install ## the benchmark of every operation, a training step and a sampli
 	$(BIN)/python benchmarks/run.py
 
 compile-kernels: install ## compile every GPU kernel offline: registers, shared memory, spills
-	$(BIN)/python benchmarks/compile_kernels.py
+	$(BIN)/python benchmarks/compile_kernels.py $(KERNELS)
 
 gpu: ## on a GPU machine, with its own Python and torch: build, GPU tests, figures
 	$(PYTHON) benchmarks/on_gpu.py

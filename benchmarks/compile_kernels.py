@@ -41,7 +41,7 @@ CUDA_ARCHS = ("80", "90")
 TRITON_TARGETS = (("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64))
 #: Bytes of shared memory that a program of a target can have.
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10}
-DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 #: Triton's names of the dtypes that kernels are given pointers to.
 POINTERS = {
     torch.float32: "*fp32",
@@ -116,13 +116,13 @@ def argument_type(value: Any, specialized: bool) -> tuple[str, bool]:
     return "i64" if value >= 2**31 else "i32", specialized and value % 16 == 0
 
 
-def triton_reports(vocab: int) -> Iterator[Report | str]:
+def triton_reports(vocab: int, dtypes: tuple[torch.dtype, ...]) -> Iterator[Report | str]:
     """Compile every launch for every target; a text is a failure."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    for dtype in DTYPES:
-        for launch in launches_of(dtype, vocab, transition=dtype == DTYPES[0]):
+    for dtype in dtypes:
+        for launch in launches_of(dtype, vocab, transition=dtype == dtypes[0]):
             name = f"triton {launch.name} {str(dtype).removeprefix('torch.')}"
             for target in TRITON_TARGETS:
                 source, options = caught(launch, target[1])
@@ -225,13 +225,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile every GPU kernel without a GPU.")
     parser.add_argument("--only", choices=("triton", "cuda"))
     parser.add_argument("--vocabulary", type=int, default=50257)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="Triton's for one alone")
     arguments = parser.parse_args()
     reports: list[Iterator[Report | str]] = []
     if arguments.only != "cuda":
         if importlib.util.find_spec("triton") is None:
             print("Triton kernels: not compiled, Triton is missing (pip install triton)")
         else:
-            reports.append(triton_reports(arguments.vocabulary))
+            one = arguments.dtype
+            dtypes = tuple(DTYPES.values()) if one is None else (DTYPES[one],)
+            reports.append(triton_reports(arguments.vocabulary, dtypes))
     if arguments.only != "triton":
         with mock.patch("setuptools.setup"):  # only its flags and lists are wanted
             build = runpy.run_path(str(ROOT / "setup.py"))
