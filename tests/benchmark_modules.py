@@ -1,0 +1,38 @@
+"""The modules of benchmarks/, which import each other by their bare names."""
+
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+sys.path.insert(0, str(BENCHMARKS))
+import baselines  # noqa: E402
+import cases  # noqa: E402
+import choices  # noqa: E402
+import compiled  # noqa: E402
+import cross_entropy  # noqa: E402
+import head  # noqa: E402
+import largest_batch  # noqa: E402
+import measuring  # noqa: E402
+import report  # noqa: E402
+import settings  # noqa: E402
+import sweep  # noqa: E402
+import worker  # noqa: E402
+
+sys.path.remove(str(BENCHMARKS))
+
+__all__ = [
+    "BENCHMARKS",
+    "baselines",
+    "cases",
+    "choices",
+    "compiled",
+    "cross_entropy",
+    "head",
+    "largest_batch",
+    "measuring",
+    "report",
+    "settings",
+    "sweep",
+    "worker",
+]
