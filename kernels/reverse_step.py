@@ -120,16 +120,16 @@ def _draw(
 
 
 @triton.jit
-def _place(x):
-    """Where a float32 lies among all float32, as a whole number (int64)."""
+def _place(x, SPARE: tl.constexpr):
+    """Where a float32 lies among all those whose last SPARE bits are 0, as a whole number (int64)."""
     bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) >> SPARE
 
 
 @triton.jit
-def _value(place):
-    """The float32 at a place."""
-    at = place.to(tl.int32)
+def _value(place, SPARE: tl.constexpr):
+    """The float32 at a place; of a negative one the spare bits are 1 there."""
+    at = (place * (1 << SPARE) + tl.where(place < 0, (1 << SPARE) - 1, 0)).to(tl.int32)
     return (at ^ ((at >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
@@ -140,6 +140,8 @@ def _reshaped(
 ):  # fmt: skip
     """The chunks' weights at a temperature and cut to the nucleus, the shift, and the least score
     of the nucleus: the largest from which on the weights reach top_p of all, by bisection."""
+    # The last 13 bits of every bfloat16 or float16 are 0 once it is a float32: fewer passes.
+    SPARE: tl.constexpr = 13 if log_score.dtype.element_ty.primitive_bitwidth == 16 else 0
     largest = row_max(log_score, offset, stride, dim, x_t, BLOCK)
     shift = largest.to(shift.dtype)
     beta = shift * 0.0
@@ -149,11 +151,11 @@ def _reshaped(
         VEC, VECTORS, BLOCK, CHUNKS,
     )  # fmt: skip
     enough = top_p * tl.sum(sums, 0)
-    low, high = _place(least), _place(largest)
+    low, high = _place(least, SPARE), _place(largest, SPARE)
     high = tl.where(top_p < 1.0, high, low)
     while low < high:
         middle = low + (high - low + 1) // 2
-        least = _value(middle)
+        least = _value(middle, SPARE)
         sums = _chunk_sums(
             log_score, offset, stride, head, dim, x_t, (shift, beta, coldness, least), True,
             VEC, VECTORS, BLOCK, CHUNKS,
@@ -161,7 +163,7 @@ def _reshaped(
         reached = tl.sum(sums, 0) >= enough
         low = tl.where(reached, middle, low)
         high = tl.where(reached, high, middle - 1)
-    least = _value(low)
+    least = _value(low, SPARE)
     sums = _chunk_sums(
         log_score, offset, stride, head, dim, x_t, (shift, beta, coldness, least), True,
         VEC, VECTORS, BLOCK, CHUNKS,

@@ -26,20 +26,30 @@ SEDD_HOST_DEVICE inline double value_at(int64_t place, double) {
   return bit_copy<double>(place ^ (place >> 63 & INT64_MAX));
 }
 
-// The largest V from which on the weights, `sum(V)`, reach `enough`; `largest` is the row's.
+// The last bits that are 0 in every 16-bit number, bfloat16 or half, once it is a float.
+constexpr int kSpare16 = 13;
+
+// The largest V from which on the weights, `sum(V)`, reach `enough`; `largest` is the row's. Only
+// values whose last `spare` bits are 0 are looked at: so many halvings less.
 template <class V, class Sum>
-SEDD_HOST_DEVICE double nucleus(double largest, double enough, const Sum& sum) {
-  int64_t low = place(static_cast<V>(-HUGE_VAL)), high = place(static_cast<V>(largest));
+SEDD_HOST_DEVICE double nucleus(double largest, double enough, int spare, const Sum& sum) {
+  // Of a negative number those bits are 1 at its place.
+  const auto value = [&](int64_t at) {
+    const int64_t rest = at < 0 ? (int64_t{1} << spare) - 1 : 0;
+    return value_at(at * (int64_t{1} << spare) + rest, V());
+  };
+  int64_t low = place(static_cast<V>(-HUGE_VAL)) >> spare;
+  int64_t high = place(static_cast<V>(largest)) >> spare;
   while (low < high) {
     const uint64_t gap = static_cast<uint64_t>(high) - static_cast<uint64_t>(low);
     const int64_t middle = low + static_cast<int64_t>(gap / 2 + gap % 2);
-    if (sum(value_at(middle, V())) >= enough) {
+    if (sum(value(middle)) >= enough) {
       low = middle;
     } else {
       high = middle - 1;
     }
   }
-  return value_at(low, V());
+  return value(low);
 }
 
 }  // namespace sedd

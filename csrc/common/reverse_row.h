@@ -110,7 +110,8 @@ SEDD_HOST_DEVICE double reshape(Block& block, ReverseShared& shared, double* chu
     return best_pass<exact, false>(block, chunks, row, x_t, weights);
   };
   const double whole = sum(-HUGE_VAL);
-  return in.top_p < 1 ? sum(nucleus<Value>(largest, in.top_p * whole, sum)) : whole;
+  if (in.top_p >= 1) return whole;
+  return sum(nucleus<Value>(largest, in.top_p * whole, sizeof(T) == 2 ? kSpare16 : 0, sum));
 }
 
 SEDD_HOST_DEVICE inline double positive(double x) { return x > 0 ? x : 0; }

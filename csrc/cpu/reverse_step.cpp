@@ -54,8 +54,9 @@ void reshape(const ReverseInputs& in, int64_t r, Law& law, Scratch& scratch) {
   law.sum = whole;
   if (in.top_p < 1) {
     const double largest = law.weights.shift, enough = in.top_p * whole;
-    law.sum = sum(in.scores.dtype == DType::float64 ? nucleus<double>(largest, enough, sum)
-                                                    : nucleus<float>(largest, enough, sum));
+    const int spare = in.scores.dtype == DType::float32 ? 0 : kSpare16;
+    law.sum = sum(in.scores.dtype == DType::float64 ? nucleus<double>(largest, enough, 0, sum)
+                                                    : nucleus<float>(largest, enough, spare, sum));
   }
   law.alpha *= before / law.sum;
 }
