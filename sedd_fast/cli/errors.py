@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -52,6 +53,18 @@ def report(error: BaseException) -> int:
     if _is_out_of_memory(error):
         return say("out of memory; make batch, length or model smaller", FAILED)
     return say(_text(error), BAD_INPUT)
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuse the options of parameters `names` that the command line gives.
+
+    Raises:
+        ValueError: an option that would do nothing, which says `why`.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name != "DEFAULT":
+            raise ValueError(f"{parameter.opts[0]}: {why}; leave it out")
 
 
 def say(message: str, code: int) -> int:

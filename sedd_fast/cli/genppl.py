@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from sedd_fast.cli.network import Precision, choose_device, load_any
+from sedd_fast.cli.errors import refuse_given
+from sedd_fast.cli.network import Baseline, Precision, choose_device, load_any
 from sedd_fast.cli.output import SaveTo, pairs, results, save_json, write_json
 from sedd_fast.cli.progress import counted
 from sedd_fast.cli.sampler_options import (
@@ -47,7 +48,16 @@ JudgeBatch = Annotated[
 ]
 
 
+#: Options of the drawing, and those of them that only SEDD has.
+DRAWING = (
+    "texts", "steps", "method", "top_p", "length", "batch", "seed", "dtype", "tokenizer",
+    "keep_after_eot",
+)  # fmt: skip
+OF_SEDD = ("steps", "method")
+
+
 def genppl(
+    context: typer.Context,
     file: File = None,
     model: ModelOrNone = None,
     judge: JudgeName = "gpt2-large",
@@ -92,11 +102,16 @@ def genppl(
     where = choose_device(device)
     if (file is None) == (model is None):
         raise ValueError("genppl: give either SAMPLES.jsonl or --model, to draw the texts from")
+    if file is not None:
+        refuse_given(context, DRAWING, f"the texts are those of {file}, nothing is drawn")
     samples = None if file is None else read_samples(file)
     reader = Judge.from_pretrained(judge, where)  # first: a failure here should not cost a drawing
     if samples is None:
         draw = Draw(texts, length, steps, method.value, seed, batch, keep_after_eot, top_p)
-        samples = draw_samples(load_any(str(model), tokenizer, device, dtype), draw)
+        network = load_any(str(model), tokenizer, device, dtype)
+        if isinstance(network, Baseline):
+            refuse_given(context, OF_SEDD, "an autoregressive model draws a token at a time")
+        samples = draw_samples(network, draw)
     with counted("judging", "windows") as report:
         found = generative_perplexity(reader, samples.texts, samples.tokens, judge_batch, report)
     record = _record(found, reader, samples, where)

@@ -77,6 +77,8 @@ def folder(tmp_path, monkeypatch):
         ((*GENPPL, "words.jsonl"), 'the "tokens" of line 1 are no list of whole numbers'),
         ((*GENPPL, "good.jsonl", "--save", "nowhere/a.json"), "there is no folder nowhere"),
         ((*GENPPL, "-m", MODEL, "--method", "foo"), "--method"),
+        ((*GENPPL, "good.jsonl", "-s", "8"), "--steps: the texts are those of good.jsonl"),
+        ((*GENPPL, "good.jsonl", "--keep-after-eot"), "nothing is drawn; leave it out"),
         ((*MAUVE, "--reference", "none.jsonl"), "--reference: cannot read none.jsonl"),
         ((*MAUVE, "--reference", "good.jsonl", "--keep", "nowhere/a.npz"), "no folder nowhere"),
         ((*MAUVE, "--reference", "good.jsonl", "--seed", "5000000000"), "--seed"),

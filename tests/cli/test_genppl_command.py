@@ -63,6 +63,9 @@ def test_genppl_of_the_autoregressive_baseline(judge_dir, call, tmp_path):
     assert "steps" not in origin
     result = call(*args, "--keep-after-eot")
     assert "autoregressive, top-p 0.9, length 24, seed 0" in result.out
+    result = call(*args, "--method", "hit")
+    assert result.code == 2
+    assert "--method: an autoregressive model draws a token at a time; leave it out" in result.err
 
 
 @pytest.mark.parametrize(
