@@ -240,7 +240,7 @@ def test_summary() -> None:
     assert bound.perplexity == pytest.approx(4)
     assert bound.perplexity_stderr == pytest.approx(4 * 0.25 * math.log(2))
     assert bound.bits_per(80) == pytest.approx(0.5)
-    assert bound.description == "exact, upper bound, 8 samples a sequence"
+    assert bound.description == "exact, upper bound, 8 samples a sequence, stratified"
     hopeless = LikelihoodBound(nats * 1e6, stderr, 10, "paper", 8, strict=False)
     assert hopeless.perplexity == math.inf
     assert "not a strict bound" in hopeless.description
