@@ -247,7 +247,7 @@ def test_summary() -> None:
 
 
 def test_what_is_left_at_the_lowest_time_is_owed() -> None:
-    """Uniform, independent tokens: the likelihood wherever the integral ends and the rest begins."""
+    """Uniform, independent tokens: their likelihood, wherever the integral ends."""
 
     def model(x_t: Tensor, sigma: Tensor) -> Tensor:
         kept = torch.exp(-sigma.double())[:, None]

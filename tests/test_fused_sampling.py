@@ -1,4 +1,4 @@
-"""Samplers through SEDD's fused head: the texts of its log scores, and no row more than is drawn."""
+"""Samplers through SEDD's fused head: the texts of its log scores, and no row that is not drawn."""
 
 from __future__ import annotations
 

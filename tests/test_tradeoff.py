@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import sedd_fast as sf
 from sedd_fast.autoregressive import Autoregressive
+from sedd_fast.evaluate import tradeoff
 from sedd_fast.evaluate.tradeoff import (
     Budget,
     Point,
@@ -54,6 +56,14 @@ def test_points_of_sedd_and_of_the_baseline():
     baseline = measure_baseline(Autoregressive(CONFIG), 0.9, BUDGET)
     assert (baseline.sampler, baseline.steps) == ("ar, top-p 0.9", 10)
     assert baseline.rows == baseline.positions == 10
+
+
+def test_seconds_are_of_a_text_and_of_the_drawing_alone(monkeypatch):
+    """A clock that ticks when it is read: one second a batch, whatever judging the texts takes."""
+    clock = count()
+    monkeypatch.setattr(tradeoff, "_now", lambda model: next(clock))
+    batches = 3  # of 2, 2 and 1 texts
+    assert measure_sampler(sf.SEDD(CONFIG), "hit", 3, BUDGET).seconds == batches / BUDGET.texts
 
 
 def test_same_seed_same_texts():
