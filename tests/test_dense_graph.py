@@ -175,7 +175,7 @@ def test_refuses_elsewhere() -> None:
         objective(ToyWorld(graph, data_law()), x_0, [True])
     with pytest.raises(ValueError, match="only 5 states"):
         sf.DenseGraph(graph.rate_matrix(), 6)
-    with pytest.raises(ValueError, match="graph has kind 'dense'.* into sample, infill and Dense"):
+    with pytest.raises(ValueError, match=r"graph has kind 'dense'.* into sample, infill and Dense"):
         sf.reverse_step(torch.zeros(1, 1, 5), torch.zeros(1, 1).long(), 1.0, 0.1, graph)
     with sf.use_backend("cpp"), pytest.raises(ValueError, match="a DenseGraph is plain torch"):
         Drawing(graph)

@@ -75,6 +75,9 @@ def test_eval_needs_a_text(run_dir, call, tmp_path):
     short.write_text("the cat")
     assert "no directory" in call("eval", "--model", "./none", short).err
     assert "no file" in call("eval", "--model", run_dir, tmp_path / "none.txt").err
+    for texts in (["wikitxt2"], ["wikitext2", "ptb"], [short, "wikitext2"]):
+        wrong = call("eval", "--model", run_dir, *texts)
+        assert (wrong.code, "did you mean the data set wikitext2?" in wrong.err) == (2, True)
     export = call("eval", "--model", run_dir / "export")
     assert (export.code, "name a TEXT" in export.err) == (2, True)
     result = call("eval", "--model", run_dir, short, "--samples", 2, "--json")
