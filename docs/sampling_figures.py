@@ -1,21 +1,70 @@
 """The figures of docs/sampling.md, measured.
 
+    python docs/sampling_figures.py toy
     python docs/sampling_figures.py normalisation --model runs/demo/export
     python docs/sampling_figures.py gumbel
 
-The first takes a trained absorbing model, the second none. Each prints a table; the seed is fixed.
+The first computes laws in the toy world of the tests, without a draw; the second takes a trained
+absorbing model. Each prints tables; the seed is fixed. They need the test tools (`make install`).
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import sedd_fast as sf
 from sedd_fast.samplers.legacy import gumbel_argmax
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from toy_world import GRAPHS, SCHEDULES, Step, ToyWorld, chain_law, data_law
+
+
+def toy() -> None:
+    """Total variation between the exact laws of samplers and the data's, by network calls."""
+    law = data_law()
+    print("graph, method, network calls " + " ".join(f"{2**k:6d}" for k in range(3, 9)))
+    for graph in GRAPHS:
+        world, noise = ToyWorld(graph, law), SCHEDULES[graph.kind]
+        for method in ("analytic", "euler", "tau_leaping", "theta_trapezoidal"):
+            calls = 2 if method == "theta_trapezoidal" else 1
+            laws = [chain_law(world, noise, 2**k // calls, method) for k in range(3, 9)]
+            print(f"{graph.kind + ', ' + method:29s}", *(f"{distance(p, law):.4f}" for p in laws))
+    print("analytic, scores times Z, steps     8     32    128    512")
+    for z in (0.5, 0.8, 1.0, 1.25, 2.0):
+        laws = [scaled_law(law, z, steps) for steps in (8, 32, 128, 512)]
+        print(f"{z:<29g}", *(f"{distance(p, law):.4f}" for p in laws))
+    print("remasking, cap with eta = 4 / steps    32    128    512")
+    print(f"{'':36s}", *(f"{distance(remasked_law(law, n), law):.4f}" for n in (32, 128, 512)))
+
+
+def scaled_law(law: Tensor, z: float, steps: int) -> Tensor:
+    """The law of "analytic" with all scores of the absorbing graph multiplied by z."""
+
+    class Scaled(ToyWorld):
+        def __call__(self, indices: Tensor, sigma: Tensor) -> Tensor:
+            scaled = super().__call__(indices, sigma) + math.log(z)
+            return scaled.scatter(-1, indices[..., None], 0.0)
+
+    return chain_law(Scaled(GRAPHS[0], law), SCHEDULES["absorbing"], steps, "analytic")
+
+
+def remasked_law(law: Tensor, steps: int, eps: float = 1e-5) -> Tensor:
+    """The law of "analytic" that takes tokens back, at most a share of 4 / steps in a step."""
+    world, noise, h = ToyWorld(GRAPHS[0], law), SCHEDULES["absorbing"], (1 - eps) / steps
+    times = sf.sampling.timesteps(steps, eps)
+    states = torch.zeros((world.graph.vocab_size + 1) ** 3, dtype=torch.float64)
+    states[-1] = 1  # all masked
+    back = sf.Remask("cap", 4 / steps).probability(times, noise.sigma(times))
+    for t, r in zip(times.tolist(), back.tolist(), strict=False):  # no step at the last time
+        states = Step(world, noise, t, h).remasked(states, r)
+    states = Step(world, noise, eps, eps)(states, "denoise")
+    return states.view(5, 5, 5)[:4, :4, :4]
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -167,6 +216,7 @@ def drawn_moves(w: float, size: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("toy")
     first = commands.add_parser("normalisation")
     first.add_argument("--model", required=True)
     first.add_argument("--batch", type=int, default=256)
@@ -175,7 +225,9 @@ def main() -> None:
     second.add_argument("--vocab-size", type=int, default=50_257)
     second.add_argument("--steps", type=int, nargs="+", default=[64, 256, 1024, 4096])
     chosen = parser.parse_args()
-    if chosen.command == "normalisation":
+    if chosen.command == "toy":
+        toy()
+    elif chosen.command == "normalisation":
         normalisation(chosen.model, chosen.batch, chosen.steps)
     else:
         gumbel(chosen.vocab_size, chosen.steps)

@@ -12,7 +12,7 @@ With M = exp(sigma Q), so that M[y, x] = p(x_t = y | x_0 = x), and scores s_y = 
     "analytic" step:   p(y) = max(0, (exp(-d Q) s)_y exp(d Q)[x_t, y])
     "euler" step:      p(y) = h Q[x_t, y] s_y for y != x_t,  p(x_t) = max(0, 1 - their sum)
 
-Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equations 5, 18 and 19.
+Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equations 5, 17 and 19.
 """
 
 from __future__ import annotations

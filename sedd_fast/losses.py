@@ -10,7 +10,7 @@ An :class:`Objective` is a frozen dataclass that is called on a network and text
 noises the text, weighs positions, asks the network, adds up. A subclass says what a position costs
 (``_terms``); those of other papers are in :mod:`sedd_fast.objectives`.
 
-Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 11 and algorithm 1.
+Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 10 and algorithm 1.
 """
 
 from __future__ import annotations

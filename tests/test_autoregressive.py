@@ -208,9 +208,11 @@ def test_eval_is_exact(run_dir, call):
         "likelihood", 0, 0,
     )  # fmt: skip
     assert record["perplexity"] < 4.5
+    assert [record[name] for name in ("times", "seed", "eps")] == [None] * 3
     code, shown = call("eval", "-m", run_dir)
     assert "exact likelihood" in shown.out
     assert "±" not in shown.out
+    assert "seed" not in shown.out  # of what was not drawn
 
 
 def test_sampling_command_says_what_to_do(run_dir, call):

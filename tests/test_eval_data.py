@@ -140,8 +140,14 @@ def test_separate_rows_are_left_whole():
     assert wrapped.left_over == 0
 
 
+def test_a_few_blocks_stand_evenly_spaced_over_the_text():
+    text = "".join(map(chr, range(32, 126)))  # 94 characters and end-of-text: 31 blocks of 3
+    (chosen,) = wrap([text], ByteTokenizer(), 3).blocks(4)
+    assert chosen[:, 0].tolist() == [32 + 3 * number for number in (0, 10, 20, 30)]
+
+
 @pytest.mark.parametrize("how", WRAPS)
-def test_some_blocks_evenly_spaced(how):
+def test_as_many_blocks_as_asked_for(how):
     wrapped = wrap(["ab"] * 50, ByteTokenizer(), 6, how)
     chosen = wrapped.blocks(5)
     assert sum(len(blocks) for blocks in chosen) == 5

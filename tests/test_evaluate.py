@@ -240,10 +240,38 @@ def test_summary() -> None:
     assert bound.perplexity == pytest.approx(4)
     assert bound.perplexity_stderr == pytest.approx(4 * 0.25 * math.log(2))
     assert bound.bits_per(80) == pytest.approx(0.5)
-    assert bound.description == "exact, upper bound, 8 samples a sequence"
+    assert bound.description == "exact, upper bound, 8 samples a sequence, stratified"
     hopeless = LikelihoodBound(nats * 1e6, stderr, 10, "paper", 8, strict=False)
     assert hopeless.perplexity == math.inf
     assert "not a strict bound" in hopeless.description
+
+
+def test_what_is_left_at_the_lowest_time_is_owed() -> None:
+    """Uniform, independent tokens: their likelihood, wherever the integral ends."""
+
+    def model(x_t: Tensor, sigma: Tensor) -> Tensor:
+        kept = torch.exp(-sigma.double())[:, None]
+        noised = (kept * LAW + (1 - kept) / V).log()  # (B, V)
+        return noised[:, None] - noised.gather(-1, x_t)[..., None]
+
+    truth, noise = -LAW.log()[TEXT].sum(1), sf.GeometricNoise(1e-4, 12.0)
+    for eps in (0.2, 0.8):  # noise of 0.001 and of 1.2
+        bound = likelihood_bound(model, TEXT, UNIFORM, noise, 400, "exact", seeded(7), 400, eps)
+        assert ((bound.nats - truth).abs() < 4 * bound.stderr).all()
+        assert (bound.stderr < 0.06 * truth).all()
+
+
+def test_the_end_at_time_1_is_owed_for_every_position() -> None:
+    """Uniform, noise far from its limit: "exact" is "paper" and L times the divergence from it."""
+    noise = sf.GeometricNoise(1e-7, 0.5)  # so little at eps that nothing is owed there
+    exact, paper = (
+        likelihood_bound(Net(V), TEXT, UNIFORM, noise, 8, mode, seeded(6))
+        for mode in ("exact", "paper")
+    )
+    law = UNIFORM.transition_matrix(float(noise.sigma(torch.ones((), dtype=torch.float64))))[:, 0]
+    divergence = float((law * (law * V).log()).sum())
+    owed = torch.full((6,), L * divergence, dtype=torch.float64)
+    torch.testing.assert_close(exact.nats - paper.nats, owed, rtol=1e-4, atol=0)
 
 
 def test_unreachable_text_is_infinite() -> None:

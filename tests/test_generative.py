@@ -57,6 +57,13 @@ def test_both_averages_by_hand(judge):
     assert found.figures()["texts_scored"] == 3
 
 
+def test_one_text_has_no_error(judge, recwarn):
+    found = generative_perplexity(judge, TEXTS[:1])
+    assert math.isnan(found.mean_of_exponentials_stderr)
+    assert math.isnan(found.exponential_of_mean_stderr)
+    assert not recwarn.list
+
+
 def test_long_text_is_read_in_windows(judge):
     ids = judge.encode(["the cat sat on a mat. dogs ran " * 5])[0]
     assert (len(ids), judge.context) == (40, 16)

@@ -51,6 +51,19 @@ def test_the_law_of_another_schedule() -> None:
     assert chi_square_p(tokens, chain_law(world, noise, 6, "analytic")) > 1e-4
 
 
+def test_the_share_of_masks_falls_with_the_schedule() -> None:
+    """Where noise ends at a level far from infinite: to m(t) / m(1) at t, and not to m(t)."""
+    noise, seen = sf.GeometricNoise(0.05, 2.0), []
+    sample(
+        Counting(11), sf.Absorbing(11), noise, (40, 1000), 6, "hit", callback=seen.append,
+        generator=seeded(11),
+    )  # fmt: skip
+    masked = torch.stack([(step.tokens == 11).double().mean() for step in seen])
+    m = -torch.expm1(-noise.sigma(timesteps(6)))
+    expected = torch.cat((m[1:] / m[0], torch.zeros(1, dtype=torch.float64)))
+    torch.testing.assert_close(masked, expected, rtol=0, atol=0.012)  # 5 standard errors
+
+
 def test_first_hitting_has_the_law_of_the_data() -> None:
     """One position at a time is exact, whatever the number of steps would be."""
     world = ToyWorld(GRAPH, data_law())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,17 +33,20 @@ def test_draws_what_the_original_formula_draws(graph: sf.Graph, method: str) -> 
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         table = torch.randn(graph.dim, graph.dim, generator=seeded(9)) - 3
-        return table[x].scatter(-1, x[..., None], 0.0)
+        level = torch.log(torch.expm1(sigma.float())).view(-1, 1, 1)
+        return (table[x] - level).scatter(-1, x[..., None], 0.0)
 
     got = sf.sample(
         model, graph, NOISE, (30, 8), 5, method, generator=seeded(1), eps=0.1,
         legacy_fp32_gumbel=True,
     )  # fmt: skip
+    masked = []
     generator = seeded(1)
     x = graph.sample_limit((30, 8), generator=generator)
     times = torch.linspace(1, 0.1, 6, dtype=torch.float64)
     for i, t in enumerate(times):
         sigma, rate = NOISE(t)
+        masked.append(float((x == V).double().mean()))
         name = method if i < 5 else "denoise"
         removed = sigma
         if i < 5:
@@ -52,6 +57,8 @@ def test_draws_what_the_original_formula_draws(graph: sf.Graph, method: str) -> 
         u = torch.rand(probs.shape, generator=generator)
         x = (probs / (1e-10 - torch.log(u + 1e-10))).argmax(-1)
     assert torch.equal(got, x)
+    if graph.mask_index is not None:  # some unmask in every step, the last one too
+        assert all(before > after for before, after in pairwise([*masked, 0.0]))
 
 
 def test_a_token_below_2e_9_cannot_win(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ def test_equal_sets_are_near_one_and_distant_ones_near_zero():
     assert far.mauve < 0.05
     assert (same.clusters, same.drawn, same.real) == (10, 300, 300)
     assert mauve_score(blob(0, 1), blob(0, 2), clusters=10) == same  # the seed decides
+    assert mauve_score(blob(0, 1), blob(0, 2), clusters=10, seed=1) != same
 
 
 def test_features_that_do_not_belong_together():

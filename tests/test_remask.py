@@ -58,6 +58,24 @@ def test_a_step_keeps_the_marginals_of_the_noised_text() -> None:
             torch.testing.assert_close(law.sum(others), expected.sum(others), rtol=1e-6, atol=0)
 
 
+def test_as_many_are_masked_as_without() -> None:
+    """Tokens of before a step are taken back, not those that it has just drawn."""
+    seen: list[Tensor] = []
+
+    def network(x: Tensor, sigma: Tensor) -> Tensor:
+        level = -torch.log(V * torch.expm1(sigma))
+        return level[:, None, None].expand(*x.shape, V + 1)
+
+    sample(
+        network, GRAPH, NOISE, (40, 1000), 6, generator=seeded(4), remask=Remask("cap", 0.4),
+        callback=lambda step: seen.append(step.tokens == V),
+    )  # fmt: skip
+    assert any((now & ~before).any() for before, now in pairwise(seen))  # some are taken back
+    masked = torch.stack([masks.double().mean() for masks in seen])
+    expected = torch.cat((timesteps(6)[1:], torch.zeros(1, dtype=torch.float64)))
+    torch.testing.assert_close(masked, expected, rtol=0, atol=0.015)  # 5 standard errors
+
+
 @pytest.mark.parametrize("remask", [Remask("cap", 0.1), Remask("rescale", 0.9, t_on=0.5)])
 def test_samples_have_the_law_of_the_formula(remask: Remask) -> None:
     tokens = sample(

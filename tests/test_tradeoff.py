@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import sedd_fast as sf
 from sedd_fast.autoregressive import Autoregressive
+from sedd_fast.evaluate import tradeoff
 from sedd_fast.evaluate.tradeoff import (
     Budget,
     Point,
@@ -19,6 +21,7 @@ from sedd_fast.evaluate.tradeoff import (
     matches,
     measure_baseline,
     measure_sampler,
+    spaced_rows,
 )
 from sedd_fast.ngram import NGram
 from sedd_fast.plots import plot_tradeoff
@@ -56,6 +59,14 @@ def test_points_of_sedd_and_of_the_baseline():
     assert baseline.rows == baseline.positions == 10
 
 
+def test_seconds_are_of_a_text_and_of_the_drawing_alone(monkeypatch):
+    """A clock that ticks when it is read: one second a batch, whatever judging the texts takes."""
+    clock = count()
+    monkeypatch.setattr(tradeoff, "_now", lambda model: next(clock))
+    batches = 3  # of 2, 2 and 1 texts
+    assert measure_sampler(sf.SEDD(CONFIG), "hit", 3, BUDGET).seconds == batches / BUDGET.texts
+
+
 def test_same_seed_same_texts():
     quality = Quality.of_text(cycle(0, 300), cycle(0, 60), V, decode, BUDGET)
     model = sf.SEDD(CONFIG)
@@ -74,11 +85,19 @@ def test_figures_tell_real_text_from_noise():
     assert figures["js"] > 0.5
     assert figures["ngram"] > quality.real["ngram"] + 2
     ngram = NGram.fit(cycle(0, 300), V, 5)
-    held_out = [ngram.bits_per_token(cycle(10 * i, 10)) for i in range(5)]
+    spaced = (0, 1, 2, 4, 5)  # five of the six rows of the held-out text
+    held_out = [ngram.bits_per_token(cycle(10 * i, 10)) for i in spaced]
     assert quality.real["ngram"] == pytest.approx(np.mean(held_out))
     assert figures["ngram"] == pytest.approx(np.mean([ngram.bits_per_token(r) for r in noise]))
     assert quality([[0] * 10])["entropy"] == 0
     assert quality.real["entropy"] == pytest.approx(math.log(6), rel=0.05)
+
+
+def test_rows_stand_evenly_spaced_over_a_text():
+    text = np.arange(100, dtype=np.uint16)
+    assert spaced_rows(text, 7, 4)[:, 0].tolist() == [7 * number for number in (0, 4, 9, 13)]
+    assert spaced_rows(text, 7, 99).shape == (14, 7)
+    assert spaced_rows(text[:5], 7, 4).tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_more_text_than_there_is():

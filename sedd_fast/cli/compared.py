@@ -29,7 +29,7 @@ from sedd_fast.data import load_corpus, pack
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.likelihood import exact_likelihood
-from sedd_fast.evaluate.tradeoff import Budget, Quality
+from sedd_fast.evaluate.tradeoff import Budget, Quality, spaced_rows
 from sedd_fast.model import SEDD
 from sedd_fast.order import BlockOrder
 from sedd_fast.run_state import RunDirectory
@@ -124,7 +124,7 @@ def of_runs(name: str, sources: Sources) -> Compared:
     judge = Judge.from_pretrained(sources.judge, network.device) if sources.judge else None
     vocab_size = network.tokenizer.vocab_size
     quality = Quality.of_text(learnt, held_out, vocab_size, network.tokenizer.decode, budget, judge)
-    rows = _blocks(held_out, network.model.config.length)
+    rows = torch.from_numpy(spaced_rows(held_out, network.model.config.length, _BLOCKS))
     model, seeded = network.model, torch.Generator().manual_seed(sources.seed)
     about: dict[str, Any] = {
         "model": network.source,
@@ -205,14 +205,6 @@ def _tokens(name: str, network: Network, files: list[str]) -> tuple[np.ndarray, 
     if corpus.held_out is None or not isinstance(corpus.train, BlockOrder):
         raise ValueError(f"tradeoff: the run {name} has no held-out text; name files: TEXT ...")
     return corpus.train.blocks.tokens, corpus.held_out.tokens
-
-
-def _blocks(tokens: np.ndarray, length: int) -> torch.Tensor:
-    length = min(length, len(tokens))
-    count = len(tokens) // length
-    rows = tokens[: count * length].astype(np.int64).reshape(count, length)
-    chosen = np.linspace(0, count - 1, min(count, _BLOCKS)).round().astype(int)
-    return torch.from_numpy(rows[chosen])
 
 
 def _likelihood(bound: LikelihoodBound) -> dict[str, Any]:

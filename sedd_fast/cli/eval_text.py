@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from sedd_fast.cli.network import Baseline, Network
@@ -37,10 +38,22 @@ def find_text(
         where = f"{name}, {split or NAMED[name].evaluated}" + (f", from {copy}" if copy else "")
         return wrap(named_rows(name, split, copy), network.tokenizer, length, how, where)
     if words:
+        _check_files(words)
         return wrap(read_documents(words), network.tokenizer, length, how, ", ".join(words))
     if how != "sedd":
         raise ValueError(f"--wrap: the held-out text is in blocks already, got {how}; name a TEXT")
     return _held_out(network, model, length)
+
+
+def _check_files(words: list[str]) -> None:
+    """ValueError for a word that is no file and, nearly, the name of a data set."""
+    for word in words:
+        close = difflib.get_close_matches(word, NAMED, n=1, cutoff=0.8)
+        if close and not Path(word).expanduser().exists():
+            raise ValueError(
+                f"eval: there is no file {word!r}; did you mean the data set {close[0]}? It is "
+                f"named alone: sedd-fast eval {close[0]}"
+            )
 
 
 def _held_out(network: Network | Baseline, model: str, length: int) -> Wrapped:

@@ -211,6 +211,9 @@ def _record(
     network: Network | Baseline, text: Wrapped, bound: LikelihoodBound, settings: Settings
 ) -> dict[str, Any]:
     per_char = 1 / text.chars_per_token if text.chars_per_token else math.nan
+    drawn = asdict(settings) | {"mode": bound.mode, "samples": bound.samples}
+    if isinstance(network, Baseline):
+        drawn |= dict.fromkeys(("times", "seed", "eps"))  # nothing is drawn
     figures = {
         "perplexity": bound.perplexity,
         "perplexity_stderr": bound.perplexity_stderr,
@@ -227,13 +230,12 @@ def _record(
         "text": text.name,
         "estimator": bound.description,
         "strict": bound.strict,
-        **asdict(settings),
-        "mode": bound.mode,
-        "samples": bound.samples,
+        **drawn,
         # JSON knows neither infinity nor NaN
         **{name: value if math.isfinite(value) else None for name, value in figures.items()},
         "tokens": bound.total_tokens,
         "blocks": len(bound.nats),
+        "blocks_in_text": len(text),
         "block_length": text.block_length,
         "wrap": text.wrap,
         "tokens_left_over": text.left_over,
@@ -244,18 +246,17 @@ def _record(
 
 
 def _show(record: dict[str, Any]) -> None:
-    upto = "up to " * (record["wrap"] == "separate")
-    tokens = "{tokens:,} in {blocks:,} blocks of {0}{block_length}".format(upto, **record)
-    if record["tokens_left_over"]:
-        tokens += ", {tokens_left_over} at the end left out".format(**record)
     about = {
         "model": record["model"],
+        "tokenizer": record["tokenizer"],
         "text": record["text"],
-        "tokens": tokens,
+        "tokens": _tokens(record),
         "wrapping": record["wrap"],
         "estimator": record["estimator"],
-        "network": "{dtype} on {device}, seed {seed}, lowest time {eps:g}".format(**record),
+        "network": "{dtype} on {device}, {batch_size} blocks at once".format(**record),
     }
+    if record["seed"] is not None:
+        about["noise"] = "seed {seed}, lowest time {eps:g}".format(**record)
     figures = {
         "perplexity": _figure(record, "perplexity"),
         "bits/token": _figure(record, "bits_per_token"),
@@ -265,6 +266,15 @@ def _show(record: dict[str, Any]) -> None:
     console.print(pairs(about, ("dim", ""), width))
     console.print()
     console.print(pairs(figures, ("dim", "bold"), width))
+
+
+def _tokens(record: dict[str, Any]) -> str:
+    of = "of {blocks_in_text:,} ".format(**record) * (record["max_blocks"] is not None)
+    upto = "up to " * (record["wrap"] == "separate")
+    tokens = "{tokens:,} in {blocks:,} {0}blocks of {1}{block_length}".format(of, upto, **record)
+    if record["tokens_left_over"]:
+        tokens += ", {tokens_left_over} at the end of the text left out".format(**record)
+    return tokens
 
 
 def _figure(record: dict[str, Any], name: str) -> str:

@@ -236,12 +236,19 @@ class Settings:
         """With the model's own length and a new seed where none is asked for.
 
         Raises:
-            ValueError: --theta with a method that has none.
+            ValueError: --theta or --one-by-one with a method that has none, or --one-by-one with
+                --steps.
         """
-        if chosen.theta != Chosen.theta and chosen.method.value != "theta_trapezoidal":
+        method = chosen.method.value
+        if chosen.theta != Chosen.theta and method != "theta_trapezoidal":
             raise ValueError(
-                f"--theta: is of --method theta_trapezoidal, got {chosen.theta:g} with "
-                f"{chosen.method.value}; leave it out"
+                f"--theta: is of --method theta_trapezoidal, got {chosen.theta:g} with {method}; "
+                "leave it out"
+            )
+        if chosen.one_by_one and (method != "hit" or chosen.steps != Chosen.steps):
+            raise ValueError(
+                "--one-by-one: goes with --method hit, and in place of --steps; got --method "
+                f"{method} --steps {chosen.steps}"
             )
         as_they_are = (
             "batch", "at_once", "theta", "remask", "temperature", "top_p", "legacy_fp32_gumbel",
@@ -250,7 +257,7 @@ class Settings:
             model=network.source,
             length=chosen.length or network.model.config.length,
             steps=None if chosen.one_by_one else chosen.steps,
-            method=chosen.method.value,
+            method=method,
             denoise=not chosen.no_denoise,
             seed=torch.Generator().seed() % 2**31 if chosen.seed is None else chosen.seed,
             device=str(network.device),

@@ -17,7 +17,9 @@ def show(record: dict[str, Any], files: list[str]) -> None:
     console = results()
     about = {name: str(record[name]) for name in ("model", "baseline", "network", "held_out")
              if record.get(name)}  # fmt: skip
-    about["drawn"] = "{texts} texts of {length} tokens a point, {batch} at once".format(**record)
+    about["drawn"] = (
+        "{texts} texts of {length} tokens a point, {batch} at once, seed {seed}".format(**record)
+    )
     console.print(pairs(about, ("dim", "")))
     console.print(_table(record), soft_wrap=False)
     for line in _verdicts(record):
@@ -30,7 +32,7 @@ def show(record: dict[str, Any], files: list[str]) -> None:
 def _table(record: dict[str, Any]) -> Table:
     shown = [name for name in LABELS if name in (record["real_text"] or {})]
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("sampler")
+    table.add_column("sampler", no_wrap=True)
     for name in ("steps", "rows/text", "s/text", *shown):
         table.add_column(name, justify="right")
     for point in (*record["points"], *record["baselines"]):

@@ -58,7 +58,8 @@ class GenerativePerplexity:
     @property
     def mean_of_exponentials_stderr(self) -> float:
         """Its standard error over texts; NaN for one text."""
-        return float(self._own().std() / math.sqrt(max(1, int(self.scored.sum()))))
+        own = self._own()
+        return float(own.std() / math.sqrt(len(own))) if len(own) > 1 else math.nan
 
     @property
     def exponential_of_mean(self) -> float:

@@ -83,8 +83,7 @@ class LikelihoodBound:
         if self.mode == "likelihood":
             return "exact likelihood, nothing is drawn"
         strictness = "upper bound" if self.strict else "not a strict bound"
-        placed = ", antithetic" if self.times == "antithetic" else ""
-        return f"{self.mode}, {strictness}, {self.samples} samples a sequence{placed}"
+        return f"{self.mode}, {strictness}, {self.samples} samples a sequence, {self.times}"
 
 
 def join(bounds: Sequence[LikelihoodBound]) -> LikelihoodBound:

@@ -11,8 +11,8 @@ from real ones. The figures need no likelihood of the sampler:
     genppl     generative perplexity (exponential of the mean) where a judge is given
 
 Real text has its own figures, `Quality.real`, what a perfect model would get: of the held-out text,
-but for js, which needs two texts and is biased upwards where they are short, of as much training
-text as is drawn against the held-out text.
+as many texts as are drawn, evenly spaced; but for js, which needs two texts and is biased upwards
+where they are short, of as much training text as is drawn against the held-out text.
 """
 
 from __future__ import annotations
@@ -129,8 +129,9 @@ class Quality:
         ngram = NGram.fit(train[:_COUNTED], vocab_size, min(5, len(train)))
         text = decode(held_out.tolist())
         empty = cls(text, decode, ngram, judge, {})
-        real = empty(_rows(held_out, budget))
-        real |= empty.divergences([decode(row) for row in _rows(train[-amount:], budget)])
+        real = empty(spaced_rows(held_out, budget.length, budget.texts).tolist())
+        last = spaced_rows(train[-amount:], budget.length, budget.texts)
+        real |= empty.divergences([decode(row) for row in last.tolist()])
         return cls(text, decode, ngram, judge, real)
 
     def __call__(self, rows: Sequence[list[int]]) -> dict[str, float]:
@@ -223,11 +224,14 @@ def _measure(
     return Point(name, steps, seconds / n, load.rows / n, load.positions / n, figures)
 
 
-def _rows(tokens: np.ndarray, budget: Budget) -> list[list[int]]:
-    """At most as many rows as are drawn, of their length; a text shorter than that is one row."""
-    length = min(budget.length, len(tokens))
-    count = min(budget.texts, len(tokens) // length)
-    return tokens[: count * length].astype(np.int64).reshape(count, length).tolist()
+def spaced_rows(tokens: np.ndarray, length: int, most: int) -> np.ndarray:
+    """Rows of a text (N,), evenly spaced over it: (at most `most`, length) int64.
+
+    A text shorter than `length` is one row.
+    """
+    length = min(length, len(tokens))
+    rows = tokens[: len(tokens) // length * length].astype(np.int64).reshape(-1, length)
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
 
 
 def _now(model: nn.Module) -> float:

@@ -27,7 +27,7 @@ class ConcreteScoreMatching(Objective):
         graph, noise, reduction, sampling_eps: as in :class:`sedd_fast.ScoreEntropyLoss`.
 
     Source: Meng et al. 2022 (arXiv 2211.00802); Lou, Meng, Ermon 2024 (arXiv 2310.16834),
-    equation 3, with p(y | x_0) / p(x_t | x_0) for the ratios of p_t, as in equation 9.
+    equation 4, with p(y | x_0) / p(x_t | x_0) for the ratios of p_t, as in equation 7.
     """
 
     in_nats: ClassVar[bool] = False

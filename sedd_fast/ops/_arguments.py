@@ -36,7 +36,11 @@ def check_graph(graph: GraphLike) -> None:
             f"got {type(graph).__name__}"
         )
     if graph.kind not in KINDS:
-        raise ValueError(f"graph has kind {graph.kind!r}; known are {', '.join(KINDS)}")
+        hint = "; a DenseGraph goes into sample, infill and DenseScoreEntropyLoss"
+        raise ValueError(
+            f"graph has kind {graph.kind!r}; known here are {', '.join(KINDS)}"
+            + hint * (graph.kind == "dense")
+        )
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -125,7 +125,7 @@ def reverse_step(
 
     - "analytic": the exact reverse of the noise removed, with the scores held fixed
       (Tweedie tau-leaping, equation 19); ``dsigma`` = sigma(t) - sigma(s).
-    - "euler": one Euler step of the reverse rates (tau-leaping, equation 18); ``dsigma`` = step
+    - "euler": one Euler step of the reverse rates (tau-leaping, equation 17); ``dsigma`` = step
       size times noise rate.
     - "denoise": all remaining noise at once; an absorbing draw is never the mask. ``dsigma`` is
       not read and may be None.

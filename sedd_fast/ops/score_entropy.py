@@ -154,7 +154,7 @@ def score_entropy(
         >>> loss = score_entropy(model(x_t, sigma), sigma, x_t, x_0, graph, row_weight=weight)
         >>> loss.sum(-1).mean().backward()
 
-    Source: Lou, Meng, Ermon 2024, equations 5 and 9.
+    Source: Lou, Meng, Ermon 2024, equations 5 and 10.
     """
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
     inputs = _prepare(log_score, sigma, x_t, x_0, graph, row_weight)

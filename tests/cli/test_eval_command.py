@@ -16,11 +16,28 @@ def test_eval_of_a_file_and_of_the_held_out_text(run_dir, text_file, call):
     assert record["bits_per_token"] == pytest.approx(record["bits_per_char"], rel=1e-3)
     assert record["perplexity"] == pytest.approx(2 ** record["bits_per_token"])
     assert record["bits_per_token_stderr"] > 0
-    assert record["estimator"] == "exact, upper bound, 4 samples a sequence"
+    assert record["estimator"] == "exact, upper bound, 4 samples a sequence, stratified"
     plain = call("eval", "--model", run_dir, "--samples", 2, "--mode", "paper")
     assert plain.code == 0
     for word in ("held-out part", "not a strict bound", "perplexity", "bits/char", "float32"):
         assert word in plain.out
+
+
+def test_eval_prints_every_setting(run_dir, text_file, call, tmp_path):
+    saved = tmp_path / "found.json"
+    result = call("eval", "--model", run_dir, text_file, "--max-blocks", 5, "--samples", 4,
+                  "--batch", 3, "--seed", 17, "--save", saved)  # fmt: skip
+    assert result.code == 0
+    record = json.loads(saved.read_text())
+    whole = call("eval", "--model", run_dir, text_file, "--samples", 2, "--json").records[0]
+    assert (record["blocks"], record["blocks_in_text"]) == (5, whole["blocks"])
+    for shown in (
+        record["model"], record["tokenizer"], record["text"], "wrapping     sedd",
+        f"160 in 5 of {whole['blocks']} blocks of 32", "exact, upper bound",
+        "4 samples a sequence, stratified", "float32 on cpu, 3 blocks at once",
+        "seed 17, lowest time 0.001",
+    ):  # fmt: skip
+        assert shown in result.out
 
 
 def test_eval_of_a_named_data_set_from_a_copy(run_dir, call, tmp_path):
@@ -58,6 +75,9 @@ def test_eval_needs_a_text(run_dir, call, tmp_path):
     short.write_text("the cat")
     assert "no directory" in call("eval", "--model", "./none", short).err
     assert "no file" in call("eval", "--model", run_dir, tmp_path / "none.txt").err
+    for texts in (["wikitxt2"], ["wikitext2", "ptb"], [short, "wikitext2"]):
+        wrong = call("eval", "--model", run_dir, *texts)
+        assert (wrong.code, "did you mean the data set wikitext2?" in wrong.err) == (2, True)
     export = call("eval", "--model", run_dir / "export")
     assert (export.code, "name a TEXT" in export.err) == (2, True)
     result = call("eval", "--model", run_dir, short, "--samples", 2, "--json")

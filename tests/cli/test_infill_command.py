@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from sedd_fast.cli import requests
+from sedd_fast.sampling import infill as fill
+
 
 def test_infill_keeps_what_was_given(run_dir, call):
     result = call(
@@ -89,12 +92,21 @@ def test_infill_of_a_file(run_dir, call, jsonl):
     assert "8 of 8" in plain.out
 
 
-def test_texts_drawn_together_are_each_their_own(run_dir, call, jsonl):
+def test_texts_drawn_together_are_each_their_own(run_dir, call, jsonl, monkeypatch):
+    sizes = []
+
+    def watched(*args, **options):
+        sizes.append(len(args[3]))
+        return fill(*args, **options)
+
+    monkeypatch.setattr(requests, "fill", watched)
     path = jsonl(*({"prefix": word, "length": 8} for word in ("the ", "cat ", "sat ")))
     args = ["infill", "-m", run_dir, "--from", path, "--steps", 2, "--json", "--keep-after-eot"]
-    for at_once in (1, 2, 16):
+    for at_once, expected in ((1, [1, 1, 1]), (2, [2, 1]), (16, [3])):
         texts = [record["text"] for record in call(*args, "--at-once", at_once).records]
         assert [text[:4] for text in texts] == ["the ", "cat ", "sat "]
+        assert sizes == expected
+        sizes.clear()
 
 
 @pytest.mark.parametrize(

@@ -60,18 +60,21 @@ def test_sample_without_denoising_may_hold_masks(run_dir, call):
     ],
 )
 def test_every_method_draws(args, run_dir, call):
-    result = call("sample", "-m", run_dir, "--steps", 3, "--seed", 1, "--json", *args)
+    steps = None if "--one-by-one" in args else 3
+    given = [] if steps is None else ["--steps", steps]
+    result = call("sample", "-m", run_dir, "--seed", 1, "--json", *given, *args)
     assert result.code == 0
     (record,) = result.records
     assert record["settings"]["method"] == args[1]
-    assert record["settings"]["steps"] == (None if "--one-by-one" in args else 3)
+    assert record["settings"]["steps"] == steps
     assert "[MASK]" not in record["text"]
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--one-by-one"], "goes with method 'hit' only"),
+        (["--one-by-one"], "--one-by-one: goes with --method hit, and in place of --steps"),
+        (["--one-by-one", "--method", "hit"], "got --method hit --steps 2"),
         (["--method", "theta_trapezoidal", "--theta", 1], "theta must lie in"),
         (["--remask", "loop"], "--remask: expected cap or rescale, with an eta"),
         (["--remask", "cap:much"], "as in cap:0.02, got 'cap:much'"),

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from sedd_fast.config import load_config, override
+from sedd_fast.plots import plot_tradeoff
 from sedd_fast.sampling import METHODS
 from sedd_fast.train import train
 
@@ -106,7 +107,14 @@ def test_tradeoff_of_a_size_knows_time_alone(call, tmp_path, monkeypatch):
     assert "than ar, top-p 1" in result.out
 
 
-def test_tradeoff_on_files(run_dir, call, tmp_path):
+def test_tradeoff_on_files(run_dir, call, tmp_path, monkeypatch):
+    drawn = []
+
+    def watched(*args):
+        drawn.append(args)
+        return plot_tradeoff(*args)
+
+    monkeypatch.setattr("sedd_fast.cli.tradeoff.plot_tradeoff", watched)
     text = tmp_path / "other.txt"
     text.write_text("a mat on the cat sat. " * 100)
     result = call(
@@ -114,7 +122,11 @@ def test_tradeoff_on_files(run_dir, call, tmp_path):
         "--methods", "analytic", "--metric", "ngram", "--json",
     )  # fmt: skip
     assert result.code == 0
-    assert json.loads(result.out)["metric"] == "ngram"
+    record = json.loads(result.out)
+    assert record["metric"] == "ngram"
+    ((points, _, metric, _, real, _),) = drawn
+    assert (metric, real) == ("ngram", record["real_text"]["ngram"])
+    assert [point.metrics["ngram"] for point in points] == [record["points"][0]["metrics"]["ngram"]]
 
 
 @pytest.mark.parametrize(
