@@ -63,7 +63,7 @@ def train(model: SEDD, objective: sf.losses.Objective, chain: Chain, steps: int)
 
 
 @torch.no_grad()
-def scales(model: SEDD, chain: Chain, rows: int = 256) -> Tensor:
+def scales(model: SEDD, chain: Chain, rows: int) -> Tensor:
     """Z of every masked position of so many texts, t spread evenly over (0, 1)."""
     graph, noise = model.graph, model.noise
     model.eval()
@@ -81,7 +81,7 @@ def bound(model: SEDD, text: Tensor, mode: str, seed: int) -> float:
     return found.bits_per_token
 
 
-def measure(steps: int, seed: int) -> dict[str, Any]:
+def measure(steps: int, texts: int, seed: int) -> dict[str, Any]:
     """Every pair of a network and an objective, trained and looked at."""
     config = SEDDConfig(STATES, hidden_size=64, cond_dim=32, n_blocks=2, n_heads=4, length=LENGTH)
     found: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def measure(steps: int, seed: int) -> dict[str, Any]:
         started = time.monotonic()
         train(model, objective(model.graph, model.noise, "mean"), chain, steps)
         print(f"  {name}: {time.monotonic() - started:.1f} s", file=sys.stderr)
-        z, text = scales(model, chain), chain.draw(64)
+        z, text = scales(model, chain, 4 * texts), chain.draw(texts)
         bounds = {mode: bound(model, text, mode, seed) for mode in ("exact", "normalised")}
         quantiles = {"least": z.min(), "median": z.median(), "largest": z.max()}
         found[name] = {key: float(value) for key, value in quantiles.items()} | bounds
@@ -115,12 +115,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=600, help="of training (%(default)s)")
+    parser.add_argument("--texts", type=int, default=64, help="of a bound (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
-    if args.steps < 0:
-        parser.error(f"--steps: expected 0 or more, got {args.steps}")
-    results = measure(args.steps, args.seed)
+    for name, least in (("steps", 0), ("texts", 1)):
+        if (value := getattr(args, name)) < least:
+            parser.error(f"--{name}: expected {least} or more, got {value}")
+    results = measure(args.steps, args.texts, args.seed)
     print(f"\n{'':31}{'Z: least':>10}{'median':>10}{'largest':>10}  bits/token: exact  normalised")
     for name, row in results["found"].items():
         z = "".join(f"{row[key]:10.3g}" for key in ("least", "median", "largest"))

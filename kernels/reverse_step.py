@@ -121,7 +121,7 @@ def _draw(
 
 @triton.jit
 def _place(x, SPARE: tl.constexpr):
-    """Where a float32 lies among all those whose last SPARE bits are 0, as a whole number (int64)."""
+    """Where a float32 lies among those whose last SPARE bits are 0, as a whole number (int64)."""
     bits = x.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) >> SPARE
 

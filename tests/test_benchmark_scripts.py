@@ -20,7 +20,7 @@ def results(tmp_path, script: str, *options: str) -> tuple[str, dict]:
 
 
 def test_scale_of_scores(tmp_path):
-    out, record = results(tmp_path, "score_scale.py", "--steps", "3")
+    out, record = results(tmp_path, "score_scale.py", "--steps", "3", "--texts", "2")
     found = record["found"]
     for name, row in found.items():
         assert name in out
