@@ -122,7 +122,7 @@ def test_a_failed_cuda_launch_names_the_operation():
     calls = {
         "sample_transition": compiled.Transition(0, 0, 0, 0, 1, 1, 0, 4),
         "score_entropy": compiled.Entropy(scores, 0, 0, 0, 0, 0, 4),
-        "reverse_step": compiled.Reverse(scores, 0, 0, 0, 0, 0, 0, 4, 0),
+        "reverse_step": compiled.Reverse(scores, 0, 0, 0, 0, 0, 0, 4, 0, 1.0, 1.0),
     }
     nowhere = torch.cuda.device_count()
     for op, call in calls.items():
