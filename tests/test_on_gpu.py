@@ -53,7 +53,8 @@ def test_every_command_is_one_that_its_program_takes(tmp_path):
 def test_a_command_that_takes_too_long_is_stopped_with_what_it_started(monkeypatch, tmp_path):
     monkeypatch.setattr(on_gpu, "GRACE", 0.5)
     alive = tmp_path / "alive"
-    child = f"import time\nfor _ in range(300): open({str(alive)!r}, 'a').write('x'); time.sleep(.1)"
+    write = f"open({str(alive)!r}, 'a').write('x')"
+    child = f"import time\nfor _ in range(300): {write}; time.sleep(.1)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     started = time.monotonic()
     assert on_gpu.run(("-c", parent), {}, started + 3) == 124
