@@ -49,7 +49,7 @@ GRACE = 15
 SUITES = {"ops": ("ops", "2"), "head": ("head", "4"), "sweep": ("sweep", "0.5"),
           "runs": ("train,sample", "4")}  # fmt: skip
 #: Tests at a time, where pytest-xdist is there: most of their time is compiling, on the host.
-TESTS_AT_A_TIME = 8
+TESTS_AT_A_TIME = min(8, os.cpu_count() or 1)
 
 
 def main(argv: list[str]) -> int:

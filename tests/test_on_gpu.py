@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from benchmark_modules import cases, on_gpu, run, worker
+from benchmark_modules import cases, measuring, on_gpu, run, worker
 
 
 def test_steps_are_taken_in_their_own_order():
@@ -105,3 +105,32 @@ def test_a_gpu_run_that_is_cut_short_leaves_what_it_had_measured(monkeypatch, tm
     assert [row["operation"] for row in written["results"]] == ["loss", "step"]
     assert written["environment"]["command"] == f"benchmarks/run.py --device cuda --json {figures}"
     assert len(json.loads(part.read_text())["records"]) == 2
+
+
+def test_a_call_is_queued_while_the_gpu_is_busy(monkeypatch):
+    """What is between the events is the call alone; before them the spin, and then the eviction."""
+    seen: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            seen.append("event")
+
+        def synchronize(self) -> None:
+            seen.append("wait")
+
+        def elapsed_time(self, end: object) -> float:
+            return 0.25
+
+    class Evictor:
+        def sum(self) -> None:
+            seen.append("evict")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: seen.append("spin"), raising=False)
+    meter = object.__new__(measuring.CudaMeter)
+    meter._evictor = Evictor()
+    assert meter.time(lambda: seen.append("call")) == 0.25
+    assert seen == ["spin", "evict", "event", "call", "event", "wait"]

@@ -176,6 +176,8 @@ def test_compute_sanitizer_finds_nothing(name: str, tool: str):
         # Every tensor in memory of its own: a row read past its end is then an error.
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )  # fmt: skip
+    if "Device not supported" in done.stdout + done.stderr:
+        pytest.skip("compute-sanitizer cannot watch this device")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "ran through" in done.stdout
 
