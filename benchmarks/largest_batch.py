@@ -92,13 +92,18 @@ def fitting(model: SEDD, length: int, dtype: str, step: Step) -> Callable[[int],
     return fits
 
 
+def network(quick: bool) -> SEDDConfig:
+    """SEDD-small, or something tiny."""
+    if quick:
+        return SEDDConfig(vocab_size=1009, hidden_size=32, n_blocks=1, n_heads=2, length=32)
+    return SEDDConfig(vocab_size=50257, hidden_size=768, n_blocks=12, n_heads=12, length=1024)
+
+
 def measure(args: argparse.Namespace) -> None:
     """Print, and write, the largest batches by form of the head, each as soon as it is known."""
     torch.manual_seed(0)
-    tiny = {"hidden_size": 32, "n_blocks": 1, "n_heads": 2, "vocab_size": 1009}
-    length = 32 if args.quick else 1024
-    config = SEDDConfig(length=length, **(tiny if args.quick else {}))  # type: ignore[arg-type]
-    model = SEDD(config).to(args.device).train()
+    config = network(args.quick)
+    model, length = SEDD(config).to(args.device).train(), config.length
     found = {}
     for form, step in (("fused head", fused), ("dense scores", dense)):
         with sf.use_backend(args.backend):
