@@ -37,8 +37,8 @@ bench: install ## the benchmark of every operation, a training step and a sampli
 compile-kernels: install ## compile every GPU kernel offline: registers, shared memory, spills
 	$(BIN)/python benchmarks/compile_kernels.py $(KERNELS)
 
-gpu: ## on a GPU machine, with its own Python and torch: build, GPU tests, figures
-	$(PYTHON) benchmarks/on_gpu.py
+gpu: ## on a GPU machine, with its own Python and torch: build, GPU tests, figures (GPU= passes options)
+	$(PYTHON) benchmarks/on_gpu.py $(GPU)
 
 format: install ## put the code into the house's layout
 	$(BIN)/ruff check --fix .

@@ -99,7 +99,8 @@ def head_cases(settings: Settings, original: Original | None) -> Iterator[Case]:
                 ("head, loss + gradients", gradient, True),
                 ("head, analytic step", step, False),
             ):
-                found = contenders(field, problem, positions <= EAGER_UP_TO)
+                small = positions <= EAGER_UP_TO or settings.device == "cuda"
+                found = contenders(field, problem, small)
                 floors = products(problem, gradients)
                 yield Case("head", title, shape, name, found, floor_runs=floors, at=positions)
 

@@ -106,8 +106,13 @@ class CpuMeter:
             return None
 
 
+#: Clock cycles for which a GPU spins before the eviction: a millisecond, as long as Python needs to
+#: launch a score of kernels.
+SPIN = 2_000_000
+
+
 class CudaMeter:
-    """CUDA events around a call queued behind the eviction, so that launching it is hidden."""
+    """CUDA events around a call queued while the GPU is busy, so that launching it is hidden."""
 
     def __init__(self, evict: bool = True) -> None:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -117,6 +122,7 @@ class CudaMeter:
 
     def time(self, call: Callable[[], object]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(SPIN)
         self._evictor.sum()
         start.record()
         call()

@@ -129,10 +129,7 @@ def main(argv: list[str]) -> int:
     """The command: one worker per regime, then the report."""
     args = options(argv)
     if args.worker:
-        import worker
-
-        Path(args.result).write_text(json.dumps(worker.measure(args)))
-        return 0
+        return work(args, argv)
     import measuring
     import report
 
@@ -145,14 +142,43 @@ def main(argv: list[str]) -> int:
             parts[name] = run_worker(name, argv, measuring.REGIMES.get(name, {}))
         except subprocess.CalledProcessError as error:
             return abs(error.returncode)  # it has said why
-    results = report.merge(parts, " ".join(["benchmarks/run.py", *argv]))
+    results = report.merge(parts, command(argv))
     results["environment"]["seconds"] = round(time.monotonic() - started, 1)
     report.show(results)
     if args.json:
-        Path(args.json).expanduser().write_text(json.dumps(results, indent=1) + "\n")
+        write(Path(args.json).expanduser(), results)
     if args.plot:
         report.plot(results, Path(args.plot).expanduser())
     return 0
+
+
+def work(args: argparse.Namespace, argv: list[str]) -> int:
+    """One worker's part, written after every case.
+
+    On a GPU, where one worker measures all, --json has it too: a run cut short loses one case.
+    """
+    import report
+    import worker
+
+    for part in worker.measure(args):
+        write(Path(args.result), part)
+        if args.json and args.device == "cuda":
+            so_far = report.merge({args.worker: part}, command(argv))
+            write(Path(args.json).expanduser(), so_far)
+    return 0
+
+
+def command(argv: list[str]) -> str:
+    """The command line, without what only a worker is given."""
+    words = argv[: argv.index("--worker")] if "--worker" in argv else argv
+    return " ".join(["benchmarks/run.py", *words])
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """As JSON; whoever is interrupted leaves the file that was there."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(results, indent=1) + "\n")
+    new.replace(path)
 
 
 def run_worker(regime: str, argv: list[str], malloc: dict[str, str]) -> dict[str, Any]:

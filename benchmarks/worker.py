@@ -31,8 +31,8 @@ from workloads import end_to_end_cases
 import sedd_fast
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Environment, remarks and a record for every contender of every case.
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Environment, remarks and a record for every contender, anew after every case.
 
     Raises:
         SystemExit: the device or a backend asked for is missing; one line says so.
@@ -46,9 +46,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     settings = settings_of(args, remarks)
     original = original_of(args, remarks)
     meter = make_meter(torch.device(args.device), evict=not (args.quick or args.warm))
-    records = []
-    for cases in all_cases(settings, original):
+    about, records = environment(args, settings), []
+    for every in all_cases(settings, original):
         started = time.monotonic()
+        cases = tuple(able(case, remarks) for case in every)
         if args.worker == "memory":
             records += memory_records(meter, cases)
         else:
@@ -58,7 +59,29 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             records += timed
         what = f"{cases[0].operation} ({', '.join(case.dtype for case in cases)})"
         print(f"  {args.worker:7} {what}: {time.monotonic() - started:.1f} s", file=sys.stderr)
-    return {"environment": environment(args, settings), "remarks": remarks, "records": records}
+        yield {"environment": about, "remarks": remarks, "records": records}
+
+
+#: What a contender that cannot do a case may raise; compilers' errors are among them.
+FAILURES = (RuntimeError, AssertionError, ImportError, TypeError, ValueError)
+
+
+def able(case: Case, remarks: list[str]) -> Case:
+    """The case with those of its contenders that one call shows to be able; a remark on others."""
+    found = []
+    for contender in case.contenders:
+        try:
+            contender.run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # what went wrong on a GPU is known by then
+        except FAILURES as error:
+            line = (str(error).strip().splitlines() or [""])[0][:160]
+            what = f"{contender.name} is left out of {case.operation} ({case.dtype}, {case.shape})"
+            remarks.append(f"{what}: {type(error).__name__}: {line}")
+            print(f"  {remarks[-1]}", file=sys.stderr)
+        else:
+            found.append(contender)
+    return replace(case, contenders=tuple(found))
 
 
 def refuse(message: str) -> NoReturn:

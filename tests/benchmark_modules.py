@@ -14,7 +14,9 @@ import cross_entropy  # noqa: E402
 import head  # noqa: E402
 import largest_batch  # noqa: E402
 import measuring  # noqa: E402
+import on_gpu  # noqa: E402
 import report  # noqa: E402
+import run  # noqa: E402
 import settings  # noqa: E402
 import sweep  # noqa: E402
 import worker  # noqa: E402
@@ -31,7 +33,9 @@ __all__ = [
     "head",
     "largest_batch",
     "measuring",
+    "on_gpu",
     "report",
+    "run",
     "settings",
     "sweep",
     "worker",

@@ -207,6 +207,16 @@ def test_a_batch_that_runs_out_of_memory_does_not_fit():
     assert largest_batch.largest(fits, most=9) == 2
 
 
+def test_the_largest_batch_is_that_of_sedd_small():
+    with torch.device("meta"):
+        model = sf.SEDD(largest_batch.network(quick=False))
+    assert model.config.length == 1024
+    # The network of the paper's small model: 90 million beside the embedding and the head.
+    rest = [p.numel() for p in model.blocks.parameters()]
+    assert 80e6 < sum(rest) < 110e6
+    assert tuple(model.output_layer.linear.weight.shape) == (50258, 768)
+
+
 def test_the_head_is_timed_on_backends_that_have_one():
     chosen = settings.Settings(backends=("reference", "cuda", "tiled"), vocab_size=V)
     assert cases.backends(chosen) == ("reference", "cuda", "tiled")

@@ -10,8 +10,11 @@ namespace sedd {
 constexpr int64_t kMostRows = 2147483647;    // blocks of a grid
 constexpr int64_t kMostStates = 1073741824;  // state numbers, and a chunk past them, are 32-bit
 
+// CUDA keeps an error until it is asked for: the next launch is not to report this one.
 inline Message in_words(cudaError_t error) {
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
 }
 
 inline Message too_large(int64_t rows, int64_t dim) {

@@ -30,9 +30,7 @@ Message sample_transition(const TransitionArguments& arguments, int device, Stre
 Message unsupported(int device) {
   if (Message error = in_words(cudaSetDevice(device))) return error;
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, sample_transition_kernel);
-  cudaGetLastError();  // the next launch is not to report it
-  return in_words(error);
+  return in_words(cudaFuncGetAttributes(&attributes, sample_transition_kernel));
 }
 
 }  // namespace sedd

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -118,6 +120,24 @@ def small_blocks(backend: Backend) -> Iterator[None]:
         patch.setattr(tiles, "TABLE", dict.fromkeys(tiles.TABLE, tile))
         patch.setattr(tiled_reverse_step, "GROUP", 32)
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_errors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a kernel does wrong shows in the test that launched it, and spoils no other one.
+
+    A broken context fails whatever the process does next: pytest-xdist starts another one.
+    """
+    yield
+    if request.node.get_closest_marker("gpu") is None or not torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            pytest.exit(f"{request.node.nodeid} broke the GPU's context: {error}", returncode=1)
+        print(f"{request.node.nodeid}: {error}", file=sys.__stderr__, flush=True)
+        os._exit(1)
 
 
 @pytest.fixture(autouse=True)

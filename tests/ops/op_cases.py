@@ -304,6 +304,12 @@ def _reference_moves(inputs: Inputs, method: str, **shares: float) -> tuple[Tens
     return reference.reverse_weights(inputs.log_score.detach().double(), reverse)
 
 
+def chi_square_tail(statistic: float, degrees: int) -> float:
+    """The probability that chi-square is larger."""
+    halves = torch.tensor([degrees, statistic], dtype=torch.float64) / 2
+    return float(torch.special.gammaincc(*halves))
+
+
 def loss_and_gradient(inputs: Inputs, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """score_entropy under autograd, with any upstream gradient (ones if None)."""
     leaf = inputs.log_score.detach().requires_grad_()

@@ -122,7 +122,7 @@ def test_a_failed_cuda_launch_names_the_operation():
     calls = {
         "sample_transition": compiled.Transition(0, 0, 0, 0, 1, 1, 0, 4),
         "score_entropy": compiled.Entropy(scores, 0, 0, 0, 0, 0, 4),
-        "reverse_step": compiled.Reverse(scores, 0, 0, 0, 0, 0, 0, 4, 0),
+        "reverse_step": compiled.Reverse(scores, 0, 0, 0, 0, 0, 0, 4, 0, 1.0, 1.0),
     }
     nowhere = torch.cuda.device_count()
     for op, call in calls.items():
@@ -158,20 +158,26 @@ def test_out_of_memory_stays_what_it_is():
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-@pytest.mark.parametrize("name", ["triton", "cuda"])
+@pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_compute_sanitizer_finds_nothing(name: str, tool: str):
     program = shutil.which("compute-sanitizer")
     if program is None:
         pytest.skip("compute-sanitizer is not on PATH")
     if reason := registry.unavailable(name, "cuda"):
         pytest.skip(f"{name}: {reason}")
-    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, name]
+    # Calls that torch tries and does without are no errors here; compilers are not watched.
+    watched = ("--report-api-errors", "no", "--target-processes", "application-only")
+    command = [program, "--tool", tool, *watched, "--error-exitcode", "9"]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300,
+        [*command, sys.executable, __file__, name],
+        capture_output=True, text=True, check=False, timeout=300,
         # Every tensor in memory of its own: a row read past its end is then an error.
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )  # fmt: skip
+    if "Device not supported" in done.stdout + done.stderr:
+        pytest.skip("compute-sanitizer cannot watch this device")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "ran through" in done.stdout
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import GRAPHS, METHODS, Backend, graph_id, graphs_of, make_inputs
+from op_cases import (
+    GRAPHS,
+    METHODS,
+    Backend,
+    chi_square_tail,
+    graph_id,
+    graphs_of,
+    make_inputs,
+)
 from torch import Tensor
 
 import sedd_fast as sf
@@ -21,12 +29,6 @@ REFERENCE_DRAWS = 50_000
 UNLIKELY = 1e-6
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 by_method = pytest.mark.parametrize("method", METHODS)
-
-
-def chi_square_tail(statistic: float, degrees: int) -> float:
-    """The probability that chi-square is larger."""
-    halves = torch.tensor([degrees, statistic], dtype=torch.float64) / 2
-    return float(torch.special.gammaincc(*halves))
 
 
 def number(backend: Backend) -> int:

@@ -308,11 +308,15 @@ def test_nothing_is_cast_twice_nor_as_large_as_the_logits(
         monkeypatch.setattr(module, name, watched(getattr(module, name), seen))
     graph = type(graph)(6000)
     head = make_head(graph, scaled, shape=(4, backend.some(50, 5)), width=4, device=backend.device)
+    # On a GPU a block is as wide as its memory allows: too little here for all of the states.
+    workspace = None if backend.device == "cpu" else 1 << 19
     with torch.autocast(backend.device, torch.bfloat16):
-        run(head, reduction)
+        run(head, reduction, workspace=workspace)
     passes = 2 if reduction == "none" else 1
     touched = len(sf.touched_rows(head.inputs.x_t, graph, head.inputs.row_weight).index)
-    assert 0 < seen.count <= passes * (graph.vocab_size + touched) * 4
+    # Tiles keep no sum of scores: the uniform graph's comes from the sum of the weights.
+    summed = backend.name == "tiled" and graph.kind == "uniform"
+    assert 0 < seen.count <= passes * ((1 + summed) * graph.vocab_size + touched) * 4
     assert seen.largest < touched * graph.vocab_size
 
 
