@@ -213,6 +213,9 @@ def test_eval_is_exact(run_dir, call):
     assert "exact likelihood" in shown.out
     assert "±" not in shown.out
     assert "seed" not in shown.out  # of what was not drawn
+    code, shown = call("eval", "-m", run_dir, "--samples", 32)
+    assert code == 2
+    assert "--samples: the likelihood of an autoregressive model is exact; leave" in shown.err
 
 
 def test_sampling_command_says_what_to_do(run_dir, call):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from sedd_fast.cli.errors import refuse_given
 from sedd_fast.cli.eval_text import find_text
 from sedd_fast.cli.network import Baseline, Network, Precision, load_any
 from sedd_fast.cli.output import SaveTo, pairs, results, save_json, write_json
@@ -67,7 +68,12 @@ class Settings:
     eps: float = 1e-3
 
 
+#: Options of a bound, which an autoregressive network does not need.
+OF_BOUND = ("mode", "samples", "times", "seed")
+
+
 def evaluate(
+    context: typer.Context,
     model: Model,
     files: Annotated[
         list[str] | None,
@@ -167,6 +173,8 @@ def evaluate(
       130  stopped with Ctrl-C
     """
     network = load_any(model, tokenizer, device, dtype)
+    if isinstance(network, Baseline):
+        refuse_given(context, OF_BOUND, "the likelihood of an autoregressive model is exact")
     length = length or network.model.config.length
     text = find_text(network, model, files or [], (data, split), length, wrapping.value)
     settings = Settings(mode.value, times.value, samples, batch, max_blocks, seed)
