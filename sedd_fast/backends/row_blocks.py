@@ -32,14 +32,22 @@ def linear_reverse_step(linear: Linear, reverse: Reverse, step: Step) -> Tensor:
     rows = linear.read(reverse)
     x_s = torch.cat((x_t, x_t.new_zeros(1)))  # the last takes what belongs to no position
     dim = linear.weight.shape[0]
-    stride = -(-dim // ALIGNMENT) * ALIGNMENT
-    count = max(1, min(linear.workspace // (stride * linear.dtype.itemsize), len(rows)))
-    memory = linear.weight.new_empty(count, stride, dtype=linear.dtype)
+    count = min(rows_at_once(linear), max(1, len(rows)))
+    memory = linear.weight.new_empty(count, _stride(linear), dtype=linear.dtype)
     for some in rows.split(count) if len(rows) else ():
         scores = memory[: len(some), :dim]
         _product(linear, linear.gathered(some), scores)
         x_s[torch.where(some < 0, len(x_t), some)] = _draw(scores, reverse, some, step)
     return x_s[:-1].view(reverse.x_t.shape).clone()
+
+
+def rows_at_once(linear: Linear) -> int:
+    """How many rows the workspace holds, or one."""
+    return max(1, linear.workspace // (_stride(linear) * linear.dtype.itemsize))
+
+
+def _stride(linear: Linear) -> int:
+    return -(-linear.weight.shape[0] // ALIGNMENT) * ALIGNMENT
 
 
 def _product(linear: Linear, hidden: Tensor, out: Tensor) -> None:

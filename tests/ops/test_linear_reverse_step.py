@@ -35,14 +35,19 @@ def quiet(head: Head) -> Head:
 
 @by_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("vocabulary", [2, 513, 2049])
+@pytest.mark.parametrize(
+    ("vocabulary", "workspace"), [(2, None), (513, None), (2049, None), (2049, 30_000)]
+)
 @by_head
-def test_same_u_same_tokens(backend: Backend, graph, scaled, method, dtype, vocabulary):
+def test_same_u_same_tokens(backend: Backend, graph, scaled, method, dtype, vocabulary, workspace):
+    """With little workspace too, where states may come in several blocks and rows in chunks."""
+    if workspace and backend.interpreted:
+        pytest.skip("interpreted: another case goes the same way")
     head = make_head(
         type(graph)(vocabulary), scaled, dtype, (2, backend.some(20, 4)), device=backend.device
     )
     for given in (head, quiet(head)):
-        tokens = given.step(method)
+        tokens = given.step(method, workspace=workspace)
         exact = replace(given.inputs, log_score=given.double().log_score())
         assert_inverse_cdf(tokens, exact, method)
         assert float((tokens == unfused(given.double(), method)).double().mean()) > 0.9
@@ -145,6 +150,22 @@ def test_an_empty_batch(backend: Backend, graph, scaled, method, shape):
 
 @by_method
 @by_head
+@pytest.mark.parametrize("offset", [-200.0, 200.0])
+def test_rows_beyond_float32(backend: Backend, graph, scaled, method, offset):
+    """Some rows leave its range, others do not; a denoising draw depends on differences only."""
+    head = make_head(graph, scaled, shape=(3, backend.some(20, 3)), device=backend.device)
+    far = head.hidden.new_zeros(*head.hidden.shape[:2], 1)
+    far[:, ::2] = offset
+    hidden = torch.cat((head.hidden, far), -1)
+    weight = torch.cat((head.weight, torch.ones_like(head.weight[:, :1])), -1)
+    head = replace(head, hidden=hidden, weight=weight)
+    tokens = head.step(method, workspace=10_000)
+    exact = replace(head.inputs, log_score=head.double().log_score())
+    assert_inverse_cdf(tokens, exact, method)
+
+
+@by_method
+@by_head
 @pytest.mark.parametrize("workspace", [1, None])
 def test_a_row_without_a_law_is_an_error_on_the_cpu(backend, graph, scaled, method, workspace):
     if not backend.raises:
@@ -183,7 +204,8 @@ def test_a_generator_and_no_gradient(backend: Backend, graph, scaled):
 @by_method
 @by_head
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_law(backend: Backend, graph, scaled, method, dtype):
+@pytest.mark.parametrize("workspace", [None, 200_000])
+def test_the_law(backend: Backend, graph, scaled, method, dtype, workspace):
     """Chi-square of many draws at one hidden state; fails by chance once in a million."""
     if backend.interpreted:
         pytest.skip("interpreted: too few draws to tell")
@@ -195,7 +217,8 @@ def test_the_law(backend: Backend, graph, scaled, method, dtype):
     u = torch.rand(1, draws, 2, dtype=torch.float64, generator=generator).to(backend.device)
     step = torch.full((1,), 0.05, dtype=torch.float64, device=backend.device)
     many = replace(one.inputs, x_t=x_t, u=u, dsigma=step)
-    tokens = replace(one, hidden=one.hidden.expand(1, draws, -1), inputs=many).step(method)
+    head = replace(one, hidden=one.hidden.expand(1, draws, -1), inputs=many)
+    tokens = head.step(method, workspace=workspace)
     at = replace(one, inputs=replace(one.inputs, x_t=x_t[:, :1], dsigma=step))
     with sf.use_backend("reference"):
         scores = at.log_score().double()  # rounded as the head rounds them

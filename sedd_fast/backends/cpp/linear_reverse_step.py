@@ -1,15 +1,123 @@
-"""A reverse step from hidden states: blocks of whole rows, each drawn from while it is in cache."""
+"""A reverse step from hidden states: sums of blocks of states, and again the block drawn from.
+
+A product of few whole rows runs below full speed, and many do not fit the workspace. So a block of
+states is formed for all rows at once, a kernel adds up exp(f) of each row, and the next block
+overwrites it. The sums say whether a token moves and from which block; that one alone is formed
+again, for the rows that draw from it, all of them together the work of one block.
+
+The clamped law of the uniform graph, and a temperature or top-p, need the sum of a row before its
+weights: such rows are formed whole (:mod:`sedd_fast.backends.row_blocks`). So are rows that one
+workspace holds, and those that leave the range of float32 or have no law.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
-from sedd_fast.backends import row_blocks
+from sedd_fast.backends import row_blocks, values
+from sedd_fast.backends.blocked_head import ROW_BYTES
+from sedd_fast.backends.coefficients import log_output_scale, reverse_coefficients
+from sedd_fast.backends.cpp.linear_score_entropy import block_sums
 from sedd_fast.backends.cpp.reverse_step import reverse_step
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.inputs import Reverse
 
+#: Rows drawn at a time: their weights, in float64, are few.
+DRAWN = 64
+
 
 def linear_reverse_step(linear: Linear, reverse: Reverse) -> Tensor:
     """x_s (B, L): one product of the rows that may move."""
-    return row_blocks.linear_reverse_step(linear, reverse, reverse_step)
+    values.check(reverse)
+    rows = linear.read(reverse)
+    clamped = reverse.graph == "uniform" and reverse.method != "euler"
+    if reverse.shaped or clamped or len(rows) <= row_blocks.rows_at_once(linear):
+        return row_blocks.linear_reverse_step(replace(linear, rows=rows), reverse, reverse_step)
+    step = _Step(linear, reverse)
+    whole = [step(some) for some in rows[rows >= 0].split(step.count)]
+    others = replace(linear, rows=torch.cat(whole))
+    return row_blocks.linear_reverse_step(others, replace(reverse, x_t=step.x_s), reverse_step)
+
+
+class _Step:
+    """One step of all rows, ``count`` at a time; ``x_s`` (B, L) is where they go."""
+
+    def __init__(self, linear: Linear, reverse: Reverse) -> None:
+        self.linear, self.reverse = linear, reverse
+        self.x_s = reverse.x_t.clone()
+        self.weight = linear.weight[: reverse.vocab_size]
+        zero = linear.weight.new_zeros(len(self.weight)) if linear.bias is None else linear.bias
+        wide = torch.promote_types(linear.dtype, torch.float32)
+        self.bias = zero[: len(self.weight)].to(wide).contiguous()
+        self.states = min(ROW_BYTES // linear.dtype.itemsize, len(self.weight))
+        blocks = -(-len(self.weight) // self.states)
+        each = (self.states + 2 * linear.hidden.shape[-1]) * linear.dtype.itemsize + 8 * blocks
+        self.count = max(1, linear.workspace // each)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Move the rows (R,) that can be; returns those that must be formed whole."""
+        hidden, at = self.linear.gathered(rows), self.reverse.at(rows)
+        sums = self._sums(hidden, at.x_t.squeeze(1))
+        total = sums.sum(0)
+        unit = scale = torch.ones_like(total)
+        if at.scale_by_sigma:
+            scale = torch.exp(-log_output_scale(at.sigma, at.vocab_size))
+        law = reverse_coefficients(at, (total * scale)[:, None], unit[:, None])
+        moving = law.alpha.squeeze(1) * scale * total
+        stay = law.gamma.squeeze(1)
+        weight = moving + stay.clamp(min=0)
+        good = (total > 1e-30) & torch.isfinite(total) & torch.isfinite(weight) & (weight > 0)
+        assert at.u is not None
+        u0, u1 = at.u.squeeze(1).unbind(-1)
+        moves = (good & (u0 * weight < moving)).nonzero().squeeze(1)
+        self._draw(rows[moves], hidden[moves], sums[:, moves], u1[moves])
+        return rows[~good]
+
+    def _sums(self, hidden: Tensor, x_t: Tensor) -> Tensor:
+        """(blocks, R) float64: the sums of exp(f) over the states of a block but x_t, NaN where
+        float32 has overflowed.
+        """
+        memory = hidden.new_empty(len(hidden) * self.states)
+        starts = range(0, len(self.weight), self.states)
+        sums = torch.zeros(len(starts), len(hidden), dtype=torch.float64)
+        for block, begin in enumerate(starts):
+            w = self._block(begin)
+            scores = memory[: len(hidden) * len(w)].view(len(hidden), len(w))
+            torch.mm(hidden, w.T, out=scores)
+            block_sums(scores, self.bias[begin : begin + len(w)], begin, x_t, sums[block])
+        return sums
+
+    def _block(self, begin: int) -> Tensor:
+        return self.weight[begin : begin + self.states].to(self.linear.dtype)
+
+    def _draw(self, rows: Tensor, hidden: Tensor, sums: Tensor, u: Tensor) -> None:
+        """Move the rows (R,): the state at which the running sum of weights passes u of it all."""
+        chosen, share = pick(sums.T.contiguous(), u)
+        for block in chosen.unique().tolist():
+            begin = block * self.states
+            w = self._block(begin)
+            for some in (chosen == block).nonzero().squeeze(1).split(DRAWN):
+                f = torch.mm(hidden[some], w.T) + self.bias[begin : begin + len(w)]
+                weights = (f - f.amax(1, keepdim=True)).exp()
+                if self.reverse.graph == "uniform":
+                    own = self.reverse.x_t.flatten()[rows[some], None] - begin
+                    weights.masked_fill_(torch.arange(len(w)) == own, 0)
+                self.x_s.view(-1)[rows[some]] = begin + pick(weights, share[some])[0]
+
+
+def pick(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of weights (R, n), the index at which their running sum, in float64, passes the
+    share u (R,) of their sum, and what is left of u there, as a share of that weight.
+    """
+    running = weights.cumsum(1, dtype=torch.float64)
+    total = running[:, -1:].contiguous()
+    target = u[:, None] * total
+    # Rounding may leave the target past the end: the last that has weight then.
+    last = torch.searchsorted(running, total)
+    index = torch.minimum(torch.searchsorted(running, target, right=True), last)
+    weight = weights.gather(1, index)
+    share = (target - running.gather(1, index) + weight) / weight
+    return index.squeeze(1), share.squeeze(1).clamp(0, 1)

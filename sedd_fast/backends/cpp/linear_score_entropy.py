@@ -89,3 +89,21 @@ def _visit(block: Block, rows: EntropyRows, columns: Tensor | None, exact: bool)
     numbers = kernels().HeadRows(*(tensor.data_ptr() for tensor in small))
     found = kernels().linear_score_entropy(where, numbers, exact, torch.get_num_threads())
     return overflowed if found else None
+
+
+def block_sums(scores: Tensor, bias: Tensor, first: int, x_t: Tensor, sums: Tensor) -> None:
+    """Add to ``sums`` (R,) float64 those of exp(scores + bias) over a block's states but x_t (R,).
+
+    NaN where float32 overflows. Scores (R, n) contiguous, bias (n,) wide; ``first`` is the state of
+    column 0.
+    """
+    overflowed = torch.empty(len(scores), dtype=torch.bool)
+    nowhere, unread = torch.full_like(x_t, -1), torch.empty_like(sums)
+    small = (x_t, nowhere, unread, unread, unread, sums, unread, unread, overflowed)
+    where = kernels().HeadBlock(
+        scores.data_ptr(), DTYPES[scores.dtype], *scores.shape, scores.stride(0), first,
+        bias.data_ptr(), 0, False, 0,
+    )  # fmt: skip
+    numbers = kernels().HeadRows(*(tensor.data_ptr() for tensor in small))
+    if kernels().linear_score_entropy(where, numbers, False, torch.get_num_threads()):
+        sums[overflowed] = torch.nan
