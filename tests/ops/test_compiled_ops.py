@@ -78,6 +78,8 @@ def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]
 @pytest.mark.parametrize("name", sorted(op_arguments(make_inputs(GRAPHS[0]), False)))
 @by_graph
 def test_opcheck(backend: Backend, graph: sf.Graph, name, layout):
+    if backend.interpreted and layout != "contiguous":
+        pytest.skip("interpreted: another case goes the same way")
     inputs = laid_out(make_inputs(graph, shape=(2, 3), device=backend.device), layout)
     arguments = op_arguments(inputs, needs_grad=True)[name]
     torch.library.opcheck(getattr(OPS, name).default, arguments)
