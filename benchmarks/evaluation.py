@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from measuring import REGIMES, make_meter
 from torch import Tensor
-from worker import commit
+from worker import provenance
 
 import sedd_fast as sf
 from sedd_fast.evaluate import LikelihoodBound
@@ -100,12 +99,7 @@ def main() -> int:
         name = f"{row['graph']}, {row['mode']}"
         print(f" {name:23}{peaks[0]:>15}{peaks[1]:>17}{row['apart']:>12.0e}")
     if args.json:
-        about = {
-            "command": " ".join(["benchmarks/evaluation.py", *sys.argv[1:]]),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "commit": commit(),
-            "torch": torch.__version__,
-        }
+        about = provenance("evaluation.py")
         args.json.write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
     return 0
 

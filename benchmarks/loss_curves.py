@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from worker import commit, cpu_name
+from worker import provenance
 
 from sedd_fast.config import TrainConfig, load_config
 from sedd_fast.data import Corpus, load_corpus
@@ -141,12 +141,7 @@ def environment(config: TrainConfig) -> dict[str, Any]:
     device = make_accelerator(config).device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "command": " ".join(["benchmarks/loss_curves.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
+        **provenance("loss_curves.py"),
         "gpu": gpu,
         "settings": asdict(config),
     }

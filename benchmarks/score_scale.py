@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from worker import commit, cpu_name
+from worker import provenance
 
 import sedd_fast as sf
 from sedd_fast.model import SEDD, SEDDConfig
@@ -100,13 +100,7 @@ def measure(steps: int, texts: int, seed: int) -> dict[str, Any]:
         bounds = {mode: bound(model, text, mode, seed) for mode in ("exact", "normalised")}
         quantiles = {"least": z.min(), "median": z.median(), "largest": z.max()}
         found[name] = {key: float(value) for key, value in quantiles.items()} | bounds
-    about = {
-        "command": " ".join(["benchmarks/score_scale.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "cpu": cpu_name(),
-    }
+    about = provenance("score_scale.py")
     return {"environment": about, "steps": steps, "text_bits": chain.bits, "found": found}
 
 

@@ -246,6 +246,18 @@ def environment(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     }
 
 
+def provenance(script: str) -> dict[str, Any]:
+    """Where and when the figures of a small benchmark were made, and by which command."""
+    return {
+        "command": " ".join([f"benchmarks/{script}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def gpu_environment(device: str) -> dict[str, Any]:
     """The GPU, its driver, and what the kernels are compiled by; all None on a CPU."""
     if device != "cuda":

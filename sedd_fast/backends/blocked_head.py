@@ -126,9 +126,7 @@ class _Run:
         self.states, self.chunk = self._plan()
         self.sum_dtype = torch.promote_types(linear.dtype, torch.float32)
         self.gradients = self._allocate()
-        dim = linear.weight.shape[0]
-        zero = linear.weight.new_zeros(dim) if linear.bias is None else linear.bias
-        self.bias = zero.to(self.sum_dtype).contiguous()
+        self.bias = linear.wide_bias()
 
     def _plan(self) -> tuple[int, int]:
         """States in a block and rows in a chunk, for the workspace: all rows at once where it can.

@@ -40,6 +40,11 @@ class Linear:
     dtype: torch.dtype
     workspace: int
 
+    def wide_bias(self) -> Tensor:
+        """(dim,) the bias, or zeros, in the dtype of sums, at least float32; contiguous."""
+        bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        return bias.to(torch.promote_types(self.dtype, torch.float32)).contiguous()
+
     def read(self, inputs: Entropy | Reverse) -> Tensor:
         """(R,) the rows listed, else all touched; a GPU is waited for then, to learn how many."""
         if self.rows is not None:

@@ -24,6 +24,7 @@ from sedd_fast.backends.cpp.linear_score_entropy import block_sums
 from sedd_fast.backends.cpp.reverse_step import reverse_step
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.inverse_cdf import inverse_cdf
 
 #: Rows drawn at a time: their weights, in float64, are few.
 DRAWN = 64
@@ -49,9 +50,7 @@ class _Step:
         self.linear, self.reverse = linear, reverse
         self.x_s = reverse.x_t.clone()
         self.weight = linear.weight[: reverse.vocab_size]
-        zero = linear.weight.new_zeros(len(self.weight)) if linear.bias is None else linear.bias
-        wide = torch.promote_types(linear.dtype, torch.float32)
-        self.bias = zero[: len(self.weight)].to(wide).contiguous()
+        self.bias = linear.wide_bias()
         self.states = min(ROW_BYTES // linear.dtype.itemsize, len(self.weight))
         blocks = -(-len(self.weight) // self.states)
         each = (self.states + 2 * linear.hidden.shape[-1]) * linear.dtype.itemsize + 8 * blocks
@@ -113,11 +112,7 @@ def pick(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     share u (R,) of their sum, and what is left of u there, as a share of that weight.
     """
     running = weights.cumsum(1, dtype=torch.float64)
-    total = running[:, -1:].contiguous()
-    target = u[:, None] * total
-    # Rounding may leave the target past the end: the last that has weight then.
-    last = torch.searchsorted(running, total)
-    index = torch.minimum(torch.searchsorted(running, target, right=True), last)
+    index = inverse_cdf(running, u)[:, None]
     weight = weights.gather(1, index)
-    share = (target - running.gather(1, index) + weight) / weight
+    share = (u[:, None] * running[:, -1:] - running.gather(1, index) + weight) / weight
     return index.squeeze(1), share.squeeze(1).clamp(0, 1)

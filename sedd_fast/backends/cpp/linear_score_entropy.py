@@ -71,24 +71,12 @@ class Blocks:
 
 def _visit(block: Block, rows: EntropyRows, columns: Tensor | None, exact: bool) -> Tensor | None:
     """(R,) bool, True where a row overflowed; None if none did."""
-    scores = block.scores
-    overflowed = torch.empty(len(scores), dtype=torch.bool)
     gradient = rows.gradient or (rows.sum_exp,) * 3  # unread without one
-    small = (rows.x_t, rows.x_0, *gradient, rows.sum_exp, rows.sum_log, rows.f_x_0, overflowed)
-    where = kernels().HeadBlock(
-        scores.data_ptr(),
-        DTYPES[scores.dtype],
-        *scores.shape,
-        scores.stride(0),
-        block.first,
-        block.bias.data_ptr(),
-        0 if columns is None else block.gradient.data_ptr(),
-        block.wide is not None,
-        0 if columns is None else columns.data_ptr(),
-    )
-    numbers = kernels().HeadRows(*(tensor.data_ptr() for tensor in small))
-    found = kernels().linear_score_entropy(where, numbers, exact, torch.get_num_threads())
-    return overflowed if found else None
+    of_rows = (rows.x_t, rows.x_0, *gradient, rows.sum_exp, rows.sum_log, rows.f_x_0)
+    into = (0, False, 0)
+    if columns is not None:
+        into = (block.gradient.data_ptr(), block.wide is not None, columns.data_ptr())
+    return _add(block.scores, block.bias, block.first, into, of_rows, exact)
 
 
 def block_sums(scores: Tensor, bias: Tensor, first: int, x_t: Tensor, sums: Tensor) -> None:
@@ -97,13 +85,32 @@ def block_sums(scores: Tensor, bias: Tensor, first: int, x_t: Tensor, sums: Tens
     NaN where float32 overflows. Scores (R, n) contiguous, bias (n,) wide; ``first`` is the state of
     column 0.
     """
-    overflowed = torch.empty(len(scores), dtype=torch.bool)
     nowhere, unread = torch.full_like(x_t, -1), torch.empty_like(sums)
-    small = (x_t, nowhere, unread, unread, unread, sums, unread, unread, overflowed)
-    where = kernels().HeadBlock(
-        scores.data_ptr(), DTYPES[scores.dtype], *scores.shape, scores.stride(0), first,
-        bias.data_ptr(), 0, False, 0,
-    )  # fmt: skip
-    numbers = kernels().HeadRows(*(tensor.data_ptr() for tensor in small))
-    if kernels().linear_score_entropy(where, numbers, False, torch.get_num_threads()):
+    of_rows = (x_t, nowhere, unread, unread, unread, sums, unread, unread)
+    overflowed = _add(scores, bias, first, (0, False, 0), of_rows, exact=False)
+    if overflowed is not None:
         sums[overflowed] = torch.nan
+
+
+def _add(
+    scores: Tensor,
+    bias: Tensor,
+    first: int,
+    into: tuple[int, bool, int],
+    of_rows: tuple[Tensor, ...],
+    exact: bool,
+) -> Tensor | None:
+    """The kernel on one block, its arguments as HeadBlock and HeadRows have them.
+
+    ``into``: addresses of the gradient and of its sums over the rows, 0 for none, and in between
+    whether the gradient is wide. Returns what `_visit` does.
+    """
+    gradient, wide, columns = into
+    overflowed = torch.empty(len(scores), dtype=torch.bool)
+    block = kernels().HeadBlock(
+        scores.data_ptr(), DTYPES[scores.dtype], *scores.shape, scores.stride(0), first,
+        bias.data_ptr(), gradient, wide, columns,
+    )  # fmt: skip
+    rows = kernels().HeadRows(*(tensor.data_ptr() for tensor in (*of_rows, overflowed)))
+    found = kernels().linear_score_entropy(block, rows, exact, torch.get_num_threads())
+    return overflowed if found else None

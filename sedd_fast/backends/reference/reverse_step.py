@@ -8,6 +8,7 @@ from torch import Tensor
 from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import reverse_coefficients
 from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.inverse_cdf import inverse_cdf
 from sedd_fast.backends.reference.rows import log_scores, other_states, wide
 from sedd_fast.backends.reference.shares import reshaped
 
@@ -23,10 +24,7 @@ def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
     total = moving + stay
     drawable = (total > 0) & torch.isfinite(total)
     values.check_drawable(drawable)
-    token = torch.searchsorted(cdf, (u[..., 1] * moving)[..., None].contiguous(), right=True)
-    # u1 * moving may round up to moving itself: the last state that has weight then.
-    last = torch.searchsorted(cdf, moving[..., None].contiguous(), right=False)
-    moved = torch.minimum(token, last).squeeze(-1)
+    moved = inverse_cdf(cdf, u[..., 1])
     return torch.where(drawable & (u[..., 0] * total < moving), moved, reverse.x_t).contiguous()
 
 

@@ -41,8 +41,7 @@ class _Run:
 
         self.linear, self.reverse = linear, reverse
         self.weight = linear.weight[: reverse.vocab_size]
-        zero = linear.weight.new_zeros(len(self.weight)) if linear.bias is None else linear.bias
-        self.bias = zero[: len(self.weight)].float().contiguous()
+        self.bias = linear.wide_bias()[: len(self.weight)]
         tile = tiles.tile(linear.dtype)
         self.group = kernel.group_states(linear.dtype)
         # Blocks begin where tiles do.

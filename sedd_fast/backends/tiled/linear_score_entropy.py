@@ -44,8 +44,7 @@ class Tiles(Blocks):
 
     def __init__(self, linear: Linear, entropy: Entropy) -> None:
         self.weight = linear.weight[: entropy.vocab_size]
-        zero = linear.weight.new_zeros(len(self.weight)) if linear.bias is None else linear.bias
-        self.bias = zero[: len(self.weight)].float().contiguous()
+        self.bias = linear.wide_bias()[: len(self.weight)]
         self.uniform = entropy.graph == "uniform"
         self.total = self._total(linear.dtype) if self.uniform else None
 
