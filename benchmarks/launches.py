@@ -35,11 +35,14 @@ class Launch:
 
 
 def scores(dim: int, dtype: torch.dtype, layout: str = "") -> Tensor:
-    """(B, L, dim) without memory: contiguous, rows "padded" to 16 bytes, or states "strided"."""
+    """(B, L, dim) without memory: contiguous, rows "padded" to 16 bytes, states "strided", or a
+    view that begins "offset" by a state from 16 bytes.
+    """
     step = 2 if layout == "strided" else 1
     row = -(-dim // 8) * 8 if layout == "padded" else dim * step
-    strides = (LENGTH * row, row, step)
-    return torch.empty_strided((BATCH, LENGTH, dim), strides, dtype=dtype, device="meta")
+    strides, offset = (LENGTH * row, row, step), int(layout == "offset")
+    storage = torch.empty(BATCH * LENGTH * row + offset, dtype=dtype, device="meta")
+    return storage.as_strided((BATCH, LENGTH, dim), strides, offset)
 
 
 def small(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -56,7 +59,9 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     for graph in GRAPHS:
         dim = vocab + (graph == "absorbing")
         # The gradient of padded scores is dense all the same.
-        for form in ("loss", "loss strided", "backward", "with_grad", "with_grad padded"):
+        for form in (
+            "loss", "loss strided", "loss offset", "backward", "with_grad", "with_grad padded",
+        ):  # fmt: skip
             kind, _, layout = form.partition(" ")
             grad = {"backward": dtype, "with_grad": wide}.get(kind)
             arguments = (
@@ -80,7 +85,7 @@ def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     u = small(torch.float64, BATCH, LENGTH, 2)
     for graph in GRAPHS:
         dim = vocab + (graph == "absorbing")
-        for form in (*METHODS, "analytic strided"):
+        for form in (*METHODS, "analytic strided", "euler offset"):
             method, _, layout = form.partition(" ")
             of = scores(dim, dtype, layout)
             arguments = (of, tokens, sigma, sigma, u, tokens, graph, vocab, method)

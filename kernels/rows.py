@@ -1,12 +1,15 @@
-"""How a row of log scores is read and exponentiated.
+"""How a row of log scores is read, exponentiated and summed.
 
 A row of 50,258 bf16 numbers starts anywhere within 16 bytes, and a masked load is only as wide as
-its mask is known to be constant. So a row is cut in three: the first few states up to an aligned
-one, blocks without a mask (full-width loads), and the rest.
+its mask is known to be constant. So a row is cut in three: the edge, which ends at the first
+address that is a multiple of 16 bytes; blocks without a mask (16-byte loads); and the tail.
 """
+
+import math
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 EDGE = tl.constexpr(16)  # covers the states before the first aligned one, in any dtype
 #: States at a time where a row is repeated in float64: few, because the registers of this rare path
@@ -22,9 +25,27 @@ LOG2_E_REST = tl.constexpr(4.888495152143634e-06)  # ln 2 * (log2 e - LOG2_E_HIG
 
 
 @triton.jit
-def first_aligned(offset, dim, VEC: tl.constexpr):
-    """States before the first one whose offset (in elements) is a multiple of VEC; int32."""
-    return tl.minimum(((VEC - offset % VEC) % VEC).to(tl.int32), dim)
+def first_aligned(row, dim, VEC: tl.constexpr):
+    """States before the first one whose address is a multiple of VEC elements; int32.
+
+    Of the address and not of the offset: a view may begin anywhere.
+    """
+    SIZE: tl.constexpr = row.dtype.element_ty.primitive_bitwidth // 8
+    index = row.to(tl.int64) // SIZE
+    return tl.minimum(((VEC - index % VEC) % VEC).to(tl.int32), dim)
+
+
+def together(log_score: Tensor, grad: Tensor | None, vec: int) -> int:
+    """How many states the scores of a row are aligned to where its gradient is aligned to ``vec``.
+
+    1 is no alignment beyond that of a state, ``vec`` that the loads are as wide as the stores.
+    """
+    if grad is None:
+        return vec
+    starts = (t.data_ptr() // t.element_size() for t in (log_score, grad))
+    offsets = zip(log_score.stride()[:2], grad.stride()[:2], strict=True)
+    differences = [a - b for a, b in (tuple(starts), *offsets)]
+    return math.gcd(vec, *differences)
 
 
 @triton.jit
@@ -53,34 +74,164 @@ def exponential(l):
 
 
 @triton.jit
-def vector_sums(x, VEC: tl.constexpr):
-    """Sums of neighbours, VEC at a time: within a thread, and so that it need not keep them all."""
-    return tl.sum(tl.reshape(x, [x.shape[0] // VEC, VEC]), 1)
+def lane_sums(x, VEC: tl.constexpr, UNIT: tl.constexpr):
+    """(UNIT // VEC,) sums of what each thread holds of x: one register a thread, no exchange."""
+    x = tl.reshape(x, [x.shape[0] // UNIT, UNIT // VEC, VEC])
+    return tl.sum(tl.sum(x, 2), 0)
 
 
 @triton.jit
-def fill_zero(grad, grad_offset, dim, VEC: tl.constexpr, BLOCK: tl.constexpr):
+def ends(head, dim, VEC: tl.constexpr):
+    """(2 * EDGE,) the states before the first whole vector and those after the last, and whether
+    there is such a state; the first half is of the beginning."""
+    i = tl.arange(0, 2 * EDGE)
+    last = dim - (dim - head) % VEC
+    y = tl.where(i < EDGE, i, last + i - EDGE)
+    return y, tl.where(i < EDGE, i < head, y < dim)
+
+
+@triton.jit
+def _terms_of(
+    row, grad_row, at, inside, x_t, x_0, terms,
+    TERM: tl.constexpr, MASKED: tl.constexpr, PICKED: tl.constexpr, WITH_GRAD: tl.constexpr,
+):  # fmt: skip
+    """The two summands of the states ``at``, 0 at x_t and where not ``inside``; stores their
+    gradient.
+
+    PICKED: x_t or x_0 may be among the states.
+    """
+    if MASKED:
+        scores = tl.load(row + at, mask=inside, other=0.0)
+    else:
+        scores = tl.load(row + at)
+    one, other, g = TERM(scores, at == x_t, at == x_0, terms, PICKED, WITH_GRAD)
+    if MASKED:
+        one, other = tl.where(inside, one, 0.0), tl.where(inside, other, 0.0)
+    if WITH_GRAD:
+        g = g.to(tl.float32).to(grad_row.dtype.element_ty)
+        if MASKED:
+            tl.store(grad_row + at, g, mask=inside)
+        else:
+            tl.store(grad_row + at, g)
+    return one, other
+
+
+@triton.jit
+def row_pass(
+    row, grad_row, dim, x_t, x_0, terms,
+    TERM: tl.constexpr, WITH_GRAD: tl.constexpr, BOTH: tl.constexpr, TOGETHER: tl.constexpr,
+    VEC: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One pass over a row of neighbours: two sums over y != x_t, float64, storing the gradient.
+
+    Args:
+        row, grad_row: pointers to its first score and its gradient's.
+        terms: a tuple of scalars, the first of the type of the arithmetic.
+        TERM: (scores, y == x_t, y == x_0, terms, PICKED, WITH_GRAD) -> the two summands of every
+            state and its gradient; where not PICKED, neither x_t nor x_0 is among them.
+        BOTH: whether the second sum is wanted.
+    """
+    # Aligned for the gradient where there is one: what a load leaves of a line is in cache for the
+    # next, but stores that are not whole vectors are written one by one.
+    if WITH_GRAD:
+        head = first_aligned(grad_row, dim, VEC)
+    else:
+        head = first_aligned(row, dim, VEC)
+    y, inside = ends(head, dim, VEC)
+    few, few_others = _terms_of(
+        row, grad_row, y, inside, x_t, x_0, terms, TERM, True, True, WITH_GRAD
+    )
+    total, second = tl.sum(few, 0).to(tl.float64), tl.sum(few_others, 0).to(tl.float64)
+    # From here every block begins on 16 bytes, which the compiler cannot see by itself.
+    row = tl.multiple_of(row + head, TOGETHER * row.dtype.element_ty.primitive_bitwidth // 8)
+    if WITH_GRAD:
+        grad_row = tl.multiple_of(grad_row + head, 16)
+    dim, x_t, x_0 = dim - head, x_t - head, x_0 - head
+    i = tl.arange(0, BLOCK)
+    sums = tl.zeros([UNIT // VEC], terms[0].dtype)
+    others = tl.zeros([UNIT // VEC], terms[0].dtype)
+    whole = dim // BLOCK * BLOCK
+    # Whole blocks that hold neither x_t nor x_0: nothing is compared with every state.
+    for begin in range(0, whole, BLOCK):
+        away = (x_t < begin) | (x_t >= begin + BLOCK)
+        if WITH_GRAD:
+            away = away & ((x_0 < begin) | (x_0 >= begin + BLOCK))
+        if away:
+            one, other = _terms_of(
+                row + begin, grad_row + begin, i, i == i, x_t, x_0, terms,
+                TERM, False, False, WITH_GRAD,
+            )  # fmt: skip
+            sums += lane_sums(one, VEC, UNIT)
+            if BOTH:
+                others += lane_sums(other, VEC, UNIT)
+    # The states after them, the block of x_t, and that of x_0, a vector a thread.
+    own, clean = x_t // BLOCK * BLOCK, x_0 // BLOCK * BLOCK
+    j = tl.arange(0, UNIT)
+    for turn in range(0, 3 if WITH_GRAD else 2):
+        begin = tl.where(turn == 0, whole, tl.where(turn == 1, own, clean))
+        token = tl.where(turn == 1, x_t, x_0)
+        left = (turn == 0) | ((token >= 0) & (token < whole))
+        left = left & ((turn < 2) | (clean != own) | (x_t < 0))
+        end = tl.where(turn == 0, dim // VEC * VEC, tl.where(left, begin + BLOCK, begin))
+        for first in range(begin, end, UNIT):
+            # The mask is the same for all states of a vector, so that it is loaded whole.
+            one, other = _terms_of(
+                row + first, grad_row + first, j, j // VEC < (end - first) // VEC,
+                x_t - first, x_0 - first, terms, TERM, True, True, WITH_GRAD,
+            )  # fmt: skip
+            sums += lane_sums(one, VEC, UNIT)
+            if BOTH:
+                others += lane_sums(other, VEC, UNIT)
+    total += tl.sum(sums.to(tl.float64), 0)
+    if BOTH:
+        second += tl.sum(others.to(tl.float64), 0)
+    return total, second
+
+
+@triton.jit
+def strided_pass(
+    row, grad_row, stride, dim, x_t, x_0, terms,
+    TERM: tl.constexpr, WITH_GRAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``row_pass`` of states that are ``stride`` apart, or in float64: one by one, no vectors."""
+    i = tl.arange(0, BLOCK)
+    sums, others = tl.zeros([BLOCK], terms[0].dtype), tl.zeros([BLOCK], terms[0].dtype)
+    for begin in range(0, dim, BLOCK):
+        y = begin + i
+        inside = y < dim
+        scores = tl.load(row + y.to(tl.int64) * stride, mask=inside, other=0.0)
+        one, other, g = TERM(scores, y == x_t, y == x_0, terms, True, WITH_GRAD)
+        if WITH_GRAD:
+            g = g.to(tl.float32).to(grad_row.dtype.element_ty)
+            tl.store(grad_row + y, g, mask=inside)
+        sums += tl.where(inside, one, 0.0)
+        others += tl.where(inside, other, 0.0)
+    return tl.sum(sums.to(tl.float64), 0), tl.sum(others.to(tl.float64), 0)
+
+
+@triton.jit
+def fill_zero(grad_row, dim, VEC: tl.constexpr, BLOCK: tl.constexpr):
     """Zeros into the gradient row of a position that is not touched."""
-    head = first_aligned(grad_offset, dim, VEC)
-    y = tl.arange(0, EDGE)
-    tl.store(grad + grad_offset + y, tl.zeros([EDGE], grad.dtype.element_ty), mask=y < head)
-    start = tl.multiple_of(grad_offset + head, VEC)
-    body = (dim - head) // BLOCK * BLOCK
-    zeros = tl.zeros([BLOCK], grad.dtype.element_ty)
-    for begin in range(0, body, BLOCK):
-        tl.store(grad + start + begin + tl.arange(0, BLOCK), zeros)
-    y = body + tl.arange(0, BLOCK)
-    tl.store(grad + start + y, zeros, mask=y < dim - head)
+    head = first_aligned(grad_row, dim, VEC)
+    zeros = tl.zeros([BLOCK], grad_row.dtype.element_ty)
+    i = tl.arange(0, EDGE)
+    tl.store(grad_row + i, tl.zeros([EDGE], grad_row.dtype.element_ty), mask=i < head)
+    body = tl.multiple_of(grad_row + head, 16)
+    i = tl.arange(0, BLOCK)
+    whole = (dim - head) // BLOCK * BLOCK
+    for begin in range(0, whole, BLOCK):
+        tl.store(body + begin + i, zeros)
+    tl.store(body + whole + i, zeros, mask=i < dim - head - whole)
 
 
 @triton.jit
-def row_max(log_score, offset, stride, dim, x_t, BLOCK: tl.constexpr):
+def row_max(row, stride, dim, x_t, BLOCK: tl.constexpr):
     """Largest score but that of x_t and NaN; few rows come here: those that overflow or vanish in
     float32, and those that move at a temperature or top-p."""
     best = tl.full([BLOCK], -float("inf"), tl.float32)
     for begin in range(0, dim, BLOCK):
         y = begin + tl.arange(0, BLOCK)
         inside = (y < dim) & (y != x_t)
-        l = tl.load(log_score + offset + y.to(tl.int64) * stride, mask=inside, other=-float("inf"))
+        l = tl.load(row + y.to(tl.int64) * stride, mask=inside, other=-float("inf"))
         best = tl.maximum(best, l.to(tl.float32))
     return tl.max(best, 0)

@@ -5,8 +5,6 @@ gradient row is filled with zeros. Three launchers share one kernel: the loss al
 backward, and loss with gradient in one pass.
 """
 
-import math
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,29 +12,19 @@ from torch import Tensor
 from sedd_fast.kernels import settings
 from sedd_fast.kernels.coefficients import entropy_coefficients
 from sedd_fast.kernels.rows import (
-    EDGE,
     EXACT_BLOCK,
     exponential,
     fill_zero,
-    first_aligned,
-    vector_sums,
+    row_pass,
+    strided_pass,
+    together,
 )
 
 
 @triton.jit
-def _piece(
-    log_score, grad, offset, grad_offset, stride, first, end, x_t, x_0, ga, gb, gc,
-    MASKED: tl.constexpr, WITH_GRAD: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
-    """exp(l) and l of the COUNT states from ``first`` on, 0 at x_t and from ``end`` on, in the type
-    of ``ga``; stores their gradient ga * exp(l) - gb - gc [y = x_0]."""
-    y = first + tl.arange(0, COUNT)
-    inside = y < end
-    at = y.to(tl.int64) * stride
-    if MASKED:
-        scores = tl.load(log_score + offset + at, mask=inside, other=0.0)
-    else:
-        scores = tl.load(log_score + offset + at)
+def _term(scores, is_x_t, is_x_0, terms, PICKED: tl.constexpr, WITH_GRAD: tl.constexpr):
+    """exp(l) and l, 0 at x_t, and the gradient ga * exp(l) - gb - gc [y = x_0]."""
+    ga, gb, gc = terms
     if ga.dtype == tl.float64:
         scores = scores.to(tl.float64)
     e = exponential(scores)
@@ -44,152 +32,116 @@ def _piece(
     g = e
     if WITH_GRAD:
         g = ga * e - gb
-    here = (x_t >= first) & (x_t < first + COUNT)
-    if WITH_GRAD:
-        here = here | ((x_0 >= first) & (x_0 < first + COUNT))
-    if here:  # in one block of the row, or two
+    if PICKED:
         if WITH_GRAD:
-            g = tl.where(y == x_t, 0.0, g - tl.where(y == x_0, gc, 0.0))
-        e = tl.where(y == x_t, 0.0, e)
-        l = tl.where(y == x_t, 0.0, l)
-    if MASKED:
-        e = tl.where(inside, e, 0.0)
-    if WITH_GRAD:
-        to = grad + grad_offset + y
-        g = g.to(tl.float32).to(grad.dtype.element_ty)
-        if MASKED:
-            tl.store(to, g, mask=inside)
-        else:
-            tl.store(to, g)
-    return e, l
+            g = tl.where(is_x_t, 0.0, g - tl.where(is_x_0, gc, 0.0))
+        e = tl.where(is_x_t, 0.0, e)
+        l = tl.where(is_x_t, 0.0, l)
+    return e, l, g
 
 
 @triton.jit
-def _pass(
-    log_score, grad, offset, grad_offset, stride, dim, x_t, x_0, ga, gb, gc,
-    VEC: tl.constexpr, TOGETHER: tl.constexpr, VECTORS: tl.constexpr, WITH_GRAD: tl.constexpr,
-    LOGS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sums of exp(l) and of l over y != x_t, float64, storing the gradient on the way."""
-    sum_exp, sum_log = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
-    head, body = dim * 0, dim * 0
-    start, grad_start, step = offset, grad_offset, stride
-    if VECTORS:
-        # Aligned for the gradient where there is one: what a load leaves of a line is in cache for
-        # the next, but stores that are not whole vectors are written one by one.
-        if WITH_GRAD:
-            head = first_aligned(grad_offset, dim, VEC)
-        else:
-            head = first_aligned(offset, dim, VEC)
-        edge_exp, edge_log = _piece(
-            log_score, grad, offset, grad_offset, 1, dim * 0, head, x_t, x_0, ga, gb, gc,
-            True, WITH_GRAD, EDGE,
-        )  # fmt: skip
-        sum_exp += tl.sum(edge_exp, 0).to(tl.float64)
-        sum_log += tl.sum(edge_log, 0).to(tl.float64)
-        # From here every block begins on 16 bytes, which the compiler cannot see by itself.
-        start = tl.multiple_of(offset + head, TOGETHER)
-        grad_start = tl.multiple_of(grad_offset + head, VEC)
-        step = 1
-        body = (dim - head) // BLOCK * BLOCK
-    rest, x_t, x_0 = dim - head, x_t - head, x_0 - head
-    block_exp = tl.zeros([BLOCK // VEC], ga.dtype)
-    block_log = tl.zeros([BLOCK // VEC], ga.dtype)
-    for begin in range(0, body, BLOCK):
-        e, l = _piece(
-            log_score, grad, start, grad_start, step, begin, rest, x_t, x_0, ga, gb, gc,
-            False, WITH_GRAD, BLOCK,
-        )  # fmt: skip
-        block_exp += vector_sums(e, VEC)
-        if LOGS:
-            block_log += vector_sums(l, VEC)
-    for begin in range(body, rest, BLOCK):
-        e, l = _piece(
-            log_score, grad, start, grad_start, step, begin, rest, x_t, x_0, ga, gb, gc,
-            True, WITH_GRAD, BLOCK,
-        )  # fmt: skip
-        block_exp += vector_sums(e, VEC)
-        if LOGS:
-            block_log += vector_sums(l, VEC)
-    sum_exp += tl.sum(block_exp.to(tl.float64), 0)
-    if LOGS:
-        sum_log += tl.sum(block_log.to(tl.float64), 0)
-    return sum_exp, sum_log
-
-
-@triton.jit(
-    do_not_specialize=[
-        "scale", "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "grad_stride_b",
-        "grad_stride_l",
-    ]
-)  # fmt: skip
-def _score_entropy(
-    log_score, sigma, x_t, x_0, row_weight, upstream, loss, grad, scale, length, dim, vocab,
-    stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l,
+def _position(
+    inputs, outputs, numbers, strides, row,
     ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr, UPSTREAM: tl.constexpr,
     WITH_LOSS: tl.constexpr, WITH_GRAD: tl.constexpr, CONTIGUOUS: tl.constexpr,
-    TOGETHER: tl.constexpr, VEC: tl.constexpr, BLOCK: tl.constexpr,
+    TOGETHER: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    """Loss and gradient of one position."""
+    log_score, sigma, x_t, x_0, row_weight, upstream = inputs
+    loss, grad = outputs
+    scale, length, dim, vocab = numbers
+    stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l = strides
     b, i = row // length, row % length
     noise = tl.load(sigma + b)
     now, clean = tl.load(x_t + row), tl.load(x_0 + row)
     weight = tl.full((), 1.0, tl.float64)
     if WEIGHTED:
         weight = tl.load(row_weight + row)
-    lift = weight * scale
+    grad_scale = weight * scale
     if UPSTREAM:
-        lift = lift * tl.load(upstream + row)
+        grad_scale = grad_scale * tl.load(upstream + row)
     valid = (noise > 0) & (noise < float("inf"))
     valid = valid & (now >= 0) & (now < dim) & (clean >= 0) & (clean < vocab)
     value = tl.where(valid, 0.0, float("nan")).to(tl.float64)
-    grad_offset = b * grad_stride_b + i * grad_stride_l
-    touched = valid & (lift != 0)
+    grad_row = grad + (b * grad_stride_b + i * grad_stride_l)
+    touched = valid & (grad_scale != 0)
     if ABSORBING:
         touched = touched & (now == vocab)
     if touched:
-        # Compared with every state of the row: 32 bits are half the instructions of 64.
+        # Compared with every state of a block: 32 bits are half the instructions of 64.
         state, target = now.to(tl.int32), clean.to(tl.int32)
-        LOGS: tl.constexpr = WITH_LOSS and not ABSORBING  # the sum of l is of no use otherwise
-        offset = b * stride_b + i * stride_l
+        LOGS: tl.constexpr = WITH_LOSS and not ABSORBING  # else the sum of l is of no use
+        scores = log_score + (b * stride_b + i * stride_l)
         ga, gb, gc = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
         if WITH_GRAD:
             a, b_, c, _ = entropy_coefficients(noise, now, clean, vocab, ABSORBING)
-            ga, gb, gc = lift * a, lift * b_, lift * c
-        sum_exp, sum_log = _pass(
-            log_score, grad, offset, grad_offset, stride_y, dim, state, target,
-            ga.to(tl.float32), gb.to(tl.float32), gc.to(tl.float32),
-            VEC, TOGETHER, CONTIGUOUS, WITH_GRAD, LOGS, BLOCK,
-        )  # fmt: skip
+            ga, gb, gc = grad_scale * a, grad_scale * b_, grad_scale * c
+        narrow = (ga.to(tl.float32), gb.to(tl.float32), gc.to(tl.float32))
+        if CONTIGUOUS:
+            sum_exp, sum_log = row_pass(
+                scores, grad_row, dim, state, target, narrow,
+                _term, WITH_GRAD, LOGS, TOGETHER, VEC, UNIT, BLOCK,
+            )  # fmt: skip
+        else:
+            sum_exp, sum_log = strided_pass(
+                scores, grad_row, stride_y, dim, state, target, narrow, _term, WITH_GRAD, UNIT
+            )
         if sum_exp == float("inf"):  # float32 overflowed: the true value may not
-            sum_exp, sum_log = _pass(
-                log_score, grad, offset, grad_offset, stride_y, dim, state, target, ga, gb, gc,
-                VEC, TOGETHER, False, WITH_GRAD, LOGS, EXACT_BLOCK,
+            sum_exp, sum_log = strided_pass(
+                scores, grad_row, stride_y, dim, state, target, (ga, gb, gc),
+                _term, WITH_GRAD, EXACT_BLOCK,
             )  # fmt: skip
         if WITH_LOSS:  # here and not above: sixteen registers less while the row is read
             a, b_, c, k = entropy_coefficients(noise, now, clean, vocab, ABSORBING)
-            l_0 = tl.load(log_score + offset + clean * stride_y).to(tl.float64)
+            l_0 = tl.load(scores + clean * stride_y).to(tl.float64)
             value = k + a * sum_exp
             value -= tl.where(b_ > 0, b_ * sum_log, 0.0)  # an absent term stays so at infinity
             value -= tl.where(c > 0, c * l_0, 0.0)
             value = value * weight
     else:
         if WITH_GRAD:
-            fill_zero(grad, grad_offset, dim, VEC, BLOCK)
+            fill_zero(grad_row, dim, VEC, UNIT)
     if WITH_LOSS:
         tl.store(loss + row, value.to(loss.dtype.element_ty))
 
 
+@triton.jit(
+    do_not_specialize=[
+        "scale", "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "grad_stride_b",
+        "grad_stride_l", "rows",
+    ]
+)  # fmt: skip
+def _score_entropy(
+    log_score, sigma, x_t, x_0, row_weight, upstream, loss, grad, scale, length, dim, vocab,
+    stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l, rows,
+    ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr, UPSTREAM: tl.constexpr,
+    WITH_LOSS: tl.constexpr, WITH_GRAD: tl.constexpr, CONTIGUOUS: tl.constexpr,
+    TOGETHER: tl.constexpr, VEC: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    inputs = (log_score, sigma, x_t, x_0, row_weight, upstream)
+    outputs, numbers = (loss, grad), (scale, length, dim, vocab)
+    strides = (stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l)
+    # One row without a loop: with one the compiler keeps more in registers.
+    if ROWS == 1:
+        _position(
+            inputs, outputs, numbers, strides, first,
+            ABSORBING, WEIGHTED, UPSTREAM, WITH_LOSS, WITH_GRAD, CONTIGUOUS,
+            TOGETHER, VEC, UNIT, BLOCK,
+        )  # fmt: skip
+    else:
+        for row in range(first, tl.minimum(first + ROWS, rows)):
+            _position(
+                inputs, outputs, numbers, strides, row,
+                ABSORBING, WEIGHTED, UPSTREAM, WITH_LOSS, WITH_GRAD, CONTIGUOUS,
+                TOGETHER, VEC, UNIT, BLOCK,
+            )  # fmt: skip
+
+
 #: What a choice of settings depends on, where it is timed.
 KEY = ("dim", "ABSORBING", "WITH_LOSS", "WITH_GRAD", "CONTIGUOUS")
-
-
-def together(log_score: Tensor, grad: Tensor | None, vec: int) -> int:
-    """How many states a row's scores are aligned to where its gradient is to ``vec``."""
-    rows = log_score.stride()[:2]
-    if grad is None or all((a - b) % vec == 0 for a, b in zip(rows, grad.stride(), strict=False)):
-        return vec
-    return math.gcd(vec, *rows, *grad.stride()[:2])
 
 
 def launch(
@@ -213,20 +165,23 @@ def launch(
     if batch * length == 0:
         return
     unused = x_t  # a pointer that is never read
-    score_bytes = log_score.element_size()
-    vec = 16 // score_bytes
-    kind = "loss" if grad is None else "gradient"
-    plan = settings.plan(kind, score_bytes, dim, _score_entropy, KEY)
-    plan.kernel[(batch * length,)](
+    rows, absorbing = batch * length, graph == "absorbing"
+    # Vectors of the wider of both, so that a thread stores what it has loaded.
+    vec = 16 // max(t.element_size() for t in (log_score, grad) if t is not None)
+    # Without a gradient, a row that is not touched costs a program nothing but its start.
+    some = settings.rows_a_program(rows, log_score, absorbing and grad is None)
+    kind = f"{graph}_{'loss' if grad is None else 'gradient'}"
+    plan = settings.plan(kind, vec, dim, some, _score_entropy, KEY)
+    plan.kernel[(triton.cdiv(rows, some),)](
         log_score, sigma, x_t, x_0,
         unused if row_weight is None else row_weight,
         unused if upstream is None else upstream,
         unused if loss is None else loss,
         unused if grad is None else grad,
         scale, length, dim, vocab_size, *log_score.stride(),
-        *(grad.stride()[:2] if grad is not None else (0, 0)),
+        *(grad.stride()[:2] if grad is not None else (0, 0)), rows,
         ABSORBING=graph == "absorbing", WEIGHTED=row_weight is not None,
         UPSTREAM=upstream is not None, WITH_LOSS=loss is not None, WITH_GRAD=grad is not None,
         CONTIGUOUS=log_score.stride(2) == 1, TOGETHER=together(log_score, grad, vec), VEC=vec,
-        **plan.options,
+        ROWS=some, **plan.options,
     )  # fmt: skip

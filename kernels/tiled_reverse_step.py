@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sedd_fast.kernels import settings
+from sedd_fast.kernels.chunks import chosen_chunk, chosen_state
 from sedd_fast.kernels.coefficients import output_scale, reverse_coefficients
-from sedd_fast.kernels.reverse_step import METHODS, chosen_chunk, chosen_state, may_move
+from sedd_fast.kernels.reverse_step import METHODS, may_move
 from sedd_fast.kernels.tiles import NO_SCORE, Operands, halves, origin, scores, tile
 
 #: States of a group: few, because all weights of the chosen one are read again.
@@ -107,7 +108,7 @@ def _draw(
             law = moving + tl.where(gamma > 0.0, gamma, 0.0)
             drawable = (alpha > 0.0) & (law > 0.0) & (law < float("inf")) & (gamma == gamma)
             if drawable & (u0 * law < moving):
-                chosen, share = chosen_chunk(weights, u1)
+                chosen, share = chosen_chunk(weights, 0.0, u1)
                 begin = chosen * GROUP
                 f = _group(
                     hidden + row * stride_h, weight, bias, begin, states, width,

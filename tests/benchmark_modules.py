@@ -17,6 +17,7 @@ import measuring  # noqa: E402
 import on_gpu  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
+import sass  # noqa: E402
 import settings  # noqa: E402
 import sweep  # noqa: E402
 import worker  # noqa: E402
@@ -36,6 +37,7 @@ __all__ = [
     "on_gpu",
     "report",
     "run",
+    "sass",
     "settings",
     "sweep",
     "worker",

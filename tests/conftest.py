@@ -23,6 +23,39 @@ MISSING = [
 collect_ignore_glob = ["test_*.py"] if MISSING else []
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+        patch_the_language_once()
+
+
+def patch_the_language_once() -> None:
+    """Triton's interpreter replaces the functions of its language again at every call of one kernel
+    function by another, though the launch has done so: 40 % of the time of these tests.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(fn: object) -> object:
+        found = fn.__globals__.values()  # type: ignore[attr-defined]
+        modules = frozenset(id(m) for m in (language, language.core) if any(v is m for v in found))
+        if modules in patched:
+            return interpreter._LangPatchScope()
+        scope = patch(fn)
+        patched.add(modules)
+        restore = scope.restore
+
+        def restore_and_forget() -> None:
+            patched.clear()
+            restore()
+
+        scope.restore = restore_and_forget
+        return scope
+
+    interpreter._patch_lang = patch_once
+
+
 def pytest_report_header() -> str | None:
     if not MISSING:
         return None

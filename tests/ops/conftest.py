@@ -104,7 +104,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @contextlib.contextmanager
 def small_blocks(backend: Backend) -> Iterator[None]:
-    """In the interpreter, blocks of 128 states and tiles of 8 x 64.
+    """In the interpreter, blocks of 512 states and tiles of 8 x 64.
 
     Small shapes then have the edges of big ones.
     """
@@ -113,10 +113,11 @@ def small_blocks(backend: Backend) -> Iterator[None]:
         return
     from sedd_fast.kernels import settings, tiled_reverse_step, tiles
 
-    small = (1100, settings.Settings(128, 1)), (float("inf"), settings.Settings(2048, 8))
+    small = {2: settings.Settings(1, 2, 128), 4: settings.Settings(2, 2, 128)}
     tile = tiles.Tile(rows=8, states=64, depth=16, warps=1, stages=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "TABLE", dict.fromkeys(settings.TABLE, small))
+        patch.setattr(settings, "SHORT", 0)
         patch.setattr(tiles, "TABLE", dict.fromkeys(tiles.TABLE, tile))
         patch.setattr(tiled_reverse_step, "GROUP", 32)
         yield

@@ -20,16 +20,59 @@ pytestmark = pytest.mark.skipif(
 def test_every_kernel_has_settings_for_every_size():
     from sedd_fast.kernels import settings
 
-    for kind in ("loss", "gradient", "linear_score_entropy", "row_sums", "reverse_step"):
-        for score_bytes in (2, 4):
+    for kind in settings.TABLE:
+        for vec in (4, 8):
             for states in (2, 1024, 1025, 50_258, 10**6):
-                plan = settings.plan(kind, score_bytes, states, None, ())
-                block = plan.options["BLOCK"]
+                plan = settings.plan(kind, vec, states, 1, None, ())
+                block, unit = plan.options["BLOCK"], plan.options["UNIT"]
                 assert block == plan.smallest
                 assert block & (block - 1) == 0
-                # At most two vectors of 16 bytes for a thread, at least one.
-                lanes = 32 * plan.options["num_warps"]
-                assert 1 <= block * score_bytes / (16 * lanes) <= 2
+                # One vector of 16 bytes for a thread in a unit, at most four in a block.
+                assert unit == 32 * plan.options["num_warps"] * vec
+                assert block // unit in (1, 2, 4)
+                # What ptxas can give to so many warps.
+                assert 24 <= plan.options["maxnreg"] <= 255
+                assert plan.options["maxnreg"] % 8 == 0
+
+
+def test_programs_take_several_rows_only_where_most_cost_nothing_and_there_are_many(monkeypatch):
+    from sedd_fast.kernels import settings
+
+    like = torch.zeros(1)
+    places = settings.RESIDENT * settings.multiprocessors(like.device)
+    assert settings.multiprocessors(like.device) == 132
+    for rows in (1, 100, 8192, 10**7):
+        assert settings.rows_a_program(rows, like, sparse=False) == 1
+        some = settings.rows_a_program(rows, like, sparse=True)
+        assert some == 1 or rows // some >= settings.TURNS * places
+    assert settings.rows_a_program(8192, like, sparse=True) == 1
+    assert settings.rows_a_program(32_768, like, sparse=True) == 3
+    assert settings.rows_a_program(10**7, like, sparse=True) == 16
+
+
+def test_several_rows_a_program_give_what_one_gives(monkeypatch):
+    from sedd_fast.kernels import settings
+
+    inputs = make_inputs(sf.Absorbing(37), shape=(2, 4))  # the last program has two rows
+    inputs.x_t[0, 1] = -1  # a bad row between good ones
+    monkeypatch.setattr("sedd_fast.backends.values.enabled", lambda device: False)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        with sf.use_backend("triton"):
+            return sf.score_entropy(*inputs.entropy()), sf.reverse_step(
+                *inputs.reverse(), u=inputs.u
+            )
+
+    loss, x_s = both()
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        settings, "rows_a_program", lambda rows, like, sparse: seen.append(sparse) or 3
+    )
+    again, x_again = both()
+    assert seen == [True, True]
+    assert loss[0, 1].isnan()
+    assert torch.equal(again.nan_to_num(-1), loss.nan_to_num(-1))
+    assert torch.equal(x_again, x_s)
 
 
 def test_candidates_are_timed_once_for_each_kind_of_call(monkeypatch):
