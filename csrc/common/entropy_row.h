@@ -43,14 +43,14 @@ struct GradientRow {
   double a, b;
 };
 
-// Stores neighbours; in full width where the gradient is aligned as the scores are.
+// Stores one, or a vector of neighbours, which is aligned (Row::align_to).
 template <class G, class C, int N>
 SEDD_HOST_DEVICE void store_gradient(G* to, const C (&g)[N]) {
   if constexpr (N > 1) {
-    if (reinterpret_cast<uintptr_t>(to) % 16 == 0) return store_numbers(to, g);
+    store_numbers(to, g);
+  } else {
+    narrow(g[0], to);
   }
-  SEDD_UNROLL
-  for (int j = 0; j < N; ++j) narrow(g[j], to + j);
 }
 
 // One pass in C arithmetic; `vectors` where the row allows it.
@@ -170,7 +170,8 @@ SEDD_HOST_DEVICE void entropy_row(Block& block, EntropyShared& shared, const Ent
     gradient.a = position.lift() * shared.coefficients.a;
     gradient.b = position.lift() * shared.coefficients.b;
   }
-  const Row<T> scores(in.log_score, in.scores, row);
+  Row<T> scores(in.log_score, in.scores, row);
+  if constexpr (kHasGradient<G>) scores.align_to(gradient.data);
   const int x_t = static_cast<int>(position.x_t());
   EntropySums sums = scores.stride == 1
                          ? entropy_pass<C, true, logs>(block, shared, scores, x_t, gradient)

@@ -15,9 +15,10 @@
 #include <cuda_fp16.h>
 #endif
 
-// What a test does with every 16-byte access.
-#if !defined(SEDD_ALIGNED_ACCESS)
-#define SEDD_ALIGNED_ACCESS(address)
+// What a test does with every load and store of several bytes at once.
+#if !defined(SEDD_WIDE_LOAD)
+#define SEDD_WIDE_LOAD(address, bytes)
+#define SEDD_WIDE_STORE(address, bytes)
 #endif
 
 #if defined(__CUDACC__)
@@ -117,7 +118,7 @@ SEDD_HOST_DEVICE inline void narrow(double x, Half* to) { narrow(static_cast<flo
 // `once`: the line is not wanted again, and should not push others out of the cache.
 template <bool once>
 SEDD_HOST_DEVICE inline Vector16 load_vector(const void* address) {
-  SEDD_ALIGNED_ACCESS(address);
+  SEDD_WIDE_LOAD(address, 16);
 #if defined(__CUDA_ARCH__)
   const uint4* from = static_cast<const uint4*>(address);
   const uint4 v = once ? __ldcs(from) : __ldg(from);
@@ -129,9 +130,45 @@ SEDD_HOST_DEVICE inline Vector16 load_vector(const void* address) {
 #endif
 }
 
+// One piece of a vector. Its line is read again at once, for the other pieces, and is kept.
+template <class P>
+SEDD_HOST_DEVICE inline P load_piece(const void* address) {
+  SEDD_WIDE_LOAD(address, sizeof(P));
+#if defined(__CUDA_ARCH__)
+  return __ldg(static_cast<const P*>(address));
+#else
+  P piece;
+  memcpy(&piece, address, sizeof piece);
+  return piece;
+#endif
+}
+
+// 16 bytes from an address that is a multiple of `bytes` only: 8, 4 or 2.
+template <int bytes>
+SEDD_HOST_DEVICE inline Vector16 load_pieces(const void* address) {
+  const char* from = static_cast<const char*>(address);
+  Vector16 v;
+  SEDD_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (bytes == 8) {
+      if (j % 2) continue;
+      const uint64_t pair = load_piece<unsigned long long>(from + 4 * j);
+      v.word[j] = static_cast<uint32_t>(pair);
+      v.word[j + 1] = static_cast<uint32_t>(pair >> 32);
+    } else if constexpr (bytes == 4) {
+      v.word[j] = load_piece<uint32_t>(from + 4 * j);
+    } else {
+      const uint32_t low = load_piece<uint16_t>(from + 4 * j);
+      const uint32_t high = load_piece<uint16_t>(from + 4 * j + 2);
+      v.word[j] = low | high << 16;
+    }
+  }
+  return v;
+}
+
 // A gradient is next read by another kernel: it streams past the cache.
 SEDD_HOST_DEVICE inline void store_vector(void* address, const Vector16& v) {
-  SEDD_ALIGNED_ACCESS(address);
+  SEDD_WIDE_STORE(address, 16);
 #if defined(__CUDA_ARCH__)
   __stcs(static_cast<uint4*>(address), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
 #else

@@ -7,15 +7,24 @@
 // test_cuda_rows.py compiles this into a library and calls it through ctypes.
 #include <ucontext.h>
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <vector>
 
 namespace {
-int misaligned = 0;
+// Of the last run: accesses of several bytes at once by their width, and those not aligned to it.
+struct Accesses {
+  int64_t loads[17] = {}, stores[17] = {}, misaligned = 0;
+};
+Accesses accesses;
+void count(int64_t (&of)[17], const void* address, int bytes) {
+  ++of[bytes];
+  if (reinterpret_cast<uintptr_t>(address) % bytes) ++accesses.misaligned;
 }
-#define SEDD_ALIGNED_ACCESS(address) \
-  if (reinterpret_cast<uintptr_t>(address) % 16) ++misaligned;
+}  // namespace
+#define SEDD_WIDE_LOAD(address, bytes) count(accesses.loads, address, bytes)
+#define SEDD_WIDE_STORE(address, bytes) count(accesses.stores, address, bytes)
 
 #include "common/entropy_row.h"
 #include "common/reverse_row.h"
@@ -170,11 +179,11 @@ template <class Body>
 int for_rows(int64_t rows, int threads, bool reversed, const Body& body) {
   if (threads > kMostThreads) return stuck;
   Machine machine(threads, reversed);
-  misaligned = 0;
+  accesses = Accesses();
   for (int64_t row = 0; row < rows; ++row) {
     if (!machine.run([&](HostBlock& block) { body(block, row); })) return stuck;
   }
-  return misaligned ? unaligned : done;
+  return accesses.misaligned ? unaligned : done;
 }
 
 template <class T, class G>
@@ -248,6 +257,9 @@ int run_reverse(const ReverseArguments* in, int dtype, int64_t rows, int threads
 void run_transition(const TransitionArguments* in) {
   for (int64_t i = 0; i < in->batch * in->length; ++i) noise_token(*in, i);
 }
+
+int64_t wide_loads(int bytes) { return accesses.loads[bytes]; }
+int64_t wide_stores(int bytes) { return accesses.stores[bytes]; }
 
 int64_t entropy_arguments_size() { return sizeof(EntropyArguments); }
 int64_t reverse_arguments_size() { return sizeof(ReverseArguments); }

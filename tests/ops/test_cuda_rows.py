@@ -61,7 +61,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     )
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
-    loaded.round_trip_errors.restype = ctypes.c_int64
+    for name in ("round_trip_errors", "wide_loads", "wide_stores"):
+        getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 
 
@@ -91,6 +92,88 @@ def test_loss_and_gradient(
     assert_gradient(case, grad, torch.ones_like(case.upstream))
     _, grad = case.entropy(rows, "backward", threads=32)
     assert_gradient(case, grad, case.upstream)
+
+
+def offsets(dtype: torch.dtype) -> range:
+    """Elements by which an address may miss a multiple of 16 bytes."""
+    return range(16 // dtype.itemsize)
+
+
+def bytes_by_width(rows: ctypes.CDLL) -> dict[int, int]:
+    """Bytes read in loads of every width, in the last run."""
+    counts = {width: width * rows.wide_loads(width) for width in (2, 4, 8, 16)}
+    return {width: count for width, count in counts.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [*((dtype, "backward") for dtype in DTYPES), (torch.float16, "both")]
+)
+def test_scores_and_gradients_at_every_address(
+    rows: ctypes.CDLL, dtype: torch.dtype, kind: str
+) -> None:
+    """Stores of 16 bytes, and the widest loads that the scores' alignment beside them allows.
+
+    In one pass ("both") the gradient of float16 scores is float32.
+    """
+    gradient = torch.float32 if kind == "both" else dtype
+    chunk = 1024 // dtype.itemsize
+    dim = 2 * chunk + 21
+    gap = -dim % 8 + 8  # every row is aligned as the first
+    for score_start in offsets(dtype):
+        case = Rows("uniform", dim, dtype, (score_start, gap, 1))
+        case.weight[1, 3] = 1  # every row is touched
+        factor = torch.ones_like(case.upstream) if kind == "both" else case.upstream
+        for start in offsets(gradient):
+            _, grad = case.entropy(rows, kind, layout=(start, gap, 1))
+            assert_gradient(case, grad, factor)
+            assert 16 * rows.wide_stores(16) == 12 * 2 * chunk * gradient.itemsize
+            # The first states at which the gradient is aligned: two within 16 bytes of scores where
+            # it is float32 and they are float16.
+            heads = range(
+                -start % len(offsets(gradient)), 16 // dtype.itemsize, 16 // gradient.itemsize
+            )
+            widest = max(math.gcd(16, (score_start + head) * dtype.itemsize) for head in heads)
+            assert bytes_by_width(rows) == {widest: 12 * 2 * chunk * dtype.itemsize}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "widths"),
+    [
+        (torch.bfloat16, {4, 8, 16}),
+        (torch.float16, {4, 16}),  # its gradient is float32
+        (torch.float32, {8, 16}),
+        (torch.float64, {16}),
+    ],
+)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_dense_gradient_of_padded_scores(
+    rows: ctypes.CDLL, graph: str, dtype: torch.dtype, widths: set[int]
+) -> None:
+    """Rows of scores are all aligned, those of the gradient start at every other state."""
+    dim = 2 * 1024 // dtype.itemsize + 18
+    case = Rows(graph, dim, dtype, (0, -dim % 8, 1))
+    loss, grad = case.entropy(rows, "both", layout="aligned")
+    assert_loss(case, loss)
+    assert_gradient(case, grad, torch.ones_like(case.upstream))
+    assert rows.wide_stores(16) > 0
+    assert set(bytes_by_width(rows)) == widths
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_view_that_begins_anywhere(rows: ctypes.CDLL, graph: str, dtype: torch.dtype) -> None:
+    """The edge ends at an address, not at an offset: without a gradient every load has 16 bytes."""
+    chunk = 1024 // dtype.itemsize
+    dim = chunk + 21
+    for start in offsets(dtype):
+        case = Rows(graph, dim, dtype, (start, -dim % 8 + 8, 1))
+        case.u[..., 0] *= 0.3
+        loss, _ = case.entropy(rows, "loss")
+        assert_loss(case, loss)
+        assert set(bytes_by_width(rows)) == {16}
+        for method in METHODS:
+            assert_drawn(case, case.reverse(rows, method), method)
+            assert set(bytes_by_width(rows)) == {16}
 
 
 @EVERY_ROW
