@@ -3,12 +3,10 @@
 
 #include <algorithm>
 
+#include "common/limits.h"
 #include "operations.h"
 
 namespace sedd {
-
-constexpr int64_t kMostRows = 2147483647;    // blocks of a grid
-constexpr int64_t kMostStates = 1073741824;  // state numbers, and a chunk past them, are 32-bit
 
 // CUDA keeps an error until it is asked for: the next launch is not to report this one.
 inline Message in_words(cudaError_t error) {

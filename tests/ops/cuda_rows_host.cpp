@@ -27,6 +27,7 @@ void count(int64_t (&of)[17], const void* address, int bytes) {
 #define SEDD_WIDE_STORE(address, bytes) count(accesses.stores, address, bytes)
 
 #include "common/entropy_row.h"
+#include "common/limits.h"
 #include "common/reverse_row.h"
 #include "common/transition.h"
 
@@ -36,8 +37,9 @@ using namespace sedd;
 
 constexpr size_t kStack = 64 << 10;
 constexpr int kMostThreads = 256;
+constexpr double kBehind = -77;  // after the chunks of a row
 
-enum Status { done = 0, stuck = 1, unaligned = 2 };
+enum Status { done = 0, stuck = 1, unaligned = 2, overrun = 3 };
 
 class Machine;
 
@@ -210,16 +212,18 @@ int entropy(const EntropyArguments& in, bool wide, int64_t rows, int threads, bo
 template <class T>
 int reverse(const ReverseArguments& in, int64_t rows, int threads, bool reversed) {
   ReverseShared shared;
-  std::vector<double> chunks(2 + in.scores.dim / kChunk<T>);
+  std::vector<double> chunks(chunk_bytes<T>(in.scores.dim) / sizeof(double));
+  chunks.push_back(kBehind);
   const bool clamped = in.process.graph == Graph::uniform && in.method != Method::euler;
   const bool shaped = in.shaped();
-  return for_rows(rows, threads, reversed, [&](HostBlock& block, int64_t row) {
+  const int status = for_rows(rows, threads, reversed, [&](HostBlock& block, int64_t row) {
     const auto run = clamped ? (shaped ? reverse_row<T, true, true, HostBlock>
                                        : reverse_row<T, true, false, HostBlock>)
                              : (shaped ? reverse_row<T, false, true, HostBlock>
                                        : reverse_row<T, false, false, HostBlock>);
     run(block, shared, chunks.data(), in, row);
   });
+  return chunks.back() == kBehind ? status : overrun;
 }
 
 }  // namespace
@@ -256,6 +260,15 @@ int run_reverse(const ReverseArguments* in, int dtype, int64_t rows, int threads
 
 void run_transition(const TransitionArguments* in) {
   for (int64_t i = 0; i < in->batch * in->length; ++i) noise_token(*in, i);
+}
+
+int64_t most_states_of_a_step(int dtype, int64_t shared) {
+  return most_states(static_cast<DType>(dtype), shared);
+}
+int64_t shared_bytes_of_a_step(int dtype, int64_t dim) {
+  const int64_t chunks[] = {chunk_bytes<float>(dim), chunk_bytes<BFloat16>(dim),
+                            chunk_bytes<Half>(dim), chunk_bytes<double>(dim)};
+  return static_cast<int64_t>(sizeof(ReverseShared)) + chunks[dtype];
 }
 
 int64_t wide_loads(int bytes) { return accesses.loads[bytes]; }

@@ -25,6 +25,8 @@ LAYOUTS = {"aligned": (0, 0, 1), "odd start": (3, 0, 1), "padded": (1, 6, 1), "s
 #: A layout by name, or its three numbers.
 Placement = str | tuple[int, int, int]
 SENTINEL = 77.0
+#: What a status other than 0 means.
+FAILURES = ("", "stuck at a barrier", "an access is not aligned", "a chunk more than there is room")
 
 
 class Layout(ctypes.Structure):
@@ -199,7 +201,7 @@ class Rows:
             ctypes.byref(arguments), DTYPES[self.dtype], int(wide),
             ctypes.c_int64(self.x_t.numel()), threads, int(backwards),
         )  # fmt: skip
-        assert status == 0, ("stuck at a barrier", "an access is not aligned")[status - 1]
+        assert status == 0, FAILURES[status]
         if grad is not None:
             outside = torch.ones_like(buffer, dtype=torch.bool)
             outside.as_strided(grad.shape, grad.stride(), grad.storage_offset()).fill_(False)
@@ -219,7 +221,7 @@ class Rows:
             ctypes.byref(arguments), DTYPES[self.dtype], ctypes.c_int64(x_s.numel()), threads,
             int(backwards),
         )  # fmt: skip
-        assert status == 0, ("stuck at a barrier", "an access is not aligned")[status - 1]
+        assert status == 0, FAILURES[status]
         return x_s
 
 

@@ -61,7 +61,13 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     )
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
-    for name in ("round_trip_errors", "wide_loads", "wide_stores"):
+    for name in (
+        "round_trip_errors",
+        "wide_loads",
+        "wide_stores",
+        "most_states_of_a_step",
+        "shared_bytes_of_a_step",
+    ):
         getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 
@@ -347,6 +353,19 @@ def test_transition(rows: ctypes.CDLL, graph: str) -> None:
     )
     rows.run_transition(ctypes.byref(arguments))
     assert (x_t == expected).all()
+
+
+@pytest.mark.parametrize("shared", [48 << 10, 99 << 10, 227 << 10], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_most_states_of_a_step(rows: ctypes.CDLL, dtype: torch.dtype, shared: int) -> None:
+    """Their chunks fill the shared memory of a block, and one state more does not fit."""
+    code, size = DTYPES[dtype], ctypes.c_int64
+    most = rows.most_states_of_a_step(code, size(shared))
+    fits, too_many = (rows.shared_bytes_of_a_step(code, size(n)) for n in (most, most + 1))
+    assert fits <= shared < too_many
+    chunk = 1024 // dtype.itemsize
+    assert most == ((shared - 288) // 8 - 1) * chunk - 1
+    assert rows.most_states_of_a_step(code, size(2**40)) == 2**30  # state numbers are 32-bit
 
 
 def test_structures_match(rows: ctypes.CDLL) -> None:
