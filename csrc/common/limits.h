@@ -16,14 +16,14 @@ constexpr int64_t kSharedUnasked = 48 << 10;
 // Bytes of the chunks of a reverse step: a double for the edge and for every chunk after it.
 template <class T>
 constexpr int64_t chunk_bytes(int64_t dim) {
-  return static_cast<int64_t>(sizeof(double)) * (2 + dim / kChunk<T>);
+  return static_cast<int64_t>(sizeof(double)) * (2 + dim / ReverseRow<T>::kChunk);
 }
 
 // The most states of a reverse step where a block may have so many bytes of shared memory.
 template <class T>
 constexpr int64_t most_states(int64_t shared) {
   const int64_t doubles = (shared - static_cast<int64_t>(sizeof(ReverseShared))) / 8;
-  const int64_t most = (doubles - 1) * kChunk<T> - 1;
+  const int64_t most = (doubles - 1) * ReverseRow<T>::kChunk - 1;
   return most < kMostStates ? most : kMostStates;
 }
 

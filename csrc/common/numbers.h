@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "coefficients.h"
 
@@ -250,5 +251,35 @@ SEDD_HOST_DEVICE inline void store_numbers(Half* to, const float (&x)[8]) { stor
 // near small noise S and c * l_{x_0} cancel. The exact one costs about two instructions more.
 SEDD_HOST_DEVICE inline float exponential(float x) { return ::expf(x); }
 SEDD_HOST_DEVICE inline double exponential(double x) { return ::exp(x); }
+
+// 2^x by the GPU's own instruction, to two units in the last place; 0 below 2^-126.
+SEDD_HOST_DEVICE inline float power_of_two(float x) {
+#if defined(__CUDA_ARCH__)
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+#else
+  return x < -126 ? 0 : ::exp2f(x);
+#endif
+}
+
+// exp of a bfloat16 score in five instructions instead of eight: times log2(e) to 16 bits it is
+// exact, and what that leaves out of the exponent is a factor of 1 + x * rest. The bound is for a
+// score of minus infinity, 0 * infinity otherwise; it is not reached above exp(-200).
+SEDD_HOST_DEVICE inline float exponential16(float x) {
+  const float high = 47274 / 32768.0f, rest = 4.888495152143634e-06f;
+  const float power = power_of_two(x * high);
+  return power + power * ::fmaxf(x * rest, -1e-3f);
+}
+
+// exp of a score that was read as a T.
+template <class T, class C>
+SEDD_HOST_DEVICE inline C exponential_of(C x) {
+  if constexpr (std::is_same<T, BFloat16>::value && sizeof(C) == 4) {
+    return exponential16(x);
+  } else {
+    return exponential(x);
+  }
+}
 
 }  // namespace sedd

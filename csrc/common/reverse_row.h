@@ -29,6 +29,10 @@ struct ReverseArguments {
   SEDD_HOST_DEVICE bool shaped() const { return coldness != 1 || top_p < 1; }
 };
 
+// Four vectors in flight: every chunk costs a reduction over its warp, and larger ones are fewer.
+template <class T>
+using ReverseRow = Row<T, 4>;
+
 struct ReverseShared {
   double slots[kWarps];
   ReverseCoefficients coefficients;
@@ -49,13 +53,13 @@ struct Weights {
 
 // chunks[i] = sum of the weights in chunk i, x_t left out; returns their total. `plain`: exp(l).
 template <class C, bool vectors, bool plain, class T, class Block>
-SEDD_HOST_DEVICE double chunk_pass(Block& block, double* chunks, const Row<T>& row, int x_t,
+SEDD_HOST_DEVICE double chunk_pass(Block& block, double* chunks, const ReverseRow<T>& row, int x_t,
                                    const Weights<C>& weights) {
   C sum = 0;
   const auto visit = [&](int y, auto& l) {
     constexpr int count = sizeof(l) / sizeof(C);
     SEDD_UNROLL
-    for (int j = 0; j < count; ++j) l[j] = plain ? exponential(l[j]) : weights(l[j]);
+    for (int j = 0; j < count; ++j) l[j] = plain ? exponential_of<T>(l[j]) : weights(l[j]);
     replace(l, y, x_t, C(0));
     sum += tree_sum(l);
   };
@@ -75,7 +79,7 @@ SEDD_HOST_DEVICE double chunk_pass(Block& block, double* chunks, const Row<T>& r
 
 // The same in vectors where the row can be read so, unless it is the `exact` pass in double.
 template <bool exact, bool plain, class C, class T, class Block>
-SEDD_HOST_DEVICE double best_pass(Block& block, double* chunks, const Row<T>& row, int x_t,
+SEDD_HOST_DEVICE double best_pass(Block& block, double* chunks, const ReverseRow<T>& row, int x_t,
                                   const Weights<C>& weights) {
   if constexpr (!exact) {
     if (row.stride == 1) return chunk_pass<C, true, plain>(block, chunks, row, x_t, weights);
@@ -84,7 +88,7 @@ SEDD_HOST_DEVICE double best_pass(Block& block, double* chunks, const Row<T>& ro
 }
 
 template <class T, class Block>
-SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const Row<T>& row, int x_t) {
+SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const ReverseRow<T>& row, int x_t) {
   double best = -HUGE_VAL;
   SEDD_ROLLED
   for (int y = block.thread(); y < row.dim; y += block.threads()) {
@@ -98,7 +102,7 @@ SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const Row<T>& row, 
 // is 0. Every thread takes part.
 template <bool exact, class C, class T, class Block>
 SEDD_HOST_DEVICE double reshape(Block& block, ReverseShared& shared, double* chunks,
-                                const Row<T>& row, int x_t, const ReverseArguments& in,
+                                const ReverseRow<T>& row, int x_t, const ReverseArguments& in,
                                 Weights<C>& weights) {
   using Value = typename std::conditional<sizeof(T) == 8, double, float>::type;
   const double largest = row_max(block, shared.slots, row, x_t);
@@ -123,7 +127,7 @@ SEDD_HOST_DEVICE inline bool resolved(double sum, double terms) { return sum > 1
 
 // By one warp: the state at which the running sum of weights, in natural order, passes u1 of it.
 template <class C, class T, class Block>
-SEDD_HOST_DEVICE int64_t draw(Block& block, const double* chunks, const Row<T>& row, int x_t,
+SEDD_HOST_DEVICE int64_t draw(Block& block, const double* chunks, const ReverseRow<T>& row, int x_t,
                               const Weights<C>& weights, double u1) {
   const Found chunk = warp_search(block, row.chunks(), u1, [&](int i) { return chunks[i]; });
   if (chunk.index < 0) return x_t;
@@ -181,7 +185,8 @@ class ReversePosition {
 // `shaped`: a temperature or top-p, of the rows that move. False where C does not do.
 template <class C, bool exact, bool clamped, bool shaped, class T, class Block>
 SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chunks,
-                               const ReversePosition& position, const Row<T>& scores, int x_t) {
+                               const ReversePosition& position, const ReverseRow<T>& scores,
+                               int x_t) {
   const bool leader = block.thread() == 0;
   Weights<C> weights;
   if constexpr (exact) {
@@ -232,7 +237,7 @@ SEDD_HOST_DEVICE void reverse_row(Block& block, ReverseShared& shared, double* c
   const ReversePosition position(in, row);
   if (block.thread() == 0) position.store(position.x_t());
   if (!position.may_move()) return;
-  const Row<T> scores(in.log_score, in.scores, row);
+  const ReverseRow<T> scores(in.log_score, in.scores, row);
   const int x_t = static_cast<int>(position.x_t());
   if (step_row<Compute<T>, false, clamped, shaped>(block, shared, chunks, position, scores, x_t)) {
     return;

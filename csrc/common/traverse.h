@@ -1,7 +1,7 @@
 // How a block reads a row of log scores.
 //
 // A row of 50,258 bf16 numbers begins anywhere within 16 bytes. It is cut into an edge (the states
-// before the first aligned one: chunk 0) and chunks of kChunk<T> states, which warps read in
+// before the first aligned one: chunk 0) and chunks, of Row::kChunk states, which warps read in
 // vectors of 16 bytes, each warp its own chunk. A row whose states are not neighbours in memory is
 // cut alike, with an empty edge, and read one by one.
 //
@@ -13,10 +13,6 @@
 #include "block.h"
 
 namespace sedd {
-
-constexpr int kUnroll = 2;  // vectors in flight in every thread
-template <class T>
-constexpr int kChunk = kWarp * kWidth<T> * kUnroll;
 
 struct Layout {  // of a (B, L, dim) tensor; strides in elements
   int64_t length, dim;
@@ -41,8 +37,11 @@ SEDD_HOST_DEVICE inline int alignment(const void* address) {
   return static_cast<int>(last & (0 - last));
 }
 
-template <class T>
+// `vectors`: how many every thread has in flight. A chunk is what a warp then reads.
+template <class T, int vectors>
 struct Row {
+  static constexpr int kChunk = kWarp * kWidth<T> * vectors;
+
   const T* data;
   int dim;
   int64_t stride;
@@ -65,18 +64,18 @@ struct Row {
   }
 
   SEDD_HOST_DEVICE Compute<T> operator[](int y) const { return widen(data[y * stride]); }
-  SEDD_HOST_DEVICE int chunks() const { return 1 + (dim - head + kChunk<T> - 1) / kChunk<T>; }
-  SEDD_HOST_DEVICE int begin(int chunk) const { return chunk ? head + (chunk - 1) * kChunk<T> : 0; }
+  SEDD_HOST_DEVICE int chunks() const { return 1 + (dim - head + kChunk - 1) / kChunk; }
+  SEDD_HOST_DEVICE int begin(int chunk) const { return chunk ? head + (chunk - 1) * kChunk : 0; }
   SEDD_HOST_DEVICE int end(int chunk) const {
-    const int end = chunk ? begin(chunk) + kChunk<T> : head;
+    const int end = chunk ? begin(chunk) + kChunk : head;
     return end < dim ? end : dim;
   }
 };
 
 // Calls visit(y, l) for the scores l, a C[N], of the states y .. y + N - 1, and finish(chunk) in
 // all lanes of a warp when it is through with one. One by one.
-template <class C, class T, class Block, class Visit, class Finish>
-SEDD_HOST_DEVICE void visit_states(Block& block, const Row<T>& row, const Visit& visit,
+template <class C, class Row, class Block, class Visit, class Finish>
+SEDD_HOST_DEVICE void visit_states(Block& block, const Row& row, const Visit& visit,
                                    const Finish& finish) {
   for (int chunk = warp(block); chunk < row.chunks(); chunk += warps(block)) {
     const int end = row.end(chunk);
@@ -90,10 +89,10 @@ SEDD_HOST_DEVICE void visit_states(Block& block, const Row<T>& row, const Visit&
 }
 
 // The vectors of a lane, a warp's width apart, in loads of so many bytes.
-template <int bytes, bool once, class T>
-SEDD_HOST_DEVICE void load_vectors(const T* from, Vector16 (&vectors)[kUnroll]) {
+template <int bytes, bool once, class T, int count>
+SEDD_HOST_DEVICE void load_vectors(const T* from, Vector16 (&vectors)[count]) {
   SEDD_UNROLL
-  for (int k = 0; k < kUnroll; ++k) {
+  for (int k = 0; k < count; ++k) {
     const T* at = from + k * kWarp * kWidth<T>;
     if constexpr (bytes == 16) {
       vectors[k] = load_vector<once>(at);
@@ -104,8 +103,8 @@ SEDD_HOST_DEVICE void load_vectors(const T* from, Vector16 (&vectors)[kUnroll]) 
 }
 
 // The same where only the row knows how many; the branch is the same in every thread.
-template <bool once, class T>
-SEDD_HOST_DEVICE void load_vectors(const T* from, int bytes, Vector16 (&vectors)[kUnroll]) {
+template <bool once, class T, int count>
+SEDD_HOST_DEVICE void load_vectors(const T* from, int bytes, Vector16 (&vectors)[count]) {
   if (bytes == 16) return load_vectors<16, once>(from, vectors);
   if constexpr (sizeof(T) <= 4) {
     if (bytes == 4) return load_vectors<4, once>(from, vectors);
@@ -117,8 +116,8 @@ SEDD_HOST_DEVICE void load_vectors(const T* from, int bytes, Vector16 (&vectors)
 }
 
 // The same in vectors, for a row of unit stride.
-template <bool once, class T, class Block, class Visit, class Finish>
-SEDD_HOST_DEVICE void visit_vectors(Block& block, const Row<T>& row, const Visit& visit,
+template <bool once, class T, int count, class Block, class Visit, class Finish>
+SEDD_HOST_DEVICE void visit_vectors(Block& block, const Row<T, count>& row, const Visit& visit,
                                     const Finish& finish) {
   constexpr int width = kWidth<T>;
   const auto visit_one = [&](int y) {
@@ -131,11 +130,11 @@ SEDD_HOST_DEVICE void visit_vectors(Block& block, const Row<T>& row, const Visit
   }
   for (int chunk = 1 + warp(block); chunk < row.chunks(); chunk += warps(block)) {
     const int first = row.begin(chunk) + lane(block) * width;
-    if (row.begin(chunk) + kChunk<T> <= row.dim) {
-      Vector16 vectors[kUnroll];
+    if (row.begin(chunk) + row.kChunk <= row.dim) {
+      Vector16 vectors[count];
       load_vectors<once>(row.data + first, row.bytes, vectors);
       SEDD_UNROLL
-      for (int k = 0; k < kUnroll; ++k) {
+      for (int k = 0; k < count; ++k) {
         Compute<T> l[width];
         unpack(vectors[k], row.data, l);
         visit(first + k * kWarp * width, l);

@@ -21,9 +21,9 @@ inline Message too_large(int64_t rows, int64_t dim) {
 }
 
 // Enough for one trip of every warp, in whole warps.
-template <class T>
+template <class Row>
 int threads_for(int64_t dim, int most) {
-  const int64_t warps = (dim + kChunk<T> - 1) / kChunk<T>;
+  const int64_t warps = (dim + Row::kChunk - 1) / Row::kChunk;
   return static_cast<int>(std::clamp<int64_t>(warps * kWarp, kWarp, most));
 }
 

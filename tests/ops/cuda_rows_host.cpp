@@ -277,6 +277,10 @@ int64_t wide_stores(int bytes) { return accesses.stores[bytes]; }
 int64_t entropy_arguments_size() { return sizeof(EntropyArguments); }
 int64_t reverse_arguments_size() { return sizeof(ReverseArguments); }
 
+void exponentials_of_bfloat16(const float* x, float* e, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) e[i] = exponential_of<BFloat16>(x[i]);
+}
+
 // Every one of the 2^16 bit patterns there and back: the difference of bits, NaN aside.
 int64_t round_trip_errors(int dtype) {
   int64_t errors = 0;
