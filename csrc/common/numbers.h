@@ -24,9 +24,11 @@
 
 #if defined(__CUDACC__)
 #define SEDD_UNROLL _Pragma("unroll")
+#define SEDD_UNROLL_4 _Pragma("unroll 4")
 #define SEDD_ROLLED _Pragma("unroll 1")  // a rare loop, which is not to cost registers
 #else
 #define SEDD_UNROLL
+#define SEDD_UNROLL_4
 #define SEDD_ROLLED
 #endif
 
