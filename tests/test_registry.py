@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sedd_fast as sf
-from sedd_fast.backends import choices, cpp, reference, registry
+from sedd_fast.backends import choices, cpp, cuda, gpu, reference, registry, triton
 
 GRAPH = sf.Absorbing(5)
 needs_cpp = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here")
@@ -218,3 +218,70 @@ def test_the_measured_choice_comes_first(monkeypatch):
     assert registry.choose("cuda") == "triton"
     assert registry.choose("cuda", fastest="cuda") == "cuda"
     assert registry.choose("cuda", lambda b: "no" if b == "cuda" else None, "cuda") == "triton"
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., torch.Tensor]]:
+    """A GPU on which every backend runs, and tensors there, without memory."""
+    monkeypatch.setattr(registry, "unavailable", lambda backend, device_type="cpu": None)
+    monkeypatch.setattr(choices, "measured", lambda op, graph, like: None)
+    monkeypatch.setattr(cuda, "most_states", lambda dtype, device: 14_857_727)
+    monkeypatch.setattr(registry, "_warned_of_limits", set())
+
+    def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        with FakeTensorMode():
+            return torch.empty(*shape, dtype=dtype, device="cuda")
+
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "reason", "chosen"),
+    [
+        ("reverse_step", (1, 2, 2**20 + 1), "1,048,576 states.*registers.*got 1,048,577", "cuda"),
+        ("reverse_step", (1, 1, 20_000_000), "1,048,576 states.*got 20,000,000", "reference"),
+        ("score_entropy", (1, 1, 2**30 + 1), "1,073,741,824 states.*32 bits", "reference"),
+        ("score_entropy_with_grad", (2**16, 2**15, 5), "2,147,483,647 positions", "reference"),
+        ("row_sums", (2**31, 1, 5), "got 2,147,483,648; split the batch", "reference"),
+    ],
+)
+def test_what_no_launch_can_hold_falls_back_and_says_so_once(on_a_gpu, op, shape, reason, chosen):
+    """Before the launch; what is requested raises instead."""
+    like = on_a_gpu(*shape)
+    with pytest.warns(
+        RuntimeWarning, match=f"runs {op} on .*'{chosen}' backend: 'triton' .*{reason}"
+    ):
+        run, code = registry.implementation(op, like, "absorbing")
+    assert registry.BACKENDS[int(code)] == chosen
+    assert run is getattr(registry.module(chosen), op)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registry.implementation(op, like, "absorbing")
+        assert registry.unsupported("triton", op, on_a_gpu(2, 3, 50_258)) is None
+    wanted = f"'triton' was asked for, but its {op} .*{reason}.*usable here: .*reference"
+    with sf.use_backend("triton"), pytest.raises(RuntimeError, match=wanted):
+        registry.implementation(op, like, "absorbing")
+
+
+def test_the_shared_memory_of_a_step_in_cuda(on_a_gpu):
+    """The compiled module tells how many states it holds; nothing else is bound by it."""
+    most = on_a_gpu(1, 1, 14_857_727)
+    assert registry.unsupported("cuda", "reverse_step", most) is None
+    beyond = on_a_gpu(1, 1, 14_857_728)
+    reason = registry.unsupported("cuda", "reverse_step", beyond)
+    assert reason is not None
+    assert "at most 14,857,727 states (for torch.bfloat16" in reason
+    assert registry.unsupported("cuda", "score_entropy", beyond) is None
+    with (
+        sf.use_backend("cuda"),
+        pytest.raises(RuntimeError, match=r"shared memory.*got 14,857,728"),
+    ):
+        registry.implementation("reverse_step", beyond, "uniform")
+
+
+def test_tokens_that_no_launch_can_noise(on_a_gpu):
+    """A program noises 256 tokens of one sequence."""
+    for shape, fits in (((2**12, 2**22), True), ((2**31, 1), False), ((2**24, 2**14), True)):
+        reason = triton.unsupported("sample_transition", on_a_gpu(*shape, dtype=torch.int64))
+        assert (reason is None) == fits
+    assert gpu.MOST_POSITIONS == 2**31 - 1

@@ -84,12 +84,13 @@ SEDD_HOST_DEVICE Found warp_search(Block& block, int n, double share, const Weig
   const int end = begin + run < n ? begin + run : n;
   double sum = 0;
   int last = -1;
-  SEDD_ROLLED
+  // A lane's loads are of neighbours, one after the other: four of them wait together.
+  SEDD_UNROLL_4
   for (int i = begin; i < end; ++i) {
     const double w = weight(i);
-    if (!(w > 0)) continue;
-    sum += w;
-    last = i;
+    const bool counts = w > 0;
+    sum += counts ? w : 0;
+    last = counts ? i : last;
   }
   double through = sum;  // of this run and all before it
   for (int distance = 1; distance < kWarp; distance *= 2) {

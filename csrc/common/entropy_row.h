@@ -23,6 +23,10 @@ struct EntropyArguments {
   Process process;
 };
 
+// Two vectors in flight: with more, the kernels that a multiprocessor is to hold so many of spill.
+template <class T>
+using EntropyRow = Row<T, 2>;
+
 struct NoGradient {};  // as the gradient's type: none is asked for
 template <class G>
 constexpr bool kHasGradient = !std::is_same<G, NoGradient>::value;
@@ -43,20 +47,21 @@ struct GradientRow {
   double a, b;
 };
 
-// Stores neighbours; in full width where the gradient is aligned as the scores are.
+// Stores one, or a vector of neighbours, which is aligned (Row::align_to).
 template <class G, class C, int N>
 SEDD_HOST_DEVICE void store_gradient(G* to, const C (&g)[N]) {
   if constexpr (N > 1) {
-    if (reinterpret_cast<uintptr_t>(to) % 16 == 0) return store_numbers(to, g);
+    store_numbers(to, g);
+  } else {
+    narrow(g[0], to);
   }
-  SEDD_UNROLL
-  for (int j = 0; j < N; ++j) narrow(g[j], to + j);
 }
 
 // One pass in C arithmetic; `vectors` where the row allows it.
 template <class C, bool vectors, bool logs, class T, class G, class Block>
-SEDD_HOST_DEVICE EntropySums entropy_pass(Block& block, EntropyShared& shared, const Row<T>& row,
-                                          int x_t, const GradientRow<G>& gradient) {
+SEDD_HOST_DEVICE EntropySums entropy_pass(Block& block, EntropyShared& shared,
+                                          const EntropyRow<T>& row, int x_t,
+                                          const GradientRow<G>& gradient) {
   C sum_exp = 0, sum_log = 0;
   const C a = static_cast<C>(gradient.a), b = static_cast<C>(gradient.b);
   const auto visit = [&](int y, auto& l) {
@@ -64,7 +69,7 @@ SEDD_HOST_DEVICE EntropySums entropy_pass(Block& block, EntropyShared& shared, c
     C e[count];
     replace(l, y, x_t, static_cast<C>(-HUGE_VAL));
     SEDD_UNROLL
-    for (int j = 0; j < count; ++j) e[j] = exponential(l[j]);
+    for (int j = 0; j < count; ++j) e[j] = exponential_of<T>(l[j]);
     sum_exp += tree_sum(e);
     if constexpr (logs) {
       replace(l, y, x_t, C(0));
@@ -170,7 +175,8 @@ SEDD_HOST_DEVICE void entropy_row(Block& block, EntropyShared& shared, const Ent
     gradient.a = position.lift() * shared.coefficients.a;
     gradient.b = position.lift() * shared.coefficients.b;
   }
-  const Row<T> scores(in.log_score, in.scores, row);
+  EntropyRow<T> scores(in.log_score, in.scores, row);
+  if constexpr (kHasGradient<G>) scores.align_to(gradient.data);
   const int x_t = static_cast<int>(position.x_t());
   EntropySums sums = scores.stride == 1
                          ? entropy_pass<C, true, logs>(block, shared, scores, x_t, gradient)

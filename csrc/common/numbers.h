@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "coefficients.h"
 
@@ -15,16 +16,19 @@
 #include <cuda_fp16.h>
 #endif
 
-// What a test does with every 16-byte access.
-#if !defined(SEDD_ALIGNED_ACCESS)
-#define SEDD_ALIGNED_ACCESS(address)
+// What a test does with every load and store of several bytes at once.
+#if !defined(SEDD_WIDE_LOAD)
+#define SEDD_WIDE_LOAD(address, bytes)
+#define SEDD_WIDE_STORE(address, bytes)
 #endif
 
 #if defined(__CUDACC__)
 #define SEDD_UNROLL _Pragma("unroll")
+#define SEDD_UNROLL_4 _Pragma("unroll 4")
 #define SEDD_ROLLED _Pragma("unroll 1")  // a rare loop, which is not to cost registers
 #else
 #define SEDD_UNROLL
+#define SEDD_UNROLL_4
 #define SEDD_ROLLED
 #endif
 
@@ -117,7 +121,7 @@ SEDD_HOST_DEVICE inline void narrow(double x, Half* to) { narrow(static_cast<flo
 // `once`: the line is not wanted again, and should not push others out of the cache.
 template <bool once>
 SEDD_HOST_DEVICE inline Vector16 load_vector(const void* address) {
-  SEDD_ALIGNED_ACCESS(address);
+  SEDD_WIDE_LOAD(address, 16);
 #if defined(__CUDA_ARCH__)
   const uint4* from = static_cast<const uint4*>(address);
   const uint4 v = once ? __ldcs(from) : __ldg(from);
@@ -129,9 +133,45 @@ SEDD_HOST_DEVICE inline Vector16 load_vector(const void* address) {
 #endif
 }
 
+// One piece of a vector. Its line is read again at once, for the other pieces, and is kept.
+template <class P>
+SEDD_HOST_DEVICE inline P load_piece(const void* address) {
+  SEDD_WIDE_LOAD(address, sizeof(P));
+#if defined(__CUDA_ARCH__)
+  return __ldg(static_cast<const P*>(address));
+#else
+  P piece;
+  memcpy(&piece, address, sizeof piece);
+  return piece;
+#endif
+}
+
+// 16 bytes from an address that is a multiple of `bytes` only: 8, 4 or 2.
+template <int bytes>
+SEDD_HOST_DEVICE inline Vector16 load_pieces(const void* address) {
+  const char* from = static_cast<const char*>(address);
+  Vector16 v;
+  SEDD_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (bytes == 8) {
+      if (j % 2) continue;
+      const uint64_t pair = load_piece<unsigned long long>(from + 4 * j);
+      v.word[j] = static_cast<uint32_t>(pair);
+      v.word[j + 1] = static_cast<uint32_t>(pair >> 32);
+    } else if constexpr (bytes == 4) {
+      v.word[j] = load_piece<uint32_t>(from + 4 * j);
+    } else {
+      const uint32_t low = load_piece<uint16_t>(from + 4 * j);
+      const uint32_t high = load_piece<uint16_t>(from + 4 * j + 2);
+      v.word[j] = low | high << 16;
+    }
+  }
+  return v;
+}
+
 // A gradient is next read by another kernel: it streams past the cache.
 SEDD_HOST_DEVICE inline void store_vector(void* address, const Vector16& v) {
-  SEDD_ALIGNED_ACCESS(address);
+  SEDD_WIDE_STORE(address, 16);
 #if defined(__CUDA_ARCH__)
   __stcs(static_cast<uint4*>(address), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
 #else
@@ -213,5 +253,35 @@ SEDD_HOST_DEVICE inline void store_numbers(Half* to, const float (&x)[8]) { stor
 // near small noise S and c * l_{x_0} cancel. The exact one costs about two instructions more.
 SEDD_HOST_DEVICE inline float exponential(float x) { return ::expf(x); }
 SEDD_HOST_DEVICE inline double exponential(double x) { return ::exp(x); }
+
+// 2^x by the GPU's own instruction, to two units in the last place; 0 below 2^-126.
+SEDD_HOST_DEVICE inline float power_of_two(float x) {
+#if defined(__CUDA_ARCH__)
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+#else
+  return x < -126 ? 0 : ::exp2f(x);
+#endif
+}
+
+// exp of a bfloat16 score in five instructions instead of eight: times log2(e) to 16 bits it is
+// exact, and what that leaves out of the exponent is a factor of 1 + x * rest. The bound is for a
+// score of minus infinity, 0 * infinity otherwise; it is not reached above exp(-200).
+SEDD_HOST_DEVICE inline float exponential16(float x) {
+  const float high = 47274 / 32768.0f, rest = 4.888495152143634e-06f;
+  const float power = power_of_two(x * high);
+  return power + power * ::fmaxf(x * rest, -1e-3f);
+}
+
+// exp of a score that was read as a T.
+template <class T, class C>
+SEDD_HOST_DEVICE inline C exponential_of(C x) {
+  if constexpr (std::is_same<T, BFloat16>::value && sizeof(C) == 4) {
+    return exponential16(x);
+  } else {
+    return exponential(x);
+  }
+}
 
 }  // namespace sedd

@@ -29,6 +29,10 @@ struct ReverseArguments {
   SEDD_HOST_DEVICE bool shaped() const { return coldness != 1 || top_p < 1; }
 };
 
+// Four vectors in flight: every chunk costs a reduction over its warp, and larger ones are fewer.
+template <class T>
+using ReverseRow = Row<T, 4>;
+
 struct ReverseShared {
   double slots[kWarps];
   ReverseCoefficients coefficients;
@@ -47,15 +51,28 @@ struct Weights {
   }
 };
 
-// chunks[i] = sum of the weights in chunk i, x_t left out; returns their total. `plain`: exp(l).
-template <class C, bool vectors, bool plain, class T, class Block>
-SEDD_HOST_DEVICE double chunk_pass(Block& block, double* chunks, const Row<T>& row, int x_t,
+// What of it a pass needs: exp(l); that and beta; everything.
+enum class Form { plain, clamped, whole };
+
+// The weight of a score that was read as a T.
+template <Form form, class T, class C>
+SEDD_HOST_DEVICE C weight_of(const Weights<C>& weights, C l) {
+  if constexpr (form == Form::whole) return weights(l);
+  const C e = exponential_of<T>(l);
+  if constexpr (form == Form::plain) return e;
+  const C w = e + weights.beta;
+  return w < 0 ? C(0) : w;
+}
+
+// chunks[i] = sum of the weights in chunk i, x_t left out; returns their total.
+template <class C, bool vectors, Form form, class T, class Block>
+SEDD_HOST_DEVICE double chunk_pass(Block& block, double* chunks, const ReverseRow<T>& row, int x_t,
                                    const Weights<C>& weights) {
   C sum = 0;
   const auto visit = [&](int y, auto& l) {
     constexpr int count = sizeof(l) / sizeof(C);
     SEDD_UNROLL
-    for (int j = 0; j < count; ++j) l[j] = plain ? exponential(l[j]) : weights(l[j]);
+    for (int j = 0; j < count; ++j) l[j] = weight_of<form, T>(weights, l[j]);
     replace(l, y, x_t, C(0));
     sum += tree_sum(l);
   };
@@ -74,44 +91,59 @@ SEDD_HOST_DEVICE double chunk_pass(Block& block, double* chunks, const Row<T>& r
 }
 
 // The same in vectors where the row can be read so, unless it is the `exact` pass in double.
-template <bool exact, bool plain, class C, class T, class Block>
-SEDD_HOST_DEVICE double best_pass(Block& block, double* chunks, const Row<T>& row, int x_t,
+template <bool exact, Form form, class C, class T, class Block>
+SEDD_HOST_DEVICE double best_pass(Block& block, double* chunks, const ReverseRow<T>& row, int x_t,
                                   const Weights<C>& weights) {
   if constexpr (!exact) {
-    if (row.stride == 1) return chunk_pass<C, true, plain>(block, chunks, row, x_t, weights);
+    if (row.stride == 1) return chunk_pass<C, true, form>(block, chunks, row, x_t, weights);
   }
-  return chunk_pass<C, false, plain>(block, chunks, row, x_t, weights);
+  return chunk_pass<C, false, form>(block, chunks, row, x_t, weights);
 }
 
-template <class T, class Block>
-SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const Row<T>& row, int x_t) {
-  double best = -HUGE_VAL;
-  SEDD_ROLLED
-  for (int y = block.thread(); y < row.dim; y += block.threads()) {
-    const double l = row[y];
-    if (y != x_t && l > best) best = l;
+// The largest score but that of x_t and NaN.
+template <bool exact, class T, class Block>
+SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const ReverseRow<T>& row, int x_t) {
+  using C = Compute<T>;
+  C best = static_cast<C>(-HUGE_VAL);
+  const auto visit = [&](int y, auto& l) {
+    constexpr int count = sizeof(l) / sizeof(C);
+    replace(l, y, x_t, static_cast<C>(-HUGE_VAL));
+    SEDD_UNROLL
+    for (int j = 0; j < count; ++j) best = l[j] > best ? l[j] : best;
+  };
+  const auto finish = [](int) {};
+  if (!exact && row.stride == 1) {
+    visit_vectors<false>(block, row, visit, finish);
+  } else {
+    visit_states<C>(block, row, visit, finish);
   }
   return block_reduce<Largest>(block, best, slots);
 }
+
+// The last bits that are 0 in every T once it is a float.
+template <class T>
+constexpr int kSpare = std::is_same<T, BFloat16>::value ? 16
+                       : sizeof(T) == 2                 ? kSpare16
+                                                        : 0;
 
 // Sums of the weights at a temperature and cut to the nucleus, which are put into `weights`; beta
 // is 0. Every thread takes part.
 template <bool exact, class C, class T, class Block>
 SEDD_HOST_DEVICE double reshape(Block& block, ReverseShared& shared, double* chunks,
-                                const Row<T>& row, int x_t, const ReverseArguments& in,
+                                const ReverseRow<T>& row, int x_t, const ReverseArguments& in,
                                 Weights<C>& weights) {
   using Value = typename std::conditional<sizeof(T) == 8, double, float>::type;
-  const double largest = row_max(block, shared.slots, row, x_t);
+  const double largest = row_max<exact>(block, shared.slots, row, x_t);
   weights.shift = static_cast<C>(largest);
   weights.coldness = static_cast<C>(in.coldness);
   const auto sum = [&](double least) {
     weights.least = static_cast<C>(least);
     block.sync();  // the sums before have been read
-    return best_pass<exact, false>(block, chunks, row, x_t, weights);
+    return best_pass<exact, Form::whole>(block, chunks, row, x_t, weights);
   };
   const double whole = sum(-HUGE_VAL);
   if (in.top_p >= 1) return whole;
-  return sum(nucleus<Value>(largest, in.top_p * whole, sizeof(T) == 2 ? kSpare16 : 0, sum));
+  return sum(nucleus<Value>(largest, in.top_p * whole, kSpare<T>, sum));
 }
 
 SEDD_HOST_DEVICE inline double positive(double x) { return x > 0 ? x : 0; }
@@ -122,15 +154,16 @@ SEDD_HOST_DEVICE inline bool in_float_range(double sum) { return sum > 1e-30 && 
 SEDD_HOST_DEVICE inline bool resolved(double sum, double terms) { return sum > 1e-2 * terms; }
 
 // By one warp: the state at which the running sum of weights, in natural order, passes u1 of it.
-template <class C, class T, class Block>
-SEDD_HOST_DEVICE int64_t draw(Block& block, const double* chunks, const Row<T>& row, int x_t,
+template <Form form, class C, class T, class Block>
+SEDD_HOST_DEVICE int64_t draw(Block& block, const double* chunks, const ReverseRow<T>& row, int x_t,
                               const Weights<C>& weights, double u1) {
   const Found chunk = warp_search(block, row.chunks(), u1, [&](int i) { return chunks[i]; });
   if (chunk.index < 0) return x_t;
   const int begin = row.begin(chunk.index);
   const Found state =
       warp_search(block, row.end(chunk.index) - begin, chunk.share, [&](int i) -> double {
-        return begin + i == x_t ? 0 : weights(static_cast<C>(row[begin + i]));
+        const C l = static_cast<C>(row[begin + i]);
+        return begin + i == x_t ? 0 : weight_of<form, T>(weights, l);
       });
   return state.index < 0 ? x_t : begin + state.index;
 }
@@ -181,13 +214,16 @@ class ReversePosition {
 // `shaped`: a temperature or top-p, of the rows that move. False where C does not do.
 template <class C, bool exact, bool clamped, bool shaped, class T, class Block>
 SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chunks,
-                               const ReversePosition& position, const Row<T>& scores, int x_t) {
+                               const ReversePosition& position, const ReverseRow<T>& scores,
+                               int x_t) {
+  constexpr Form first = exact ? Form::whole : Form::plain;
+  constexpr Form last = exact || shaped ? Form::whole : clamped ? Form::clamped : Form::plain;
   const bool leader = block.thread() == 0;
   Weights<C> weights;
   if constexpr (exact) {
-    weights.shift = static_cast<C>(row_max(block, shared.slots, scores, x_t));
+    weights.shift = static_cast<C>(row_max<exact>(block, shared.slots, scores, x_t));
   }
-  double sum = best_pass<exact, !exact>(block, chunks, scores, x_t, weights);
+  double sum = best_pass<exact, first>(block, chunks, scores, x_t, weights);
   if (!exact && !in_float_range(sum)) return false;
   if constexpr (clamped) {
     // Most rows of a small step stay for certain, and need no second pass.
@@ -205,7 +241,7 @@ SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chun
       block.sync();  // the sums have been read
     }
     weights.beta = static_cast<C>(c.beta / c.alpha);
-    sum = best_pass<exact, false>(block, chunks, scores, x_t, weights);
+    sum = best_pass<exact, last>(block, chunks, scores, x_t, weights);
     if (!exact && !resolved(sum, whole)) return false;
     if (warp(block) != 0 || !position.moves(c, sum)) return true;
   } else if constexpr (shaped) {
@@ -219,7 +255,7 @@ SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chun
     const int moves = leader && position.moves(position.coefficients(sum, weights.shift), sum);
     if (!block.shuffle(moves, 0)) return true;
   }
-  const int64_t state = draw(block, chunks, scores, x_t, weights, position.u1());
+  const int64_t state = draw<last>(block, chunks, scores, x_t, weights, position.u1());
   if (leader) position.store(state);
   return true;
 }
@@ -232,7 +268,7 @@ SEDD_HOST_DEVICE void reverse_row(Block& block, ReverseShared& shared, double* c
   const ReversePosition position(in, row);
   if (block.thread() == 0) position.store(position.x_t());
   if (!position.may_move()) return;
-  const Row<T> scores(in.log_score, in.scores, row);
+  const ReverseRow<T> scores(in.log_score, in.scores, row);
   const int x_t = static_cast<int>(position.x_t());
   if (step_row<Compute<T>, false, clamped, shaped>(block, shared, chunks, position, scores, x_t)) {
     return;

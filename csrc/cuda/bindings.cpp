@@ -130,5 +130,9 @@ PYBIND11_MODULE(_cuda, m) {
               sample_transition(arguments, device, pointer<void>(stream)));
       },
       nogil());
+  m.def(
+      "most_states",
+      [](int dtype, int device) { return most_states(static_cast<DType>(dtype), device); },
+      "The most states that reverse_step takes on a device.", nogil());
   m.def("unsupported", &unsupported, "Why the kernels do not run on a device, or None.", nogil());
 }

@@ -62,4 +62,11 @@ Message reverse_step(const ReverseCall& call, int device, Stream stream) {
   }
 }
 
+int64_t most_states(DType dtype, int device) {
+  int shared = 0;
+  const auto limit = cudaDevAttrMaxSharedMemoryPerBlockOptin;
+  if (in_words(cudaDeviceGetAttribute(&shared, limit, device))) return 0;
+  return most_states(dtype, static_cast<int64_t>(shared));
+}
+
 }  // namespace sedd

@@ -3,12 +3,10 @@
 
 #include <algorithm>
 
+#include "common/limits.h"
 #include "operations.h"
 
 namespace sedd {
-
-constexpr int64_t kMostRows = 2147483647;    // blocks of a grid
-constexpr int64_t kMostStates = 1073741824;  // state numbers, and a chunk past them, are 32-bit
 
 // CUDA keeps an error until it is asked for: the next launch is not to report this one.
 inline Message in_words(cudaError_t error) {
@@ -23,9 +21,9 @@ inline Message too_large(int64_t rows, int64_t dim) {
 }
 
 // Enough for one trip of every warp, in whole warps.
-template <class T>
+template <class Row>
 int threads_for(int64_t dim, int most) {
-  const int64_t warps = (dim + kChunk<T> - 1) / kChunk<T>;
+  const int64_t warps = (dim + Row::kChunk - 1) / Row::kChunk;
   return static_cast<int>(std::clamp<int64_t>(warps * kWarp, kWarp, most));
 }
 

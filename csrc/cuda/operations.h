@@ -29,6 +29,10 @@ Message score_entropy(const EntropyCall& call, int device, Stream stream);
 Message reverse_step(const ReverseCall& call, int device, Stream stream);
 Message sample_transition(const TransitionArguments& arguments, int device, Stream stream);
 
+// The most states that reverse_step takes on that device, for its shared memory; 0 where CUDA does
+// not tell.
+int64_t most_states(DType dtype, int device);
+
 // Null where the kernels run on that device: they were compiled for its architecture.
 Message unsupported(int device);
 

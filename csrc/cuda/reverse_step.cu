@@ -6,15 +6,20 @@
 namespace sedd {
 namespace {
 
-// The clamped law reads some rows twice: the fewer rows are in flight, the more of them are still
-// in cache the second time. A shaped one wants more registers than that leaves.
+// A clamped distribution reads some rows twice, a temperature or top-p more often. What is in
+// flight is to stay in the L2 cache meanwhile (50 MB on sm_90): two rows of 50,258 16-bit states a
+// multiprocessor are 27 MB, and so is one of 32 bits. Two blocks rather than one of twice as many
+// threads, so that one reads while the other reduces. Those that read once need no such care.
 template <class T, bool clamped, bool shaped>
-constexpr int kThreads = !clamped                   ? 256
-                         : sizeof(T) == 8 || shaped ? 512
-                                                    : 1024;
+constexpr int kThreads = !clamped && !shaped ? 256
+                         : sizeof(T) == 8    ? 512
+                         : sizeof(T) == 4    ? (shaped ? 512 : 1024)
+                                             : (shaped ? 256 : 512);
 // Blocks on a multiprocessor that the registers must allow: the most without spills.
 template <class T, bool clamped, bool shaped>
-constexpr int kBlocks = clamped || shaped ? 1 : 4;
+constexpr int kBlocks = !clamped && !shaped ? 4
+                        : sizeof(T) == 2    ? 2
+                                            : 1;
 
 template <class T, bool clamped, bool shaped>
 __global__ void __launch_bounds__(kThreads<T, clamped, shaped>, kBlocks<T, clamped, shaped>)
@@ -25,14 +30,29 @@ __global__ void __launch_bounds__(kThreads<T, clamped, shaped>, kBlocks<T, clamp
   reverse_row<T, clamped, shaped>(block, shared, chunks, in, blockIdx.x);
 }
 
+// Beyond 48 KB a kernel has to ask, on every device: for all that there is, so that no thread's
+// smaller request undoes another's larger one. `fixed`: what the kernel has besides.
+template <class Kernel>
+Message ask_for_shared(Kernel kernel, int fixed, int64_t bytes) {
+  if (fixed + bytes <= kSharedUnasked) return nullptr;
+  int device = 0, most = 0;
+  if (Message error = in_words(cudaGetDevice(&device))) return error;
+  const auto limit = cudaDevAttrMaxSharedMemoryPerBlockOptin;
+  if (Message error = in_words(cudaDeviceGetAttribute(&most, limit, device))) return error;
+  if (fixed + bytes > most) return "more states than a block's shared memory has room for";
+  const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+  return in_words(cudaFuncSetAttribute(kernel, attribute, most - fixed));
+}
+
 template <class T, bool clamped, bool shaped>
 Message launch(const ReverseCall& call, Stream stream) {
   const int64_t dim = call.arguments.scores.dim;
-  const int threads = threads_for<T>(dim, kThreads<T, clamped, shaped>);
-  const size_t chunks = sizeof(double) * (2 + dim / kChunk<T>);
+  const int threads = threads_for<ReverseRow<T>>(dim, kThreads<T, clamped, shaped>);
   const auto blocks = static_cast<unsigned>(call.rows);
-  reverse_step_kernel<T, clamped, shaped>
-      <<<blocks, threads, chunks, static_cast<cudaStream_t>(stream)>>>(call.arguments);
+  const int64_t chunks = chunk_bytes<T>(dim);
+  const auto kernel = reverse_step_kernel<T, clamped, shaped>;
+  if (Message error = ask_for_shared(kernel, sizeof(ReverseShared), chunks)) return error;
+  kernel<<<blocks, threads, chunks, static_cast<cudaStream_t>(stream)>>>(call.arguments);
   return in_words(cudaGetLastError());
 }
 

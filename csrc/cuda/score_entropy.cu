@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, G>)
 
 template <class T, class G, bool logs>
 Message launch(const EntropyCall& call, Stream stream) {
-  const int threads = threads_for<T>(call.arguments.scores.dim, kThreads);
+  const int threads = threads_for<EntropyRow<T>>(call.arguments.scores.dim, kThreads);
   const auto blocks = static_cast<unsigned>(call.rows);
   score_entropy_kernel<T, G, logs>
       <<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(call.arguments);

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import reference, values
-from sedd_fast.backends.gpu import on
+from sedd_fast.backends.gpu import MOST_STATES, on, too_large
 from sedd_fast.backends.inputs import Entropy, Noising, Reverse
 
 #: The codes of csrc/common/process.h and coefficients.h.
@@ -24,6 +24,8 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 
 GRAPHS = {"absorbing": 0, "uniform": 1}
 METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
 
+#: What runs one block a position; sample_transition takes any number of tokens.
+ROW_OPS = ("score_entropy", "score_entropy_with_grad", "reverse_step")
 
 #: A law for study needs no kernel of its own.
 reverse_probs = reference.reverse_probs
@@ -54,6 +56,22 @@ def unavailable() -> str | None:
             f"run `pip install` again with SEDD_FAST_CUDA_ARCHS={major}{minor}"
         )
     return None
+
+
+def unsupported(op: str, like: Tensor) -> str | None:
+    """Why the operation cannot run on log scores of that size, or None."""
+    if op not in ROW_OPS:
+        return None
+    if op != "reverse_step":
+        return too_large(op, like)
+    why = f"for {like.dtype} scores it keeps their sums in the shared memory of a block"
+    return too_large(op, like, most_states(like.dtype, like.device.index or 0), why)
+
+
+@functools.cache
+def most_states(dtype: torch.dtype, device: int) -> int:
+    """The most states of a reverse step on that device."""
+    return kernels().most_states(DTYPES[dtype], device) or MOST_STATES
 
 
 @functools.cache

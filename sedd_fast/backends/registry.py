@@ -1,7 +1,8 @@
 """Which implementation an operation uses.
 
 The table is (operation, backend) -> function: a backend is a module of ``sedd_fast.backends`` that
-has a function of the operation's name, and ``unavailable()``, which says why it cannot run here.
+has a function of the operation's name, ``unavailable()``, which says why it cannot run here, and,
+where its kernels have limits, ``unsupported(op, like)``, which says which of them is exceeded.
 
 An explicit request (``use_backend``, SEDD_FAST_BACKEND) never falls back: it raises with the
 reason. The automatic choice takes the backend that was measured fastest (``choices``), else the
@@ -64,7 +65,13 @@ def unsupported(backend: str, op: str, like: Tensor) -> str | None:
         return f"it has no {op}"
     if like.is_floating_point() and like.dtype not in module(backend).DTYPES:
         return f"its {op} has no {like.dtype} form"
-    return None
+    return beyond(backend, op, like)
+
+
+def beyond(backend: str, op: str, like: Tensor) -> str | None:
+    """Which limit of a backend's kernels such a tensor exceeds, or None."""
+    limits = getattr(module(backend), "unsupported", None)
+    return None if limits is None else limits(op, like)
 
 
 def check_name(backend: str, origin: str) -> str:
@@ -148,6 +155,25 @@ def _warn_of_fallback(device_type: str) -> None:
         )
 
 
+#: (operation, first backend, chosen one) of which it has been said that a limit is why.
+_warned_of_limits: set[tuple[str, str, str]] = set()
+
+
+def _warn_of_limit(first: str, chosen: str, op: str, like: Tensor) -> None:
+    """Say, once, when a tensor is too large for the first backend, which runs there."""
+    key = (op, first, chosen)
+    if key in _warned_of_limits or unavailable(first, like.device.type):
+        return
+    if reason := beyond(first, op, like):
+        _warned_of_limits.add(key)
+        warnings.warn(
+            f"sedd_fast runs {op} on the {'slower ' * (chosen == 'reference')}{chosen!r} backend: "
+            f"{first!r} cannot ({reason})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 def implementation(op: str, like: Tensor, graph: str) -> tuple[Callable[..., Any], Tensor]:
     """The function that runs ``op`` on that graph and tensors like this one, and its backend's
     code.
@@ -157,6 +183,8 @@ def implementation(op: str, like: Tensor, graph: str) -> tuple[Callable[..., Any
     """
     fastest = choices.measured(op, graph, like)
     backend = choose(like.device.type, lambda name: unsupported(name, op, like), fastest)
+    if requested() is None and (first := fastest or preference(like.device.type)[0]) != backend:
+        _warn_of_limit(first, backend, op, like)
     code = torch.tensor(BACKENDS.index(backend), dtype=torch.int8)
     return getattr(module(backend), op), code
 

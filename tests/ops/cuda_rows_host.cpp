@@ -7,17 +7,27 @@
 // test_cuda_rows.py compiles this into a library and calls it through ctypes.
 #include <ucontext.h>
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <vector>
 
 namespace {
-int misaligned = 0;
+// Of the last run: accesses of several bytes at once by their width, and those not aligned to it.
+struct Accesses {
+  int64_t loads[17] = {}, stores[17] = {}, misaligned = 0;
+};
+Accesses accesses;
+void count(int64_t (&of)[17], const void* address, int bytes) {
+  ++of[bytes];
+  if (reinterpret_cast<uintptr_t>(address) % bytes) ++accesses.misaligned;
 }
-#define SEDD_ALIGNED_ACCESS(address) \
-  if (reinterpret_cast<uintptr_t>(address) % 16) ++misaligned;
+}  // namespace
+#define SEDD_WIDE_LOAD(address, bytes) count(accesses.loads, address, bytes)
+#define SEDD_WIDE_STORE(address, bytes) count(accesses.stores, address, bytes)
 
 #include "common/entropy_row.h"
+#include "common/limits.h"
 #include "common/reverse_row.h"
 #include "common/transition.h"
 
@@ -27,8 +37,9 @@ using namespace sedd;
 
 constexpr size_t kStack = 64 << 10;
 constexpr int kMostThreads = 256;
+constexpr double kBehind = -77;  // after the chunks of a row
 
-enum Status { done = 0, stuck = 1, unaligned = 2 };
+enum Status { done = 0, stuck = 1, unaligned = 2, overrun = 3 };
 
 class Machine;
 
@@ -170,11 +181,11 @@ template <class Body>
 int for_rows(int64_t rows, int threads, bool reversed, const Body& body) {
   if (threads > kMostThreads) return stuck;
   Machine machine(threads, reversed);
-  misaligned = 0;
+  accesses = Accesses();
   for (int64_t row = 0; row < rows; ++row) {
     if (!machine.run([&](HostBlock& block) { body(block, row); })) return stuck;
   }
-  return misaligned ? unaligned : done;
+  return accesses.misaligned ? unaligned : done;
 }
 
 template <class T, class G>
@@ -201,16 +212,18 @@ int entropy(const EntropyArguments& in, bool wide, int64_t rows, int threads, bo
 template <class T>
 int reverse(const ReverseArguments& in, int64_t rows, int threads, bool reversed) {
   ReverseShared shared;
-  std::vector<double> chunks(2 + in.scores.dim / kChunk<T>);
+  std::vector<double> chunks(chunk_bytes<T>(in.scores.dim) / sizeof(double));
+  chunks.push_back(kBehind);
   const bool clamped = in.process.graph == Graph::uniform && in.method != Method::euler;
   const bool shaped = in.shaped();
-  return for_rows(rows, threads, reversed, [&](HostBlock& block, int64_t row) {
+  const int status = for_rows(rows, threads, reversed, [&](HostBlock& block, int64_t row) {
     const auto run = clamped ? (shaped ? reverse_row<T, true, true, HostBlock>
                                        : reverse_row<T, true, false, HostBlock>)
                              : (shaped ? reverse_row<T, false, true, HostBlock>
                                        : reverse_row<T, false, false, HostBlock>);
     run(block, shared, chunks.data(), in, row);
   });
+  return chunks.back() == kBehind ? status : overrun;
 }
 
 }  // namespace
@@ -249,8 +262,24 @@ void run_transition(const TransitionArguments* in) {
   for (int64_t i = 0; i < in->batch * in->length; ++i) noise_token(*in, i);
 }
 
+int64_t most_states_of_a_step(int dtype, int64_t shared) {
+  return most_states(static_cast<DType>(dtype), shared);
+}
+int64_t shared_bytes_of_a_step(int dtype, int64_t dim) {
+  const int64_t chunks[] = {chunk_bytes<float>(dim), chunk_bytes<BFloat16>(dim),
+                            chunk_bytes<Half>(dim), chunk_bytes<double>(dim)};
+  return static_cast<int64_t>(sizeof(ReverseShared)) + chunks[dtype];
+}
+
+int64_t wide_loads(int bytes) { return accesses.loads[bytes]; }
+int64_t wide_stores(int bytes) { return accesses.stores[bytes]; }
+
 int64_t entropy_arguments_size() { return sizeof(EntropyArguments); }
 int64_t reverse_arguments_size() { return sizeof(ReverseArguments); }
+
+void exponentials_of_bfloat16(const float* x, float* e, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) e[i] = exponential_of<BFloat16>(x[i]);
+}
 
 // Every one of the 2^16 bit patterns there and back: the difference of bits, NaN aside.
 int64_t round_trip_errors(int dtype) {

@@ -1,8 +1,8 @@
 """The row functions of the CUDA kernels on the CPU: positions to run them on, and what to expect.
 
-cuda_rows_host.cpp runs the threads of a block as coroutines and counts 16-byte accesses that are
-not aligned. Rows lie between NaNs and gradients between sentinels, so a read or a write outside
-shows.
+cuda_rows_host.cpp runs the threads of a block as coroutines, counts accesses of several bytes at
+once by their width, and fails where one is not aligned. Rows lie between NaNs and gradients between
+sentinels, so a read or a write outside shows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ GRAPHS = {"absorbing": 0, "uniform": 1}
 METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
 #: Elements before the first row and between rows; stride over states.
 LAYOUTS = {"aligned": (0, 0, 1), "odd start": (3, 0, 1), "padded": (1, 6, 1), "strided": (2, 5, 3)}
+#: A layout by name, or its three numbers.
+Placement = str | tuple[int, int, int]
 SENTINEL = 77.0
+#: What a status other than 0 means.
+FAILURES = ("", "stuck at a barrier", "an access is not aligned", "a chunk more than there is room")
 
 
 class Layout(ctypes.Structure):
@@ -91,9 +95,9 @@ class TransitionArguments(ctypes.Structure):
     ]
 
 
-def placed(values: Tensor, layout: str, fill: float) -> tuple[Tensor, Tensor]:
+def placed(values: Tensor, layout: Placement, fill: float) -> tuple[Tensor, Tensor]:
     """``values`` (B, L, dim) at odd addresses and strides among ``fill``; and the whole buffer."""
-    start, gap, step = LAYOUTS[layout]
+    start, gap, step = LAYOUTS[layout] if isinstance(layout, str) else layout
     batch, length, dim = values.shape
     stride = dim * step + gap
     buffer = torch.full((start + batch * length * stride + 32,), fill, dtype=values.dtype)
@@ -119,7 +123,7 @@ class Rows:
         graph: str,
         dim: int,
         dtype: torch.dtype = torch.float32,
-        layout: str = "aligned",
+        layout: Placement = "aligned",
         seed: int = 0,
     ) -> None:
         self.graph, self.dim, self.dtype = graph, dim, dtype
@@ -168,9 +172,14 @@ class Rows:
         return reference.reverse_weights(self.log_score.double(), self.step(method))
 
     def entropy(
-        self, library: ctypes.CDLL, kind: str, threads: int = 64, backwards: bool = False
+        self,
+        library: ctypes.CDLL,
+        kind: str,
+        threads: int = 64,
+        backwards: bool = False,
+        layout: Placement | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """("loss" | "backward" | "both") -> (loss, gradient)."""
+        """("loss" | "backward" | "both") -> (loss, gradient), the gradient in that layout."""
         shape = tuple(self.x_t.shape)
         wide = self.dtype == torch.float16 and kind == "both"
         loss_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -178,7 +187,8 @@ class Rows:
         grad = buffer = None
         if kind != "loss":
             empty = torch.full((*shape, self.dim), SENTINEL, dtype=self.dtype)
-            layout = "padded" if self.log_score.stride(1) != self.dim else "aligned"
+            if layout is None:
+                layout = "padded" if self.log_score.stride(1) != self.dim else "aligned"
             grad, buffer = placed(empty.float() if wide else empty, layout, SENTINEL)
         upstream = self.upstream if kind == "backward" else None
         arguments = EntropyArguments(
@@ -191,7 +201,7 @@ class Rows:
             ctypes.byref(arguments), DTYPES[self.dtype], int(wide),
             ctypes.c_int64(self.x_t.numel()), threads, int(backwards),
         )  # fmt: skip
-        assert status == 0, ("stuck at a barrier", "a 16-byte access is not aligned")[status - 1]
+        assert status == 0, FAILURES[status]
         if grad is not None:
             outside = torch.ones_like(buffer, dtype=torch.bool)
             outside.as_strided(grad.shape, grad.stride(), grad.storage_offset()).fill_(False)
@@ -211,7 +221,7 @@ class Rows:
             ctypes.byref(arguments), DTYPES[self.dtype], ctypes.c_int64(x_s.numel()), threads,
             int(backwards),
         )  # fmt: skip
-        assert status == 0, ("stuck at a barrier", "a 16-byte access is not aligned")[status - 1]
+        assert status == 0, FAILURES[status]
         return x_s
 
 

@@ -37,8 +37,12 @@ from sedd_fast.backends import reference
 from sedd_fast.backends.inputs import Noising
 
 ROOT = Path(__file__).resolve().parents[2]
-#: A chunk is 512 states of 2 bytes, 256 of 4, 128 of 8: at, below and above, and odd ones.
-STATES = (2, 3, 31, 129, 512, 777, 2051, 5000)
+#: Bytes of scores in a chunk of a loss and of a step.
+LOSS_CHUNK, STEP_CHUNK = 1024, 2048
+#: A chunk is 256 or 512 states of 4 bytes, 512 or 1024 of 2: at, below and above, and odd ones.
+STATES = (2, 3, 31, 129, 512, 1024, 2051, 5000)
+#: A whole chunk of every dtype, and more.
+ODD = 1301
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     )
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
-    loaded.round_trip_errors.restype = ctypes.c_int64
+    for name in (
+        "round_trip_errors",
+        "wide_loads",
+        "wide_stores",
+        "most_states_of_a_step",
+        "shared_bytes_of_a_step",
+    ):
+        getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 
 
@@ -73,7 +84,7 @@ def every_row() -> Iterable[tuple[str, int, torch.dtype, str]]:
             yield graph, dim, torch.bfloat16, "odd start"
         for dtype in DTYPES:
             for layout in LAYOUTS:
-                yield graph, 777, dtype, layout
+                yield graph, ODD, dtype, layout
 
 
 EVERY_ROW = pytest.mark.parametrize(("graph", "dim", "dtype", "layout"), list(every_row()))
@@ -91,6 +102,88 @@ def test_loss_and_gradient(
     assert_gradient(case, grad, torch.ones_like(case.upstream))
     _, grad = case.entropy(rows, "backward", threads=32)
     assert_gradient(case, grad, case.upstream)
+
+
+def offsets(dtype: torch.dtype) -> range:
+    """Elements by which an address may miss a multiple of 16 bytes."""
+    return range(16 // dtype.itemsize)
+
+
+def bytes_by_width(rows: ctypes.CDLL) -> dict[int, int]:
+    """Bytes read in loads of every width, in the last run."""
+    counts = {width: width * rows.wide_loads(width) for width in (2, 4, 8, 16)}
+    return {width: count for width, count in counts.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [*((dtype, "backward") for dtype in DTYPES), (torch.float16, "both")]
+)
+def test_scores_and_gradients_at_every_address(
+    rows: ctypes.CDLL, dtype: torch.dtype, kind: str
+) -> None:
+    """Stores of 16 bytes, and the widest loads that the scores' alignment beside them allows.
+
+    In one pass ("both") the gradient of float16 scores is float32.
+    """
+    gradient = torch.float32 if kind == "both" else dtype
+    chunk = LOSS_CHUNK // dtype.itemsize
+    dim = 2 * chunk + 21
+    gap = -dim % 8 + 8  # every row is aligned as the first
+    for score_start in offsets(dtype):
+        case = Rows("uniform", dim, dtype, (score_start, gap, 1))
+        case.weight[1, 3] = 1  # every row is touched
+        factor = torch.ones_like(case.upstream) if kind == "both" else case.upstream
+        for start in offsets(gradient):
+            _, grad = case.entropy(rows, kind, layout=(start, gap, 1))
+            assert_gradient(case, grad, factor)
+            assert 16 * rows.wide_stores(16) == 12 * 2 * chunk * gradient.itemsize
+            # The first states at which the gradient is aligned: two within 16 bytes of scores where
+            # it is float32 and they are float16.
+            heads = range(
+                -start % len(offsets(gradient)), 16 // dtype.itemsize, 16 // gradient.itemsize
+            )
+            widest = max(math.gcd(16, (score_start + head) * dtype.itemsize) for head in heads)
+            assert bytes_by_width(rows) == {widest: 12 * 2 * chunk * dtype.itemsize}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "widths"),
+    [
+        (torch.bfloat16, {4, 8, 16}),
+        (torch.float16, {4, 16}),  # its gradient is float32
+        (torch.float32, {8, 16}),
+        (torch.float64, {16}),
+    ],
+)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_dense_gradient_of_padded_scores(
+    rows: ctypes.CDLL, graph: str, dtype: torch.dtype, widths: set[int]
+) -> None:
+    """Rows of scores are all aligned, those of the gradient start at every other state."""
+    dim = 2 * LOSS_CHUNK // dtype.itemsize + 18
+    case = Rows(graph, dim, dtype, (0, -dim % 8, 1))
+    loss, grad = case.entropy(rows, "both", layout="aligned")
+    assert_loss(case, loss)
+    assert_gradient(case, grad, torch.ones_like(case.upstream))
+    assert rows.wide_stores(16) > 0
+    assert set(bytes_by_width(rows)) == widths
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_view_that_begins_anywhere(rows: ctypes.CDLL, graph: str, dtype: torch.dtype) -> None:
+    """The edge ends at an address, not at an offset: without a gradient every load has 16 bytes."""
+    chunk = STEP_CHUNK // dtype.itemsize
+    dim = chunk + 21
+    for start in offsets(dtype):
+        case = Rows(graph, dim, dtype, (start, -dim % 8 + 8, 1))
+        case.u[..., 0] *= 0.3
+        loss, _ = case.entropy(rows, "loss")
+        assert_loss(case, loss)
+        assert set(bytes_by_width(rows)) == {16}
+        for method in METHODS:
+            assert_drawn(case, case.reverse(rows, method), method)
+            assert set(bytes_by_width(rows)) == {16}
 
 
 @EVERY_ROW
@@ -116,7 +209,7 @@ def test_draws(
 def test_temperature_and_top_p(
     rows: ctypes.CDLL, graph: str, method: str, dtype: torch.dtype, shares: tuple[float, float]
 ) -> None:
-    for dim, shift in ((31, 0.0), (129 if dtype == torch.float64 else 777, 95.0)):
+    for dim, shift in ((31, 0.0), (129 if dtype == torch.float64 else ODD, 95.0)):
         case = Rows(graph, dim, dtype, "odd start", seed=dim)
         case.temperature, case.top_p = shares
         case.scores(case.log_score + shift)
@@ -147,7 +240,7 @@ def test_scores_beyond_float32(
     rows: ctypes.CDLL, graph: str, dtype: torch.dtype, layout: str
 ) -> None:
     """exp(l) overflows float32, the loss and the law do not; below, the law does not vanish."""
-    case = Rows(graph, 777, dtype, layout)
+    case = Rows(graph, ODD, dtype, layout)
     case.weight *= 1e-20  # so that gradients are numbers of that dtype
     case.scores(case.log_score + 95)
     for backwards in (False, True):
@@ -166,11 +259,11 @@ def test_scores_beyond_float32(
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_only_states_of_weight_are_drawn(rows: ctypes.CDLL, graph: str, method: str) -> None:
     """One state has weight: it is drawn wherever it lies, whatever u1."""
-    for state in (1, 30, 511, 512, 513, 775):
-        case = Rows(graph, 777, torch.bfloat16, "odd start")
-        case.x_t = torch.full_like(case.x_t, 776)
+    for state in (1, 30, 1023, 1024, 1025, 1029, ODD - 2):
+        case = Rows(graph, ODD, torch.bfloat16, "odd start")
+        case.x_t = torch.full_like(case.x_t, ODD - 1)
         scores = torch.full_like(case.log_score, -math.inf)
-        scores[..., state] = math.log(50.0 if graph == "absorbing" else 50.0 * 777)
+        scores[..., state] = math.log(50.0 if graph == "absorbing" else 50.0 * ODD)
         case.scores(scores)
         case.u[..., 0] = 0
         case.u[0, :, 1], case.u[1, :, 1] = 0, 1 - 2**-53
@@ -204,9 +297,9 @@ def test_no_noise_removed(rows: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("shift", [-1000, 1000])
 def test_far_shifted_scores(rows: ctypes.CDLL, shift: int) -> None:
     """A denoising draw depends on differences of scores only."""
-    case = Rows("absorbing", 777)
+    case = Rows("absorbing", ODD)
     case.scores(case.log_score + shift)
-    case.x_t = torch.full_like(case.x_t, 776)
+    case.x_t = torch.full_like(case.x_t, ODD - 1)
     assert_drawn(case, case.reverse(rows, "denoise"), "denoise")
 
 
@@ -266,9 +359,39 @@ def test_transition(rows: ctypes.CDLL, graph: str) -> None:
     assert (x_t == expected).all()
 
 
+@pytest.mark.parametrize("shared", [48 << 10, 99 << 10, 227 << 10], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_most_states_of_a_step(rows: ctypes.CDLL, dtype: torch.dtype, shared: int) -> None:
+    """Their chunks fill the shared memory of a block, and one state more does not fit."""
+    code, size = DTYPES[dtype], ctypes.c_int64
+    most = rows.most_states_of_a_step(code, size(shared))
+    fits, too_many = (rows.shared_bytes_of_a_step(code, size(n)) for n in (most, most + 1))
+    assert fits <= shared < too_many
+    chunk = STEP_CHUNK // dtype.itemsize
+    assert most == ((shared - 288) // 8 - 1) * chunk - 1
+    assert rows.most_states_of_a_step(code, size(2**40)) == 2**30  # state numbers are 32-bit
+
+
 def test_structures_match(rows: ctypes.CDLL) -> None:
     assert rows.entropy_arguments_size() == ctypes.sizeof(EntropyArguments)
     assert rows.reverse_arguments_size() == ctypes.sizeof(ReverseArguments)
+
+
+def test_exponentials_of_bfloat16(rows: ctypes.CDLL) -> None:
+    """Of every bfloat16, to 1.5 units in the last place where exp is a normal number."""
+    bits = torch.arange(2**16).to(torch.int16)
+    x = bits.view(torch.bfloat16).float()
+    e = torch.empty_like(x)
+    addresses = (ctypes.c_void_p(pointer(tensor)) for tensor in (x, e))
+    rows.exponentials_of_bfloat16(*addresses, ctypes.c_int64(len(x)))
+    exact = x.double().exp()
+    assert (e.isnan() == x.isnan()).all()
+    assert (e[exact > torch.finfo(torch.float32).max] == math.inf).all()
+    assert ((e >= 0) & (e <= 1.2e-38))[exact < 2**-126].all()
+    normal = (exact >= 2**-125) & (exact < 3e38)
+    assert normal.sum() > 30_000
+    error = (e.double() - exact).abs() / exact
+    assert error[normal].max() < 1.5 * 2**-23
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -100,3 +100,18 @@ def test_candidates_are_timed_once_for_each_kind_of_call(monkeypatch):
             assert torch.equal(sf.reverse_step(*inputs.reverse(), u=inputs.u), expected)
     assert len(timed) == len(settings.CANDIDATES)
     settings.autotuned.cache_clear()
+
+
+def test_a_step_refuses_a_vocabulary_beyond_its_registers():
+    """From log scores before the launch; from hidden states before a product is formed."""
+    from sedd_fast.backends import triton as backend
+
+    graph = sf.Absorbing(backend.MOST_STATES_OF_A_STEP)
+    x_t = torch.full((1, 1), graph.mask_index)
+    remedy = r"at most 1,048,576 states .*got 1,048,577.*reference"
+    with sf.use_backend("triton"):
+        with pytest.raises(RuntimeError, match="reverse_step takes " + remedy):
+            sf.reverse_step(torch.zeros(1, 1, graph.dim), x_t, 1.0, 0.5, graph)
+        head = torch.zeros(graph.dim, 1), torch.zeros(graph.dim)
+        with pytest.raises(RuntimeError, match="linear_reverse_step cannot .*" + remedy):
+            sf.linear_reverse_step(torch.zeros(1, 1, 1), *head, x_t, 1.0, 0.5, graph)

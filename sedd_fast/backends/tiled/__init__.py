@@ -28,6 +28,7 @@ from sedd_fast.backends.triton import (
     score_entropy_backward,
     score_entropy_with_grad,
     unavailable,
+    unsupported,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "score_entropy_backward",
     "score_entropy_with_grad",
     "unavailable",
+    "unsupported",
 ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import reference, values
-from sedd_fast.backends.gpu import launching
+from sedd_fast.backends.gpu import MOST_POSITIONS, launching, too_large
 from sedd_fast.backends.inputs import Entropy, Noising, Reverse
 from sedd_fast.backends.triton.linear_reverse_step import linear_reverse_step
 from sedd_fast.backends.triton.linear_score_entropy import (
@@ -39,9 +39,15 @@ __all__ = [
     "score_entropy_backward",
     "score_entropy_with_grad",
     "unavailable",
+    "unsupported",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: What runs one program a position.
+ROW_OPS = ("score_entropy", "score_entropy_with_grad", "reverse_step", "row_sums")
+#: Of reverse_step, whose programs keep the sums of a row's blocks in registers: at this size they
+#: spill a little (sm_90); at four times as many a compilation takes 10 to 30 seconds.
+MOST_STATES_OF_A_STEP = 2**20
 
 
 #: A law for study needs no kernel of its own.
@@ -59,6 +65,28 @@ def unavailable() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; run `pip install triton` (Linux)"
     return None
+
+
+def unsupported(op: str, like: Tensor) -> str | None:
+    """Why the operation cannot run on log scores, or tokens to be noised, of that size, or None."""
+    if op == "sample_transition" and like.numel() > MOST_POSITIONS:
+        return _too_many_programs(like)
+    if op not in ROW_OPS:
+        return None
+    if op != "reverse_step":
+        return too_large(op, like)
+    return too_large(op, like, MOST_STATES_OF_A_STEP, "it keeps their sums in registers")
+
+
+def _too_many_programs(x_0: Tensor) -> str | None:
+    from sedd_fast.kernels.sample_transition import programs
+
+    if (number := programs(*x_0.shape)) <= MOST_POSITIONS:
+        return None
+    return (
+        f"its sample_transition takes at most {MOST_POSITIONS:,} programs in a call, got "
+        f"{number:,}; split the batch"
+    )
 
 
 def interpreted() -> bool:

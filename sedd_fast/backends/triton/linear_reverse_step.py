@@ -10,7 +10,16 @@ from sedd_fast.backends.inputs import Reverse
 
 
 def linear_reverse_step(linear: Linear, reverse: Reverse) -> Tensor:
-    """x_s (B, L): one product of the rows that may move."""
-    from sedd_fast.backends.triton import reverse_step
+    """x_s (B, L): one product of the rows that may move.
 
+    Raises:
+        RuntimeError: more states than the kernel of a row can hold.
+    """
+    from sedd_fast.backends.triton import reverse_step, unsupported
+
+    if reason := unsupported("reverse_step", linear.weight.t()):
+        raise RuntimeError(
+            f"linear_reverse_step cannot run on the 'triton' backend: {reason}; "
+            'use_backend("reference") has no such limit'
+        )
     return row_blocks.linear_reverse_step(linear, reverse, reverse_step)
