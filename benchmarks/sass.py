@@ -54,10 +54,16 @@ def programs(registers: int, warps: int) -> int:
 
 
 def row_loop(sass: str) -> RowLoop | None:
-    """The loop over a row, or None where no loop has a 16-byte load."""
-    found = [_measured(code) for code in _loops(sass)]
-    wide = [loop for loop in found if loop.count("LDG") == _wide_loads(loop.code) > 0]
-    return max(wide, key=lambda loop: loop.loaded, default=None)
+    """The loop over a row, or None where no loop loads anything.
+
+    That with the most bytes in 16-byte loads alone; where there is none, the loads are narrow and
+    it is the loop that loads most for its length.
+    """
+    found = [loop for loop in map(_measured, _loops(sass)) if loop.loaded]
+    wide = [loop for loop in found if loop.count("LDG") == _wide_loads(loop.code)]
+    if wide:
+        return max(wide, key=lambda loop: loop.loaded)
+    return max(found, key=lambda loop: loop.loaded / len(loop.code), default=None)
 
 
 def _measured(code: tuple[str, ...]) -> RowLoop:

@@ -208,4 +208,4 @@ def draw(
 
 def blocks(states: int, block: int) -> int:
     """Room for every block of a row: a power of two, and a register of each lane."""
-    return max(32, triton.next_power_of_2(triton.cdiv(states, block)))
+    return max(32, 1 << (-(-states // block) - 1).bit_length())

@@ -222,7 +222,7 @@ def launch(
     some = settings.rows_a_program(rows, log_score, absorbing)
     kind = f"{'filtered' if filtered else 'scaled' if scale_by_sigma else graph}_step"
     plan = settings.plan(kind, vec, dim, some, _reverse_step, KEY)
-    plan.kernel[(triton.cdiv(rows, some),)](
+    plan.kernel[(-(-rows // some),)](
         log_score, x_t, sigma, dsigma, u, x_s, length, dim, vocab_size, *log_score.stride(),
         inverse_temperature, top_p, rows, ABSORBING=absorbing, METHOD=METHODS[method].value,
         CLAMPED=clamped, SCALED=scale_by_sigma, FILTERED=filtered,

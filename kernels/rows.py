@@ -17,11 +17,6 @@ EDGE = tl.constexpr(16)  # covers the states before the first aligned one, in an
 EXACT_BLOCK = tl.constexpr(256)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2_HIGH = tl.constexpr(0.693145751953125)  # 15 bits: times a whole number below 2^9 it is exact
-LN_2_LOW = tl.constexpr(1.42860682030941723e-06)
-WHOLE = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to a whole number
-LOG2_E_HIGH = tl.constexpr(47274 / 32768)  # 16 bits: times a bf16 it is exact; rounded down
-LOG2_E_REST = tl.constexpr(4.888495152143634e-06)  # ln 2 * (log2 e - LOG2_E_HIGH)
 
 
 @triton.jit
@@ -55,21 +50,28 @@ def exponential(l):
     tl.exp rounds l * log2 e before it raises 2 to it, an error that grows with |l| (3e-6 at 20),
     and near small noise S and c * l_{x_0} cancel.
     """
+    # Constants in here: those of the module are compared again before every launch.
+    LOG_2_E: tl.constexpr = 1.4426950408889634
     if l.dtype == tl.float64:
         e = tl.exp(l)
     elif l.dtype == tl.bfloat16:
+        LOG2_E_HIGH: tl.constexpr = 47274 / 32768  # 16 bits: times a bf16 it is exact; rounded down
+        LOG2_E_REST: tl.constexpr = 4.888495152143634e-06  # ln 2 * (log2 e - LOG2_E_HIGH)
         # 2^(product) * (1 + what the product leaves out): the product is exact. A score of minus
         # infinity would meet 0 * infinity.
         x = tl.maximum(l.to(tl.float32), -200.0, propagate_nan=tl.PropagateNan.ALL)
         power = tl.exp2(x * LOG2_E_HIGH)
         e = power + power * (x * LOG2_E_REST)
     else:
+        WHOLE: tl.constexpr = 12582912.0  # 1.5 * 2^23: adding it rounds to a whole number
+        LN_2_HIGH: tl.constexpr = 0.693145751953125  # 15 bits: times a whole number below 2^9 exact
+        LN_2_LOW: tl.constexpr = 1.42860682030941723e-06
         # 2^n * exp(rest), |rest| <= ln 2 / 2; where 2^n overflows so does the caller's sum.
         x = tl.maximum(l.to(tl.float32), -150.0, propagate_nan=tl.PropagateNan.ALL)
         x = tl.minimum(x, 100.0, propagate_nan=tl.PropagateNan.ALL)
-        n = (x * LOG2_E + WHOLE) - WHOLE
+        n = (x * LOG_2_E + WHOLE) - WHOLE
         rest = (x - n * LN_2_HIGH) - n * LN_2_LOW
-        e = tl.exp2(rest * LOG2_E) * tl.exp2(n)
+        e = tl.exp2(rest * LOG_2_E) * tl.exp2(n)
     return e
 
 

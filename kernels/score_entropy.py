@@ -172,7 +172,7 @@ def launch(
     some = settings.rows_a_program(rows, log_score, absorbing and grad is None)
     kind = f"{graph}_{'loss' if grad is None else 'gradient'}"
     plan = settings.plan(kind, vec, dim, some, _score_entropy, KEY)
-    plan.kernel[(triton.cdiv(rows, some),)](
+    plan.kernel[(-(-rows // some),)](
         log_score, sigma, x_t, x_0,
         unused if row_weight is None else row_weight,
         unused if upstream is None else upstream,

@@ -94,7 +94,15 @@ def sizes(vectors: int, warps: int, vec: int) -> dict[str, int]:
 
 def limited(registers: int) -> dict[str, Any]:
     """The option that limits the registers of a thread; AMD's compiler has none."""
-    return {} if torch.version.hip else {"maxnreg": registers}
+    if torch.version.hip:
+        return {}
+    return {"maxnreg": registers if counted() else 128}
+
+
+@functools.cache
+def counted() -> bool:
+    """Whether the table's limits hold for the GPU at hand: sm_80 to sm_90. Newer ones would spill."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() < (10, 0)
 
 
 @functools.cache

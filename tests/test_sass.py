@@ -50,8 +50,9 @@ def test_a_load_that_is_used_at_once_hides_nothing():
     assert sass.row_loop(used).under_way == 1
 
 
-def test_code_without_wide_loads_has_no_loop_over_a_row():
-    assert sass.row_loop(CODE.replace("LDG.E.128", "LDG.E.64")) is None
+def test_without_wide_loads_it_is_the_loop_that_loads_most_for_its_length():
+    assert sass.row_loop(CODE.replace("LDG.E.128", "LDG.E.64")).loaded == 16
+    assert sass.row_loop(CODE.replace("LDG", "LDS")) is None
 
 
 @pytest.mark.parametrize(
