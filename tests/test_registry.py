@@ -22,9 +22,12 @@ needs_cpp = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ ker
 def no_request(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing asked for, nothing remembered."""
     monkeypatch.delenv("SEDD_FAST_BACKEND", raising=False)
-    registry._warn_of_fallback.cache_clear()
+    remembered = (registry._warn_of_fallback, registry._chosen)
+    for function in remembered:
+        function.cache_clear()
     yield
-    registry._warn_of_fallback.cache_clear()
+    for function in remembered:
+        function.cache_clear()
 
 
 @pytest.fixture

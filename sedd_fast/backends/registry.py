@@ -58,12 +58,12 @@ def unavailable(backend: str, device_type: str = "cpu") -> str | None:
     return module(backend).unavailable()
 
 
-def unsupported(backend: str, op: str, like: Tensor) -> str | None:
-    """Why a backend that runs there has no such operation for such a tensor, or None."""
+def unsupported(backend: str, op: str, dtype: torch.dtype) -> str | None:
+    """Why a backend that runs there has no such operation for tensors of that dtype, or None."""
     if not hasattr(module(backend), op):
         return f"it has no {op}"
-    if like.is_floating_point() and like.dtype not in module(backend).DTYPES:
-        return f"its {op} has no {like.dtype} form"
+    if dtype.is_floating_point and dtype not in module(backend).DTYPES:
+        return f"its {op} has no {dtype} form"
     return None
 
 
@@ -148,17 +148,36 @@ def _warn_of_fallback(device_type: str) -> None:
         )
 
 
+def function(op: str, like: Tensor, graph: str) -> Callable[..., Any]:
+    """The function that runs ``op`` on that graph and tensors like this one."""
+    return getattr(module(_backend(op, like, graph)), op)
+
+
 def implementation(op: str, like: Tensor, graph: str) -> tuple[Callable[..., Any], Tensor]:
-    """The function that runs ``op`` on that graph and tensors like this one, and its backend's
-    code.
+    """That function, and its backend's code.
 
     The code goes to the backward as a 0-dim int8 CPU tensor: autograd's threads do not see
     context variables, and a string could not be an output of an operation.
     """
-    fastest = choices.measured(op, graph, like)
-    backend = choose(like.device.type, lambda name: unsupported(name, op, like), fastest)
-    code = torch.tensor(BACKENDS.index(backend), dtype=torch.int8)
+    backend = _backend(op, like, graph)
+    code = torch.full((), BACKENDS.index(backend), dtype=torch.int8, device="cpu")
     return getattr(module(backend), op), code
+
+
+def _backend(op: str, like: Tensor, graph: str) -> str:
+    fastest = choices.measured(op, graph, like)
+    return _chosen(op, like.device.type, like.dtype, requested(), fastest)
+
+
+@functools.cache
+def _chosen(
+    op: str, device_type: str, dtype: torch.dtype, asked_for: str | None, fastest: str | None
+) -> str:
+    """``choose`` for tensors of that dtype, remembered for each request in force (``asked_for``).
+
+    What a process can run does not change; a choice that raises is not remembered.
+    """
+    return choose(device_type, lambda name: unsupported(name, op, dtype), fastest)
 
 
 def by_code(op: str, code: Tensor) -> Callable[..., Any]:
