@@ -31,8 +31,8 @@ END_TO_END = ("train", "sample", "small")
 #: What is timed on a GPU beside the eager call (graphs.py).
 GRAPHS = ("replay", "wall")
 GRAPH_COLUMNS = (
-    "\ngraph: the same call replayed as a CUDA graph; a dash where it cannot be captured (the notes "
-    "say why)\nwall: one call on an idle GPU until it is idle again, launching included"
+    "\ngraph: the same call replayed as a CUDA graph; a dash where it cannot be captured (see the "
+    "notes)\nwall: one call on an idle GPU until it is idle again, launching included"
 )
 
 

@@ -1,4 +1,4 @@
-"""CUDA-graph replays in the benchmark, on a torch.cuda that only writes down what it is asked for."""
+"""CUDA-graph replays in the benchmark, on a torch.cuda that only records what is called."""
 
 from __future__ import annotations
 

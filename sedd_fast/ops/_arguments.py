@@ -31,7 +31,7 @@ class GraphLike(Protocol):
 
 def check_graph(graph: GraphLike) -> None:
     """TypeError unless ``graph`` is a graph, ValueError for a process of another kind."""
-    if not all(hasattr(graph, name) for name in ("kind", "vocab_size", "dim")):
+    if not (hasattr(graph, "kind") and hasattr(graph, "vocab_size") and hasattr(graph, "dim")):
         raise TypeError(
             f"graph must be sedd_fast.Absorbing(V) or sedd_fast.Uniform(V), "
             f"got {type(graph).__name__}"

@@ -84,6 +84,7 @@ def _empty_loss(log_score: Tensor) -> Tensor:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     log_score, sigma, x_t, x_0, row_weight, ctx.graph, ctx.vocab_size = inputs
+    ctx.set_materialize_grads(False)  # no zeros for the backend's code
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(log_score, sigma, x_t, x_0, row_weight, output[1])
 
