@@ -110,15 +110,14 @@ def calls(device: str) -> dict[str, Call]:
     sigma, weight = torch.rand(BATCH, 1, **on), torch.rand(BATCH, LENGTH, **on)
     u = torch.rand(BATCH, LENGTH, 2, dtype=torch.float64, **on)
     entropy = (sigma, x_t, x_0, graph, weight)
+    exact = (sigma.double(), x_t, x_0, graph, weight.double())  # nothing to convert
 
     def backward() -> object:
         return torch.autograd.grad(sf.score_entropy(leaf, *entropy, "sum"), leaf)
 
     return {
         "score_entropy": lambda: sf.score_entropy(scores, *entropy),
-        "score_entropy, float64 noise and weight": lambda: sf.score_entropy(
-            scores, sigma.double(), x_t, x_0, graph, weight.double()
-        ),
+        "score_entropy, float64 noise and weight": lambda: sf.score_entropy(scores, *exact),
         "score_entropy, recording": lambda: sf.score_entropy(leaf, *entropy),
         "score_entropy and backward": backward,
         "score_entropy_with_grad": lambda: sf.score_entropy_with_grad(scores, *entropy),
