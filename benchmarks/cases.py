@@ -123,10 +123,8 @@ def backends(settings: Settings, head: bool = False) -> tuple[str, ...]:
         found = (*registry.preference(settings.device), *(("tiled",) if head else ()))
         fast = [n for n in found if registry.unavailable(n, settings.device) is None]
         names = tuple(n for n in fast if n != "reference") or ("reference",)
-    like = torch.zeros(1)
-    return tuple(
-        n for n in names if not head or not registry.unsupported(n, "linear_score_entropy", like)
-    )
+    op, dtype = "linear_score_entropy", torch.float32
+    return tuple(n for n in names if not head or not registry.unsupported(n, op, dtype))
 
 
 def on_backend(backend: str, call: Call) -> Call:

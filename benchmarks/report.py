@@ -28,6 +28,12 @@ FLOORS |= dict.fromkeys(("head", "small"), "x pro-\nducts")
 #: What stands under one heading.
 SUITES = (("ops",), ("head",), ("vocabulary",), ("noised",), ("train", "sample"), ("small",))
 END_TO_END = ("train", "sample", "small")
+#: What is timed on a GPU beside the eager call (graphs.py).
+GRAPHS = ("replay", "wall")
+GRAPH_COLUMNS = (
+    "\ngraph: the same call replayed as a CUDA graph; a dash where it cannot be captured (see the "
+    "notes)\nwall: one call on an idle GPU until it is idle again, launching included"
+)
 
 
 def merge(parts: dict[str, Record], command: str) -> Record:
@@ -44,7 +50,9 @@ def merge(parts: dict[str, Record], command: str) -> Record:
                     row["extra_tensors"] = extra / record["tensor_bytes"]
             if "median_ms" in record:
                 fields = ("median_ms", "p20_ms", "p80_ms", "calls", "floor_ms", "yardsticks_ms")
-                row.setdefault("regimes", {})[regime] = {k: record[k] for k in fields}
+                times = {k: record[k] for k in fields}
+                times |= {k: record.get(k) for k in ("replay", "wall")}  # on a GPU only
+                row.setdefault("regimes", {})[regime] = times
     rows = list(merged.values())
     for row in rows:
         add_ratios(row, [r for r in rows if all(r[k] == row[k] for k in KEYS)])
@@ -113,6 +121,7 @@ def plain_lines(results: Record) -> Iterable[str]:
                 f"{ms(t['p80_ms'])}], x floor {ratio(t['over_floor'])}, "
                 f"x eager {ratio(t['faster_than_eager'])}, "
                 f"x compile {ratio(t['faster_than_compile'])}"
+                + "".join(f", {name} {ms(t[name]['median_ms'])} ms" for name in GRAPHS if t[name])
             )
     yield from (bandwidth_line(*each) for each in results["environment"]["bandwidth"].items())
     yield from (f"note: {remark}" for remark in results["remarks"])
@@ -184,6 +193,9 @@ def table(rows: list[Record], regimes: list[str], suite: str) -> Table:
     made.add_column("\n implementation", width=26, no_wrap=True)
     for regime in regimes:
         made.add_column(f"{TITLES[regime]}\nms \\[p20, p80]", justify="right", width=18)
+        if has_graphs(regime, suite):
+            made.add_column("graph\nms", justify="right", width=6)
+            made.add_column("wall\nms", justify="right", width=6)
         made.add_column(FLOORS.get(suite, "x net-\nwork"), justify="right", width=6)
         made.add_column("x\neager", justify="right", width=5)
         made.add_column("x com-\npile", justify="right", width=10)
@@ -191,6 +203,11 @@ def table(rows: list[Record], regimes: list[str], suite: str) -> Table:
     for row in rows:
         made.add_row(*cells(row, regimes), style="green" if row["kind"] == "ours" else None)
     return made
+
+
+def has_graphs(regime: str, suite: str) -> bool:
+    """Whether a table shows replays and wall times."""
+    return regime == "cuda" and suite not in END_TO_END
 
 
 def reuse_gains(rows: list[Record]) -> Iterable[str]:
@@ -221,6 +238,8 @@ def cells(row: Record, regimes: list[str]) -> list[str]:
     for regime in regimes:
         t = row["regimes"][regime]
         line.append(f"{ms(t['median_ms'])} \\[{ms(t['p20_ms'])}, {ms(t['p80_ms'])}]")
+        if has_graphs(regime, row["suite"]):
+            line += [ms(t[name]["median_ms"]) if t[name] else "-" for name in GRAPHS]
         line += [ratio(t["over_floor"]), ratio(t["faster_than_eager"])]
         plain, best = t["faster_than_compile"], t["faster_than_best_compile"]
         line.append(f"{ratio(plain)} ({ratio(best)})" if best != plain else ratio(plain))
@@ -254,7 +273,8 @@ def explain(results: Record, console: Console) -> None:
         "torch.compile row, whose\n  rewritten form uses this package's algorithms as far as torch "
         "can say them (gradient by hand, inverse CDF)"
         "\nextra MB: peak memory beyond what was there before the call, outputs included"
-        f"\n{results['environment']['seconds']:.0f} s in all",
+        + GRAPH_COLUMNS * any("cuda" in row["regimes"] for row in results["results"])
+        + f"\n{results['environment']['seconds']:.0f} s in all",
         highlight=False,
     )
 

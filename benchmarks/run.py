@@ -59,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
         "--backend", action="append", help="of ours, may be repeated (default: all but reference)"
     )
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    p.add_argument(
+        "--no-graphs",
+        action="store_true",
+        help="on CUDA, time neither CUDA-graph replays nor wall time beside the eager calls",
+    )
     p.add_argument("--reference", metavar="PATH", help="a checkout of the original code, run too")
     p.add_argument("--threads", type=_positive, help="CPU threads (default: torch's own choice)")
     p.add_argument("--rounds", type=_positive, default=25, help="timings of each (%(default)s)")

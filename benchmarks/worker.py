@@ -19,6 +19,7 @@ import compiled
 import cross_entropy
 import torch
 from cases import Call, Case, Contender, backends, op_cases
+from graphs import WallMeter, with_graphs
 from head import head_cases
 from measuring import Budget, Meter, Timing, interleave, last_level_cache, make_meter
 from original import Original, why_no_network
@@ -45,7 +46,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     remarks: list[str] = []
     settings = settings_of(args, remarks)
     original = original_of(args, remarks)
-    meter = make_meter(torch.device(args.device), evict=not (args.quick or args.warm))
+    cold = not (args.quick or args.warm)
+    meter = make_meter(torch.device(args.device), evict=cold)
+    walls = WallMeter(cold) if args.device == "cuda" and not args.no_graphs else None
     about, records = environment(args, settings), []
     for every in all_cases(settings, original):
         started = time.monotonic()
@@ -56,6 +59,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             timed = time_records(meter, cases, settings.budget)
             if args.device == "cuda":  # its allocator counts exactly, whatever the regime
                 timed = [t | m for t, m in zip(timed, memory_records(meter, cases), strict=True)]
+            if walls is not None:
+                timed = with_graphs(timed, (meter, walls), cases, settings.budget, remarks)
             records += timed
         what = f"{cases[0].operation} ({', '.join(case.dtype for case in cases)})"
         print(f"  {args.worker:7} {what}: {time.monotonic() - started:.1f} s", file=sys.stderr)

@@ -11,6 +11,7 @@ import cases  # noqa: E402
 import choices  # noqa: E402
 import compiled  # noqa: E402
 import cross_entropy  # noqa: E402
+import graphs  # noqa: E402
 import head  # noqa: E402
 import largest_batch  # noqa: E402
 import measuring  # noqa: E402
@@ -31,6 +32,7 @@ __all__ = [
     "choices",
     "compiled",
     "cross_entropy",
+    "graphs",
     "head",
     "largest_batch",
     "measuring",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from benchmark_modules import BENCHMARKS
@@ -44,3 +45,16 @@ def test_memory_of_an_evaluation(tmp_path):
         assert row["apart"] < 1e-4
         if row["scores"] is not None:  # this system tells
             assert row["fused"] < row["scores"] / 3
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_overhead_of_a_launch(tmp_path):
+    out, record = results(tmp_path, "launch_overhead.py", "--batches", "1")
+    for name, times in record.items():
+        assert name in out
+        assert times["whole"] > 1
+    parts = record["score_entropy"]
+    assert sum(time for part, time in parts.items() if part != "whole") == pytest.approx(
+        parts["whole"]
+    )
+    assert parts["operator"] > 1

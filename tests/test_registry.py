@@ -22,9 +22,12 @@ needs_cpp = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ ker
 def no_request(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing asked for, nothing remembered."""
     monkeypatch.delenv("SEDD_FAST_BACKEND", raising=False)
-    registry._warn_of_fallback.cache_clear()
+    remembered = (registry._warn_of_fallback, registry._chosen)
+    for function in remembered:
+        function.cache_clear()
     yield
-    registry._warn_of_fallback.cache_clear()
+    for function in remembered:
+        function.cache_clear()
 
 
 @pytest.fixture
@@ -257,7 +260,7 @@ def test_what_no_launch_can_hold_falls_back_and_says_so_once(on_a_gpu, op, shape
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         registry.implementation(op, like, "absorbing")
-        assert registry.unsupported("triton", op, on_a_gpu(2, 3, 50_258)) is None
+        assert registry.beyond("triton", op, on_a_gpu(2, 3, 50_258)) is None
     wanted = f"'triton' was asked for, but its {op} .*{reason}.*usable here: .*reference"
     with sf.use_backend("triton"), pytest.raises(RuntimeError, match=wanted):
         registry.implementation(op, like, "absorbing")
@@ -266,12 +269,12 @@ def test_what_no_launch_can_hold_falls_back_and_says_so_once(on_a_gpu, op, shape
 def test_the_shared_memory_of_a_step_in_cuda(on_a_gpu):
     """The compiled module tells how many states it holds; nothing else is bound by it."""
     most = on_a_gpu(1, 1, 14_857_727)
-    assert registry.unsupported("cuda", "reverse_step", most) is None
+    assert registry.beyond("cuda", "reverse_step", most) is None
     beyond = on_a_gpu(1, 1, 14_857_728)
-    reason = registry.unsupported("cuda", "reverse_step", beyond)
+    reason = registry.beyond("cuda", "reverse_step", beyond)
     assert reason is not None
     assert "at most 14,857,727 states (for torch.bfloat16" in reason
-    assert registry.unsupported("cuda", "score_entropy", beyond) is None
+    assert registry.beyond("cuda", "score_entropy", beyond) is None
     with (
         sf.use_backend("cuda"),
         pytest.raises(RuntimeError, match=r"shared memory.*got 14,857,728"),

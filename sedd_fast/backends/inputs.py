@@ -11,8 +11,8 @@ is known by its kind and its number of tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,12 @@ COLDEST = 1e30
 
 
 class _OfProcess:
-    """Tensors, and the process that they belong to."""
+    """Tensors, and the process that they belong to.
 
+    ``TENSORS`` names them: asking the dataclass in every call would take microseconds.
+    """
+
+    TENSORS: ClassVar[tuple[str, ...]]
     graph: str
     vocab_size: int
 
@@ -35,10 +39,15 @@ class _OfProcess:
         """Number of states."""
         return self.vocab_size + (self.graph == "absorbing")
 
+    @property
+    def device(self) -> torch.device:
+        """Of every tensor."""
+        return getattr(self, self.TENSORS[0]).device
+
     def tensors(self) -> dict[str, Tensor]:
         """Those that are there, by name."""
-        named = ((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
-        return {name: value for name, value in named if isinstance(value, Tensor)}
+        named = ((name, getattr(self, name)) for name in self.TENSORS)
+        return {name: value for name, value in named if value is not None}
 
     def contiguous(self: _Inputs) -> _Inputs:
         """The same, as kernels read it; keep it while its addresses are in use."""
@@ -63,6 +72,7 @@ def touched(x_t: Tensor, row_weight: Tensor | None, graph: str, vocab_size: int)
 class Noising(_OfProcess):
     """Of sample_transition."""
 
+    TENSORS: ClassVar = ("x_0", "sigma", "u")
     x_0: Tensor
     sigma: Tensor
     u: Tensor
@@ -74,6 +84,7 @@ class Noising(_OfProcess):
 class Entropy(_OfProcess):
     """Of score_entropy; ``scale_by_sigma`` where a head gives f of l = f - ln E - ln V."""
 
+    TENSORS: ClassVar = ("sigma", "x_t", "x_0", "row_weight")
     sigma: Tensor
     x_t: Tensor
     x_0: Tensor
@@ -101,6 +112,7 @@ class Entropy(_OfProcess):
 class Reverse(_OfProcess):
     """Of reverse_step, and but for ``u`` of reverse_probs; ``scale_by_sigma`` as in Entropy."""
 
+    TENSORS: ClassVar = ("x_t", "sigma", "dsigma", "u")
     x_t: Tensor
     sigma: Tensor
     dsigma: Tensor
@@ -142,6 +154,7 @@ class Reverse(_OfProcess):
 class Sums(_OfProcess):
     """Of row_sums: f(a exp(l) + b), f by ``term``; a and b (B, L) float64."""
 
+    TENSORS: ClassVar = ("x_t", "x_0", "a", "b")
     x_t: Tensor
     x_0: Tensor
     a: Tensor

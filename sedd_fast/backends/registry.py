@@ -59,13 +59,13 @@ def unavailable(backend: str, device_type: str = "cpu") -> str | None:
     return module(backend).unavailable()
 
 
-def unsupported(backend: str, op: str, like: Tensor) -> str | None:
-    """Why a backend that runs there has no such operation for such a tensor, or None."""
+def unsupported(backend: str, op: str, dtype: torch.dtype) -> str | None:
+    """Why a backend that runs there has no such operation for tensors of that dtype, or None."""
     if not hasattr(module(backend), op):
         return f"it has no {op}"
-    if like.is_floating_point() and like.dtype not in module(backend).DTYPES:
-        return f"its {op} has no {like.dtype} form"
-    return beyond(backend, op, like)
+    if dtype.is_floating_point and dtype not in module(backend).DTYPES:
+        return f"its {op} has no {dtype} form"
+    return None
 
 
 def beyond(backend: str, op: str, like: Tensor) -> str | None:
@@ -159,34 +159,61 @@ def _warn_of_fallback(device_type: str) -> None:
 _warned_of_limits: set[tuple[str, str, str]] = set()
 
 
-def _warn_of_limit(first: str, chosen: str, op: str, like: Tensor) -> None:
-    """Say, once, when a tensor is too large for the first backend, which runs there."""
-    key = (op, first, chosen)
-    if key in _warned_of_limits or unavailable(first, like.device.type):
-        return
-    if reason := beyond(first, op, like):
+def _within_limits(first: str, op: str, like: Tensor, fastest: str | None) -> str:
+    """The backend for a tensor that is too large for the ``first`` choice; says so, once.
+
+    Raises:
+        RuntimeError: it was asked for.
+    """
+
+    def unfit(backend: str) -> str | None:
+        return unsupported(backend, op, like.dtype) or beyond(backend, op, like)
+
+    chosen = choose(like.device.type, unfit, fastest)
+    if (key := (op, first, chosen)) not in _warned_of_limits:
         _warned_of_limits.add(key)
         warnings.warn(
             f"sedd_fast runs {op} on the {'slower ' * (chosen == 'reference')}{chosen!r} backend: "
-            f"{first!r} cannot ({reason})",
+            f"{first!r} cannot ({beyond(first, op, like)})",
             RuntimeWarning,
             stacklevel=2,
         )
+    return chosen
+
+
+def function(op: str, like: Tensor, graph: str) -> Callable[..., Any]:
+    """The function that runs ``op`` on that graph and tensors like this one."""
+    return getattr(module(_backend(op, like, graph)), op)
 
 
 def implementation(op: str, like: Tensor, graph: str) -> tuple[Callable[..., Any], Tensor]:
-    """The function that runs ``op`` on that graph and tensors like this one, and its backend's
-    code.
+    """That function, and its backend's code.
 
     The code goes to the backward as a 0-dim int8 CPU tensor: autograd's threads do not see
     context variables, and a string could not be an output of an operation.
     """
-    fastest = choices.measured(op, graph, like)
-    backend = choose(like.device.type, lambda name: unsupported(name, op, like), fastest)
-    if requested() is None and (first := fastest or preference(like.device.type)[0]) != backend:
-        _warn_of_limit(first, backend, op, like)
-    code = torch.tensor(BACKENDS.index(backend), dtype=torch.int8)
+    backend = _backend(op, like, graph)
+    code = torch.full((), BACKENDS.index(backend), dtype=torch.int8, device="cpu")
     return getattr(module(backend), op), code
+
+
+def _backend(op: str, like: Tensor, graph: str) -> str:
+    fastest = choices.measured(op, graph, like)
+    chosen = _chosen(op, like.device.type, like.dtype, requested(), fastest)
+    if beyond(chosen, op, like) is None:
+        return chosen
+    return _within_limits(chosen, op, like, fastest)
+
+
+@functools.cache
+def _chosen(
+    op: str, device_type: str, dtype: torch.dtype, asked_for: str | None, fastest: str | None
+) -> str:
+    """``choose`` for tensors of that dtype, remembered for each request in force (``asked_for``).
+
+    What a process can run does not change; a choice that raises is not remembered.
+    """
+    return choose(device_type, lambda name: unsupported(name, op, dtype), fastest)
 
 
 def by_code(op: str, code: Tensor) -> Callable[..., Any]:

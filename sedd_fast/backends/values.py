@@ -32,10 +32,9 @@ def check(inputs: Noising | Entropy | Reverse | Sums) -> None:
         ValueError: a token out of range, x_0 at the mask, noise that is not positive and finite,
             a uniform outside [0, 1).
     """
-    tensors = inputs.tensors()
-    if not enabled(next(iter(tensors.values())).device):
+    if not enabled(inputs.device):
         return
-    for name, value in tensors.items():
+    for name, value in inputs.tensors().items():
         if name in ("sigma", "dsigma"):
             _check_noise(name, value)
         elif name == "x_t":

@@ -6,6 +6,7 @@ inside the operations (``sedd_fast.backends.values``): looking at one here would
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -30,7 +31,7 @@ class GraphLike(Protocol):
 
 def check_graph(graph: GraphLike) -> None:
     """TypeError unless ``graph`` is a graph, ValueError for a process of another kind."""
-    if not all(hasattr(graph, name) for name in ("kind", "vocab_size", "dim")):
+    if not (hasattr(graph, "kind") and hasattr(graph, "vocab_size") and hasattr(graph, "dim")):
         raise TypeError(
             f"graph must be sedd_fast.Absorbing(V) or sedd_fast.Uniform(V), "
             f"got {type(graph).__name__}"
@@ -77,7 +78,7 @@ def check_log_score(log_score: Tensor, graph: GraphLike) -> None:
         )
 
 
-def check_tokens(name: str, tokens: Tensor, shape: tuple[int, ...] | None = None) -> None:
+def check_tokens(name: str, tokens: Tensor, shape: Sequence[int] | None = None) -> None:
     """(B, L) int64, of the given shape."""
     check_tensor(name, tokens)
     if tokens.dtype != torch.int64:
@@ -87,7 +88,7 @@ def check_tokens(name: str, tokens: Tensor, shape: tuple[int, ...] | None = None
             f"{name} must have shape (B, L), got {tuple(tokens.shape)}; "
             "one sequence is tokens[None]"
         )
-    if shape is not None and tuple(tokens.shape) != tuple(shape):
+    if shape is not None and tokens.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tokens.shape)}")
 
 
@@ -150,7 +151,7 @@ def check_pair(log_score: Tensor, x_t: Tensor, graph: GraphLike) -> None:
     """A row of scores for every token, on one device."""
     check_graph(graph)
     check_log_score(log_score, graph)
-    check_tokens("x_t", x_t, tuple(log_score.shape[:2]))
+    check_tokens("x_t", x_t, log_score.shape[:2])
     check_device("x_t", x_t, log_score, "log_score")
 
 

@@ -10,11 +10,12 @@ from sedd_fast.backends.head import Linear
 from sedd_fast.backends.inputs import Reverse
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import _linear
+from sedd_fast.ops._operator import operator
 from sedd_fast.ops._uniforms import uniforms
 from sedd_fast.ops.touched_rows import TouchedRows
 
 
-@torch.library.custom_op("sedd_fast::linear_reverse_step", mutates_args=())
+@operator("linear_reverse_step")
 def linear_reverse_step_op(
     hidden: Tensor,
     weight: Tensor,
@@ -33,7 +34,7 @@ def linear_reverse_step_op(
     dtype: torch.dtype,
     workspace: int,
 ) -> Tensor:
-    run, _ = registry.implementation("linear_reverse_step", hidden, graph)
+    run = registry.function("linear_reverse_step", hidden, graph)
     linear = Linear(hidden, weight, bias, rows, dtype, workspace)
     process = (graph, vocab_size, method, scale_by_sigma, temperature, top_p)
     reverse = Reverse(x_t, sigma, dsigma, u, *process)

@@ -13,10 +13,11 @@ from sedd_fast.backends.inputs import Entropy
 from sedd_fast.backends.values import gradient_dtype
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import _linear
+from sedd_fast.ops._operator import operator
 from sedd_fast.ops.touched_rows import TouchedRows
 
 
-@torch.library.custom_op("sedd_fast::linear_score_entropy", mutates_args=())
+@operator("linear_score_entropy")
 def linear_score_entropy_op(
     hidden: Tensor,
     weight: Tensor,
@@ -44,7 +45,7 @@ def _(hidden, weight, bias, sigma, x_t, x_0, row_weight, rows, g, v, s, dtype, w
     return _empty_loss(hidden, dtype, tuple(x_t.shape)), registry.fake_code()
 
 
-@torch.library.custom_op("sedd_fast::linear_score_entropy_backward", mutates_args=())
+@operator("linear_score_entropy_backward")
 def linear_score_entropy_backward_op(
     grad_loss: Tensor,
     hidden: Tensor,
@@ -79,7 +80,7 @@ def _(grad_loss, hidden, weight, bias, *rest):  # type: ignore[no-untyped-def]
     return _empty_gradients(hidden, weight, bias, rest[-1], lambda dtype: dtype)
 
 
-@torch.library.custom_op("sedd_fast::linear_score_entropy_with_grad", mutates_args=())
+@operator("linear_score_entropy_with_grad")
 def linear_score_entropy_with_grad_op(
     hidden: Tensor,
     weight: Tensor,
@@ -97,7 +98,7 @@ def linear_score_entropy_with_grad_op(
     workspace: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    run, _ = registry.implementation("linear_score_entropy_with_grad", hidden, graph)
+    run = registry.function("linear_score_entropy_with_grad", hidden, graph)
     linear = Linear(hidden, weight, bias, rows, dtype, workspace)
     entropy = Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size, scale_by_sigma)
     with _linear.no_autocast(hidden.device):

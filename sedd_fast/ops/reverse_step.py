@@ -10,10 +10,11 @@ from torch import Tensor
 from sedd_fast.backends import reference, registry
 from sedd_fast.backends.inputs import Reverse
 from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops._operator import operator
 from sedd_fast.ops._uniforms import uniforms
 
 
-@torch.library.custom_op("sedd_fast::reverse_step", mutates_args=())
+@operator("reverse_step")
 def reverse_step_op(
     log_score: Tensor,
     x_t: Tensor,
@@ -26,7 +27,7 @@ def reverse_step_op(
     temperature: float,
     top_p: float,
 ) -> Tensor:
-    run, _ = registry.implementation("reverse_step", log_score, graph)
+    run = registry.function("reverse_step", log_score, graph)
     process = (graph, vocab_size, method, False, temperature, top_p)
     return run(log_score, Reverse(x_t, sigma, dsigma, u, *process))
 
@@ -36,7 +37,7 @@ def _(log_score, x_t, *_):  # type: ignore[no-untyped-def]
     return torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device)
 
 
-@torch.library.custom_op("sedd_fast::reverse_probs", mutates_args=())
+@operator("reverse_probs")
 def reverse_probs_op(
     log_score: Tensor,
     x_t: Tensor,
@@ -48,7 +49,7 @@ def reverse_probs_op(
     temperature: float,
     top_p: float,
 ) -> Tensor:
-    run, _ = registry.implementation("reverse_probs", log_score, graph)
+    run = registry.function("reverse_probs", log_score, graph)
     process = (graph, vocab_size, method, False, temperature, top_p)
     return run(log_score, Reverse(x_t, sigma, dsigma, None, *process))
 
@@ -59,7 +60,7 @@ def _(log_score, *_):  # type: ignore[no-untyped-def]
     return torch.empty(log_score.shape, dtype=dtype, device=log_score.device)
 
 
-@torch.library.custom_op("sedd_fast::reverse_probs_backward", mutates_args=())
+@operator("reverse_probs_backward")
 def reverse_probs_backward_op(
     grad_probs: Tensor,
     log_score: Tensor,

@@ -10,12 +10,13 @@ from torch import Tensor
 from sedd_fast.backends import registry
 from sedd_fast.backends.inputs import Sums
 from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops._operator import operator
 
 #: f of z = a exp(l) + b: z, z^2, ln z.
 TERMS = ("affine", "square", "log")
 
 
-@torch.library.custom_op("sedd_fast::row_sums", mutates_args=())
+@operator("row_sums")
 def row_sums_op(
     log_score: Tensor,
     x_t: Tensor,
@@ -35,7 +36,7 @@ def _(log_score, *_):  # type: ignore[no-untyped-def]
     return _empty(log_score), _empty(log_score), registry.fake_code()
 
 
-@torch.library.custom_op("sedd_fast::row_sums_backward", mutates_args=())
+@operator("row_sums_backward")
 def row_sums_backward_op(
     grad_total: Tensor,
     grad_log_x_0: Tensor,
@@ -131,7 +132,7 @@ def row_sums(
     """
     arguments.check_choice("term", term, TERMS)
     arguments.check_pair(log_score, x_t, graph)
-    arguments.check_tokens("x_0", x_0, tuple(x_t.shape))
+    arguments.check_tokens("x_0", x_0, x_t.shape)
     arguments.check_device("x_0", x_0, log_score, "log_score")
     scale = arguments.per_position("a", a, x_t)
     scale = torch.ones_like(x_t, dtype=torch.float64) if scale is None else scale

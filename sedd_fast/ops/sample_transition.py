@@ -8,14 +8,15 @@ from torch import Tensor
 from sedd_fast.backends import registry
 from sedd_fast.backends.inputs import Noising
 from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops._operator import operator
 from sedd_fast.ops._uniforms import uniforms
 
 
-@torch.library.custom_op("sedd_fast::sample_transition", mutates_args=())
+@operator("sample_transition")
 def sample_transition_op(
     x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int
 ) -> Tensor:
-    run, _ = registry.implementation("sample_transition", x_0, graph)
+    run = registry.function("sample_transition", x_0, graph)
     return run(Noising(x_0, sigma, u, graph, vocab_size))
 
 

@@ -11,9 +11,10 @@ from sedd_fast.backends import registry
 from sedd_fast.backends.inputs import Entropy
 from sedd_fast.backends.values import gradient_dtype
 from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops._operator import operator
 
 
-@torch.library.custom_op("sedd_fast::score_entropy", mutates_args=())
+@operator("score_entropy")
 def score_entropy_op(
     log_score: Tensor,
     sigma: Tensor,
@@ -32,7 +33,7 @@ def _(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size):  # type: ignor
     return _empty_loss(log_score), registry.fake_code()
 
 
-@torch.library.custom_op("sedd_fast::score_entropy_backward", mutates_args=())
+@operator("score_entropy_backward")
 def score_entropy_backward_op(
     grad_loss: Tensor,
     log_score: Tensor,
@@ -53,7 +54,7 @@ def _(grad_loss, log_score, *_):  # type: ignore[no-untyped-def]
     return torch.empty(log_score.shape, dtype=log_score.dtype, device=log_score.device)
 
 
-@torch.library.custom_op("sedd_fast::score_entropy_with_grad", mutates_args=())
+@operator("score_entropy_with_grad")
 def score_entropy_with_grad_op(
     log_score: Tensor,
     sigma: Tensor,
@@ -64,7 +65,7 @@ def score_entropy_with_grad_op(
     graph: str,
     vocab_size: int,
 ) -> tuple[Tensor, Tensor]:
-    run, _ = registry.implementation("score_entropy_with_grad", log_score, graph)
+    run = registry.function("score_entropy_with_grad", log_score, graph)
     return run(log_score, Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size), scale)
 
 
@@ -83,6 +84,7 @@ def _empty_loss(log_score: Tensor) -> Tensor:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     log_score, sigma, x_t, x_0, row_weight, ctx.graph, ctx.vocab_size = inputs
+    ctx.set_materialize_grads(False)  # no zeros for the backend's code
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(log_score, sigma, x_t, x_0, row_weight, output[1])
 
@@ -210,7 +212,7 @@ def _prepare(
     row_weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     arguments.check_pair(log_score, x_t, graph)
-    arguments.check_tokens("x_0", x_0, tuple(x_t.shape))
+    arguments.check_tokens("x_0", x_0, x_t.shape)
     arguments.check_device("x_0", x_0, log_score, "log_score")
     sigma = arguments.per_sequence("sigma", sigma, x_t)
     return log_score, sigma, x_t, x_0, arguments.per_position("row_weight", row_weight, x_t)

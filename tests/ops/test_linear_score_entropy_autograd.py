@@ -245,7 +245,8 @@ class Casts(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         made = [x.numel() for x in tree_leaves(out) if isinstance(x, Tensor)]
         self.largest = max([self.largest, *made])
-        if func is torch.ops.aten.to.dtype and (args[0].dtype, out.dtype) == self.kinds:
+        cast = func in (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
+        if cast and (args[0].dtype, out.dtype) == self.kinds:
             self.count += out.numel()
         return out
 

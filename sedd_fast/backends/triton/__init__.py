@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -108,14 +107,14 @@ def sample_transition(noising: Noising) -> Tensor:
 
 def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
     """(B, L) float32 losses: one read of the touched rows."""
-    loss = torch.empty(log_score.shape[:2], dtype=torch.float32, device=log_score.device)
+    loss = _empty(entropy.x_t, torch.float32)
     _entropy(log_score, entropy, None, loss, None, 1.0)
     return loss
 
 
 def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: Entropy) -> Tensor:
     """(B, L, dim) gradient: one read of the touched rows, one write."""
-    grad = torch.empty(log_score.shape, dtype=log_score.dtype, device=log_score.device)
+    grad = _empty(log_score, log_score.dtype)
     _entropy(log_score, entropy, grad_loss.to(torch.float64).contiguous(), None, grad, 1.0)
     return grad
 
@@ -124,9 +123,8 @@ def score_entropy_with_grad(
     log_score: Tensor, entropy: Entropy, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Losses and gradient of ``scale * loss.sum()``: one read, one write."""
-    loss = torch.empty(log_score.shape[:2], dtype=torch.float32, device=log_score.device)
-    dtype = values.gradient_dtype(log_score.dtype)
-    grad = torch.empty(log_score.shape, dtype=dtype, device=log_score.device)
+    loss = _empty(entropy.x_t, torch.float32)
+    grad = _empty(log_score, values.gradient_dtype(log_score.dtype))
     _entropy(log_score, entropy, None, loss, grad, scale)
     return loss, grad
 
@@ -157,7 +155,7 @@ def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
     values.check(reverse)
     reverse = reverse.contiguous()
     assert reverse.u is not None
-    x_s = torch.empty_like(reverse.x_t)
+    x_s = _empty(reverse.x_t, reverse.x_t.dtype)
     small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s)
     process = (reverse.graph, reverse.vocab_size, reverse.method, reverse.scale_by_sigma)
     with _launching("reverse_step", log_score):
@@ -165,7 +163,12 @@ def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
     return x_s
 
 
-def _launching(op: str, tensor: Tensor) -> AbstractContextManager[None]:
+def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of that shape and device."""
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _launching(op: str, tensor: Tensor) -> launching:
     """The device guard; what Triton says of a kernel that does not compile or fit names the op."""
     import triton
 

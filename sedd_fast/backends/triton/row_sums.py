@@ -23,7 +23,7 @@ def row_sums_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients in log_score and b: one read of the touched rows, one write."""
     upstream = tuple(g.to(torch.float64).contiguous() for g in (grad_total, grad_log_x_0))
-    grad = torch.empty(log_score.shape, dtype=log_score.dtype, device=log_score.device)
+    grad = torch.empty_like(log_score, memory_format=torch.contiguous_format)
     grad_b = _empty(sums.a)
     _launch(log_score, sums, upstream, (grad_b, grad))
     return grad, grad_b
@@ -31,7 +31,7 @@ def row_sums_backward(
 
 def _empty(like: Tensor) -> Tensor:
     """(B, L) float64, contiguous."""
-    return torch.empty(like.shape, dtype=torch.float64, device=like.device)
+    return torch.empty_like(like, dtype=torch.float64, memory_format=torch.contiguous_format)
 
 
 def _launch(
