@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import smoke
 import torch
 from op_cases import BACKENDS, Backend, gpu_backends
 
@@ -53,6 +54,14 @@ FEW = {
     "shape": ((0, 4),),
     "shares": ({"temperature": 0.7, "top_p": 0.9},),
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the smoke set where ``-m`` speaks of it."""
+    if "smoke" in (config.getoption("-m") or ""):
+        for item in smoke.chosen(items):
+            item.add_marker(pytest.mark.smoke)
 
 
 @pytest.fixture(params=BACKENDS, ids=str)
