@@ -111,12 +111,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def replace_torch_cuda() -> None:
     """torch.cuda as one H100 whose streams, events and graphs do nothing."""
     major, minor = CAPABILITY
-    properties = mock.MagicMock(major=major, minor=minor, shared_memory_per_block_optin=SHARED_MEMORY)
+    properties = mock.MagicMock(
+        major=major, minor=minor, shared_memory_per_block_optin=SHARED_MEMORY
+    )
     answers = {
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": NAME,
         "get_device_capability": CAPABILITY, "get_device_properties": properties,
         "mem_get_info": (8 << 30, 80 << 30), "memory_stats": defaultdict(int),
-        "is_current_stream_capturing": False,
+        "is_current_stream_capturing": False, "memory_reserved": 0,
     }  # fmt: skip
     nothing = (
         "synchronize", "empty_cache", "_sleep", "reset_peak_memory_stats", "stream", "Stream",
