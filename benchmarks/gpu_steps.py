@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,18 @@ ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 #: Processes of the smoke set, of 16 cores: most of their time is Python and compiling.
 WORKERS = min(14, os.cpu_count() or 1)
-#: GPUs give freed memory back piece by piece: what one process frees another one can take.
-ALLOCATOR = "expandable_segments:True"
+#: Where CUDA's toolkit is if nvcc is not on PATH.
+TOOLKIT = Path("/usr/local/cuda")
+#: The status of a build that has no CUDA module: the steps after it are taken all the same.
+NO_MODULE = 4
+CHECK = (
+    "import sys, importlib.util as u; found = u.find_spec('sedd_fast._cuda'); "
+    "print('CUDA module:', found and found.origin or 'MISSING, the log says why'); "
+    f"sys.exit(0 if found else {NO_MODULE})"
+)
+#: Memory that a process frees goes back in pieces, and other processes can take it.
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+PROBE = "import torch; torch.ones(2**26, device='cuda').sum().item()"
 
 
 @dataclass(frozen=True)
@@ -30,11 +41,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Machine:
-    """The GPU's capability ("90"), and where a step writes: ``part("ops")`` is a JSON file."""
+    """The GPU's capability ("90"), and where a step writes: ``part("ops")`` is a JSON file.
+
+    ``has_allocator``: whether memory can be allocated under ALLOCATOR there.
+    """
 
     capability: str
     part: Callable[[str], Path]
     junit: Callable[[str], Path]
+    has_allocator: Callable[[], bool] = lambda: True
 
 
 Commands = Callable[[Machine], list[Command]]
@@ -52,12 +67,15 @@ class Step:
 def build(machine: Machine) -> list[Command]:
     """The CUDA module for this GPU; no step needs that of the CPU."""
     given = {"SEDD_FAST_CUDA_ARCHS": machine.capability, "SEDD_FAST_CPU": "0"}
+    if shutil.which("nvcc") is None and (TOOLKIT / "bin" / "nvcc").is_file():
+        given["CUDA_HOME"] = str(TOOLKIT)
     given |= {name: os.environ[name] for name in given if name in os.environ}
-    install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    info = "import sedd_fast; print(sedd_fast.info())"
+    # Verbose: setup.py says there why it left a module out.
+    install = ("-m", "pip", "install", "-v", "--disable-pip-version-check")
     return [
         Command((*install, "--no-build-isolation", "--no-deps", "-e", "."), given),
-        Command(("-c", info)),
+        Command(("-c", "import sedd_fast; print(sedd_fast.info())")),
+        Command(("-c", CHECK)),
     ]
 
 
@@ -65,7 +83,7 @@ def pytest(machine: Machine, name: str, select: str, *rest: str) -> Command:
     """Tests of the operations, with a report that outlives what they print."""
     words = ("-m", "pytest", "--tb=short", "-m", select, f"--junitxml={machine.junit(name)}")
     quiet = ("-o", "junit_logging=no", "-p", "no:cacheprovider")
-    environment = {"PYTORCH_ALLOC_CONF": ALLOCATOR, "OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1", **(ALLOCATOR if machine.has_allocator() else {})}
     return Command((*words, *quiet, *rest), environment)
 
 
@@ -139,7 +157,11 @@ def head(machine: Machine) -> list[Command]:
 STEPS: dict[str, Step] = {
     "build": Step(60, "build for this GPU", build),
     "smoke": Step(150, "tests that touch everything once", smoke),
-    "ops": Step(120, "operations, no torch.compile", suite("ops", "1", "--no-compile")),
+    "ops": Step(
+        120,
+        "operations, no torch.compile",
+        suite("ops", "1", "--no-compile", "--dtype", "bf16,fp32"),
+    ),
     "settings": Step(150, "settings of the row kernels", script("row_settings.py")),
     "head": Step(120, "head, widths of its blocks, graph replay", head),
     "counters": Step(90, "counters of the kernels (ncu)", script("counters.py")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,15 @@ def tests_of(path: Path) -> dict[str, Any] | None:
         cases = list(ET.parse(path).iter("testcase"))
     except (OSError, ET.ParseError):
         return None
+    reasons: Counter[str] = Counter()
     counts, distinct = {"passed": 0, "failed": 0, "skipped": 0}, {}
     for case in cases:
         wrong = next((e for e in case if e.tag in ("failure", "error")), None)
         if wrong is None:
-            counts["skipped" if case.find("skipped") is not None else "passed"] += 1
+            skipped = case.find("skipped")
+            counts["passed" if skipped is None else "skipped"] += 1
+            if skipped is not None:
+                reasons[skipped.get("message") or ""] += 1
             continue
         counts["failed"] += 1
         test = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
@@ -72,7 +77,7 @@ def tests_of(path: Path) -> dict[str, Any] | None:
         entry = distinct.setdefault(key, {"count": 0, "test": test, "said": said(wrong)})
         entry["count"] += 1
     failures = sorted(distinct.values(), key=lambda entry: -entry["count"])
-    return {**counts, "failures": failures}
+    return {**counts, "failures": failures, "skips": dict(reasons.most_common(4))}
 
 
 def first_line(wrong: ET.Element) -> str:
@@ -95,6 +100,8 @@ def failure_lines(steps: dict[str, Any]) -> Iterable[str]:
             yield f"--- {step}: {len(failures)} distinct failures"
         for entry in failures:
             yield f"{entry['count']:3} x {entry['test']}: {entry['said']}"[:FAILURE]
+        for reason, count in (found.get("tests") or {}).get("skips", {}).items():
+            yield f"{count:3} skipped: {reason}"[:FAILURE]
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -33,7 +34,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gpu_results import Results
-from gpu_steps import PLANS, ROOT, STEPS, Command, Machine
+from gpu_steps import ALLOCATOR, NO_MODULE, PLANS, PROBE, ROOT, STEPS, Command, Machine
 
 #: What a step needs of Python.
 NEEDED = ("torch", "numpy", "pytest")
@@ -61,25 +62,28 @@ def main(argv: list[str]) -> int:
     results = Results(args.results, name, args.commit, torch.cuda.get_device_name())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + 60 * args.minutes
+    if "build" in args.only:
+        probe()
+    limits = {step: STEPS[step].seconds * args.patience for step in args.only}
     try:
-        take_all(args.only, results, capability, until)
+        take_all(limits, results, capability, until)
     except KeyboardInterrupt:
         results.say("interrupted: what was measured by then follows")
     print(results.summary(), flush=True)
     return results.exit_status()
 
 
-def take_all(steps: tuple[str, ...], results: Results, capability: str, until: float) -> None:
-    """Every step; none after a build that failed."""
-    for step in steps:
+def take_all(limits: dict[str, float], results: Results, capability: str, until: float) -> None:
+    """Every step, with its seconds; none after a build that failed."""
+    for step, seconds in limits.items():
         started = time.monotonic()
         try:
-            status = take(step, results, capability, min(until, started + STEPS[step].seconds))
+            status = take(step, results, capability, min(until, started + seconds))
         except KeyboardInterrupt:
             results.finish(step, CUT_OFF, time.monotonic() - started)
             raise
         results.finish(step, status, time.monotonic() - started)
-        if step == "build" and status:
+        if step == "build" and status not in (0, NO_MODULE):
             return
 
 
@@ -103,6 +107,9 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     p.add_argument(
         "--minutes", type=float, default=float("inf"), help="for all steps together (no limit)"
+    )
+    p.add_argument(
+        "--patience", type=float, default=1.0, help="factor of the limits of all steps (1)"
     )
     p.add_argument(
         "--commit", default=None, help="of this checkout, where git does not say (unknown)"
@@ -148,11 +155,26 @@ def refusal(steps: tuple[str, ...]) -> str | None:
 def take(step: str, results: Results, capability: str, until: float) -> int:
     """One step up to a time: the exit status of its first command that fails, or 0."""
     machine = Machine(
-        capability, lambda part: results.part(step, part), lambda name: results.junit(name)
+        capability, lambda part: results.part(step, part), results.junit, has_allocator
     )
     commands = STEPS[step].commands(machine)
     statuses = [run(command, until, results.say) for command in commands]
     return next(filter(None, statuses), 0)
+
+
+@functools.cache
+def probe() -> subprocess.Popen[bytes]:
+    """A process that allocates as the tests will; it runs while the package is built."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-c", PROBE], env={**os.environ, **ALLOCATOR}, **quiet)
+
+
+def has_allocator() -> bool:
+    """Whether the probe could, within half a minute."""
+    try:
+        return probe().wait(30) == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def commit() -> str:

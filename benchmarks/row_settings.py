@@ -175,30 +175,34 @@ def compile_one(case: Case, candidate: Any) -> tuple[str, int]:
 
 def compile_all(cases: list[Case], capability: int, seconds: float | None) -> dict[Case, list[Any]]:
     """Candidates of every case that compile; what is late is left out, what fails is said."""
-    compiled: dict[Case, list[Any]] = {case: [] for case in cases}
     pool = ProcessPoolExecutor(
         os.cpu_count(), get_context("spawn"), initializer=only_compile, initargs=(capability,)
     )
     try:
-        kinds = list(pool.map(compile_one, cases, [None] * len(cases)))
-        jobs = {
-            pool.submit(compile_one, case, candidate): (case, candidate)
-            for case, kind in zip(cases, kinds, strict=True)
-            for candidate in candidates(case, kind)
-        }
-        try:
-            for job in as_completed(jobs, timeout=seconds):
-                case, candidate = jobs[job]
-                if error := job.exception():
-                    print(f"{case}: {candidate} does not compile: {error}", file=sys.stderr)
-                else:
-                    compiled[case].append(candidate)
-        except TooLate:
-            print(f"after {seconds:.0f} s some are not compiled: left out", file=sys.stderr)
+        kinds = compiled_of(pool, [(case, None) for case in cases], None)
+        wanted = {case: candidates(case, kind) for (case, _), kind in kinds.items()}
+        jobs = [(case, candidate) for case, some in wanted.items() for candidate in some]
+        done = compiled_of(pool, jobs, seconds)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    order = {case: candidates(case, kind) for case, kind in zip(cases, kinds, strict=True)}
-    return {case: [c for c in order[case] if c in found] for case, found in compiled.items()}
+    return {case: [c for c in wanted.get(case, []) if (case, c) in done] for case in cases}
+
+
+def compiled_of(
+    pool: ProcessPoolExecutor, jobs: list[tuple[Case, Any]], seconds: float | None
+) -> dict[tuple[Case, Any], tuple[str, int]]:
+    """The kind of call of every job that was compiled in time."""
+    futures, done = {pool.submit(compile_one, *job): job for job in jobs}, {}
+    try:
+        for future in as_completed(futures, timeout=seconds):
+            case, candidate = futures[future]
+            if error := future.exception():
+                print(f"{case}: {candidate} does not compile: {error}", file=sys.stderr)
+            else:
+                done[case, candidate] = future.result()
+    except TooLate:
+        print(f"{len(jobs) - len(done)} are not compiled in {seconds} s: left out", file=sys.stderr)
+    return done
 
 
 # --- timing ---------------------------------------------------------------------------------------
@@ -212,9 +216,13 @@ def times(case: Case, compiled: list[Any]) -> dict[str, Any]:
     copied = milliseconds_of_a_copy(meter, DTYPES[case.dtype], case.vocab)
     kind, found = with_settings(call, None), []
     for candidate in compiled:
-        with_settings(call, candidate)
-        taken = [meter.time(lambda c=candidate: with_settings(call, c)) for _ in range(TIMINGS)]
-        found.append({"settings": repr(candidate), "ms": median(taken)})
+        try:
+            with_settings(call, candidate)
+            taken = [meter.time(lambda c=candidate: with_settings(call, c)) for _ in range(TIMINGS)]
+        except RuntimeError as error:  # too much of something for a multiprocessor
+            print(f"{case}: {candidate} does not run: {error}", file=sys.stderr)
+        else:
+            found.append({"settings": repr(candidate), "ms": median(taken)})
     rows = 1.0 if case.graph == "uniform" else MASKED
     floor = copied / 2 * (rows + ("gradient" in case.form))
     about = {"case": str(case), "kind": list(kind), "small": case.vocab == SMALL}
@@ -286,8 +294,9 @@ def main() -> int:
     for case in cases:
         if compiled[case]:
             measured.append(times(case, compiled[case]))
+            print(lines_of(measured[-1:])[0], flush=True)
             write(args.json, measured)
-    print("\n".join(lines_of(measured)))
+    print("\n".join(table_rows(measured)))
     return 0
 
 
