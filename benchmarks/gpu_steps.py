@@ -33,10 +33,11 @@ PROBE = "import torch; torch.ones(2**26, device='cuda').sum().item()"
 
 @dataclass(frozen=True)
 class Command:
-    """``python *words`` in the checkout."""
+    """``python *words`` in the checkout; left out where the file that it reads is not there."""
 
     words: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    reads: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def then_choices(measured: Commands) -> Commands:
 
     def commands(machine: Machine) -> list[Command]:
         (first,) = measured(machine)
-        return [first, Command((str(BENCHMARKS / "choices.py"), first.words[-1]))]
+        file = first.words[-1]
+        return [first, Command((str(BENCHMARKS / "choices.py"), file), reads=Path(file))]
 
     return commands
 

@@ -13,6 +13,8 @@ from gpu_steps import STEPS
 
 #: Characters: of all that is printed, of the failures, of one failure.
 LONGEST, FAILURES, FAILURE = 11_500, 4_500, 420
+#: Other times of a contender, where run.py takes them.
+FORMS = ("replay", "wall")
 #: Lines of figures of one step.
 FIGURES = 30
 
@@ -73,9 +75,10 @@ def tests_of(path: Path) -> dict[str, Any] | None:
             continue
         counts["failed"] += 1
         test = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
-        key = (test.partition("[")[0], re.sub(r"[\d.]+(e[+-]?\d+)?", "#", first_line(wrong)))
-        entry = distinct.setdefault(key, {"count": 0, "test": test, "said": said(wrong)})
+        key = re.sub(r"[\d.]+(e[+-]?\d+)?", "#", first_line(wrong))
+        entry = distinct.setdefault(key, {"count": 0, "tests": {}, "said": said(wrong)})
         entry["count"] += 1
+        entry["tests"].setdefault(test.partition("[")[0], test)
     failures = sorted(distinct.values(), key=lambda entry: -entry["count"])
     return {**counts, "failures": failures, "skips": dict(reasons.most_common(4))}
 
@@ -99,9 +102,20 @@ def failure_lines(steps: dict[str, Any]) -> Iterable[str]:
         if failures:
             yield f"--- {step}: {len(failures)} distinct failures"
         for entry in failures:
-            yield f"{entry['count']:3} x {entry['test']}: {entry['said']}"[:FAILURE]
+            yield failure_line(entry)
         for reason, count in (found.get("tests") or {}).get("skips", {}).items():
             yield f"{count:3} skipped: {reason}"[:FAILURE]
+
+
+def failure_line(entry: dict[str, Any]) -> str:
+    """How often, the first test, what was raised and where, other functions that it happened in."""
+    first, *others = entry["tests"].values()
+    line = f"{entry['count']:3} x {first}: {entry['said']}"[:FAILURE]
+    if others:
+        names = [test.partition("[")[0].partition("::")[2] for test in others]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        line += f"\n      also in {', '.join(names[:4])}{more}"
+    return line
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -152,7 +166,8 @@ def case_lines(rows: list[dict[str, Any]]) -> Iterable[str]:
 
 
 def entry(row: dict[str, Any], times: dict[str, Any], floor: float | None) -> str:
-    """A contender's time."""
+    """A contender's time: of the eager call, of its replay as a CUDA graph, by the wall clock."""
     name = row["implementation"].removeprefix("ours, ").replace("original formulas", "").strip(", ")
     share = f" ({floor / times['median_ms']:.2f})" if floor else ""
-    return f"{name} {times['median_ms']:.3g}{share}"
+    others = [f", {form} {times[form]['median_ms']:.3g}" for form in FORMS if times.get(form)]
+    return f"{name} {times['median_ms']:.3g}{share}{''.join(others)}"

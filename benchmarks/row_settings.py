@@ -184,7 +184,7 @@ def compile_all(cases: list[Case], capability: int, seconds: float | None) -> di
         jobs = [(case, candidate) for case, some in wanted.items() for candidate in some]
         done = compiled_of(pool, jobs, seconds)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
     return {case: [c for c in wanted.get(case, []) if (case, c) in done] for case in cases}
 
 
@@ -202,6 +202,8 @@ def compiled_of(
                 done[case, candidate] = future.result()
     except TooLate:
         print(f"{len(jobs) - len(done)} are not compiled in {seconds} s: left out", file=sys.stderr)
+    for future in futures:
+        future.cancel()  # what is compiled while others are timed would disturb them
     return done
 
 

@@ -6,7 +6,8 @@
 VENV is an environment with the packages that the GPU machine has and no more; the step "build"
 installs the package there. The tracked files are copied into a new folder without .git, and torch
 claims to see an H100 in every process that is started from it. A step passes the rehearsal where it
-succeeds, or stops because CUDA is missing; a missing package, file or option fails it.
+succeeds, or stops because CUDA is missing; a missing package, file or option fails it. What the
+benchmarks do after their first CUDA call is rehearsed on the CPU, in tiny shapes.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ OURS = re.compile(
 )
 
 
+#: The benchmarks of the plans, tiny and on the CPU.
+ON_CPU = (
+    ("run.py", "--quick", "--no-compile", "--suite", "ops,head,small,sweep", "--json", "all.json"),
+    ("head_blocks.py", "--device", "cpu", "--quick", "--json", "blocks.json"),
+    ("largest_batch.py", "--device", "cpu", "--quick", "--json", "batch.json"),
+)
+
+
 def copy(target: Path) -> None:
     """The files that git tracks, and those it would."""
     command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
@@ -73,6 +82,16 @@ def rehearse(python: str, tree: Path, site: Path, arguments: list[str]) -> Path:
     command += ["--patience", "8"]  # this machine may have few cores
     subprocess.run([*command, *arguments], cwd=tree, env=environment, check=False)
     return results
+
+
+def on_cpu(python: str, tree: Path) -> dict[str, str]:
+    """Whether each of ON_CPU runs to its end there."""
+    found = {}
+    for words in ON_CPU:
+        command = [python, f"benchmarks/{words[0]}", *words[1:]]
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+        found[words[0]] = f"FAILS: {done.stderr[-600:]}" if done.returncode else "done, on the CPU"
+    return found
 
 
 def verdicts(results: Path) -> dict[str, str]:
@@ -108,8 +127,10 @@ def main() -> int:
         (site / "sitecustomize.py").write_text(SITE)
         copy(tree)
         found = verdicts(rehearse(args.python, tree, site, arguments))
+        if not args.only:
+            found |= on_cpu(args.python, tree)
     for step, verdict in found.items():
-        print(f"{step:10} {verdict}")
+        print(f"{step:16} {verdict}")
     return 1 if any(verdict.startswith("FAILS") for verdict in found.values()) else 0
 
 

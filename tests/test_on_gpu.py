@@ -117,6 +117,8 @@ off at 0.25">tests/ops/op_cases.py:272: in assert_near
     raise AssertionError</failure></testcase>
 <testcase classname="tests.ops.test_laws" name="test_b[2]"><failure message="AssertionError: 5 of 8
 off at 0.75">tests/ops/op_cases.py:272: in assert_near</failure></testcase>
+<testcase classname="tests.ops.test_laws" name="test_e[2]"><failure message="AssertionError: 1 of 8
+off at 0.5">tests/ops/op_cases.py:272: in assert_near</failure></testcase>
 <testcase classname="tests.ops.test_laws" name="test_c"><skipped message="no"/></testcase>
 <testcase classname="tests.ops.test_laws" name="test_d"><error message="worker 'gw3' crashed"/>
 </testcase></testsuite></testsuites>"""
@@ -133,19 +135,36 @@ def test_failures_are_told_once_and_figures_outlive_their_step(tmp_path, capsys)
     record = json.loads((tmp_path / "day-h200-abc-figures.json").read_text())
     assert record["steps"]["settings"]["row_settings"]["lines"] == ["loss: 0.3 ms"]
     tests = record["steps"]["smoke"]["tests"]
-    assert [tests[key] for key in ("passed", "failed", "skipped")] == [1, 3, 1]
+    assert [tests[key] for key in ("passed", "failed", "skipped")] == [1, 4, 1]
     text = results.summary()
-    assert "2 x test_laws::test_b[1]: AssertionError: 3 of 8" in text
+    assert "3 x test_laws::test_b[1]: AssertionError: 3 of 8" in text
+    assert "also in test_e" in text
     assert "op_cases.py:272" in text
-    assert "1 passed, 3 failed, 1 skipped" in text
+    assert "1 passed, 4 failed, 1 skipped" in text
     assert "worker 'gw3' crashed" in text
     assert "settings   CUT OFF" in text
     assert "loss: 0.3 ms" in text
     assert results.exit_status() == 10 + list(gpu_steps.STEPS).index("smoke")
 
 
+def test_figures_of_a_case_are_one_line():
+    def row(name: str, **times: object) -> dict:
+        record = {"suite": "ops", "operation": "absorbing loss", "shape": "2", "dtype": "bf16"}
+        return record | {"implementation": name, "regimes": {"cuda": times}}
+
+    rows = [
+        row("eager, original formulas", median_ms=4.0, floor_ms=0.25),
+        row("ours, triton", median_ms=0.5, floor_ms=0.25, replay={"median_ms": 0.4}, wall=None),
+    ]
+    lines = list(gpu_summary.lines_of({"results": rows, "remarks": ["x is left out"]}))
+    assert lines == [
+        "absorbing loss, bf16: floor 0.25 ms; eager 4 (0.06); triton 0.5 (0.50), replay 0.4",
+        "note: x is left out",
+    ]
+
+
 def test_the_summary_stays_short():
-    failures = [{"count": 1, "test": "t" * 90, "said": "x" * 900}] * 60
+    failures = [{"count": 1, "tests": {"t": "t" * 90}, "said": "x" * 900}] * 60
     tests = {"passed": 0, "failed": 60, "skipped": 0, "failures": failures}
     steps = {
         "smoke": {"status": 1, "seconds": 1.0, "tests": tests},
@@ -179,6 +198,9 @@ def test_a_command_that_takes_too_long_is_stopped_with_what_it_started(monkeypat
     assert alive.stat().st_size == size
     assert on_gpu.run(command("raise SystemExit(5)"), time.monotonic() + 60) == 5
     assert on_gpu.run(command(""), time.monotonic()) == 124
+    unread = gpu_steps.Command(("-c", "raise SystemExit(5)"), reads=tmp_path / "missing.json")
+    assert on_gpu.run(unread, time.monotonic() + 60, said.append) == 0
+    assert "no missing.json" in said[-1]
 
 
 def test_a_contender_that_fails_is_left_out_and_named(capsys):
