@@ -40,7 +40,7 @@ WARPS = "sm__warps_active.avg.pct_of_peak_sustained_active"
 STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")
 #: No stalls: what was issued, and warps that were ready but not picked.
 BUSY = ("selected", "not_selected")
-SECONDS = 75
+SECONDS = 60
 MICROSECONDS = {"n": 1e-3, "u": 1.0, "m": 1e3, "s": 1e6}
 
 

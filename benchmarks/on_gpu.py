@@ -49,6 +49,7 @@ CUT_OFF = 124
 def main(argv: list[str]) -> int:
     """The steps asked for, in turn; the exit status of the command."""
     args = options(argv)
+    args.only = with_build(args.only)
     if reason := refusal(args.only):
         print(reason, file=sys.stderr)
         return 2
@@ -136,6 +137,13 @@ def _known(text: str, what: str, names: tuple[str, ...]) -> tuple[str, ...]:
     if wrong := [name for name in asked if name not in names]:
         raise argparse.ArgumentTypeError(f"{what} are {', '.join(names)}, got {wrong[0]!r}")
     return tuple(name for name in names if name in asked)
+
+
+def with_build(steps: tuple[str, ...]) -> tuple[str, ...]:
+    """The steps, after a build where the package is not installed: on a machine that is fresh."""
+    if "build" in steps or importlib.util.find_spec("sedd_fast") is not None:
+        return steps
+    return ("build", *steps)
 
 
 def refusal(steps: tuple[str, ...]) -> str | None:
