@@ -68,7 +68,7 @@ def launch(backend: str) -> None:
 
 def launches(backend: str) -> Iterable[Callable[[], object]]:
     """The calls; each is made when asked for, so that one call's tensors are there at a time."""
-    from row_settings import LARGE, Case, call_of
+    from row_calls import LARGE, Case, call_of
 
     for graph, form in ROWS:
         yield call_of(Case(form, graph, "bf16", LARGE), "cuda", backend)

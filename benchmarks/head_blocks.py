@@ -65,10 +65,12 @@ def captured(call: Call) -> Call:
     return graph.replay
 
 
-def measure(settings: Settings, workspaces: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def measure(
+    settings: Settings, workspaces: tuple[int, ...], evict: bool
+) -> Iterator[dict[str, Any]]:
     """A record for every backend, call, workspace and form."""
     problem = make_head(settings, settings.positions, settings.hidden_size, DTYPES["bf16"])
-    meter = make_meter(torch.device(settings.device))
+    meter = make_meter(torch.device(settings.device), evict)
     floors = {
         "loss + gradients": least(meter, products(problem, True)),
         "step": least(meter, products(problem, False)),
@@ -138,7 +140,7 @@ def main() -> int:
     if args.quick:
         settings, workspaces = replace(settings, positions=64, vocab_size=97, hidden_size=16), (1,)
     found: list[dict[str, Any]] = []
-    for row in measure(settings, workspaces):
+    for row in measure(settings, workspaces, evict=not args.quick):
         found.append(row)
         if args.json:
             record = {"lines": lines_of(found), "rows": found}

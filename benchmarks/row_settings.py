@@ -1,17 +1,19 @@
-"""Blocks and warps of the Triton row kernels, timed on this GPU: rows for kernels/settings.py.
+"""Settings of the Triton row kernels, timed on this GPU: rows for kernels/settings.py.
 
     python benchmarks/row_settings.py --json settings.json
     python benchmarks/row_settings.py --compile-only sm_90     # no GPU: do all compile?
 
-Every candidate of every kind of call is compiled first, by as many processes as there are cores,
-into Triton's cache; then they are timed in turn, each from a cold cache. What is printed, and
-"lines" in the JSON file, are the rows of ``settings.TABLE`` that were fastest; "cases" has every
-time. The file is written anew after every case.
+Every candidate (16-byte loads of a thread, warps, limit of registers) of every kind of call is
+compiled first, by as many processes as there are cores, into Triton's cache; then they are timed
+in turn, each from a cold cache. What is printed, and "lines" in the JSON file, are the settings of
+each kind that were fastest; "cases" has every time. The file is written anew after every case.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import math
 import os
@@ -19,132 +21,96 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as TooLate
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from row_calls import LARGE, MASKED, SHAPE, SMALL, Case, all_cases, call_of
 from settings import DTYPES
-from torch import Tensor
 
-from sedd_fast.backends import registry
-from sedd_fast.backends.inputs import Entropy, Reverse, Sums
-
-SHAPE = (8, 1024)
-MASKED = 0.35
-#: Vocabularies: the one of GPT-2, and one whose rows a warp reads alone, as in settings.TABLE.
-LARGE, SMALL = 50257, 1000
 #: 16-byte loads of a thread in a block, and warps of a program.
 VECTORS = (1, 2, 4)
 WARPS = {LARGE: (2, 4, 8), SMALL: (1, 2, 4)}
+#: A limit of registers with which nothing spills.
+WIDE = 128
 TIMINGS = 12
 
 
-@dataclass(frozen=True)
-class Case:
-    """One kind of call: what is launched, on which graph, dtype and vocabulary."""
+class Candidate(NamedTuple):
+    """16-byte loads of a thread in a block, warps of a program, and the most registers of a thread
+    (None on GPUs whose compiler knows no limit).
+    """
 
-    form: str
-    graph: str
-    dtype: str
-    vocab: int
+    vectors: int
+    warps: int
+    registers: int | None
 
     def __str__(self) -> str:
-        return f"{self.graph} {self.form}, {self.dtype}, {self.vocab}"
+        return f"Settings{tuple(self)!r}"
 
 
-FORMS = ("loss", "gradient", "step", "sums", "sums gradient")
+class Kind(NamedTuple):
+    """A kind of call in kernels/settings.py, bytes of a score, and its settings there."""
+
+    name: str
+    bytes: int
+    settings: Candidate
 
 
-def all_cases() -> Iterator[Case]:
-    """The most important ones first: should time run out, the rest keeps its settings."""
-    for vocab, dtype in ((LARGE, "bf16"), (LARGE, "fp32"), (SMALL, "bf16")):
-        for form in FORMS:
-            for graph in ("absorbing", "uniform") if "sums" not in form else ("uniform",):
-                yield Case(form, graph, dtype, vocab)
+def with_settings(call: Callable[[], object], candidate: Candidate | None, size: int) -> Kind:
+    """Call it with a candidate in place of what ``settings.plan`` gives, or with that (None).
 
-
-# --- calls ----------------------------------------------------------------------------------------
-
-
-def call_of(case: Case, device: str, name: str = "triton") -> Callable[[], object]:
-    """The call on a backend, of random tensors; on "meta" without memory."""
-    backend = registry.module(name)
-    scores, tokens = operands(case, device)
-    x_0 = tokens["x_0"]
-    sigma = torch.full(SHAPE[:1], 0.7, dtype=torch.float64, device=device)
-    weight = torch.ones(SHAPE, dtype=torch.float64, device=device)
-    process = (case.graph, case.vocab)
-    entropy = Entropy(sigma, tokens["x_t"], x_0, weight, *process)
-    reverse = Reverse(tokens["x_t"], sigma, sigma * 0.02, tokens["u"], *process, "analytic")
-    sums = Sums(tokens["x_t"], x_0, weight, weight, "affine", *process)
-    calls: dict[str, Callable[[], object]] = {
-        "loss": lambda: backend.score_entropy(scores, entropy),
-        "gradient": lambda: backend.score_entropy_with_grad(scores, entropy, 1.0),
-        "step": lambda: backend.reverse_step(scores, reverse),
-        "sums": lambda: backend.row_sums(scores, sums),
-        "sums gradient": lambda: backend.row_sums_backward(weight, weight, scores, sums),
-    }
-    return calls[case.form]
-
-
-def operands(case: Case, device: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scores, and tokens of which MASKED are noised."""
-    dim = case.vocab + (case.graph == "absorbing")
-    scores = torch.empty((*SHAPE, dim), dtype=DTYPES[case.dtype], device=device)
-    x_0 = torch.zeros(SHAPE, dtype=torch.int64, device=device)
-    x_t, u = x_0.clone(), torch.empty((*SHAPE, 2), dtype=torch.float64, device=device)
-    if device != "meta":
-        scores.normal_(-8 if case.graph == "absorbing" else 0, 1.5)
-        x_0.random_(case.vocab)
-        u.uniform_()
-        other = case.vocab if case.graph == "absorbing" else (x_0 + 1) % case.vocab
-        x_t = torch.where(torch.rand(SHAPE, device=device) < MASKED, other, x_0)
-    return scores, {"x_t": x_t, "x_0": x_0, "u": u}
-
-
-class OneRow:
-    """In place of the table: one candidate for every call, and the kind that was asked for."""
-
-    def __init__(self, candidate: Any, table: Any) -> None:
-        self.candidate, self.table, self.kind = candidate, table, None
-
-    def __getitem__(self, kind: tuple[str, int]) -> tuple[tuple[float, Any], ...]:
-        self.kind = kind
-        return self.table[kind] if self.candidate is None else ((math.inf, self.candidate),)
-
-
-def with_settings(call: Callable[[], object], candidate: Any) -> tuple[str, int]:
-    """Call it with a candidate, or with those of the table where it is None: the kind of call."""
-    from sedd_fast.kernels import settings
-
-    row = OneRow(candidate, settings.TABLE)
-    with mock.patch.object(settings, "TABLE", row):
-        call()
-    assert row.kind is not None
-    return row.kind
-
-
-def candidates(case: Case, kind: tuple[str, int]) -> list[Any]:
-    """The table's settings first, then every block and warps; with its limit of registers and,
-    where there is one, with none.
+    ``size``: bytes of a score.
     """
     from sedd_fast.kernels import settings
 
-    states = case.vocab + (case.graph == "absorbing")
-    row = next(row for most, row in settings.TABLE[kind] if states <= most)
-    limits = [{}] if not hasattr(row, "registers") else [{}, {"registers": 128}]
-    found = [row]
-    for limit in limits:
-        for vectors in VECTORS:
-            for warps in WARPS[case.vocab]:
-                block = 32 * warps * vectors * 16 // kind[1]
-                found.append(row._replace(block=block, warps=warps, **limit))
-    return list(dict.fromkeys(found))
+    original, seen = settings.plan, []
+
+    def plan(kind: str, *rest: Any) -> Any:
+        made = original(kind, *rest)
+        seen.append(Kind(kind, size, candidate_of(made.options, size)))
+        return made if candidate is None else replaced(made, candidate, size)
+
+    with mock.patch.object(settings, "plan", plan):
+        call()
+    return seen[0]
+
+
+def candidate_of(options: dict[str, Any], size: int) -> Candidate:
+    """What the options of a launch say."""
+    warps = options["num_warps"]
+    vectors = options["BLOCK"] // unit(warps, size)
+    return Candidate(vectors, warps, options.get("maxnreg"))
+
+
+def replaced(made: Any, candidate: Candidate, size: int) -> Any:
+    """A plan of the kernel with those settings."""
+    of = unit(candidate.warps, size)
+    changed = {"BLOCK": candidate.vectors * of, "num_warps": candidate.warps}
+    if "UNIT" in made.options:
+        changed["UNIT"] = of
+    if candidate.registers is not None:
+        changed["maxnreg"] = candidate.registers
+    return made._replace(options={**made.options, **changed}, smallest=changed["BLOCK"])
+
+
+def unit(warps: int, size: int) -> int:
+    """States that so many warps read with one 16-byte load a thread."""
+    return 32 * warps * 16 // size
+
+
+def candidates(case: Case, kind: Kind) -> list[Candidate]:
+    """The settings that there are first, then every block and warps, each with the limit of
+    registers that there is and with a wide one.
+    """
+    limit = kind.settings.registers
+    limits = dict.fromkeys((limit,) if limit is None else (limit, WIDE))
+    every = itertools.product(VECTORS, WARPS[case.vocab], limits)
+    return list(dict.fromkeys((kind.settings, *(Candidate(*one) for one in every))))
 
 
 # --- compiling ------------------------------------------------------------------------------------
@@ -168,12 +134,14 @@ def only_compile(capability: int) -> None:
     JITFunction.run = run
 
 
-def compile_one(case: Case, candidate: Any) -> tuple[str, int]:
+def compile_one(case: Case, candidate: Candidate | None) -> Kind:
     """The kind of call that it is."""
-    return with_settings(call_of(case, "meta"), candidate)
+    return with_settings(call_of(case, "meta"), candidate, case.size)
 
 
-def compile_all(cases: list[Case], capability: int, seconds: float | None) -> dict[Case, list[Any]]:
+def compile_all(
+    cases: list[Case], capability: int, seconds: float | None
+) -> dict[Case, list[Candidate]]:
     """Candidates of every case that compile; what is late is left out, what fails is said."""
     pool = ProcessPoolExecutor(
         os.cpu_count(), get_context("spawn"), initializer=only_compile, initargs=(capability,)
@@ -190,7 +158,7 @@ def compile_all(cases: list[Case], capability: int, seconds: float | None) -> di
 
 def compiled_of(
     pool: ProcessPoolExecutor, jobs: list[tuple[Case, Any]], seconds: float | None
-) -> dict[tuple[Case, Any], tuple[str, int]]:
+) -> dict[tuple[Case, Any], Kind]:
     """The kind of call of every job that was compiled in time."""
     futures, done = {pool.submit(compile_one, *job): job for job in jobs}, {}
     try:
@@ -210,24 +178,25 @@ def compiled_of(
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def times(case: Case, compiled: list[Any]) -> dict[str, Any]:
+def times(case: Case, compiled: list[Candidate]) -> dict[str, Any]:
     """Median milliseconds of every candidate, and of a copy of the scores."""
     from measuring import make_meter
 
     meter, call = make_meter(torch.device("cuda")), call_of(case, "cuda")
     copied = milliseconds_of_a_copy(meter, DTYPES[case.dtype], case.vocab)
-    kind, found = with_settings(call, None), []
+    kind, found = with_settings(call, None, case.size), []
     for candidate in compiled:
         try:
-            with_settings(call, candidate)
-            taken = [meter.time(lambda c=candidate: with_settings(call, c)) for _ in range(TIMINGS)]
+            run = functools.partial(with_settings, call, candidate, case.size)
+            run()
+            taken = [meter.time(run) for _ in range(TIMINGS)]
         except RuntimeError as error:  # too much of something for a multiprocessor
             print(f"{case}: {candidate} does not run: {error}", file=sys.stderr)
         else:
-            found.append({"settings": repr(candidate), "ms": median(taken)})
+            found.append({"settings": str(candidate), "ms": median(taken)})
     rows = 1.0 if case.graph == "uniform" else MASKED
     floor = copied / 2 * (rows + ("gradient" in case.form))
-    about = {"case": str(case), "kind": list(kind), "small": case.vocab == SMALL}
+    about = {"case": str(case), "kind": [kind.name, kind.bytes], "small": case.vocab == SMALL}
     return {**about, "floor_ms": floor, "candidates": found}
 
 
@@ -252,7 +221,7 @@ def lines_of(cases: list[dict[str, Any]]) -> list[str]:
 
 
 def table_rows(cases: list[dict[str, Any]]) -> Iterator[str]:
-    """``("loss", 2): Settings(...)``, of the least product of times over the best of its case."""
+    """``"uniform_loss": {2: Settings(...)}``: of the least product of times over the best ones."""
     kinds = dict.fromkeys((*case["kind"], case["small"]) for case in cases)
     for name, size, small in kinds:
         of = [c for c in cases if (*c["kind"], c["small"]) == (name, size, small)]
@@ -263,9 +232,8 @@ def table_rows(cases: list[dict[str, Any]]) -> Iterator[str]:
                 ratio = math.log(candidate["ms"] / best)
                 slower[candidate["settings"]] = slower.get(candidate["settings"], 0.0) + ratio
         common = [s for s in slower if all(s in names_of(case) for case in of)]
-        states = "up to 1024 states" if small else "any"
-        chosen = min(common, key=slower.__getitem__)
-        yield f'    ("{name}", {size}): {chosen},  # {states}'
+        states = f"  # {SMALL:,} states" if small else ""
+        yield f'    "{name}": {{{size}: {min(common, key=slower.__getitem__)}}},{states}'
 
 
 def names_of(case: dict[str, Any]) -> set[str]:
