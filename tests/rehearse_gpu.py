@@ -57,7 +57,7 @@ OURS = re.compile(
 
 #: The benchmarks of the plans, tiny and on the CPU.
 ON_CPU = (
-    ("run.py", "--quick", "--no-compile", "--suite", "ops,head,small,sweep", "--json", "all.json"),
+    ("run.py", "--quick", "--no-compile", "--suite", "ops,head,small", "--json", "all.json"),
     ("head_blocks.py", "--device", "cpu", "--quick", "--json", "blocks.json"),
     ("largest_batch.py", "--device", "cpu", "--quick", "--json", "batch.json"),
 )
