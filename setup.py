@@ -6,7 +6,9 @@ build runs on any processor of its kind.
 
 ``sedd_fast._cuda`` needs the CUDA toolkit (CUDA_HOME, or nvcc on PATH) and no GPU. It holds code
 for the GPUs of SEDD_FAST_CUDA_ARCHS ("80,90,100,120" by default, as far as the toolkit knows them;
-"90" builds fastest) and PTX of the newest. SEDD_FAST_CUDA=0 leaves it out.
+"90" builds fastest) and PTX of the newest.
+
+SEDD_FAST_CPU=0 leaves the first module out, SEDD_FAST_CUDA=0 the second.
 
 Without a compiler the install still succeeds and says, in a line, what is left out.
 """
@@ -164,7 +166,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         gpu = ext.name.endswith("_cuda")
-        if gpu and os.environ.get("SEDD_FAST_CUDA", "1") == "0":
+        if os.environ.get("SEDD_FAST_CUDA" if gpu else "SEDD_FAST_CPU", "1") == "0":
             return
         found = {"a C++ compiler": find_compiler(), "ninja": find_ninja()}
         if gpu:

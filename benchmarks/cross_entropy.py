@@ -1,8 +1,8 @@
 """Fused linear cross-entropies of others on the same rows: another loss, of the same size.
 
 A cross-entropy needs the logarithm of its sum before its gradient, score entropy does not; whoever
-is fast at the one shows what may be asked of the other. Liger Kernel and cut-cross-entropy take
-part where they are installed, on a GPU.
+is fast at the one shows what may be asked of the other. Liger Kernel, cut-cross-entropy and QuACK
+take part where they can be imported, on a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from cases import Contender
 from torch import Tensor, autograd, nn
 
 #: A package's module -> what to install it by.
-OPTIONAL = {"liger_kernel": "liger-kernel", "cut_cross_entropy": "cut-cross-entropy"}
+OPTIONAL = {
+    "liger_kernel": "liger-kernel",
+    "cut_cross_entropy": "cut-cross-entropy",
+    "quack": "quack-kernels",
+}
 
 Loss = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
@@ -42,8 +46,15 @@ def contenders(
         found.append(("Liger fused linear cross-entropy", by_liger))
     if hidden.is_cuda and find_spec("cut_cross_entropy"):
         found.append(("cut-cross-entropy, no bias, all gradients", by_cut))
+    if hidden.is_cuda and find_spec("quack"):
+        found.append(("QuACK chunked linear cross-entropy, no bias", by_quack))
+    # QuACK's products want multiples of 8.
+    rounded = weight.detach()[: len(weight) // 8 * 8].requires_grad_()
 
     def run(loss: Loss) -> Callable[[], object]:
+        if loss is by_quack:
+            rows, labels = hidden, target.clamp(max=len(rounded) - 1)
+            return lambda: autograd.grad(loss(rows, rounded, None, labels), (rows, rounded))
         leaves = (hidden, weight) if loss is by_cut else (hidden, weight, bias)
         return lambda: autograd.grad(loss(hidden, weight, bias, target), leaves)
 
@@ -68,3 +79,10 @@ def by_cut(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) 
     from cut_cross_entropy import linear_cross_entropy
 
     return linear_cross_entropy(hidden, weight, target, filter_eps=None)
+
+
+def by_quack(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+    """QuACK's, in one chunk; it has no bias. Wants a number of rows divisible by 8."""
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    return chunked_linear_cross_entropy(hidden, weight, target)

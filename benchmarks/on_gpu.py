@@ -1,60 +1,55 @@
-"""Everything that a GPU machine can say about this checkout: build, tests, figures. ``make gpu``.
+"""What a GPU machine can say about this checkout, in minutes: build, tests, figures. ``make gpu``.
 
-    python3 benchmarks/on_gpu.py                           # all steps: about half an hour
-    python3 benchmarks/on_gpu.py --only build,tests        # some, once there is a build
-    python3 benchmarks/on_gpu.py --only ops,head,batch --minutes 9.5 --results /elsewhere
+    python3 benchmarks/on_gpu.py --plan first               # does it work? 5 minutes at most
+    python3 benchmarks/on_gpu.py --plan tune --minutes 6    # settings, head, counters, memory
+    python3 benchmarks/on_gpu.py --plan compare             # against torch.compile and others
+    python3 benchmarks/on_gpu.py --only build,settings --results /elsewhere --commit 0123456789ab
+    python3 benchmarks/on_gpu.py                            # every test and sweep: half an hour
 
 It uses the machine's own Python and torch and makes no virtual environment: the machine may be
 offline. It needs torch with CUDA, Triton, NumPy, pytest, and for the build setuptools, pybind11,
-ninja and a C++ compiler; with nvcc the CUDA kernels are built for the GPU that is there. Nothing
-else of the package's dependencies is needed. A step that fails, or outlasts its limit, stops none
-but itself, save the build; what the benchmarks had measured by then is in the results.
+ninja and nvcc. Nothing else of the package's dependencies is needed. Every step has a time limit. A
+step that fails, or outlasts its limit, stops none but itself, save the build; what was measured by
+then is kept. docs/gpu.md describes steps, limits and results.
+
+Exit status: 0; 2 where nothing could be started; else 10 + the position in the list of steps of the
+first step that failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from gpu_results import Results
+from gpu_steps import ALLOCATOR, NO_MODULE, PLANS, PROBE, ROOT, STEPS, Command, Machine
+
 #: What a step needs of Python.
 NEEDED = ("torch", "numpy", "pytest")
 TO_BUILD = ("setuptools", "pybind11", "ninja", "pip")
 OLDEST_SETUPTOOLS = 77  # as pyproject.toml has it
-#: The steps in their order, and the seconds after which one is given up: about twice what is
-#: expected.
-STEPS = {
-    "build": 400,
-    "tests": 560,
-    "ops": 500,
-    "head": 300,
-    "batch": 300,
-    "sweep": 560,
-    "runs": 300,
-    "sanitizer": 560,
-}
 #: What a step that is given up may take to say what it knows.
-GRACE = 15
-#: Suites of run.py -> seconds for each case of them.
-SUITES = {"ops": ("ops", "2"), "head": ("head", "4"), "sweep": ("sweep", "0.5"),
-          "runs": ("train,sample", "4")}  # fmt: skip
-#: Tests at a time, where pytest-xdist is there: most of their time is compiling, on the host.
-TESTS_AT_A_TIME = min(8, os.cpu_count() or 1)
+GRACE = 15.0
+#: The status of a step that was given up.
+CUT_OFF = 124
 
 
 def main(argv: list[str]) -> int:
-    """The steps asked for, in turn: 0, or the exit status of the first that failed."""
+    """The steps asked for, in turn; the exit status of the command."""
     args = options(argv)
+    args.only = with_build(args.only)
     if reason := refusal(args.only):
         print(reason, file=sys.stderr)
         return 2
@@ -63,28 +58,50 @@ def main(argv: list[str]) -> int:
     if not torch.cuda.is_available():
         print("no CUDA device; python -m torch.utils.collect_env says more", file=sys.stderr)
         return 2
-    args.results.mkdir(parents=True, exist_ok=True)
-    stem = args.results / result_name(torch.cuda.get_device_name())
+    name = result_name(torch.cuda.get_device_name(), args.commit)
     capability = "{}{}".format(*torch.cuda.get_device_capability())
-    statuses, until = {}, time.monotonic() + 60 * args.minutes
-    for step in args.only:
+    results = Results(args.results, name, args.commit, torch.cuda.get_device_name())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    until = time.monotonic() + 60 * args.minutes
+    if "build" in args.only:
+        probe()
+    limits = {step: STEPS[step].seconds * args.patience for step in args.only}
+    try:
+        take_all(limits, results, capability, until)
+    except KeyboardInterrupt:
+        results.say("interrupted: what was measured by then follows")
+    print(results.summary(), flush=True)
+    return results.exit_status()
+
+
+def take_all(limits: dict[str, float], results: Results, capability: str, until: float) -> None:
+    """Every step, with its seconds; none after a build that failed."""
+    for step, seconds in limits.items():
         started = time.monotonic()
-        statuses[step] = take(step, stem, capability, min(until, started + STEPS[step]))
-        said = "done" if statuses[step] == 0 else f"FAILED ({statuses[step]})"
-        print(f"= {step}: {said} after {time.monotonic() - started:.0f} s", flush=True)
-        if step == "build" and statuses[step]:
-            break
-    return next(filter(None, statuses.values()), 0)
+        try:
+            status = take(step, results, capability, min(until, started + seconds))
+        except KeyboardInterrupt:
+            results.finish(step, CUT_OFF, time.monotonic() - started)
+            raise
+        results.finish(step, status, time.monotonic() - started)
+        if step == "build" and status not in (0, NO_MODULE):
+            return
 
 
 def options(argv: list[str]) -> argparse.Namespace:
-    """The command line; ``only`` in the order of STEPS."""
+    """The command line; ``only`` in the order of the plans."""
     summary, rest = (__doc__ or "").split("\n\n", 1)
     p = argparse.ArgumentParser(
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument(
-        "--only", type=_steps, default=tuple(STEPS), help=f"some of {','.join(STEPS)} (default all)"
+        "--plan", type=_plans, default=(), help=f"some of {','.join(PLANS)}, in turn (default all)"
+    )
+    p.add_argument(
+        "--only",
+        type=_steps,
+        default=(),
+        help=f"instead of a plan some of the steps {','.join(STEPS)}",
     )
     p.add_argument(
         "--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder (%(default)s)"
@@ -92,16 +109,41 @@ def options(argv: list[str]) -> argparse.Namespace:
     p.add_argument(
         "--minutes", type=float, default=float("inf"), help="for all steps together (no limit)"
     )
+    p.add_argument(
+        "--patience", type=float, default=1.0, help="factor of the limits of all steps (1)"
+    )
+    p.add_argument(
+        "--commit", default=None, help="of this checkout, where git does not say (unknown)"
+    )
     args = p.parse_args(argv)
+    planned = dict.fromkeys(step for plan in args.plan or ("all",) for step in PLANS[plan])
+    args.only = args.only or tuple(planned)
+    args.commit = args.commit or commit()
     args.results = args.results.expanduser().resolve()
     return args
 
 
 def _steps(text: str) -> tuple[str, ...]:
+    return _known(text, "steps", tuple(STEPS))
+
+
+def _plans(text: str) -> tuple[str, ...]:
+    return _known(text, "plans", tuple(PLANS))
+
+
+def _known(text: str, what: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the names that were asked for, in their own order."""
     asked = text.split(",")
-    if wrong := [step for step in asked if step not in STEPS]:
-        raise argparse.ArgumentTypeError(f"steps are {', '.join(STEPS)}, got {wrong[0]!r}")
-    return tuple(step for step in STEPS if step in asked)
+    if wrong := [name for name in asked if name not in names]:
+        raise argparse.ArgumentTypeError(f"{what} are {', '.join(names)}, got {wrong[0]!r}")
+    return tuple(name for name in names if name in asked)
+
+
+def with_build(steps: tuple[str, ...]) -> tuple[str, ...]:
+    """The steps, after a build where the package is not installed: on a machine that is fresh."""
+    if "build" in steps or importlib.util.find_spec("sedd_fast") is not None:
+        return steps
+    return ("build", *steps)
 
 
 def refusal(steps: tuple[str, ...]) -> str | None:
@@ -118,77 +160,89 @@ def refusal(steps: tuple[str, ...]) -> str | None:
     return None
 
 
-def take(step: str, stem: Path, capability: str, until: float) -> int:
+def take(step: str, results: Results, capability: str, until: float) -> int:
     """One step up to a time: the exit status of its first command that fails, or 0."""
-    commands, environment = commands_of(step, stem), {}
-    if step == "build":
-        asked = os.environ.get("SEDD_FAST_CUDA_ARCHS", capability)
-        environment = {"SEDD_FAST_CUDA_ARCHS": asked}
-    found = (run(words, environment, until) for words in commands)
-    return next(filter(None, found), 0)
+    machine = Machine(
+        capability, lambda part: results.part(step, part), results.junit, has_allocator
+    )
+    commands = STEPS[step].commands(machine)
+    statuses = [run(command, until, results.say) for command in commands]
+    return next(filter(None, statuses), 0)
 
 
-def commands_of(step: str, stem: Path) -> list[tuple[str, ...]]:
-    """What Python is given; results begin with the path ``stem``."""
-    benchmarks = ROOT / "benchmarks"
-    pytest = ("-m", "pytest", "-q", "--tb=short", "--durations=10", "tests/ops", "-m")
-    if step == "build":
-        info = "import sedd_fast; print(sedd_fast.info())"
-        install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-        return [(*install, "--no-build-isolation", "--no-deps", "-e", "."), ("-c", info)]
-    if step == "tests":
-        # A broken kernel fails thousands of tests alike: fifty say it, and leave time for the rest.
-        workers = ("-n", str(TESTS_AT_A_TIME)) if importlib.util.find_spec("xdist") else ()
-        report = f"--junitxml={stem}-tests.xml"
-        return [(*pytest, "gpu and not slow", "--maxfail=50", report, *workers)]
-    if step == "sanitizer":
-        return [(*pytest, "gpu and slow")]
-    if step == "batch":
-        return [(str(benchmarks / "largest_batch.py"), "--json", f"{stem}-batch.json")]
-    suites, seconds = SUITES[step]
-    figures = Path(f"{stem}-{step}.json")
-    measured = ("--device", "cuda", "--suite", suites, "--seconds", seconds)
-    files = ("--json", str(figures), "--plot", str(figures.with_suffix(".png")))
-    made = [(str(benchmarks / "run.py"), *measured, *files)]
-    if step in ("head", "sweep"):
-        made.append((str(benchmarks / "choices.py"), str(figures)))
-    return made
+@functools.cache
+def probe() -> subprocess.Popen[bytes]:
+    """A process that allocates as the tests will; it runs while the package is built."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-c", PROBE], env={**os.environ, **ALLOCATOR}, **quiet)
 
 
-def result_name(device: str) -> str:
+def has_allocator() -> bool:
+    """Whether the probe could, within half a minute."""
+    try:
+        return probe().wait(30) == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def commit() -> str:
+    """The commit that git names, or "unknown"."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        found = ""
+    return found or "unknown"
+
+
+def result_name(device: str, commit: str) -> str:
     """Day, GPU and commit: 2026-11-21-h200-0123456789ab."""
     device = re.sub(r"nvidia|geforce", "", device.lower())
     device = re.sub(r"[^a-z0-9]+", "-", device).strip("-")
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        commit = ""
-    return "-".join([time.strftime("%Y-%m-%d"), device, commit or "unknown"])
+    commit = re.sub(r"[^A-Za-z0-9._-]+", "-", commit)
+    return "-".join([time.strftime("%Y-%m-%d"), device, commit])
 
 
-def run(words: tuple[str, ...], environment: Mapping[str, str], until: float) -> int:
-    """``python ...`` in the checkout; 124 where it was not done in time."""
+def run(command: Command, until: float, say: Callable[[str], None] = print) -> int:
+    """``python ...`` in the checkout, its lines to ``say``; 124 where it was not done in time."""
+    say("+ python " + " ".join(command.words))
+    if command.reads is not None and not command.reads.exists():
+        say(f"  left out: there is no {command.reads.name}")
+        return 0
     if time.monotonic() + GRACE >= until:
-        return 124
-    print("+ python", *words, flush=True)
-    command, given = [sys.executable, *words], {**os.environ, **environment}
+        say("  left out: no time is left for it")
+        return CUT_OFF
+    given = {**os.environ, "PYTHONUNBUFFERED": "1", **command.environment}
     # A group of its own, so that what it started is stopped with it.
-    process = subprocess.Popen(command, cwd=ROOT, env=given, preexec_fn=os.setpgrp)
+    process = subprocess.Popen(
+        [sys.executable, *command.words], cwd=ROOT, env=given, preexec_fn=os.setpgrp,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+    )  # fmt: skip
+    reader = threading.Thread(target=pass_on, args=(process, say), daemon=True)
+    reader.start()
     try:
         return process.wait(until - GRACE - time.monotonic())
     except subprocess.TimeoutExpired:
-        return 124
+        return CUT_OFF
     finally:
         stop(process)
+        reader.join(2)  # what has left the group may hold the pipe
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def pass_on(process: subprocess.Popen[str], say: Callable[[str], None]) -> None:
+    """What a process prints."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        say(line.rstrip("\n"))
+
+
+def stop(process: subprocess.Popen[str]) -> None:
     """Interrupt what still runs, as Ctrl-C does; kill it where it will not end."""
     for sent, seconds in ((signal.SIGINT, GRACE), (signal.SIGKILL, None)):
         if process.poll() is not None:
             return
-        os.killpg(process.pid, sent)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sent)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
 

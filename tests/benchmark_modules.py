@@ -10,13 +10,19 @@ import baselines  # noqa: E402
 import cases  # noqa: E402
 import choices  # noqa: E402
 import compiled  # noqa: E402
+import counters  # noqa: E402
 import cross_entropy  # noqa: E402
+import gpu_results  # noqa: E402
+import gpu_steps  # noqa: E402
+import gpu_summary  # noqa: E402
 import graphs  # noqa: E402
 import head  # noqa: E402
+import head_blocks  # noqa: E402
 import largest_batch  # noqa: E402
 import measuring  # noqa: E402
 import on_gpu  # noqa: E402
 import report  # noqa: E402
+import row_settings  # noqa: E402
 import run  # noqa: E402
 import sass  # noqa: E402
 import settings  # noqa: E402
@@ -31,13 +37,19 @@ __all__ = [
     "cases",
     "choices",
     "compiled",
+    "counters",
     "cross_entropy",
+    "gpu_results",
+    "gpu_steps",
+    "gpu_summary",
     "graphs",
     "head",
+    "head_blocks",
     "largest_batch",
     "measuring",
     "on_gpu",
     "report",
+    "row_settings",
     "run",
     "sass",
     "settings",

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import smoke
 import torch
 from op_cases import BACKENDS, Backend, gpu_backends
 
 import sedd_fast as sf
 from sedd_fast.backends import registry, values
 
+#: Bytes of GPU memory that a process may keep for its next test; more is given to the others.
+KEPT = 1 << 30
 #: Where float16 runs in the interpreter: it differs from float32 in how a gradient is stored.
 HALF = (
     "test_truth_at_odd_vocabularies",
@@ -53,6 +56,14 @@ FEW = {
     "shape": ((0, 4),),
     "shares": ({"temperature": 0.7, "top_p": 0.9},),
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the smoke set where ``-m`` speaks of it."""
+    if "smoke" in (config.getoption("-m") or ""):
+        for item in smoke.chosen(items):
+            item.add_marker(pytest.mark.smoke)
 
 
 @pytest.fixture(params=BACKENDS, ids=str)
@@ -134,11 +145,27 @@ def own_errors(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     try:
         torch.cuda.synchronize()
+        if torch.cuda.memory_reserved() > KEPT:
+            torch.cuda.empty_cache()
     except RuntimeError as error:
         if "PYTEST_XDIST_WORKER" not in os.environ:
             pytest.exit(f"{request.node.nodeid} broke the GPU's context: {error}", returncode=1)
         print(f"{request.node.nodeid}: {error}", file=sys.__stderr__, flush=True)
         os._exit(1)
+
+
+@pytest.fixture
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No other test that asks for this runs at the same time, in any process of pytest-xdist."""
+    import fcntl
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "alone").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -123,6 +123,7 @@ def test_tokens(gpu: Backend, graph: sf.Graph, dtype, layout, method):
         assert torch.equal(tokens[unmasked], inputs.x_t[unmasked])
 
 
+@pytest.mark.usefixtures("alone")
 @by_graph
 def test_rows_beyond_two_to_the_31(gpu: Backend, graph: sf.Graph):
     """The last sequences give what they give alone."""

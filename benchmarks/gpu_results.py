@@ -1,0 +1,93 @@
+"""What ``on_gpu.py`` keeps and says: a log, the figures of every step, the tests that failed.
+
+In the folder of results, for one call of on_gpu.py:
+
+    NAME-log.txt            everything that the steps printed
+    NAME-figures.json       {"commit", "gpu", "steps": {step: {"status", "seconds", part: figures}}}
+    NAME-<step>.<part>.json figures of the step that runs; they move into NAME-figures.json
+    NAME-<tests>.xml        JUnit report of each step that is tests
+    NAME-summary.txt        what is printed last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import gpu_summary
+from gpu_steps import STEPS
+
+#: Characters of a log; whoever fetches the results may take no more than 16 MB of a file.
+LONGEST_LOG = 14_000_000
+
+
+class Results:
+    """The results of one call, written as they come."""
+
+    def __init__(self, folder: Path, name: str, commit: str, gpu: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._stem = folder / name
+        self._log = self._file("log.txt").open("w", errors="replace")
+        self._left = LONGEST_LOG
+        self._parts: dict[Path, str] = {}
+        self._tests: dict[str, Path] = {}
+        self.record: dict[str, Any] = {"commit": commit, "gpu": gpu, "steps": {}}
+        self._write()
+
+    def _file(self, ending: str) -> Path:
+        return self._stem.with_name(f"{self._stem.name}-{ending}")
+
+    def say(self, line: str) -> None:
+        """To the screen and the log."""
+        print(line, flush=True)
+        if self._left > 0:
+            self._left -= len(line) + 1
+            self._log.write(line + "\n")
+            self._log.flush()
+
+    def part(self, step: str, part: str) -> Path:
+        """The file that a command of the running step writes."""
+        path = self._file(f"{step}.{part}.json")
+        self._parts[path] = part
+        return path
+
+    def junit(self, name: str) -> Path:
+        """The file for the report of tests."""
+        self._tests[name] = self._file(f"{name}.xml")
+        return self._tests[name]
+
+    def finish(self, step: str, status: int, seconds: float) -> None:
+        """Keep what the step measured, and say how it ended."""
+        found: dict[str, Any] = {"status": status, "seconds": round(seconds, 1)}
+        for path, part in self._parts.items():
+            with contextlib.suppress(OSError, ValueError):
+                found[part] = json.loads(path.read_text())
+        if step in self._tests:
+            found["tests"] = gpu_summary.tests_of(self._tests[step])
+        self.record["steps"][step] = found
+        self._write()
+        for path in self._parts:
+            path.unlink(missing_ok=True)
+        self._parts.clear()
+        self.say(f"= {step}: {gpu_summary.status_of(found)} after {seconds:.0f} s")
+
+    def _write(self) -> None:
+        """Whoever is interrupted leaves the file that was there."""
+        path = self._file("figures.json")
+        new = path.with_name(f"{path.name}.new")
+        new.write_text(json.dumps(self.record) + "\n")
+        new.replace(path)
+
+    def summary(self) -> str:
+        """The tables printed last, and written too."""
+        text = gpu_summary.summary(self.record)
+        self._file("summary.txt").write_text(text + "\n")
+        return text
+
+    def exit_status(self) -> int:
+        """0, or 10 + the position among all steps of the first that failed."""
+        order = list(STEPS)
+        failed = [step for step, found in self.record["steps"].items() if found["status"]]
+        return 10 + order.index(failed[0]) if failed else 0
