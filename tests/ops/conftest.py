@@ -104,19 +104,21 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @contextlib.contextmanager
 def small_blocks(backend: Backend) -> Iterator[None]:
-    """In the interpreter, blocks of 128 states and tiles of 8 x 64.
+    """In the interpreter, blocks of 128 states, tiles of 8 x 64, and those of a head 4 x 64.
 
     Small shapes then have the edges of big ones.
     """
     if not backend.interpreted:
         yield
         return
+    from sedd_fast.kernels import linear_score_entropy as head
     from sedd_fast.kernels import settings, tiled_reverse_step, tiles
 
     small = (1100, settings.Settings(128, 1)), (float("inf"), settings.Settings(2048, 8))
     tile = tiles.Tile(rows=8, states=64, depth=16, warps=1, stages=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "TABLE", dict.fromkeys(settings.TABLE, small))
+        patch.setattr(head, "TABLE", dict.fromkeys(head.TABLE, head.Tile(64, 4, 8, 2)))
         patch.setattr(tiles, "TABLE", dict.fromkeys(tiles.TABLE, tile))
         patch.setattr(tiled_reverse_step, "GROUP", 32)
         yield
