@@ -110,7 +110,7 @@ def sums_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
 
 
 def head_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
-    """A head of SEDD-small: the first and the last block, which is narrower, and what surrounds them.
+    """A head of SEDD-small: its first block, the last one, which is narrower, and what is around.
 
     The memory of a block is that of the widest one: the last one's rows lie as far apart.
     """

@@ -36,7 +36,7 @@ def _touched(
     x_t, row_weight, rows, count, positions, vocab,
     ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program counts what lies before its positions itself: the list is in order, in one launch."""
+    """A program itself counts what lies before its positions: an ordered list in one launch."""
     lane = tl.arange(0, BLOCK)
     before = tl.zeros([BLOCK], tl.int32)
     for block in range(0, tl.program_id(0)):
@@ -186,7 +186,7 @@ class Process(NamedTuple):
 
 
 def launch_touched(process: Process, rows: Tensor, count: Tensor) -> None:
-    """The touched positions b * L + i, in order, into ``rows`` (B * L,) int64; how many, () int64."""
+    """The touched positions b * L + i in order, into ``rows`` (B * L,), and how many; int64."""
     options = process.options()
     del options["SCALED"]
     _, x_t, _, weight = process.tensors()
@@ -209,8 +209,8 @@ def launch_gather(
         index: (R,) int64 positions, -1 for none.
         operands: hidden (B, L, H), weight (dim, H) in any dtypes and layouts, bias (dim,) or None.
         grad_scale: factor of every gradient, a number or (B, L) float64, contiguous.
-        out: hidden states (R, H), 0 for no position; x_t and x_0 (2, R) int32; (5, R) float32: ln a,
-            the factor of a * exp(f) in the gradient, its subtrahends b and c, and f at x_0.
+        out: hidden states (R, H), 0 for no position; x_t and x_0 (2, R) int32; (5, R) float32:
+            ln a, the factor of a * exp(f) in the gradient, its subtrahends b and c, and f at x_0.
     """
     hidden, weight, bias = operands
     gathered, tokens, terms = out

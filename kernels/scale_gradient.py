@@ -21,7 +21,7 @@ def _scale_gradient(gradient, upstream, out, count, IN_PLACE: tl.constexpr, BLOC
 
 
 def launch(gradient: Tensor, upstream: Tensor, out: Tensor) -> None:
-    """``out`` = ``upstream`` () * ``gradient``, both contiguous; in place it returns at once for 1."""
+    """``out`` = ``upstream`` () * ``gradient``, contiguous; in place nothing is done for 1."""
     count = gradient.numel()
     if count == 0:
         return

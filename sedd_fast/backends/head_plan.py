@@ -78,7 +78,7 @@ def _plan(head: Head, multiprocessors: int) -> Plan:
 
 
 def _candidates(head: Head) -> Iterator[Plan]:
-    """Rows cut into ever more parts, each with the widest blocks that fit and those down to half."""
+    """Rows in ever more parts, each with the widest blocks that fit and those down to half."""
     at_least = TILE_ROWS * (head.row_bytes + _fewest(head) * head.score_bytes)
     if head.workspace < at_least:
         return

@@ -35,5 +35,5 @@ def adds_in_float32(device: torch.device) -> bool:
 
     On CUDA alone; until torch 2.10 ``out_dtype`` was there, but the matrix had to be half.
     """
-    recent = TorchVersion(torch.__version__) >= (2, 10)
+    recent = TorchVersion(torch.__version__) >= "2.10"
     return device.type == "cuda" and torch.version.hip is None and recent

@@ -1,4 +1,4 @@
-"""A gradient formed in the forward pass times that of the loss, which only the device can look at."""
+"""A gradient formed in the forward pass times that of the loss, which the device looks at."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sedd_fast.backends.gpu import launching
 def scale_gradient(
     gradient: Tensor, upstream: Tensor, dtype: torch.dtype, in_place: bool
 ) -> Tensor:
-    """``upstream`` () * ``gradient`` in ``dtype``; in its own memory if ``in_place`` and they agree.
+    """``upstream`` () * ``gradient`` in ``dtype``; in its memory where ``in_place`` and possible.
 
     Each product is formed in float32 and rounded once.
     """
