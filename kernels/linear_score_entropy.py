@@ -42,7 +42,7 @@ ADDED, AT_ONCE = 128, 16
 
 @triton.jit
 def _exp(f, c, HALF: tl.constexpr):
-    """(exp(f + c), f): of half operands no more exactly than they deserve, c being times log2 e."""
+    """exp(f + c); of half operands no more exactly than they deserve, and c is times log2 e."""
     if HALF:
         e = tl.exp2(f * LOG2_E + c)
     else:
