@@ -52,6 +52,7 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.float64: "*fp64",
     torch.int64: "*i64",
+    torch.int32: "*i32",
 }
 
 

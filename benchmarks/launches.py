@@ -18,7 +18,7 @@ def launches_of(dtype: torch.dtype, vocab: int, transition: bool) -> Iterator[La
     """All kernels on scores or operands of that dtype; ``transition``: noising too."""
     yield from entropy_launches(dtype, vocab)
     yield from reverse_launches(dtype, vocab)
-    yield from head_launches(dtype)
+    yield from head_launches(dtype, vocab)
     yield from sums_launches(dtype, vocab)
     yield from tile_launches(dtype, vocab)
     if transition:
@@ -114,18 +114,75 @@ def sums_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
             yield Launch(name, op._row_sums, lambda a=arguments: op.launch(*a))
 
 
-def head_launches(dtype: torch.dtype) -> Iterator[Launch]:
-    """A block of a head's output, with and without its gradient."""
+def head_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """A head of SEDD-small: its first block, the last one, which is narrower, and what is around.
+
+    The memory of a block is that of the widest one: the last one's rows lie as far apart.
+    """
+    from sedd_fast.backends.values import gradient_dtype
     from sedd_fast.kernels import linear_score_entropy as op
 
-    block, bias = small(dtype, 64, 4096), small(torch.float32, 4096)
-    tokens, terms = small(torch.int64, 64), (small(torch.float32, 64),) * 4
-    sums = (small(torch.float64, 64),) * 3
-    wide = small(torch.float32, 64, 4096) if dtype == torch.float16 else block
-    for form, gradient in (("loss", None), ("with_grad", wide)):
-        arguments = (block, bias, gradient, (tokens, tokens), terms, sums, 1024)
-        name = f"linear_score_entropy {form}"
-        yield Launch(name, op._linear_score_entropy, lambda a=arguments: op.launch(*a))
+    rows, states = BATCH * LENGTH // 2, 5632
+    memory, tokens = small(dtype, rows, states), small(torch.int32, 2, rows)
+    of_rows = tokens, small(torch.float32, 5, rows)
+    apart = small(gradient_dtype(dtype), rows, states)
+    last = vocab // states * states
+    for graph in GRAPHS:
+        uniform = graph == "uniform"
+        sums = small(torch.float64, 1 + uniform, rows)
+        for form in ("loss", "with_grad", "with_grad, no bias"):
+            grad, bias = form != "loss", "no bias" not in form
+            partial = op.Sums.like(memory, uniform, grad and bias)
+            for block, first in (("first", 0), ("last", last)):
+                count = min(states, vocab - first)
+                into = (memory if apart.dtype == dtype else apart)[:, :count] if grad else None
+                of_bias = small(dtype, count) if bias else None
+                arguments = (memory[:, :count], of_bias, into, of_rows, partial, first, uniform)
+                yield Launch(
+                    f"linear_score_entropy {graph} {form}, {block} block",
+                    op._linear_score_entropy,
+                    lambda a=arguments: op.launch(*a),
+                )
+        call = (partial, sums, small(torch.float32, states), states, True, False)
+        yield Launch(
+            f"linear_score_entropy {graph} sums", op._add_sums, lambda a=call: op.launch_sums(*a)
+        )
+    yield from head_row_launches(dtype, vocab)
+
+
+def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """Finding, gathering and finishing the rows of a head, and the scale of its gradients."""
+    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.kernels import head_rows as op
+    from sedd_fast.kernels import scale_gradient
+
+    rows, width, wide = BATCH * LENGTH // 2, 768, gradient_dtype(dtype)
+    tokens, weight, index = small(torch.int64), small(torch.float64), small(torch.int64, rows)
+    terms = small(torch.float32, 5, rows)
+    gathered = small(dtype, rows, width), small(torch.int32, 2, rows), terms
+    hidden = small(dtype, BATCH, LENGTH, width)
+    for graph in GRAPHS:
+        uniform = graph == "uniform"
+        sigma = small(torch.float64, BATCH)
+        process = op.Process(sigma, tokens, tokens, weight, graph, vocab, not uniform)
+        operands = hidden, small(dtype, vocab + 1, width), small(dtype, vocab + 1)
+        made = small(torch.float32, rows, width), small(wide, BATCH, LENGTH, width)
+        sums = small(torch.float64, 1 + uniform, rows)
+        for name, kernel, launch, arguments in (
+            ("touched", op._touched, op.launch_touched,
+             (process, tokens.flatten(), small(torch.int64, 1))),
+            ("gather", op._gather, op.launch_gather, (process, index, operands, weight, gathered)),
+            ("scatter", op._scatter, op.launch_scatter,
+             (process, index, terms, sums, small(torch.float32), made)),
+        ):  # fmt: skip
+            yield Launch(f"head rows {graph} {name}", kernel, lambda f=launch, a=arguments: f(*a))
+    gradient, one = small(wide, vocab + 1, width), small(torch.float32, 1)
+    scale = scale_gradient
+    for name, out in (("in place", gradient), ("into another", small(dtype, vocab + 1, width))):
+        call = (gradient, one, out)
+        yield Launch(
+            f"scale_gradient {name}", scale._scale_gradient, lambda a=call: scale.launch(*a)
+        )
 
 
 def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:

@@ -1,93 +1,249 @@
-"""Score entropy of one block of a linear head's output, in place: one program a row.
+"""Score entropy of one block of a linear head's output, in place: one program for some rows and
+neighbouring states.
 
-The product that made the block and those that its gradient enters are the caller's. A row's sums
-grow from block to block, so launches on one stream follow each other. They are sums of
-a * exp(f), with a inside the exponential: it overflows only where the loss does.
+The product that made the block and those that its gradient enters are the caller's. A program walks
+its rows with the sums over rows in registers, so that nothing reads the gradient once more to add
+it up. It leaves a partial sum for every state of its tile and one for every row; `launch_sums` adds
+these up in a fixed order, so that results repeat bit by bit. The sums are of a * exp(f), with ln a
+inside the exponential: it overflows only where the loss does.
+
+Rows of scores are a fixed number of bytes apart, whole tiles of them: every load and store is 16
+bytes wide, also in the last block, whose columns beyond its states are read and count for nothing.
+The block is overwritten by its gradient, so no launch of it may ever be repeated to be timed.
 """
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sedd_fast.kernels import settings
-from sedd_fast.kernels.rows import exponential
+from sedd_fast.kernels.rows import LOG2_E, exponential
+
+
+class Tile(NamedTuple):
+    """States of a program, rows that it reads at once and in all, and its warps."""
+
+    states: int
+    rows: int
+    group: int
+    warps: int
+
+
+#: Bytes of a score -> tile. A row of it is one 16-byte vector for each thread of a warp, so that a
+#: warp adds up a row by itself. From what compiles without spilling; not measured yet.
+TABLE: dict[int, Tile] = {2: Tile(256, 8, 128, 4), 4: Tile(128, 8, 128, 4)}
+#: Rows or states of a program that adds partial sums up, and how many sums it reads at once.
+ADDED, AT_ONCE = 128, 16
 
 
 @triton.jit
-def _tile(
-    scores, bias, gradient, offset, first, y, inside, now, clean, log_a, lift, gb, gc,
-    WITH_GRAD: tl.constexpr,
-):  # fmt: skip
-    """a * exp(f), f, and f at x_0, of the states first + y, 0 at x_t and outside; stores the
-    gradient lift * a * exp(f) - gb - gc [y = x_0]."""
-    f = tl.load(scores + offset + y, mask=inside, other=0.0).to(tl.float32)
-    f += tl.load(bias + y, mask=inside, other=0.0)
-    counted = inside & (first + y != now)
-    e = tl.where(counted, exponential(f + log_a), 0.0)
-    here = first + y == clean
-    if WITH_GRAD:
-        g = tl.where(counted, lift * e - gb - tl.where(here, gc, 0.0), 0.0)
-        tl.store(gradient + offset + y, g.to(gradient.dtype.element_ty), mask=inside)
-    return e, tl.where(counted, f, 0.0), tl.where(here & inside, f, 0.0)
+def _exp(f, c, HALF: tl.constexpr):
+    """exp(f + c); of half operands no more exactly than they deserve, and c is times log2 e."""
+    if HALF:
+        e = tl.exp2(f * LOG2_E + c)
+    else:
+        e = exponential(f + c)
+    return e
 
 
-@triton.jit(do_not_specialize=["first"])  # a width that 16 divides makes whole vectors
+@triton.jit(do_not_specialize=["rows", "states", "first"])
 def _linear_score_entropy(
-    scores, bias, gradient, x_t, x_0, log_a, lift, gb, gc, sum_exp, sum_log, f_x_0,
-    states, stride, first, WITH_GRAD: tl.constexpr, BLOCK: tl.constexpr,
+    scores, bias, gradient, tokens, terms, row_sums, columns, rows, states, stride, first,
+    UNIFORM: tl.constexpr, WITH_BIAS: tl.constexpr, WITH_GRAD: tl.constexpr,
+    WITH_COLUMNS: tl.constexpr, HALF: tl.constexpr, WARPS: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    now, clean = tl.load(x_t + row).to(tl.int32), tl.load(x_0 + row).to(tl.int32)
-    shift = tl.load(log_a + row)
-    lifted, b, c = shift * 0.0, shift * 0.0, shift * 0.0
-    if WITH_GRAD:
-        lifted, b, c = tl.load(lift + row), tl.load(gb + row), tl.load(gc + row)
-    total_exp, total_log = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    at_x_0 = tl.zeros([BLOCK], tl.float32)
-    for begin in range(0, states, BLOCK):
-        y = begin + tl.arange(0, BLOCK)
-        e, f, f_0 = _tile(
-            scores, bias, gradient, row * stride, first, y, y < states, now, clean, shift,
-            lifted, b, c, WITH_GRAD,
-        )  # fmt: skip
-        total_exp += e
-        total_log += f
-        at_x_0 += f_0
-    tl.store(sum_exp + row, tl.load(sum_exp + row) + tl.sum(total_exp, 0).to(tl.float64))
-    tl.store(sum_log + row, tl.load(sum_log + row) + tl.sum(total_log, 0).to(tl.float64))
-    tl.store(f_x_0 + row, tl.load(f_x_0 + row) + tl.sum(at_x_0, 0).to(tl.float64))
+    across = tl.cdiv(states, TILE)
+    tile, group = tl.program_id(0) % across, tl.program_id(0) // across
+    i = group * GROUP + tl.arange(0, ROWS)
+    n = tl.arange(0, TILE)
+    y = tile * TILE + n
+    inside = y < states
+    b = tl.zeros([TILE], tl.float32)
+    if WITH_BIAS:
+        b = tl.load(bias + y, mask=inside, other=0.0).to(tl.float32)
+    # The bias as the exponential takes it, which makes nothing of columns beyond the last state.
+    shift = tl.where(inside, b * LOG2_E if HALF else b, -float("inf"))[None, :]
+    b, inside, state = b[None, :], inside[None, :], (first + y)[None, :]
+    begin = (group * GROUP).to(tl.int64) * stride + tile * TILE
+    at = tl.arange(0, ROWS)[:, None] * stride + n[None, :]
+    total = tl.zeros([WARPS, TILE], tl.float32)
+    for _ in range(0, tl.minimum(GROUP, rows - group * GROUP), ROWS):
+        live = i < rows
+        f = tl.load(scores + begin + at, mask=live[:, None], other=0.0).to(tl.float32)
+        f = tl.where(inside, f, 0.0)  # what lies there may be NaN
+        log_a = tl.load(terms + i, mask=live, other=-float("inf"))
+        e = _exp(f, shift + (log_a * LOG2_E if HALF else log_a)[:, None], HALF)
+        into = row_sums + tile * rows + i[:, None]
+        if UNIFORM:
+            now = tl.load(tokens + i, mask=live, other=-1)
+            stays = state == now[:, None]
+            e = tl.where(stays, 0.0, e)
+            logs = tl.sum(tl.where(stays, 0.0, f + b), 1, keep_dims=True)
+            tl.store(into + across * rows, logs, mask=live[:, None])
+        tl.store(into, tl.sum(e, 1, keep_dims=True), mask=live[:, None])
+        if WITH_GRAD:
+            scale = tl.load(terms + rows + i, mask=live, other=0.0)
+            less = tl.load(terms + 3 * rows + i, mask=live, other=0.0)
+            clean = tl.load(tokens + rows + i, mask=live, other=-1)
+            g = scale[:, None] * e
+            less = tl.where(state == clean[:, None], less[:, None], 0.0)
+            if UNIFORM:
+                less += tl.load(terms + 2 * rows + i, mask=live, other=0.0)[:, None]
+                less = tl.where(stays, 0.0, less)
+            g -= less
+            to = gradient + begin + at
+            tl.store(to, g.to(gradient.dtype.element_ty), mask=live[:, None])
+            if WITH_COLUMNS:  # rows that belong to one thread
+                total += tl.sum(tl.reshape(g, [ROWS // WARPS, WARPS, TILE]), 0)
+        i += ROWS
+        begin += ROWS * stride.to(tl.int64)
+    if WITH_COLUMNS:
+        tl.store(columns + group * stride + y, tl.sum(total, 0))  # has room for whole tiles
+
+
+@triton.jit(
+    do_not_specialize=[
+        "rows", "states", "last", "stride", "across", "down", "old_rows", "old_states"
+    ]
+)  # fmt: skip
+def _add_sums(
+    row_sums, columns, sums, bias_gradient, rows, states, last, stride, across, down,
+    old_rows, old_states, KINDS: tl.constexpr, COUNT: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Programs add the partial sums of some rows, then others those of some states, to what the
+    first so many have."""
+    program = tl.program_id(0)
+    of_rows = tl.cdiv(rows, COUNT)
+    lane, part = tl.arange(0, COUNT), tl.arange(0, AT_ONCE)[:, None]
+    if program < of_rows:
+        i = program * COUNT + lane
+        for kind in tl.static_range(KINDS):
+            total = tl.load(sums + kind * rows + i, mask=i < old_rows, other=0.0)
+            for begin in range(0, across, AT_ONCE):
+                tile = begin + part
+                at = (kind * across + tile) * rows + i[None, :]
+                x = tl.load(row_sums + at, mask=(tile < across) & (i < rows)[None, :], other=0.0)
+                total += tl.sum(x.to(tl.float64), 0)
+            tl.store(sums + kind * rows + i, total, mask=i < rows)
+    else:
+        y = (program - of_rows) * COUNT + lane
+        total = tl.load(bias_gradient + y, mask=y < old_states, other=0.0)
+        total = total.to(tl.float64)
+        for begin in range(0, down, AT_ONCE):
+            group = begin + part
+            at = group * stride + y[None, :]
+            x = tl.load(columns + at, mask=(group < down) & (y < states)[None, :], other=0.0)
+            total += tl.sum(x.to(tl.float64), 0)
+        tl.store(bias_gradient + y, total.to(tl.float32), mask=y < last)
+
+
+class Sums(NamedTuple):
+    """Memory for the partial sums of a block, float32.
+
+    Attributes:
+        rows: of a * exp(f), and of f of the uniform graph: (1 or 2, tiles, R), as many tiles as the
+            block at hand has, one behind the other.
+        columns: of the gradient: (groups of rows, stride of a row of scores), or None.
+        tile: how the kernel cuts the block.
+    """
+
+    rows: Tensor
+    columns: Tensor | None
+    tile: Tile
+
+    @classmethod
+    def like(cls, scores: Tensor, uniform: bool, columns: bool) -> Sums:
+        """For blocks in the memory of ``scores``, (R, states of the widest)."""
+        tile, (count, states) = TABLE[scores.element_size()], scores.shape
+        shape = 1 + uniform, triton.cdiv(states, tile.states), count
+        groups = triton.cdiv(count, tile.group), states
+        return cls(
+            scores.new_empty(shape, dtype=torch.float32),
+            scores.new_empty(groups, dtype=torch.float32) if columns else None,
+            tile,
+        )
+
+    def across(self, states: int) -> int:
+        """Tiles of a block."""
+        return triton.cdiv(states, self.tile.states)
+
+
+#: Registers of a thread, by (uniform graph, sums over the rows): with fewer, half scores spill. 80
+#: let six programs of four warps share a multiprocessor, 96 five, 112 and 128 four.
+REGISTERS = {(False, True): 80, (False, False): 96, (True, True): 112, (True, False): 128}
+
+
+def options(
+    score_bytes: int, gradient_bytes: int, uniform: bool, columns: bool
+) -> dict[str, int | bool]:
+    """How the kernel is compiled, on NVIDIA with a limit of registers."""
+    limit = REGISTERS[uniform, columns]
+    if score_bytes == 4:
+        limit = 96 if uniform else 80
+    elif gradient_bytes == 4:  # of float16
+        limit = 128
+    limited = {} if torch.version.hip else {"maxnreg": limit}
+    return {"num_warps": TABLE[score_bytes].warps, "enable_fp_fusion": True, **limited}
 
 
 def launch(
     scores: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     gradient: Tensor | None,
-    tokens: tuple[Tensor, Tensor],
-    coefficients: tuple[Tensor, Tensor, Tensor, Tensor],
-    sums: tuple[Tensor, Tensor, Tensor],
+    rows: tuple[Tensor, Tensor],
+    sums: Sums,
     first: int,
+    uniform: bool,
 ) -> None:
-    """Add a block to its rows' sums and form its gradient, where asked for.
+    """Partial sums of a block, and its gradient where asked for.
 
     Args:
-        scores: (R, n), rows contiguous; ``gradient`` has its layout and may be itself.
-        bias: (n,) float32.
-        tokens: x_t and x_0, (R,) int64.
-        coefficients: ln a, the gradient's factor of a * exp(f), b and c; (R,) float32.
-        sums: of a * exp(f), of f, and f at x_0; (R,) float64, added to.
+        scores: (R, n) in rows a multiple of 256 numbers apart; ``gradient`` has its layout and may
+            be itself.
+        bias: of those states, (n,), contiguous, in any dtype.
+        rows: x_t and x_0 (2, R) int32, and the terms of `head_rows.launch_gather`.
         first: the state of column 0.
     """
-    rows, states = scores.shape
-    if rows == 0 or states == 0:
+    count, states = scores.shape
+    if count == 0 or states == 0:
         return
-    plan = settings.plan(
-        "linear_score_entropy", scores.element_size(), states, _linear_score_entropy, KEY
-    )
-    plan.kernel[(rows,)](
-        scores, bias, scores if gradient is None else gradient, *tokens, *coefficients, *sums,
-        states, scores.stride(0), first, WITH_GRAD=gradient is not None, **plan.options,
+    tile = sums.tile
+    unused = sums.rows  # a pointer that is never read
+    into = scores if gradient is None else gradient
+    _linear_score_entropy[(sums.across(states) * triton.cdiv(count, tile.group),)](
+        scores, unused if bias is None else bias, into, *rows,
+        sums.rows, unused if sums.columns is None else sums.columns,
+        count, states, scores.stride(0), first,
+        UNIFORM=uniform, WITH_BIAS=bias is not None, WITH_GRAD=gradient is not None,
+        WITH_COLUMNS=sums.columns is not None, HALF=scores.element_size() == 2,
+        WARPS=tile.warps, GROUP=tile.group, ROWS=tile.rows, TILE=tile.states,
+        **options(scores.element_size(), into.element_size(), uniform, sums.columns is not None),
     )  # fmt: skip
 
 
-#: What a choice of settings depends on, where it is timed.
-KEY = ("states", "WITH_GRAD")
+def launch_sums(
+    partial: Sums, sums: Tensor, bias_gradient: Tensor | None, states: int, later: bool, again: bool
+) -> None:
+    """Add a block's partial sums up, always in the same order.
+
+    Args:
+        sums: (1 or 2, R) float64, added to where the block is a ``later`` one.
+        bias_gradient: from the block's first state on, float32, added to where rows come ``again``;
+            what lies beyond the block's states gets 0.
+    """
+    kinds, _, rows = partial.rows.shape
+    columns, into = partial.rows[0], sums
+    last, of_states = 0, 0
+    if partial.columns is not None and bias_gradient is not None:
+        columns, into, last = partial.columns, bias_gradient, len(bias_gradient)
+        of_states = triton.cdiv(last, ADDED)
+    _add_sums[(triton.cdiv(rows, ADDED) + of_states,)](
+        partial.rows, columns, sums, into, rows, states, last, columns.stride(0),
+        partial.across(states), len(columns), rows if later else 0, states if again else 0,
+        KINDS=kinds, COUNT=ADDED, AT_ONCE=AT_ONCE, num_warps=4,
+    )  # fmt: skip

@@ -7,7 +7,9 @@ a time, and so how many bytes are under way. Programs are small, four warps, bec
 its own reductions; a short row gets one warp.
 
 SEDD_FAST_AUTOTUNE=1 times the candidates instead, once for each kind of call, on the tensors of the
-first one (which waits for the GPU, so not while a graph is captured).
+first one (which waits for the GPU, so not while a graph is captured). Only kernels that never read
+what they write are launched this way: timing runs a kernel many times. That of a head's block, in
+place, has its settings beside it.
 """
 
 from __future__ import annotations
@@ -48,7 +50,6 @@ TABLE: dict[str, dict[int, Settings]] = {
     "scaled_step": {2: Settings(4, 4, 72), 4: Settings(4, 4, 72)},
     "uniform_step": {2: Settings(4, 4, 80), 4: Settings(4, 4, 80)},
     "filtered_step": {2: Settings(4, 4, 128), 4: Settings(4, 4, 128)},
-    "linear_score_entropy": {2: Settings(1, 4, 128), 4: Settings(2, 4, 128)},
 }
 #: Rows up to this long get one warp, and a vector a thread.
 SHORT = 1024
@@ -101,7 +102,7 @@ def limited(registers: int) -> dict[str, Any]:
 
 @functools.cache
 def counted() -> bool:
-    """Whether the table's limits hold for the GPU at hand: sm_80 to sm_90. Newer ones would spill."""
+    """Whether the table's limits hold for the GPU at hand, sm_80 to sm_90: newer ones spill."""
     return not torch.cuda.is_available() or torch.cuda.get_device_capability() < (10, 0)
 
 
@@ -137,7 +138,7 @@ def rows_a_program(rows: int, like: Tensor, sparse: bool) -> int:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Of a GPU; those of an H100 where there is none."""
+    """Of a GPU; those of an H100 or H200 where there is none."""
     if device.type != "cuda":
         return 132
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sedd_fast.backends import values
 from sedd_fast.backends.head import Linear
+from sedd_fast.backends.head_plan import TILE_ROWS
 from sedd_fast.backends.inputs import Reverse
 
 #: Elements that a row of the block is padded to: products run slower into rows of odd length.
@@ -42,8 +43,16 @@ def linear_reverse_step(linear: Linear, reverse: Reverse, step: Step) -> Tensor:
 
 
 def rows_at_once(linear: Linear) -> int:
-    """How many rows the workspace holds, or one."""
-    return max(1, linear.workspace // (_stride(linear) * linear.dtype.itemsize))
+    """How many rows the workspace holds, or one; on a GPU whole tiles of them, or part of one."""
+    rows = max(1, linear.workspace // (_stride(linear) * linear.dtype.itemsize))
+    if tiled(linear.hidden.device) and rows >= TILE_ROWS:
+        rows -= rows % TILE_ROWS
+    return rows
+
+
+def tiled(device: torch.device) -> bool:
+    """Whether products there are cut into tiles of TILE_ROWS rows."""
+    return device.type == "cuda"
 
 
 def _stride(linear: Linear) -> int:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import head
+from sedd_fast.backends import head, registry
 from sedd_fast.ops import _arguments as arguments
 
 
@@ -78,3 +78,21 @@ def no_autocast(device: torch.device) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def scale_gradient(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient formed in the forward pass times the loss's own, (), which is usually 1.
+
+    No copy is made then: a CPU looks, and on a GPU, where the host would have to wait to look, a
+    kernel does, and returns at once. There is a copy where the graph is kept, or the next backward
+    would hand out the same memory again.
+    """
+    if type(upstream) is Tensor:  # not while traced
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()
+        if upstream.device.type == "cpu" and upstream.item() == 1:
+            return gradient.to(dtype, copy=kept)
+        if upstream.is_cuda and registry.unavailable("triton", "cuda") is None:
+            from sedd_fast.backends.triton.scale_gradient import scale_gradient
+
+            return scale_gradient(gradient, upstream, dtype, in_place=not kept)
+    return (gradient * upstream.to(gradient.dtype)).to(dtype)

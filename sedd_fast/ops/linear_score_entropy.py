@@ -103,7 +103,7 @@ def linear_score_entropy_with_grad_op(
     entropy = Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size, scale_by_sigma)
     with _linear.no_autocast(hidden.device):
         loss, made = run(linear, entropy, scale, Needs(*needs))
-    total = (loss.sum(dtype=torch.float64) * scale).to(loss.dtype)
+    total = torch.mul(loss.sum(dtype=torch.float64), scale, out=loss.new_empty(()))
     return total, made.hidden, made.weight, made.bias
 
 
@@ -167,25 +167,13 @@ def _backward_with_grad(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[An
         return (None,) * 15
     if torch.is_grad_enabled():  # create_graph=True: the gradients would pass for constants
         _no_double_backward(ctx)
-    lifted = [
-        _lifted(made, upstream, dtype) if need else None
+    scaled = [
+        _linear.scale_gradient(made, upstream, dtype) if need else None
         for made, dtype, need in zip(
             ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:3], strict=True
         )
     ]
-    return *lifted, *(None,) * 12
-
-
-def _lifted(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient times the loss's own, usually 1: no copy then, where looking costs nothing.
-
-    Nor where the graph is kept: the next backward would hand out the same memory again.
-    """
-    looks = type(upstream) is Tensor and upstream.device.type == "cpu"  # not while traced
-    if looks and upstream.item() == 1:
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()
-        return gradient.to(dtype, copy=kept)
-    return (gradient * upstream.to(gradient.dtype)).to(dtype)
+    return *scaled, *(None,) * 12
 
 
 linear_score_entropy_op.register_autograd(_backward, setup_context=_setup)

@@ -173,8 +173,8 @@ def test_given_rows_change_nothing(backend: Backend, graph, scaled, reduction):
         assert rows.index.shape == (min(max_rows, i.x_t.numel()),)
         assert not rows.overflow
         assert_same(run(head, reduction, rows=rows), expected, rtol=1e-5, atol=1e-5)
-    few = run(head, reduction, rows=rows, workspace=2000)
-    assert_same(few, expected, rtol=1e-5, atol=1e-5)
+    few = run(head, reduction, rows=rows, workspace=2000)  # products of other shapes
+    assert_same(few, expected, rtol=5e-5, atol=5e-5)
 
 
 @by_head
@@ -260,15 +260,16 @@ def test_autocast(backend: Backend, graph, scaled, reduction):
     rounded = [x.to(torch.bfloat16) for x in head.operands]
     half = replace(head, hidden=rounded[0], weight=rounded[1], bias=rounded[2])
     expected, size = run(half, reduction), naive(head.double())[1]
+    little = 0.04 if backend.interpreted else 0.02  # the interpreter truncates to bf16
     assert got.loss.dtype == torch.float32
     loss_size = size.loss if reduction == "none" else size.loss.sum()
     scale = 1 / 24 if reduction == "mean" else 1
-    assert bool(((got.loss - expected.loss).abs() <= 0.02 * scale * loss_size).all())
+    assert bool(((got.loss - expected.loss).abs() <= little * scale * loss_size).all())
     for name in ("hidden", "weight", "bias"):
         value = getattr(got, name)
         assert value.dtype == torch.float32
         off = (value.double() - getattr(expected, name).double()).abs()
-        assert bool((off <= 0.02 * scale * getattr(size, name)).all()), name
+        assert bool((off <= little * scale * getattr(size, name)).all()), name
     exact = run(head, reduction)
     assert not torch.equal(got.weight, exact.weight)  # equal would mean that autocast did nothing
 

@@ -14,7 +14,6 @@ from sedd_fast.backends.blocked_head import Block
 from sedd_fast.backends.gpu import launching
 from sedd_fast.backends.head import EntropyRows, Gradients, Linear, Needs
 from sedd_fast.backends.inputs import Entropy
-from sedd_fast.backends.triton.linear_score_entropy import Blocks, coefficients, scale
 
 #: Weights that are converted and added up at a time.
 STATES = 2048
@@ -37,7 +36,7 @@ def linear_score_entropy_with_grad(
     return loss.view(linear.hidden.shape[:2]).float(), gradients
 
 
-class Tiles(Blocks):
+class Tiles:
     """The kernels of one run over the vocabulary."""
 
     in_place = False
@@ -52,6 +51,10 @@ class Tiles(Blocks):
         """(H,) float32, the sum of all weights, rounded to ``dtype`` as the product takes them."""
         parts = (part.to(dtype).sum(0, dtype=torch.float32) for part in self.weight.split(STATES))
         return torch.stack(list(parts)).sum(0)
+
+    def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """From torch's caching allocator."""
+        return torch.empty(shape, dtype=dtype, device=like.device)
 
     def beside(self, dtype: torch.dtype, gradient: bool) -> float:
         """A sum for every tile's row and column."""
@@ -96,3 +99,21 @@ class Tiles(Blocks):
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.weight.device)
+
+
+def coefficients(rows: EntropyRows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(R,) float32: ln a, the gradient's factor of a * exp(f), and its subtrahends."""
+    a = scale(rows)  # 0 where the row has no loss: ln 0, and nothing is added
+    log_a = a.log().float()
+    if rows.gradient is None:
+        return (log_a,) * 4
+    ga, gb, gc = rows.gradient
+    return log_a, torch.where(a > 0, ga / a, 0).float(), gb.float(), gc.float()
+
+
+def scale(rows: EntropyRows) -> Tensor:
+    """(R,) float64, what exp(f) is multiplied by before it is rounded to float32, 0 in bad rows.
+
+    With the weight in it, that overflows only where the weighted loss does.
+    """
+    return torch.where(rows.valid, rows.terms.a * rows.weight.abs(), 0)

@@ -1,0 +1,248 @@
+"""What surrounds a linear head's products: which rows there are, what is gathered, what goes back.
+
+One kernel lists the touched positions. One gathers some of them: hidden states, tokens, the
+coefficients of their losses, f at x_0. One writes losses, and gradients of the hidden states, to
+their positions when all blocks of the vocabulary have been added up.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sedd_fast.kernels.coefficients import entropy_coefficients
+
+#: Rows and numbers of each that a program copies at a time; positions that it looks at.
+ROWS, DEPTH, POSITIONS = 16, 128, 1024
+
+
+@triton.jit
+def _is_touched(
+    x_t, row_weight, at, positions, vocab, ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr
+):
+    found = at < positions
+    if ABSORBING:
+        found = found & (tl.load(x_t + at, mask=at < positions, other=-1) == vocab)
+    if WEIGHTED:
+        found = found & (tl.load(row_weight + at, mask=at < positions, other=0.0) != 0)
+    return found.to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["vocab"])
+def _touched(
+    x_t, row_weight, rows, count, positions, vocab,
+    ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program itself counts what lies before its positions: an ordered list in one launch."""
+    lane = tl.arange(0, BLOCK)
+    before = tl.zeros([BLOCK], tl.int32)
+    for block in range(0, tl.program_id(0)):
+        before += _is_touched(
+            x_t, row_weight, block * BLOCK + lane, positions, vocab, ABSORBING, WEIGHTED
+        )
+    at = tl.program_id(0) * BLOCK + lane
+    found = _is_touched(x_t, row_weight, at, positions, vocab, ABSORBING, WEIGHTED)
+    place = tl.sum(before, 0) + tl.cumsum(found, 0)
+    tl.store(rows + place - 1, at.to(tl.int64), mask=found != 0)
+    if tl.program_id(0) == tl.num_programs(0) - 1:
+        tl.store(count, (tl.sum(before, 0) + tl.sum(found, 0)).to(tl.int64))
+
+
+@triton.jit
+def _row(
+    index, sigma, x_t, x_0, row_weight, i, rows, length, dim, vocab,
+    ABSORBING: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    """Position, whether it is one, weight, whether all values are in range, x_t, x_0, (a, b, c, k).
+
+    SCALED: the coefficients of raw outputs f of log scores f - ln E - ln V, in which E cancels.
+    """
+    at = tl.load(index + i, mask=i < rows, other=-1)
+    here = at >= 0
+    at = tl.maximum(at, 0)
+    noise = tl.load(sigma + at // length, mask=here, other=1.0)
+    now = tl.load(x_t + at, mask=here, other=0)
+    clean = tl.load(x_0 + at, mask=here, other=0)
+    weight = tl.where(here, 1.0, 0.0).to(tl.float64)
+    if WEIGHTED:
+        weight = tl.load(row_weight + at, mask=here, other=0.0)
+    valid = (noise > 0) & (noise < float("inf"))
+    valid = valid & (now >= 0) & (now < dim) & (clean >= 0) & (clean < vocab)
+    noise = tl.where(valid, noise, 1.0)
+    a, b, c, k = entropy_coefficients(noise, now, clean, vocab, ABSORBING)
+    if SCALED:
+        size = vocab.to(tl.float64)
+        a, k = c / size, c * (tl.log(size) - 1.0)
+    return at, here, weight, valid, now, clean, a, b, c, k
+
+
+@triton.jit(do_not_specialize=["rows", "length", "dim", "vocab", "scale"])
+def _gather(
+    index, hidden, weight, bias, sigma, x_t, x_0, row_weight, upstream, gathered, tokens, terms,
+    rows, length, dim, vocab, width, scale, stride_b, stride_l, stride_h, stride_w, stride_k,
+    ABSORBING: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr, UPSTREAM: tl.constexpr,
+    WITH_BIAS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    at, here, row_factor, valid, now, clean, a, b, c, _ = _row(
+        index, sigma, x_t, x_0, row_weight, i, rows, length, dim, vocab,
+        ABSORBING, SCALED, WEIGHTED,
+    )  # fmt: skip
+    factor = row_factor * scale
+    if UPSTREAM:
+        factor = factor * tl.load(upstream + at, mask=here, other=0.0)
+    factor = tl.where(valid & (row_factor != 0), factor, 0.0)
+    # With the weight in it, a * exp(f) overflows only where the weighted loss does.
+    a = tl.where(valid, a * tl.abs(row_factor), 0.0)
+    log_a = tl.where(a > 0, tl.log(tl.where(a > 0, a, 1.0)), -float("inf"))
+    up = tl.where(a > 0, factor / tl.where(row_factor == 0, 1.0, tl.abs(row_factor)), 0.0)
+    inside = i < rows
+    tl.store(tokens + i, now.to(tl.int32), mask=inside)
+    tl.store(tokens + rows + i, clean.to(tl.int32), mask=inside)
+    tl.store(terms + i, log_a.to(tl.float32), mask=inside)
+    tl.store(terms + rows + i, up.to(tl.float32), mask=inside)
+    tl.store(terms + 2 * rows + i, (factor * b).to(tl.float32), mask=inside)
+    tl.store(terms + 3 * rows + i, (factor * c).to(tl.float32), mask=inside)
+
+    known = here & valid
+    clean = tl.where(known, clean, 0)
+    f = tl.zeros([ROWS], tl.float32)
+    if WITH_BIAS:
+        f = tl.load(bias + clean, mask=known, other=0.0).to(tl.float32)
+    source = (at // length * stride_b + at % length * stride_l)[:, None]
+    into = i.to(tl.int64)[:, None] * width
+    for begin in range(0, width, DEPTH):
+        k = (begin + tl.arange(0, DEPTH))[None, :]
+        part = k < width
+        # What fills a list is not read: it may be NaN, and would spoil whole products.
+        h = tl.load(hidden + source + k * stride_h, mask=here[:, None] & part, other=0.0)
+        h = h.to(gathered.dtype.element_ty)
+        tl.store(gathered + into + k, h, mask=inside[:, None] & part)
+        other = weight + clean[:, None] * stride_w + k * stride_k
+        w = tl.load(other, mask=known[:, None] & part, other=0.0).to(h.dtype)
+        f += tl.sum(h.to(tl.float32) * w.to(tl.float32), 1)
+    tl.store(terms + 4 * rows + i, f, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "length", "dim", "vocab"])
+def _scatter(
+    index, sigma, x_t, x_0, row_weight, terms, sums, total, loss, gradient,
+    rows, length, dim, vocab, width,
+    ABSORBING: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr,
+    WITH_HIDDEN: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    at, here, weight, valid, _, _, a, b, c, k = _row(
+        index, sigma, x_t, x_0, row_weight, i, rows, length, dim, vocab,
+        ABSORBING, SCALED, WEIGHTED,
+    )  # fmt: skip
+    value = weight * k
+    sum_exp = tl.load(sums + i, mask=here, other=0.0)  # has the size of the weight in it
+    value += tl.where(a > 0, tl.where(weight < 0, -sum_exp, sum_exp), 0.0)
+    if not ABSORBING:
+        sum_log = tl.load(sums + rows + i, mask=here, other=0.0)
+        value -= tl.where(b > 0, weight * b * sum_log, 0.0)  # what is absent stays so at infinity
+    f = tl.load(terms + 4 * rows + i, mask=here, other=0.0).to(tl.float64)
+    value -= tl.where(c > 0, weight * c * f, 0.0)
+    value = tl.where(weight != 0, tl.where(valid, value, float("nan")), 0.0)
+    tl.store(loss + at, value.to(tl.float32), mask=here)
+    if WITH_HIDDEN:
+        source, into = i.to(tl.int64)[:, None] * width, at[:, None] * width
+        for begin in range(0, width, DEPTH):
+            n = (begin + tl.arange(0, DEPTH))[None, :]
+            inside = here[:, None] & (n < width)
+            g = tl.load(total + source + n, mask=inside, other=0.0)
+            tl.store(gradient + into + n, g.to(gradient.dtype.element_ty), mask=inside)
+
+
+class Process(NamedTuple):
+    """A batch and its graph: (B,) sigma, (B, L) tokens and weights or None, all contiguous."""
+
+    sigma: Tensor
+    x_t: Tensor
+    x_0: Tensor
+    row_weight: Tensor | None
+    graph: str
+    vocab_size: int
+    scale_by_sigma: bool
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """As kernels take them; a pointer that is never read in place of no weights."""
+        weight = self.x_t if self.row_weight is None else self.row_weight
+        return self.sigma, self.x_t, self.x_0, weight
+
+    def numbers(self) -> tuple[int, int, int]:
+        """Length, number of states and of tokens."""
+        dim = self.vocab_size + (self.graph == "absorbing")
+        return self.x_t.shape[1], dim, self.vocab_size
+
+    def options(self) -> dict[str, bool]:
+        """What kernels are compiled for."""
+        weighted, absorbing = self.row_weight is not None, self.graph == "absorbing"
+        return {"ABSORBING": absorbing, "SCALED": self.scale_by_sigma, "WEIGHTED": weighted}
+
+
+def launch_touched(process: Process, rows: Tensor, count: Tensor) -> None:
+    """The touched positions b * L + i in order, into ``rows`` (B * L,), and how many; int64."""
+    options = process.options()
+    del options["SCALED"]
+    _, x_t, _, weight = process.tensors()
+    _touched[(max(1, triton.cdiv(x_t.numel(), POSITIONS)),)](
+        x_t, weight, rows, count, x_t.numel(), process.vocab_size, **options, BLOCK=POSITIONS,
+        num_warps=4,
+    )  # fmt: skip
+
+
+def launch_gather(
+    process: Process,
+    index: Tensor,
+    operands: tuple[Tensor, Tensor, Tensor | None],
+    grad_scale: Tensor | float,
+    out: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Some rows of a head, ready for its products.
+
+    Args:
+        index: (R,) int64 positions, -1 for none.
+        operands: hidden (B, L, H), weight (dim, H) in any dtypes and layouts, bias (dim,) or None.
+        grad_scale: factor of every gradient, a number or (B, L) float64, contiguous.
+        out: hidden states (R, H), 0 for no position; x_t and x_0 (2, R) int32; (5, R) float32:
+            ln a, the factor of a * exp(f) in the gradient, its subtrahends b and c, and f at x_0.
+    """
+    hidden, weight, bias = operands
+    gathered, tokens, terms = out
+    upstream = isinstance(grad_scale, Tensor)
+    _gather[(triton.cdiv(len(index), ROWS),)](
+        index, hidden, weight, weight if bias is None else bias, *process.tensors(),
+        grad_scale if upstream else terms, gathered, tokens, terms,
+        len(index), *process.numbers(), hidden.shape[2], 1.0 if upstream else grad_scale,
+        *hidden.stride(), *weight.stride(),
+        **process.options(), UPSTREAM=upstream, WITH_BIAS=bias is not None, ROWS=ROWS, DEPTH=DEPTH,
+        num_warps=4,
+    )  # fmt: skip
+
+
+def launch_scatter(
+    process: Process,
+    index: Tensor,
+    terms: Tensor,
+    sums: Tensor,
+    loss: Tensor,
+    gradient: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Weighted losses to their positions in ``loss`` (B, L) float32; NaN where a value is bad.
+
+    Args:
+        terms: (5, R), from `launch_gather`.
+        sums: (1 or 2, R) float64: of the weight's size times a * exp(f), and of f (uniform graph).
+        gradient: (R, H) float32 of the hidden states, and where it goes, (B, L, H) contiguous.
+    """
+    total, into = (terms, terms) if gradient is None else gradient
+    _scatter[(triton.cdiv(len(index), ROWS),)](
+        index, *process.tensors(), terms, sums, total, loss, into,
+        len(index), *process.numbers(), total.shape[1], **process.options(),
+        WITH_HIDDEN=gradient is not None, ROWS=ROWS, DEPTH=DEPTH, num_warps=4,
+    )  # fmt: skip

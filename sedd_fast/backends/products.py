@@ -1,0 +1,39 @@
+"""Matrix products that add to what is there, in float32 where their operands are half."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.torch_version import TorchVersion
+
+
+def accumulate(out: Tensor, a: Tensor, b: Tensor, again: bool) -> None:
+    """out = a @ b, added to what is in ``out`` if ``again``.
+
+    ``out`` may be float32 where a and b are half: what the product adds up in float32 then stays so
+    where the device's products can do that. Elsewhere each is rounded to the dtype of a and b.
+    """
+    if out.dtype != a.dtype and not adds_in_float32(out.device):
+        product = a @ b
+        if again:
+            out += product
+        else:
+            out.copy_(product)
+    elif out.dtype != a.dtype:
+        torch.addmm(out, a, b, out_dtype=out.dtype, beta=int(again), out=out)
+    elif again:
+        torch.addmm(out, a, b, out=out)
+    else:
+        torch.mm(a, b, out=out)
+
+
+@functools.cache
+def adds_in_float32(device: torch.device) -> bool:
+    """Whether torch.addmm takes a float32 matrix to add half operands' product to.
+
+    On CUDA alone; until torch 2.10 ``out_dtype`` was there, but the matrix had to be half.
+    """
+    recent = TorchVersion(torch.__version__) >= "2.10"
+    return device.type == "cuda" and torch.version.hip is None and recent

@@ -1,0 +1,70 @@
+"""How many rows and states of a head a GPU forms at a time."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from sedd_fast.backends import row_blocks
+from sedd_fast.backends.head import Linear
+from sedd_fast.backends.head_plan import Head, Plan, depth, plan
+
+#: SEDD-small in bf16, its gradients kept: bytes of a row and of a score.
+SMALL = Head(4096, 50_257, 768, 64 << 20, 768 * 6 + 44, 2 + 4 / 256 + 4 / 128)
+
+
+def bytes_of(head: Head, found: Plan) -> float:
+    return found.rows * (head.row_bytes + found.states * head.score_bytes)
+
+
+def test_sedd_small_on_an_h100_fills_one_wave_of_the_weight_gradient():
+    """5,632 states x 768 are 44 x 3 tiles of 128 x 256, and the H100 has 132 multiprocessors."""
+    assert plan(SMALL, 132) == Plan(4096, 5632)
+    assert depth(SMALL, Plan(4096, 5632), 132) < 0.83 * depth(SMALL, Plan(4096, 5888), 132)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 108, 132, 148])
+@pytest.mark.parametrize("rows", [1, 100, 128, 1000, 4097, 20_000, 200_000])
+@pytest.mark.parametrize("states", [2, 11, 300, 5633, 50_257, 126_464])
+def test_every_plan_fits_and_is_made_of_whole_tiles(multiprocessors, rows, states):
+    head = SMALL._replace(rows=rows, states=states)
+    found = plan(head, multiprocessors)
+    assert bytes_of(head, found) <= head.workspace
+    assert found.rows == rows or found.rows % 128 == 0
+    assert found.states % 256 == 0
+    assert found.states < states + 256
+    assert found.states >= min(1024, states)
+
+
+def test_a_plan_is_no_worse_than_any_that_fits():
+    for rows, multiprocessors in itertools.product((1024, 4096, 12_288), (108, 132)):
+        head = SMALL._replace(rows=rows)
+        parts = (-(-rows // n // 128) * 128 for n in range(1, 9))
+        fits = [
+            Plan(part, states)
+            for part, states in itertools.product(parts, range(1024, 50_432, 256))
+            if bytes_of(head, Plan(part, states)) <= head.workspace
+        ]
+        best = min(depth(head, some, multiprocessors) for some in fits)
+        assert depth(head, plan(head, multiprocessors), multiprocessors) <= 1.02 * best
+
+
+@pytest.mark.parametrize("workspace", [1, 3000, 100_000])
+def test_a_workspace_too_small_for_128_rows_takes_fewer(workspace):
+    found = plan(SMALL._replace(workspace=workspace, states=300), 132)
+    assert found == Plan(max(1, int(workspace / (SMALL.row_bytes + 512 * SMALL.score_bytes))), 512)
+
+
+def test_no_rows_at_all():
+    assert plan(SMALL._replace(rows=0), 132).rows == 1
+
+
+@pytest.mark.parametrize(("fit", "whole"), [(667, 640), (128, 128), (127, 127), (3, 3)])
+def test_rows_of_a_step_come_in_whole_tiles(fit, whole, monkeypatch):
+    weight = torch.empty(1000, 8)
+    linear = Linear(torch.empty(1, 1, 8), weight, None, None, weight.dtype, fit * 1024 * 4)
+    assert row_blocks.rows_at_once(linear) == fit  # a CPU has no such tiles
+    monkeypatch.setattr(row_blocks, "tiled", lambda device: True)
+    assert row_blocks.rows_at_once(linear) == whole
