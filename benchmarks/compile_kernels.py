@@ -44,6 +44,8 @@ CUDA_ARCHS = ("80", "90")
 TRITON_TARGETS = (("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64))
 #: Bytes of shared memory that a program of a target can have.
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10}
+#: Kernels of which a program reads whole rows, and nothing else in its loop.
+ROW_KERNELS = re.compile("triton (score_entropy|reverse_step|row_sums) ")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 #: Triton's names of the dtypes that kernels are given pointers to.
 POINTERS = {
@@ -158,7 +160,7 @@ def nvidia_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Rep
     ptx = compiled.asm["ptx"]
     note = f"; bits loaded {widths(ptx, 'ld')}; stored {widths(ptx, 'st')}"
     number = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
-    loop = sass.row_loop(said)
+    loop = sass.row_loop(said) if ROW_KERNELS.match(name) else None
     if loop is not None:
         item = 2 if "float16" in name else 4
         at_once = sass.programs(number["REG"], compiled.metadata.num_warps)

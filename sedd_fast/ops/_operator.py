@@ -87,7 +87,7 @@ class _Untraced:
 
 def _autograd_kernel(
     kernel: Callable[..., Any],
-    backward: Callable[..., Any],
+    gradient: Callable[..., Any],
     setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None,
 ) -> Callable[..., Any]:
     """What autograd does with a call: it records the gradient if some argument wants one."""
@@ -100,7 +100,11 @@ def _autograd_kernel(
                 setup_context(ctx, args, output)
             return output
 
-    Recorded.backward = staticmethod(backward)  # type: ignore[assignment]
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            if all(grad is None for grad in grads):  # nothing depends on the outputs
+                return (None,) * len(ctx.needs_input_grad)
+            return gradient(ctx, *grads)
 
     def run(*args: Any) -> Any:
         return Recorded.apply(*args) if _wants_gradient(args) else kernel(*args)

@@ -227,7 +227,7 @@ def test_every_block_is_read_and_written_in_whole_vectors():
 class Addmm:
     """torch.addmm where ``out_dtype`` works, with what it requires of its arguments on CUDA.
 
-    ``sums``: of all products into some memory, in float64, by its address.
+    ``sums``: of all products into some memory, in float64, by its address; the last used last.
     """
 
     def __init__(self) -> None:
@@ -243,8 +243,10 @@ class Addmm:
         assert a.shape[1] == b.shape[0]
         assert added.shape == (a.shape[0], b.shape[1])
         exact = a.double() @ b.double()
+        before = self.sums.pop(out.data_ptr(), None)  # without beta, of memory that was freed
         if rest["beta"]:
-            exact += self.sums[out.data_ptr()]
+            assert before is not None
+            exact += before
         self.sums[out.data_ptr()] = exact
         return out.copy_(a.float() @ b.float() + (added if rest["beta"] else 0))
 
