@@ -37,10 +37,10 @@ def together(log_score: Tensor, grad: Tensor | None, vec: int) -> int:
     """
     if grad is None:
         return vec
-    starts = (t.data_ptr() // t.element_size() for t in (log_score, grad))
-    offsets = zip(log_score.stride()[:2], grad.stride()[:2], strict=True)
-    differences = [a - b for a, b in (tuple(starts), *offsets)]
-    return math.gcd(vec, *differences)
+    start = log_score.data_ptr() // log_score.element_size()
+    start -= grad.data_ptr() // grad.element_size()
+    of, to = log_score.stride(), grad.stride()
+    return math.gcd(vec, start, of[0] - to[0], of[1] - to[1])
 
 
 @triton.jit

@@ -167,7 +167,8 @@ def launch(
     unused = x_t  # a pointer that is never read
     rows, absorbing = batch * length, graph == "absorbing"
     # Vectors of the wider of both, so that a thread stores what it has loaded.
-    vec = 16 // max(t.element_size() for t in (log_score, grad) if t is not None)
+    size = log_score.element_size()
+    vec = 16 // (size if grad is None else max(size, grad.element_size()))
     # Without a gradient, a row that is not touched costs a program nothing but its start.
     some = settings.rows_a_program(rows, log_score, absorbing and grad is None)
     kind = f"{graph}_{'loss' if grad is None else 'gradient'}"

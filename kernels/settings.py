@@ -79,25 +79,28 @@ def plan(kind: str, vec: int, states: int, rows: int, kernel: Any, key: tuple[st
     chosen = TABLE[kind][16 // vec]
     if states <= SHORT:
         chosen = chosen._replace(vectors=1, warps=1)
-    common = {**COMMON, **limited(chosen.registers + (rows > 1) * LOOP)}
-    if os.environ.get("SEDD_FAST_AUTOTUNE", "0") == "1":
-        blocks = [sizes(*candidate, vec)["BLOCK"] for candidate in CANDIDATES]
-        return Plan(autotuned(kernel, key, vec), common, min(blocks))
+    options = _options(chosen, vec, rows > 1, counted())
+    if os.environ.get("SEDD_FAST_AUTOTUNE", "0") != "1":
+        return Plan(kernel, options, options["BLOCK"])
+    timed = ("BLOCK", "UNIT", "num_warps")
+    smallest = min(sizes(*candidate, vec)["BLOCK"] for candidate in CANDIDATES)
+    rest = {name: value for name, value in options.items() if name not in timed}
+    return Plan(autotuned(kernel, key, vec), rest, smallest)
+
+
+@functools.cache
+def _options(chosen: Settings, vec: int, several: bool, counted: bool) -> dict[str, Any]:
+    """The options of a launch with those settings, of one row or ``several`` a program."""
+    limit = chosen.registers + LOOP * several if counted else 128
+    limited = {} if torch.version.hip else {"maxnreg": limit}  # AMD's compiler has no limit
     made = sizes(chosen.vectors, chosen.warps, vec)
-    return Plan(kernel, {**made, "num_warps": chosen.warps, **common}, made["BLOCK"])
+    return {**made, "num_warps": chosen.warps, **COMMON, **limited}
 
 
 def sizes(vectors: int, warps: int, vec: int) -> dict[str, int]:
     """States that a program loads at once, and with one vector a thread."""
     unit = 32 * warps * vec
     return {"BLOCK": vectors * unit, "UNIT": unit}
-
-
-def limited(registers: int) -> dict[str, Any]:
-    """The option that limits the registers of a thread; AMD's compiler has none."""
-    if torch.version.hip:
-        return {}
-    return {"maxnreg": registers if counted() else 128}
 
 
 @functools.cache
