@@ -26,8 +26,8 @@ SEDD_HOST_DEVICE inline double value_at(int64_t place, double) {
   return bit_copy<double>(place ^ (place >> 63 & INT64_MAX));
 }
 
-// The last bits that are 0 in every 16-bit number, bfloat16 or half, once it is a float.
-constexpr int kSpare16 = 13;
+// The last bits that are 0 in every number of 16 bits once it is a float.
+constexpr int kSpareBFloat16 = 16, kSpareHalf = 13;
 
 // The largest V from which on the weights, `sum(V)`, reach `enough`; `largest` is the row's. Only
 // values whose last `spare` bits are 0 are looked at: so many halvings less.

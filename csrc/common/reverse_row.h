@@ -122,8 +122,8 @@ SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const ReverseRow<T>
 
 // The last bits that are 0 in every T once it is a float.
 template <class T>
-constexpr int kSpare = std::is_same<T, BFloat16>::value ? 16
-                       : sizeof(T) == 2                 ? kSpare16
+constexpr int kSpare = std::is_same<T, BFloat16>::value ? kSpareBFloat16
+                       : sizeof(T) == 2                 ? kSpareHalf
                                                         : 0;
 
 // Sums of the weights at a temperature and cut to the nucleus, which are put into `weights`; beta

@@ -54,7 +54,9 @@ void reshape(const ReverseInputs& in, int64_t r, Law& law, Scratch& scratch) {
   law.sum = whole;
   if (in.top_p < 1) {
     const double largest = law.weights.shift, enough = in.top_p * whole;
-    const int spare = in.scores.dtype == DType::float32 ? 0 : kSpare16;
+    const int spare = in.scores.dtype == DType::bfloat16  ? kSpareBFloat16
+                      : in.scores.dtype == DType::float16 ? kSpareHalf
+                                                          : 0;
     law.sum = sum(in.scores.dtype == DType::float64 ? nucleus<double>(largest, enough, 0, sum)
                                                     : nucleus<float>(largest, enough, spare, sum));
   }
