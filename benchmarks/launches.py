@@ -35,14 +35,15 @@ class Launch:
 
 
 def scores(dim: int, dtype: torch.dtype, layout: str = "") -> Tensor:
-    """(B, L, dim) without memory: contiguous, rows "padded" to 16 bytes, states "strided", or a
-    view that begins "offset" by a state from 16 bytes.
+    """(B, L, dim) without memory: contiguous, rows "padded" to 16 bytes, states "strided", a view
+    that begins "offset" by a state from 16 bytes, or so "many" rows that a program takes several.
     """
+    batch = 8 * BATCH if layout == "many" else BATCH
     step = 2 if layout == "strided" else 1
     row = -(-dim // 8) * 8 if layout == "padded" else dim * step
     strides, offset = (LENGTH * row, row, step), int(layout == "offset")
-    storage = torch.empty(BATCH * LENGTH * row + offset, dtype=dtype, device="meta")
-    return storage.as_strided((BATCH, LENGTH, dim), strides, offset)
+    storage = torch.empty(batch * LENGTH * row + offset, dtype=dtype, device="meta")
+    return storage.as_strided((batch, LENGTH, dim), strides, offset)
 
 
 def small(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -60,7 +61,8 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
         dim = vocab + (graph == "absorbing")
         # The gradient of padded scores is dense all the same.
         for form in (
-            "loss", "loss strided", "loss offset", "backward", "with_grad", "with_grad padded",
+            "loss", "loss strided", "loss offset", "loss many",
+            "backward", "with_grad", "with_grad padded",
         ):  # fmt: skip
             kind, _, layout = form.partition(" ")
             grad = {"backward": dtype, "with_grad": wide}.get(kind)
@@ -85,7 +87,7 @@ def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     u = small(torch.float64, BATCH, LENGTH, 2)
     for graph in GRAPHS:
         dim = vocab + (graph == "absorbing")
-        for form in (*METHODS, "analytic strided", "euler offset"):
+        for form in (*METHODS, "analytic strided", "euler offset", "euler many"):
             method, _, layout = form.partition(" ")
             of = scores(dim, dtype, layout)
             arguments = (of, tokens, sigma, sigma, u, tokens, graph, vocab, method)

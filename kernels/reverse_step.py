@@ -169,26 +169,26 @@ def _position(
 
 
 @triton.jit(
-    do_not_specialize=["length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "rows"]
+    do_not_specialize=["length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "rows", "each"]
 )
 def _reverse_step(
     log_score, x_t, sigma, dsigma, u, x_s, length, dim, vocab, stride_b, stride_l, stride_y,
-    inverse_temperature, top_p, rows,
+    inverse_temperature, top_p, rows, each,
     ABSORBING: tl.constexpr, METHOD: tl.constexpr, CLAMPED: tl.constexpr, SCALED: tl.constexpr,
     FILTERED: tl.constexpr, CONTIGUOUS: tl.constexpr, VEC: tl.constexpr, BLOCKS: tl.constexpr,
-    ROWS: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    SEVERAL: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * ROWS
+    first = tl.program_id(0).to(tl.int64) * each
     inputs, strides = (log_score, x_t, sigma, dsigma, u), (stride_b, stride_l, stride_y)
     numbers = (length, dim, vocab, inverse_temperature, top_p)
     # One row without a loop: with one the compiler keeps more in registers.
-    if ROWS == 1:
+    if not SEVERAL:
         _position(
             inputs, numbers, strides, x_s, first, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
             CONTIGUOUS, VEC, BLOCK // UNIT, UNIT // (32 * VEC), BLOCKS,
         )  # fmt: skip
     else:
-        for row in range(first, tl.minimum(first + ROWS, rows)):
+        for row in range(first, tl.minimum(first + each, rows)):
             _position(
                 inputs, numbers, strides, x_s, row, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
                 CONTIGUOUS, VEC, BLOCK // UNIT, UNIT // (32 * VEC), BLOCKS,
@@ -219,15 +219,15 @@ def launch(
     score_bytes, absorbing = log_score.element_size(), graph == "absorbing"
     clamped, filtered = not absorbing and method != "euler", inverse_temperature != 1 or top_p < 1
     rows, vec = batch * length, 16 // score_bytes
-    some = settings.rows_a_program(rows, log_score, absorbing)
+    each = settings.rows_a_program(rows, log_score, absorbing)
     kind = f"{'filtered' if filtered else 'scaled' if scale_by_sigma else graph}_step"
-    plan = settings.plan(kind, vec, dim, some, _reverse_step, KEY)
-    plan.kernel[(-(-rows // some),)](
+    plan = settings.plan(kind, vec, dim, each, _reverse_step, KEY)
+    plan.kernel[(-(-rows // each),)](
         log_score, x_t, sigma, dsigma, u, x_s, length, dim, vocab_size, *log_score.stride(),
-        inverse_temperature, top_p, rows, ABSORBING=absorbing, METHOD=METHODS[method].value,
+        inverse_temperature, top_p, rows, each, ABSORBING=absorbing, METHOD=METHODS[method].value,
         CLAMPED=clamped, SCALED=scale_by_sigma, FILTERED=filtered,
         CONTIGUOUS=log_score.stride(2) == 1, VEC=vec, BLOCKS=blocks(dim, plan.smallest),
-        ROWS=some, **plan.options,
+        SEVERAL=each > 1, **plan.options,
     )  # fmt: skip
 
 

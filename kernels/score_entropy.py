@@ -109,30 +109,30 @@ def _position(
 @triton.jit(
     do_not_specialize=[
         "scale", "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "grad_stride_b",
-        "grad_stride_l", "rows",
+        "grad_stride_l", "rows", "each",
     ]
 )  # fmt: skip
 def _score_entropy(
     log_score, sigma, x_t, x_0, row_weight, upstream, loss, grad, scale, length, dim, vocab,
-    stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l, rows,
+    stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l, rows, each,
     ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr, UPSTREAM: tl.constexpr,
     WITH_LOSS: tl.constexpr, WITH_GRAD: tl.constexpr, CONTIGUOUS: tl.constexpr,
-    TOGETHER: tl.constexpr, VEC: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
+    TOGETHER: tl.constexpr, VEC: tl.constexpr, SEVERAL: tl.constexpr, UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * ROWS
+    first = tl.program_id(0).to(tl.int64) * each
     inputs = (log_score, sigma, x_t, x_0, row_weight, upstream)
     outputs, numbers = (loss, grad), (scale, length, dim, vocab)
     strides = (stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l)
     # One row without a loop: with one the compiler keeps more in registers.
-    if ROWS == 1:
+    if not SEVERAL:
         _position(
             inputs, outputs, numbers, strides, first,
             ABSORBING, WEIGHTED, UPSTREAM, WITH_LOSS, WITH_GRAD, CONTIGUOUS,
             TOGETHER, VEC, UNIT, BLOCK,
         )  # fmt: skip
     else:
-        for row in range(first, tl.minimum(first + ROWS, rows)):
+        for row in range(first, tl.minimum(first + each, rows)):
             _position(
                 inputs, outputs, numbers, strides, row,
                 ABSORBING, WEIGHTED, UPSTREAM, WITH_LOSS, WITH_GRAD, CONTIGUOUS,
@@ -170,19 +170,19 @@ def launch(
     size = log_score.element_size()
     vec = 16 // (size if grad is None else max(size, grad.element_size()))
     # Without a gradient, a row that is not touched costs a program nothing but its start.
-    some = settings.rows_a_program(rows, log_score, absorbing and grad is None)
+    each = settings.rows_a_program(rows, log_score, absorbing and grad is None)
     kind = f"{graph}_{'loss' if grad is None else 'gradient'}"
-    plan = settings.plan(kind, vec, dim, some, _score_entropy, KEY)
-    plan.kernel[(-(-rows // some),)](
+    plan = settings.plan(kind, vec, dim, each, _score_entropy, KEY)
+    plan.kernel[(-(-rows // each),)](
         log_score, sigma, x_t, x_0,
         unused if row_weight is None else row_weight,
         unused if upstream is None else upstream,
         unused if loss is None else loss,
         unused if grad is None else grad,
         scale, length, dim, vocab_size, *log_score.stride(),
-        *(grad.stride()[:2] if grad is not None else (0, 0)), rows,
+        *(grad.stride()[:2] if grad is not None else (0, 0)), rows, each,
         ABSORBING=graph == "absorbing", WEIGHTED=row_weight is not None,
         UPSTREAM=upstream is not None, WITH_LOSS=loss is not None, WITH_GRAD=grad is not None,
         CONTIGUOUS=log_score.stride(2) == 1, TOGETHER=together(log_score, grad, vec), VEC=vec,
-        ROWS=some, **plan.options,
+        SEVERAL=each > 1, **plan.options,
     )  # fmt: skip

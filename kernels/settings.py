@@ -54,7 +54,7 @@ TABLE: dict[str, dict[int, Settings]] = {
 #: Rows up to this long get one warp, and a vector a thread.
 SHORT = 1024
 #: What a loop over several rows costs in registers.
-LOOP = 16
+LOOP = 32
 #: (vectors, warps) that SEDD_FAST_AUTOTUNE=1 times.
 CANDIDATES = tuple((vectors, warps) for vectors in (1, 2, 4) for warps in (2, 4, 8))
 
