@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import os
 import re
 import runpy
@@ -28,8 +29,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,7 +43,14 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA_ARCHS = ("80", "90")
-TRITON_TARGETS = (("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64))
+#: Triton's backend, the architecture, and the threads of a warp.
+Target = tuple[str, Any, int]
+TRITON_TARGETS: tuple[Target, ...] = (
+    ("cuda", 80, 32),
+    ("cuda", 90, 32),
+    ("cuda", 100, 32),
+    ("hip", "gfx942", 64),
+)
 #: Bytes of shared memory that a program of a target can have.
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10}
 #: Kernels of which a program reads whole rows, and nothing else in its loop.
@@ -128,22 +137,42 @@ def argument_type(value: Any, specialized: bool) -> tuple[str, bool]:
     return "i64" if value >= 2**31 else "i32", specialized and value % 16 == 0
 
 
-def triton_reports(vocab: int, dtypes: tuple[torch.dtype, ...]) -> Iterator[Report | str]:
-    """Compile every launch for every target; a text is a failure."""
+def triton_reports(
+    vocab: int, dtypes: tuple[torch.dtype, ...], targets: tuple[Target, ...]
+) -> Iterator[Report | str]:
+    """Compile every launch for those targets, in as many processes as there are cores.
+
+    A text is a failure.
+    """
+    jobs = [
+        (dtype, vocab, dtype == dtypes[0], number, target)
+        for dtype in dtypes
+        for number, _ in enumerate(launches_of(dtype, vocab, dtype == dtypes[0]))
+        for target in targets
+    ]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        yield from pool.map(triton_report, jobs, chunksize=len(targets))
+
+
+def target_name(target: Target) -> str:
+    """sm_90, gfx942."""
+    return f"sm_{target[1]}" if target[0] == "cuda" else str(target[1])
+
+
+def triton_report(job: tuple[torch.dtype, int, bool, int, Target]) -> Report | str:
+    """Compile the launch of that number for a target; a text is a failure."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    for dtype in dtypes:
-        for launch in launches_of(dtype, vocab, transition=dtype == dtypes[0]):
-            name = f"triton {launch.name} {str(dtype).removeprefix('torch.')}"
-            for target in TRITON_TARGETS:
-                source, options = caught(launch, target[1])
-                try:
-                    compiled = triton.compile(source, target=GPUTarget(*target), options=options)
-                except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
-                    yield f"{target[1]:7} {name} does not compile: {error}"
-                    continue
-                yield (amd_report if target[0] == "hip" else nvidia_report)(compiled, target, name)
+    dtype, vocab, transition, number, target = job
+    launch = next(itertools.islice(launches_of(dtype, vocab, transition), number, None))
+    name = f"triton {launch.name} {str(dtype).removeprefix('torch.')}"
+    source, options = caught(launch, target[1])
+    try:
+        compiled = triton.compile(source, target=GPUTarget(*target), options=options)
+    except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
+        return f"{target[1]:7} {name} does not compile: {error}"
+    return (amd_report if target[0] == "hip" else nvidia_report)(compiled, target, name)
 
 
 def nvidia_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Report:
@@ -249,7 +278,11 @@ def main() -> int:
     parser.add_argument("--only", choices=("triton", "cuda"))
     parser.add_argument("--vocabulary", type=int, default=50257)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="Triton's for one alone")
+    every = ",".join(map(target_name, TRITON_TARGETS))
+    parser.add_argument("--targets", default=every, help="of Triton's kernels (%(default)s)")
     arguments = parser.parse_args()
+    if unknown := set(arguments.targets.split(",")) - set(every.split(",")):
+        parser.error(f"--targets are some of {every}, got {', '.join(sorted(unknown))}")
     reports: list[Iterator[Report | str]] = []
     if arguments.only != "cuda":
         if importlib.util.find_spec("triton") is None:
@@ -257,7 +290,8 @@ def main() -> int:
         else:
             one = arguments.dtype
             dtypes = tuple(DTYPES.values()) if one is None else (DTYPES[one],)
-            reports.append(triton_reports(arguments.vocabulary, dtypes))
+            targets = [t for t in TRITON_TARGETS if target_name(t) in arguments.targets.split(",")]
+            reports.append(triton_reports(arguments.vocabulary, dtypes, tuple(targets)))
     if arguments.only != "triton":
         with mock.patch("setuptools.setup"):  # only its flags and lists are wanted
             build = runpy.run_path(str(ROOT / "setup.py"))
