@@ -60,7 +60,11 @@ def main(argv: list[str]) -> int:
         return 2
     name = result_name(torch.cuda.get_device_name(), args.commit)
     capability = "{}{}".format(*torch.cuda.get_device_capability())
-    results = Results(args.results, name, args.commit, torch.cuda.get_device_name())
+    try:
+        results = Results(args.results, name, args.commit, torch.cuda.get_device_name())
+    except OSError as error:
+        print(f"--results {args.results} cannot be written: {error}", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + 60 * args.minutes
     if "build" in args.only:
@@ -237,14 +241,16 @@ def pass_on(process: subprocess.Popen[str], say: Callable[[str], None]) -> None:
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Interrupt what still runs, as Ctrl-C does; kill it where it will not end."""
-    for sent, seconds in ((signal.SIGINT, GRACE), (signal.SIGKILL, None)):
-        if process.poll() is not None:
-            return
+    """Interrupt what still runs, as Ctrl-C does; kill what will not end, or outlives its parent."""
+    if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sent)
+            os.killpg(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+            process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left, or no more
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it for good
+        process.wait(GRACE)
 
 
 if __name__ == "__main__":
