@@ -111,10 +111,10 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder (%(default)s)"
     )
     p.add_argument(
-        "--minutes", type=float, default=float("inf"), help="for all steps together (no limit)"
+        "--minutes", type=_positive, default=float("inf"), help="for all steps together (no limit)"
     )
     p.add_argument(
-        "--patience", type=float, default=1.0, help="factor of the limits of all steps (1)"
+        "--patience", type=_positive, default=1.0, help="factor of the limits of all steps (1)"
     )
     p.add_argument(
         "--commit", default=None, help="of this checkout, where git does not say (unknown)"
@@ -125,6 +125,14 @@ def options(argv: list[str]) -> argparse.Namespace:
     args.commit = args.commit or commit()
     args.results = args.results.expanduser().resolve()
     return args
+
+
+def _positive(text: str) -> float:
+    """A number above 0; what is not one, as "nan", would be a limit that never ends."""
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
+    return number
 
 
 def _steps(text: str) -> tuple[str, ...]:

@@ -38,6 +38,14 @@ def test_plans_and_steps_keep_their_own_order():
         on_gpu._plans("second")
 
 
+@pytest.mark.parametrize("option", ["--minutes", "--patience"])
+@pytest.mark.parametrize("value", ["nan", "0", "-1", "many"])
+def test_a_limit_is_a_number_above_0(option, value, capsys):
+    with pytest.raises(SystemExit):
+        on_gpu.options([option, value])
+    assert option in capsys.readouterr().err
+
+
 def test_a_fresh_machine_builds_first(monkeypatch):
     found = {"sedd_fast": None}
     monkeypatch.setattr(on_gpu.importlib.util, "find_spec", lambda name: found.get(name, object()))
