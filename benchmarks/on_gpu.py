@@ -60,7 +60,11 @@ def main(argv: list[str]) -> int:
         return 2
     name = result_name(torch.cuda.get_device_name(), args.commit)
     capability = "{}{}".format(*torch.cuda.get_device_capability())
-    results = Results(args.results, name, args.commit, torch.cuda.get_device_name())
+    try:
+        results = Results(args.results, name, args.commit, torch.cuda.get_device_name())
+    except OSError as error:
+        print(f"--results {args.results} cannot be written: {error}", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     until = time.monotonic() + 60 * args.minutes
     if "build" in args.only:
@@ -107,10 +111,10 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder (%(default)s)"
     )
     p.add_argument(
-        "--minutes", type=float, default=float("inf"), help="for all steps together (no limit)"
+        "--minutes", type=_positive, default=float("inf"), help="for all steps together (no limit)"
     )
     p.add_argument(
-        "--patience", type=float, default=1.0, help="factor of the limits of all steps (1)"
+        "--patience", type=_positive, default=1.0, help="factor of the limits of all steps (1)"
     )
     p.add_argument(
         "--commit", default=None, help="of this checkout, where git does not say (unknown)"
@@ -121,6 +125,14 @@ def options(argv: list[str]) -> argparse.Namespace:
     args.commit = args.commit or commit()
     args.results = args.results.expanduser().resolve()
     return args
+
+
+def _positive(text: str) -> float:
+    """A number above 0; what is not one, as "nan", would be a limit that never ends."""
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
+    return number
 
 
 def _steps(text: str) -> tuple[str, ...]:
@@ -237,14 +249,16 @@ def pass_on(process: subprocess.Popen[str], say: Callable[[str], None]) -> None:
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Interrupt what still runs, as Ctrl-C does; kill it where it will not end."""
-    for sent, seconds in ((signal.SIGINT, GRACE), (signal.SIGKILL, None)):
-        if process.poll() is not None:
-            return
+    """Interrupt what still runs, as Ctrl-C does; kill what will not end, or outlives its parent."""
+    if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sent)
+            os.killpg(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+            process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left, or no more
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it for good
+        process.wait(GRACE)
 
 
 if __name__ == "__main__":

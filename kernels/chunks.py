@@ -146,7 +146,9 @@ def chosen_chunk(sums, edge, u1):
     chosen = tl.where(target < edge, -1, chosen)
     before = tl.where(chosen < 0, 0.0, tl.sum(tl.where(index < chosen, sums, 0.0), 0) + edge)
     chunk = tl.where(chosen < 0, edge, tl.sum(tl.where(index == chosen, sums, 0.0), 0))
-    return chosen, (target - before) / tl.where(chunk > 0.0, chunk, 1.0)
+    # Added up in another order than the running sum: it may lie a rounding beyond the target, and a
+    # share below 0 would lead into what is before the chunk.
+    return chosen, tl.maximum(target - before, 0.0) / tl.where(chunk > 0.0, chunk, 1.0)
 
 
 @triton.jit

@@ -38,6 +38,14 @@ def test_plans_and_steps_keep_their_own_order():
         on_gpu._plans("second")
 
 
+@pytest.mark.parametrize("option", ["--minutes", "--patience"])
+@pytest.mark.parametrize("value", ["nan", "0", "-1", "many"])
+def test_a_limit_is_a_number_above_0(option, value, capsys):
+    with pytest.raises(SystemExit):
+        on_gpu.options([option, value])
+    assert option in capsys.readouterr().err
+
+
 def test_a_fresh_machine_builds_first(monkeypatch):
     found = {"sedd_fast": None}
     monkeypatch.setattr(on_gpu.importlib.util, "find_spec", lambda name: found.get(name, object()))
@@ -208,6 +216,37 @@ def test_a_command_that_takes_too_long_is_stopped_with_what_it_started(monkeypat
     unread = gpu_steps.Command(("-c", "raise SystemExit(5)"), reads=tmp_path / "missing.json")
     assert on_gpu.run(unread, time.monotonic() + 60, said.append) == 0
     assert "no missing.json" in said[-1]
+
+
+def test_what_ignores_the_interrupt_of_its_parent_is_killed(monkeypatch, tmp_path):
+    """As a worker of the tests may that hangs in a kernel."""
+    monkeypatch.setattr(on_gpu, "GRACE", 0.5)
+    alive = tmp_path / "alive"
+    write = f"open({str(alive)!r}, 'a').write('x')"
+    child = (
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"for _ in range(100): {write}; time.sleep(.1)"
+    )
+    start = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
+    # Given up, and ended by itself.
+    for wait, status in (("time.sleep(60)", 124), ("time.sleep(1)", 0)):
+        alive.unlink(missing_ok=True)
+        assert on_gpu.run(command(start + wait), time.monotonic() + 3, print) == status
+        size = alive.stat().st_size
+        assert size > 0
+        time.sleep(0.5)
+        assert alive.stat().st_size == size
+
+
+def test_a_folder_that_cannot_be_written_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(on_gpu, "refusal", lambda steps: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    (tmp_path / "file").touch()
+    arguments = ["--only", "settings", "--results", str(tmp_path / "file" / "results")]
+    assert on_gpu.main(arguments) == 2
+    assert "--results" in capsys.readouterr().err
 
 
 def test_a_contender_that_fails_is_left_out_and_named(capsys):
