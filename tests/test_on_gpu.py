@@ -154,6 +154,22 @@ def test_failures_are_told_once_and_figures_outlive_their_step(tmp_path, capsys)
     assert results.exit_status() == 10 + list(gpu_steps.STEPS).index("smoke")
 
 
+def test_the_summary_says_why_a_step_failed(tmp_path, capsys):
+    results = gpu_results.Results(tmp_path, "day-h200-abc", "abc", "NVIDIA H200")
+    trace = "Traceback:", "torch.OutOfMemoryError: of 80 GB", "", "During another:", "KeyError: 'x'"
+    for line in ("kernel.cu(12): error: no such name", "", *trace, "ended"):
+        results.say(line)
+    results.finish("ops", 1, 3.0)
+    results.say("KeyError: 'of another step'")
+    results.finish("settings", 0, 3.0)
+    results.say("bash: no python")
+    results.finish("head", 127, 3.0)
+    lines = results.summary().splitlines()
+    assert lines[2].strip() == "kernel.cu(12): error: no such name | KeyError: 'x'"
+    assert lines[5].strip() == "bash: no python"
+    assert len(lines) == 6
+
+
 def test_figures_of_a_case_are_one_line():
     def row(name: str, **times: object) -> dict:
         record = {"suite": "ops", "operation": "absorbing loss", "shape": "2", "dtype": "bf16"}
