@@ -3,7 +3,8 @@
 In the folder of results, for one call of on_gpu.py:
 
     NAME-log.txt            everything that the steps printed
-    NAME-figures.json       {"commit", "gpu", "steps": {step: {"status", "seconds", part: figures}}}
+    NAME-figures.json       {"commit", "gpu", "steps": {step: {"status", "seconds", "reason" of a
+                            failure, part: figures}}}
     NAME-<step>.<part>.json figures of the step that runs; they move into NAME-figures.json
     NAME-<tests>.xml        JUnit report of each step that is tests
     NAME-summary.txt        what is printed last
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from gpu_steps import STEPS
 
 #: Characters of a log; whoever fetches the results may take no more than 16 MB of a file.
 LONGEST_LOG = 14_000_000
+#: A line that says why something failed: the last one of a traceback, or one of a compiler.
+REASON = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b|\berror: ")
 
 
 class Results:
@@ -31,6 +35,8 @@ class Results:
         self._stem = folder / name
         self._log = self._file("log.txt").open("w", errors="replace")
         self._left = LONGEST_LOG
+        self._reasons: list[str] = []
+        self._last_line = ""
         self._parts: dict[Path, str] = {}
         self._tests: dict[str, Path] = {}
         self.record: dict[str, Any] = {"commit": commit, "gpu": gpu, "steps": {}}
@@ -42,6 +48,9 @@ class Results:
     def say(self, line: str) -> None:
         """To the screen and the log."""
         print(line, flush=True)
+        if REASON.search(line):
+            self._reasons.append(line.strip())
+        self._last_line = line.strip() or self._last_line
         if self._left > 0:
             self._left -= len(line) + 1
             self._log.write(line + "\n")
@@ -66,6 +75,10 @@ class Results:
                 found[part] = json.loads(path.read_text())
         if step in self._tests:
             found["tests"] = gpu_summary.tests_of(self._tests[step])
+        if status and not found.get("tests"):
+            ends = self._reasons[:1] + self._reasons[1:][-1:] or [self._last_line]
+            found["reason"] = " | ".join(dict.fromkeys(ends))
+        self._reasons.clear()
         self.record["steps"][step] = found
         self._write()
         for path in self._parts:

@@ -44,7 +44,7 @@ def status_of(found: dict[str, Any]) -> str:
 
 
 def step_lines(steps: dict[str, Any]) -> Iterable[str]:
-    """A line a step: how it ended, seconds of its limit, tests."""
+    """A line a step: how it ended, seconds of its limit, tests; below it why it failed."""
     for step, found in steps.items():
         limit = STEPS[step].seconds
         line = f"{step:10} {status_of(found):12} {found['seconds']:6.1f} of {limit} s"
@@ -52,6 +52,8 @@ def step_lines(steps: dict[str, Any]) -> Iterable[str]:
             counts = ("passed", "failed", "skipped")
             line += "; " + ", ".join(f"{tests[name]} {name}" for name in counts)
         yield line
+        if reason := found.get("reason"):
+            yield f"      {reason}"[:FAILURE]
 
 
 # --- tests ----------------------------------------------------------------------------------------

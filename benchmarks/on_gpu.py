@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gpu_results import Results
@@ -153,9 +153,16 @@ def _known(text: str, what: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def with_build(steps: tuple[str, ...]) -> tuple[str, ...]:
     """The steps, after a build where the package is not installed: on a machine that is fresh."""
-    if "build" in steps or importlib.util.find_spec("sedd_fast") is not None:
-        return steps
-    return ("build", *steps)
+    return steps if "build" in steps or is_installed() else ("build", *steps)
+
+
+def is_installed() -> bool:
+    """Whether pip installed it: a checkout that is only on PYTHONPATH has no compiled module."""
+    try:
+        version("sedd_fast")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def refusal(steps: tuple[str, ...]) -> str | None:

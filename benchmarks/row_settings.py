@@ -207,21 +207,24 @@ def milliseconds_of_a_copy(meter: Any, dtype: torch.dtype, vocab: int) -> float:
     return median(meter.time(lambda: target.copy_(source)) for _ in range(TIMINGS))
 
 
-def lines_of(cases: list[dict[str, Any]]) -> list[str]:
-    """A line a case, then the rows of the table: the settings best for all cases of a kind."""
-    lines = []
-    for case in cases:
-        best, first = min(case["candidates"], key=lambda c: c["ms"]), case["candidates"][0]
-        share = case["floor_ms"] / best["ms"]
-        lines.append(
-            f"{case['case']}: {first['ms']:.3f} ms as it is, {best['ms']:.3f} ({share:.2f} of copy)"
-            f" with {best['settings']}"
-        )
-    return [*lines, *table_rows(cases)]
+def case_line(case: dict[str, Any]) -> str:
+    """What is printed once a case is timed: with the settings that there are, and with the best."""
+    best = min(case["candidates"], key=lambda c: c["ms"])["settings"]
+    return f"{case['case']}: {gain(case, best)} with {best}"
+
+
+def gain(case: dict[str, Any], chosen: str) -> str:
+    """Milliseconds with the settings that there are, with the chosen ones, and their bandwidth."""
+    ms, first = {c["settings"]: c["ms"] for c in case["candidates"]}, case["candidates"][0]["ms"]
+    share = case["floor_ms"] / ms[chosen]
+    return f"{first:.3f} ms as it is, {ms[chosen]:.3f} ({share:.2f} of copy)"
 
 
 def table_rows(cases: list[dict[str, Any]]) -> Iterator[str]:
-    """``"uniform_loss": {2: Settings(...)}``: of the least product of times over the best ones."""
+    """``"uniform_loss": {2: Settings(...)}``: of the least product of times over the best ones.
+
+    Behind each what it gains; whoever reads a summary sees these lines alone.
+    """
     kinds = dict.fromkeys((*case["kind"], case["small"]) for case in cases)
     for name, size, small in kinds:
         of = [c for c in cases if (*c["kind"], c["small"]) == (name, size, small)]
@@ -232,8 +235,9 @@ def table_rows(cases: list[dict[str, Any]]) -> Iterator[str]:
                 ratio = math.log(candidate["ms"] / best)
                 slower[candidate["settings"]] = slower.get(candidate["settings"], 0.0) + ratio
         common = [s for s in slower if all(s in names_of(case) for case in of)]
-        states = f"  # {SMALL:,} states" if small else ""
-        yield f'    "{name}": {{{size}: {min(common, key=slower.__getitem__)}}},{states}'
+        chosen = min(common, key=slower.__getitem__)
+        notes = [f"{SMALL:,} states"] * small + [gain(case, chosen) for case in of]
+        yield f'    "{name}": {{{size}: {chosen}}},  # {"; ".join(notes)}'
 
 
 def names_of(case: dict[str, Any]) -> set[str]:
@@ -262,9 +266,10 @@ def main() -> int:
     major, minor = torch.cuda.get_device_capability()
     compiled, measured = compile_all(cases, 10 * major + minor, args.seconds), []
     for case in cases:
-        if compiled[case]:
-            measured.append(times(case, compiled[case]))
-            print(lines_of(measured[-1:])[0], flush=True)
+        found = times(case, compiled[case]) if compiled[case] else {"candidates": []}
+        if found["candidates"]:
+            measured.append(found)
+            print(case_line(measured[-1]), flush=True)
             write(args.json, measured)
     print("\n".join(table_rows(measured)))
     return 0
@@ -273,7 +278,7 @@ def main() -> int:
 def write(path: str | None, measured: list[dict[str, Any]]) -> None:
     """The whole file anew."""
     if path is not None:
-        record = {"lines": lines_of(measured), "cases": measured}
+        record = {"lines": list(table_rows(measured)), "cases": measured}
         Path(path).expanduser().write_text(json.dumps(record) + "\n")
 
 

@@ -77,7 +77,12 @@ def rehearse(python: str, tree: Path, site: Path, arguments: list[str]) -> Path:
     """The results of the plan in the copied tree."""
     results = tree / "results"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(site), environment.get("PYTHONPATH", "")])
+    # No empty entry: it would put the folder that is current on the path, and so the package.
+    paths = [str(site), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    # As on a fresh machine: not even an earlier rehearsal's install.
+    uninstall = [python, "-m", "pip", "uninstall", "--yes", "--quiet", "sedd_fast"]
+    subprocess.run(uninstall, check=True)
     command = [python, "benchmarks/on_gpu.py", "--results", str(results), "--commit", "rehearsal"]
     command += ["--patience", "8"]  # this machine may have few cores
     subprocess.run([*command, *arguments], cwd=tree, env=environment, check=False)

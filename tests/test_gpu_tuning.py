@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from benchmark_modules import BENCHMARKS, counters, row_settings
+from benchmark_modules import BENCHMARKS, counters, gpu_summary, row_settings
 
 CSV = """==PROF== Connected to process 7
 "ID","Kernel Name","Grid Size","dram__throughput.avg.pct_of_peak_sustained_elapsed",\
@@ -67,12 +67,18 @@ def test_a_row_of_the_table_is_the_best_for_all_cases_of_its_kind():
         timed("uniform step", ["reverse_step", 2], A=2.0, B=4.0, C=2.1),
         timed("loss", ["loss", 2], A=1.25),
     ]
+    steps = "2.000 ms as it is, 1.900 (0.53 of copy); 2.000 ms as it is, 2.100 (0.48 of copy)"
     assert list(row_settings.table_rows(cases)) == [
-        '    "reverse_step": {2: C},',
-        '    "loss": {2: A},',
+        f'    "reverse_step": {{2: C}},  # {steps}',
+        '    "loss": {2: A},  # 1.250 ms as it is, 1.250 (0.80 of copy)',
     ]
-    lines = row_settings.lines_of(cases)
-    assert lines[0] == "absorbing step: 2.000 ms as it is, 1.500 (0.67 of copy) with B"
+    line = row_settings.case_line(cases[0])
+    assert line == "absorbing step: 2.000 ms as it is, 1.500 (0.67 of copy) with B"
+
+
+def test_the_summary_shows_the_settings_of_every_kind():
+    kinds = {(case.form, case.graph, case.dtype, case.vocab) for case in row_settings.all_cases()}
+    assert len(kinds) <= gpu_summary.FIGURES
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,18 @@ def test_a_limit_is_a_number_above_0(option, value, capsys):
 
 
 def test_a_fresh_machine_builds_first(monkeypatch):
-    found = {"sedd_fast": None}
-    monkeypatch.setattr(on_gpu.importlib.util, "find_spec", lambda name: found.get(name, object()))
+    """One that can import the package all the same, from the folder that is current."""
+    missing = {"sedd_fast"}
+
+    def version(name: str) -> str:
+        if name in missing:
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(on_gpu, "version", version)
     assert on_gpu.with_build(("settings", "head")) == ("build", "settings", "head")
     assert on_gpu.with_build(PLANS["first"]) == PLANS["first"]
-    found.clear()
+    missing.clear()
     assert on_gpu.with_build(("settings",)) == ("settings",)
 
 
@@ -160,6 +168,22 @@ def test_failures_are_told_once_and_figures_outlive_their_step(tmp_path, capsys)
     assert "settings   CUT OFF" in text
     assert "loss: 0.3 ms" in text
     assert results.exit_status() == 10 + list(gpu_steps.STEPS).index("smoke")
+
+
+def test_the_summary_says_why_a_step_failed(tmp_path, capsys):
+    results = gpu_results.Results(tmp_path, "day-h200-abc", "abc", "NVIDIA H200")
+    trace = "Traceback:", "torch.OutOfMemoryError: of 80 GB", "", "During another:", "KeyError: 'x'"
+    for line in ("kernel.cu(12): error: no such name", "", *trace, "ended"):
+        results.say(line)
+    results.finish("ops", 1, 3.0)
+    results.say("KeyError: 'of another step'")
+    results.finish("settings", 0, 3.0)
+    results.say("bash: no python")
+    results.finish("head", 127, 3.0)
+    lines = results.summary().splitlines()
+    assert lines[2].strip() == "kernel.cu(12): error: no such name | KeyError: 'x'"
+    assert lines[5].strip() == "bash: no python"
+    assert len(lines) == 6
 
 
 def test_figures_of_a_case_are_one_line():

@@ -162,9 +162,10 @@ def test_out_of_memory_stays_what_it_is():
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_compute_sanitizer_finds_nothing(name: str, tool: str):
-    program = shutil.which("compute-sanitizer")
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
+    program = shutil.which("compute-sanitizer", path=places)
     if program is None:
-        pytest.skip("compute-sanitizer is not on PATH")
+        pytest.skip("compute-sanitizer is neither on PATH nor in /usr/local/cuda/bin")
     if reason := registry.unavailable(name, "cuda"):
         pytest.skip(f"{name}: {reason}")
     # Calls that torch tries and does without are no errors here; compilers are not watched.
