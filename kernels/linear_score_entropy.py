@@ -5,7 +5,8 @@ The product that made the block and those that its gradient enters are the calle
 its rows with the sums over rows in registers, so that nothing reads the gradient once more to add
 it up. It leaves a partial sum for every state of its tile and one for every row; `launch_sums` adds
 these up in a fixed order, so that results repeat bit by bit. The sums are of a * exp(f), with ln a
-inside the exponential: it overflows only where the loss does.
+inside the exponential: it overflows only where the loss does (of float32 operands already at
+2^127.5).
 
 Rows of scores are a fixed number of bytes apart, whole tiles of them: every load and store is 16
 bytes wide, also in the last block, whose columns beyond its states are read and count for nothing.
