@@ -7,6 +7,7 @@ Every candidate (16-byte loads of a thread, warps, limit of registers) of every 
 compiled first, by as many processes as there are cores, into Triton's cache; then they are timed
 in turn, each from a cold cache. What is printed, and "lines" in the JSON file, are the settings of
 each kind that were fastest; "cases" has every time. The file is written anew after every case.
+Those of 1,000 states belong to the rule for rows up to SHORT, not to the table.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ first launch. What a test then shows: its Python runs up to every launch, and ev
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -88,6 +89,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     replace_driver(not config.getoption("--only-list"))
     accept_cpu_tensors()
+    touch_every_row()
     accept_zeros()
     OnCpu().__enter__()
 
@@ -176,6 +178,20 @@ def accept_cpu_tensors() -> None:
 
     registry.unavailable = lambda backend, device_type="cpu": None
     values.enabled = lambda device: os.environ.get("SEDD_FAST_CHECK") == "1"
+
+
+def touch_every_row() -> None:
+    """A launch that computes nothing finds no touched row, and a head without rows launches nothing
+    more: so all are.
+    """
+    head = importlib.import_module("sedd_fast.backends.triton.linear_score_entropy")
+    original = head.touched
+
+    def touched(process: Any) -> torch.Tensor:
+        original(process)
+        return torch.arange(process.x_t.numel())
+
+    head.touched = touched
 
 
 def accept_zeros() -> None:

@@ -1,4 +1,4 @@
-"""The smoke set of a GPU: some 370 tests that together touch everything once.
+"""The smoke set of a GPU: some 400 tests that together touch everything once.
 
     python -m pytest tests/ops -m "gpu and smoke"
 
