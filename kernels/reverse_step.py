@@ -80,7 +80,8 @@ def _step(
     if EXACT:
         good = total == total
     b = row // length
-    noise, step, u0 = tl.load(sigma + b), tl.load(dsigma + b), tl.load(u + 2 * row)
+    noise, step = tl.load(sigma + b).to(tl.float64), tl.load(dsigma + b).to(tl.float64)
+    u0 = tl.load(u + 2 * row)
     scale = tl.full((), 1.0, tl.float64)
     if SCALED:
         scale = output_scale(noise, vocab)
@@ -146,7 +147,7 @@ def _position(
     length, dim, vocab, inverse_temperature, top_p = numbers
     b, i = row // length, row % length
     now = tl.load(x_t + row)
-    noise, step = tl.load(sigma + b), tl.load(dsigma + b)
+    noise, step = tl.load(sigma + b).to(tl.float64), tl.load(dsigma + b).to(tl.float64)
     u0, u1 = tl.load(u + 2 * row), tl.load(u + 2 * row + 1)
     tl.store(x_s + row, now)
     if may_move(now, noise, step, u0, u1, dim, vocab, ABSORBING):

@@ -23,7 +23,7 @@ def _sample_transition(
     token = tl.load(x_0 + i, mask=inside, other=0)
     u0 = tl.load(u + 2 * i, mask=inside, other=1.0)
     u1 = tl.load(u + 2 * i + 1, mask=inside, other=0.0)
-    noise = tl.load(sigma + sequence)
+    noise = tl.load(sigma + sequence).to(tl.float64)
     # A bad value leaves the token.
     good = (noise > 0) & (noise < float("inf"))
     noised = (u0 < tl.where(good, -expm1(-noise), -float("inf"))) & (u1 >= 0) & (u1 < 1)

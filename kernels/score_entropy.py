@@ -53,14 +53,14 @@ def _position(
     scale, length, dim, vocab = numbers
     stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l = strides
     b, i = row // length, row % length
-    noise = tl.load(sigma + b)
+    noise = tl.load(sigma + b).to(tl.float64)
     now, clean = tl.load(x_t + row), tl.load(x_0 + row)
     weight = tl.full((), 1.0, tl.float64)
     if WEIGHTED:
-        weight = tl.load(row_weight + row)
+        weight = tl.load(row_weight + row).to(tl.float64)
     grad_scale = weight * scale
     if UPSTREAM:
-        grad_scale = grad_scale * tl.load(upstream + row)
+        grad_scale = grad_scale * tl.load(upstream + row).to(tl.float64)
     valid = (noise > 0) & (noise < float("inf"))
     valid = valid & (now >= 0) & (now < dim) & (clean >= 0) & (clean < vocab)
     value = tl.where(valid, 0.0, float("nan")).to(tl.float64)
@@ -159,7 +159,8 @@ def launch(
 ) -> None:
     """Run the kernel into ``loss`` (B, L) float32 and ``grad`` (B, L, dim), where given.
 
-    ``grad`` has unit stride over states; ``upstream`` (B, L) float64 multiplies each gradient row.
+    ``grad`` has unit stride over states; ``upstream`` (B, L) multiplies each gradient row; it, the
+    noise and the weights are float32 or float64.
     """
     batch, length, dim = log_score.shape
     if batch * length == 0:

@@ -49,7 +49,7 @@ def log_expm1(sigma: Tensor) -> Tensor:
 def entropy_coefficients(entropy: Entropy) -> EntropyCoefficients:
     """Coefficients of the score entropy in log scores."""
     x_t, x_0, size = entropy.x_t, entropy.x_0, float(entropy.vocab_size)
-    log_e = log_expm1(entropy.sigma)[:, None].expand(x_t.shape)  # (B, L)
+    log_e = log_expm1(entropy.sigma.double())[:, None].expand(x_t.shape)  # (B, L)
     inv_e = torch.exp(-log_e)
     zero = torch.zeros_like(log_e)
     if entropy.graph == "absorbing":
@@ -95,7 +95,7 @@ def reverse_coefficients(reverse: Reverse, sum_exp: Tensor, unit: Tensor) -> Rev
     maximum m before exponentiating: pass ``sum_exp`` = S * exp(-m) and ``unit`` = exp(-m), both
     (B, L) float64.
     """
-    x_t, dsigma, method = reverse.x_t, reverse.dsigma, reverse.method
+    x_t, dsigma, method = reverse.x_t, reverse.dsigma.double(), reverse.method
     if reverse.graph == "absorbing":
         masked = x_t == reverse.vocab_size
         if method == "denoise":
@@ -112,7 +112,7 @@ def reverse_coefficients(reverse: Reverse, sum_exp: Tensor, unit: Tensor) -> Rev
     if method == "euler":
         alpha = (dsigma / size)[:, None].expand(x_t.shape)
         return ReverseCoefficients(alpha, torch.zeros_like(unit), unit - alpha * sum_exp)
-    removed = reverse.sigma if method == "denoise" else dsigma
+    removed = reverse.sigma.double() if method == "denoise" else dsigma
     e = torch.exp(-removed)[:, None].expand(x_t.shape)
     lost = -torch.expm1(-removed)[:, None].expand(x_t.shape)  # 1 - e
     total = sum_exp + unit  # T = S + 1

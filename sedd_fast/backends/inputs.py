@@ -3,10 +3,13 @@
 They are made inside the operations, of validated tensors, and handed through every backend. A graph
 is known by its kind and its number of tokens.
 
-    sigma, dsigma  (B,) float64       noise; what a reverse step removes
+    sigma, dsigma  (B,)               noise; what a reverse step removes
     x_t, x_0       (B, L) int64       noised and clean tokens
-    row_weight     (B, L) float64     factor of a position's loss, or None for 1
+    row_weight     (B, L)             factor of a position's loss, or None for 1
     u              (B, L, 2) float64  uniforms in [0, 1)
+
+Noise and weights are float64, or float32 where the caller's are: each backend converts them, the
+Triton kernels as they load them, because a conversion beforehand is a launch of its own on a GPU.
 """
 
 from __future__ import annotations
@@ -49,13 +52,17 @@ class _OfProcess:
         named = ((name, getattr(self, name)) for name in self.TENSORS)
         return {name: value for name, value in named if value is not None}
 
-    def contiguous(self: _Inputs) -> _Inputs:
-        """The same, as kernels read it; keep it while its addresses are in use."""
-        changed: dict[str, Any] = {
-            name: value.contiguous()
-            for name, value in self.tensors().items()
-            if not value.is_contiguous()
-        }
+    def contiguous(self: _Inputs, *, narrow: bool = False) -> _Inputs:
+        """The same, as kernels read it; keep it while its addresses are in use.
+
+        Noise and weights in float64, unless the kernel takes float32 too (``narrow``).
+        """
+        changed: dict[str, Any] = {}
+        for name, value in self.tensors().items():
+            if value.dtype == torch.float32 and not narrow:
+                changed[name] = value.double().contiguous()
+            elif not value.is_contiguous():
+                changed[name] = value.contiguous()
         return replace(self, **changed) if changed else self  # type: ignore[type-var]
 
 

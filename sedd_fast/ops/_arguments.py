@@ -101,8 +101,14 @@ def check_device(name: str, value: Tensor, like: Tensor, like_name: str) -> None
         )
 
 
-def per_sequence(name: str, value: Tensor | float, tokens: Tensor) -> Tensor:
+def per_sequence(
+    name: str, value: Tensor | float, tokens: Tensor, *, narrow: bool = False
+) -> Tensor:
     """A noise level given as a number, (), (B,) or (B, 1), as (B,) float64 beside ``tokens``.
+
+    Args:
+        narrow: float32 stays float32, for operations whose backends convert it themselves: a
+            conversion here is a launch on a GPU.
 
     Raises:
         TypeError: neither a number nor a real tensor.
@@ -126,11 +132,17 @@ def per_sequence(name: str, value: Tensor | float, tokens: Tensor) -> Tensor:
             f"{name} must be a number or have shape ({batch},) or ({batch}, 1), "
             f"got {tuple(value.shape)}"
         )
-    return value.to(device=tokens.device, dtype=torch.float64)
+    return value.to(device=tokens.device, dtype=_kept(value, narrow))
 
 
-def per_position(name: str, value: Tensor | None, tokens: Tensor) -> Tensor | None:
-    """An optional weight for every position, as (B, L) float64."""
+def _kept(value: Tensor, narrow: bool) -> torch.dtype:
+    return torch.float32 if narrow and value.dtype == torch.float32 else torch.float64
+
+
+def per_position(
+    name: str, value: Tensor | None, tokens: Tensor, *, narrow: bool = False
+) -> Tensor | None:
+    """An optional weight for every position, as (B, L) float64; ``narrow`` as in per_sequence."""
     if value is None:
         return None
     check_tensor(name, value)
@@ -144,7 +156,7 @@ def per_position(name: str, value: Tensor | None, tokens: Tensor) -> Tensor | No
             "expand a weight per sequence with [:, None].expand(B, L)"
         )
     check_device(name, value, tokens, "x_t")
-    return value.to(torch.float64)
+    return value.to(_kept(value, narrow))
 
 
 def check_pair(log_score: Tensor, x_t: Tensor, graph: GraphLike) -> None:
@@ -156,9 +168,17 @@ def check_pair(log_score: Tensor, x_t: Tensor, graph: GraphLike) -> None:
 
 
 def noise_removed(
-    sigma: Tensor | float, dsigma: Tensor | float | None, method: str, x_t: Tensor
+    sigma: Tensor | float,
+    dsigma: Tensor | float | None,
+    method: str,
+    x_t: Tensor,
+    *,
+    narrow: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """sigma and dsigma of a reverse step as (B,) float64; dsigma is not needed to denoise."""
+    """sigma and dsigma of a reverse step as (B,) float64; dsigma is not needed to denoise.
+
+    ``narrow`` as in per_sequence.
+    """
     if dsigma is None or method == "denoise":
         if method != "denoise":
             raise ValueError(
@@ -166,7 +186,9 @@ def noise_removed(
                 "size times noise rate (euler)"
             )
         dsigma = 0.0
-    return per_sequence("sigma", sigma, x_t), per_sequence("dsigma", dsigma, x_t)
+    levels = (("sigma", sigma), ("dsigma", dsigma))
+    first, second = (per_sequence(name, of, x_t, narrow=narrow) for name, of in levels)
+    return first, second
 
 
 def check_shares(temperature: float, top_p: float) -> None:

@@ -3,9 +3,9 @@
 Any device, any floating dtype; float64 in, float64 throughout. Never optimised: it makes several
 tensors of size (B, L, dim) where a kernel makes none.
 
-Every function takes validated tensors: log_score (B, L, dim); sigma, dsigma (B,) float64;
-x_t, x_0 (B, L) int64; row_weight (B, L) float64 or None; u (B, L, 2) float64. Inputs may have any
-strides; results are contiguous, as the operations promise torch.compile.
+Every function takes validated tensors: log_score (B, L, dim); sigma, dsigma (B,) float32 or
+float64; x_t, x_0 (B, L) int64; row_weight (B, L), likewise, or None; u (B, L, 2) float64. Inputs
+may have any strides; results are contiguous, as the operations promise torch.compile.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def log_scores(given: Tensor, inputs: Entropy | Reverse) -> Tensor:
     """(B, L, dim) log scores l: those given, or f - ln E - ln V where sigma scales them."""
     if not inputs.scale_by_sigma:
         return wide(given)
-    scale = log_output_scale(inputs.sigma, inputs.vocab_size)  # (B,)
+    scale = log_output_scale(inputs.sigma.double(), inputs.vocab_size)  # (B,)
     return wide(given) - scale[:, None, None].to(wide(given).dtype)
 
 

@@ -13,7 +13,7 @@ def sample_transition(noising: Noising) -> Tensor:
     """x_t ~ p(. | x_0): noised when u0 < 1 - exp(-sigma), to the mask or to floor(u1 * V)."""
     values.check(noising)
     x_0, u, size = noising.x_0, noising.u, noising.vocab_size
-    noised = u[..., 0] < -torch.expm1(-noising.sigma)[:, None]
+    noised = u[..., 0] < -torch.expm1(-noising.sigma.double())[:, None]
     if noising.graph == "absorbing":
         return torch.where(noised, size, x_0).contiguous()
     token = (u[..., 1] * size).long().clamp(max=size - 1)
