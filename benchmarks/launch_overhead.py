@@ -5,7 +5,7 @@
     PYTHONPATH=OTHER python benchmarks/launch_overhead.py # the package of another checkout
 
 Every operation runs on a few positions, on the Triton backend. Without a GPU the tensors are the
-CPU's, the backend is told that it runs there, values are not checked, as on CUDA, and Triton's
+CPU's, the registry allows the backend there, values are not checked, as on CUDA, and Triton's
 driver is replaced: kernels are compiled for sm_90, and the launch itself does nothing. So all of
 Python's work is timed, and of Triton's all but its C launcher. Copies that a GPU would launch
 kernels for (a float32 noise level made float64) cost a microsecond or two here, and more there.
