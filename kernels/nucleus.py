@@ -22,6 +22,16 @@ def _value(place, SPARE: tl.constexpr):
 
 
 @triton.jit
+def _sums_from(
+    at, shift, inverse_temperature, least, VECTORIZED: tl.constexpr,
+    VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """``chunk_sums`` of the weights at a temperature, of scores from ``least`` on."""
+    params = (shift, shift * 0.0, inverse_temperature, least)
+    return chunk_sums(at, params, True, True, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS)
+
+
+@triton.jit
 def filtered_sums(
     at, shift, inverse_temperature, top_p, VECTORIZED: tl.constexpr,
     VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
@@ -35,18 +45,9 @@ def filtered_sums(
     SPARE: tl.constexpr = 16 if row.dtype.element_ty == tl.bfloat16 else HALF
     largest = row_max(row, stride, dim, x_t, VECTORS * 32 * VEC)
     shift = largest.to(shift.dtype)
-    beta = shift * 0.0
     least = largest * 0.0 - float("inf")
-    edge, sums, total = chunk_sums(
-        at,
-        (shift, beta, inverse_temperature, least),
-        True,
-        True,
-        VECTORIZED,
-        VEC,
-        VECTORS,
-        WARPS,
-        BLOCKS,
+    edge, sums, total = _sums_from(
+        at, shift, inverse_temperature, least, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS
     )
     enough = top_p * total
     low, high = _place(least, SPARE), _place(largest, SPARE)
@@ -54,30 +55,14 @@ def filtered_sums(
     while low < high:
         middle = low + (high - low + 1) // 2
         least = _value(middle, SPARE)
-        edge, sums, total = chunk_sums(
-            at,
-            (shift, beta, inverse_temperature, least),
-            True,
-            True,
-            VECTORIZED,
-            VEC,
-            VECTORS,
-            WARPS,
-            BLOCKS,
+        edge, sums, total = _sums_from(
+            at, shift, inverse_temperature, least, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS
         )
         reached = total >= enough
         low = tl.where(reached, middle, low)
         high = tl.where(reached, high, middle - 1)
     least = _value(low, SPARE)
-    edge, sums, total = chunk_sums(
-        at,
-        (shift, beta, inverse_temperature, least),
-        True,
-        True,
-        VECTORIZED,
-        VEC,
-        VECTORS,
-        WARPS,
-        BLOCKS,
+    edge, sums, total = _sums_from(
+        at, shift, inverse_temperature, least, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS
     )
     return edge, sums, total, shift, least

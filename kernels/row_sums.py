@@ -80,19 +80,20 @@ def _row_sums(
         grad_scale, grad_x_0 = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
         if WITH_GRAD:
             grad_scale, grad_x_0 = tl.load(up_total + row), tl.load(up_x_0 + row)
-        narrow = (
+        fp32_terms = (
             scale.to(tl.float32), shift.to(tl.float32),
             grad_scale.to(tl.float32), grad_x_0.to(tl.float32), TERM,
         )  # fmt: skip
         if CONTIGUOUS:
             total, slopes = row_pass(
-                scores, grad_row, dim, state, target, narrow,
+                scores, grad_row, dim, state, target, fp32_terms,
                 _summands, WITH_GRAD, BOTH, TOGETHER, VEC, UNIT, BLOCK,
             )  # fmt: skip
         else:
             total, slopes = strided_pass(
-                scores, grad_row, stride_y, dim, state, target, narrow, _summands, WITH_GRAD, UNIT
-            )
+                scores, grad_row, stride_y, dim, state, target, fp32_terms,
+                _summands, WITH_GRAD, UNIT,
+            )  # fmt: skip
         sufficed = (tl.abs(total) > LEAST) & (tl.abs(total) < INFINITY)
         sufficed = sufficed & (tl.abs(slopes) < INFINITY)
         if sufficed == 0:  # float32 overflowed, or vanished: the true value may not

@@ -77,15 +77,15 @@ def _position(
         if WITH_GRAD:
             a, b_, c, _ = entropy_coefficients(noise, now, clean, vocab, ABSORBING)
             ga, gb, gc = grad_scale * a, grad_scale * b_, grad_scale * c
-        narrow = (ga.to(tl.float32), gb.to(tl.float32), gc.to(tl.float32))
+        fp32_terms = (ga.to(tl.float32), gb.to(tl.float32), gc.to(tl.float32))
         if CONTIGUOUS:
             sum_exp, sum_log = row_pass(
-                scores, grad_row, dim, state, target, narrow,
+                scores, grad_row, dim, state, target, fp32_terms,
                 _term, WITH_GRAD, LOGS, TOGETHER, VEC, UNIT, BLOCK,
             )  # fmt: skip
         else:
             sum_exp, sum_log = strided_pass(
-                scores, grad_row, stride_y, dim, state, target, narrow, _term, WITH_GRAD, UNIT
+                scores, grad_row, stride_y, dim, state, target, fp32_terms, _term, WITH_GRAD, UNIT
             )
         if sum_exp == float("inf"):  # float32 overflowed: the true value may not
             sum_exp, sum_log = strided_pass(

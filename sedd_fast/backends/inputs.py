@@ -52,14 +52,14 @@ class _OfProcess:
         named = ((name, getattr(self, name)) for name in self.TENSORS)
         return {name: value for name, value in named if value is not None}
 
-    def contiguous(self: _Inputs, *, narrow: bool = False) -> _Inputs:
+    def contiguous(self: _Inputs, *, keep_fp32: bool = False) -> _Inputs:
         """The same, as kernels read it; keep it while its addresses are in use.
 
-        Noise and weights in float64, unless the kernel takes float32 too (``narrow``).
+        Noise and weights in float64, unless the kernel takes float32 too (``keep_fp32``).
         """
         changed: dict[str, Any] = {}
         for name, value in self.tensors().items():
-            if value.dtype == torch.float32 and not narrow:
+            if value.dtype == torch.float32 and not keep_fp32:
                 changed[name] = value.double().contiguous()
             elif not value.is_contiguous():
                 changed[name] = value.contiguous()

@@ -102,12 +102,12 @@ def check_device(name: str, value: Tensor, like: Tensor, like_name: str) -> None
 
 
 def per_sequence(
-    name: str, value: Tensor | float, tokens: Tensor, *, narrow: bool = False
+    name: str, value: Tensor | float, tokens: Tensor, *, keep_fp32: bool = False
 ) -> Tensor:
     """A noise level given as a number, (), (B,) or (B, 1), as (B,) float64 beside ``tokens``.
 
     Args:
-        narrow: float32 stays float32, for operations whose backends convert it themselves: a
+        keep_fp32: float32 stays float32, for operations whose backends convert it themselves: a
             conversion here is a launch on a GPU.
 
     Raises:
@@ -132,17 +132,17 @@ def per_sequence(
             f"{name} must be a number or have shape ({batch},) or ({batch}, 1), "
             f"got {tuple(value.shape)}"
         )
-    return value.to(device=tokens.device, dtype=_kept(value, narrow))
+    return value.to(device=tokens.device, dtype=_float_dtype(value, keep_fp32))
 
 
-def _kept(value: Tensor, narrow: bool) -> torch.dtype:
-    return torch.float32 if narrow and value.dtype == torch.float32 else torch.float64
+def _float_dtype(value: Tensor, keep_fp32: bool) -> torch.dtype:
+    return torch.float32 if keep_fp32 and value.dtype == torch.float32 else torch.float64
 
 
 def per_position(
-    name: str, value: Tensor | None, tokens: Tensor, *, narrow: bool = False
+    name: str, value: Tensor | None, tokens: Tensor, *, keep_fp32: bool = False
 ) -> Tensor | None:
-    """An optional weight for every position, as (B, L) float64; ``narrow`` as in per_sequence."""
+    """An optional weight for every position, as (B, L) float64; keep_fp32 as in per_sequence."""
     if value is None:
         return None
     check_tensor(name, value)
@@ -156,7 +156,7 @@ def per_position(
             "expand a weight per sequence with [:, None].expand(B, L)"
         )
     check_device(name, value, tokens, "x_t")
-    return value.to(_kept(value, narrow))
+    return value.to(_float_dtype(value, keep_fp32))
 
 
 def check_pair(log_score: Tensor, x_t: Tensor, graph: GraphLike) -> None:
@@ -173,11 +173,11 @@ def noise_removed(
     method: str,
     x_t: Tensor,
     *,
-    narrow: bool = False,
+    keep_fp32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """sigma and dsigma of a reverse step as (B,) float64; dsigma is not needed to denoise.
 
-    ``narrow`` as in per_sequence.
+    ``keep_fp32`` as in per_sequence.
     """
     if dsigma is None or method == "denoise":
         if method != "denoise":
@@ -187,7 +187,7 @@ def noise_removed(
             )
         dsigma = 0.0
     levels = (("sigma", sigma), ("dsigma", dsigma))
-    first, second = (per_sequence(name, of, x_t, narrow=narrow) for name, of in levels)
+    first, second = (per_sequence(name, of, x_t, keep_fp32=keep_fp32) for name, of in levels)
     return first, second
 
 

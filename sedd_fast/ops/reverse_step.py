@@ -205,4 +205,4 @@ def _prepare(
 ) -> tuple[Tensor, Tensor]:
     arguments.check_choice("method", method, arguments.METHODS)
     arguments.check_pair(log_score, x_t, graph)
-    return arguments.noise_removed(sigma, dsigma, method, x_t, narrow=True)
+    return arguments.noise_removed(sigma, dsigma, method, x_t, keep_fp32=True)

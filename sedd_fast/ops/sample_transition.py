@@ -54,7 +54,7 @@ def sample_transition(
     """
     arguments.check_graph(graph)
     arguments.check_tokens("x_0", x_0)
-    sigma = arguments.per_sequence("sigma", sigma, x_0, narrow=True)
+    sigma = arguments.per_sequence("sigma", sigma, x_0, keep_fp32=True)
     return sample_transition_op(
         x_0, sigma, uniforms(x_0, u, generator), graph.kind, graph.vocab_size
     )

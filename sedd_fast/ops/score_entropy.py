@@ -214,6 +214,6 @@ def _prepare(
     arguments.check_pair(log_score, x_t, graph)
     arguments.check_tokens("x_0", x_0, x_t.shape)
     arguments.check_device("x_0", x_0, log_score, "log_score")
-    sigma = arguments.per_sequence("sigma", sigma, x_t, narrow=True)
-    row_weight = arguments.per_position("row_weight", row_weight, x_t, narrow=True)
+    sigma = arguments.per_sequence("sigma", sigma, x_t, keep_fp32=True)
+    row_weight = arguments.per_position("row_weight", row_weight, x_t, keep_fp32=True)
     return log_score, sigma, x_t, x_0, row_weight

@@ -18,9 +18,9 @@ def inputs_of(graph: sf.Graph, device: str) -> tuple[Inputs, Inputs]:
     """In float32, and the same values in float64."""
     made = make_inputs(graph, shape=(2, 3), device=device)
     names = ("sigma", "dsigma", "row_weight")
-    narrow = {name: getattr(made, name).float() for name in names}
-    wide = {name: value.double() for name, value in narrow.items()}
-    return replace(made, **narrow), replace(made, **wide)
+    fp32 = {name: getattr(made, name).float() for name in names}
+    fp64 = {name: value.double() for name, value in fp32.items()}
+    return replace(made, **fp32), replace(made, **fp64)
 
 
 def gradient(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -34,12 +34,10 @@ def gradient(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=str)
 def test_losses_are_those_of_the_same_values_in_float64(backend: Backend, graph):
-    narrow, wide = inputs_of(graph, backend.device)
-    for a, b in zip(gradient(narrow), gradient(wide), strict=True):
+    fp32, fp64 = inputs_of(graph, backend.device)
+    for a, b in zip(gradient(fp32), gradient(fp64), strict=True):
         assert torch.equal(a, b)
-    both = [
-        sf.score_entropy_with_grad(*i.entropy(), row_weight=i.row_weight) for i in (narrow, wide)
-    ]
+    both = [sf.score_entropy_with_grad(*i.entropy(), row_weight=i.row_weight) for i in (fp32, fp64)]
     for a, b in zip(*both, strict=True):
         assert torch.equal(a, b)
 
@@ -47,13 +45,11 @@ def test_losses_are_those_of_the_same_values_in_float64(backend: Backend, graph)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS, ids=str)
 def test_draws_are_those_of_the_same_values_in_float64(backend: Backend, graph, method):
-    narrow, wide = inputs_of(graph, backend.device)
-    steps = [sf.reverse_step(*i.reverse(), method=method, u=i.u) for i in (narrow, wide)]
+    fp32, fp64 = inputs_of(graph, backend.device)
+    steps = [sf.reverse_step(*i.reverse(), method=method, u=i.u) for i in (fp32, fp64)]
     assert torch.equal(*steps)
-    assert torch.equal(*(sf.reverse_probs(*i.reverse(), method=method) for i in (narrow, wide)))
-    assert torch.equal(
-        *(sf.sample_transition(i.x_0, i.sigma, graph, u=i.u) for i in (narrow, wide))
-    )
+    assert torch.equal(*(sf.reverse_probs(*i.reverse(), method=method) for i in (fp32, fp64)))
+    assert torch.equal(*(sf.sample_transition(i.x_0, i.sigma, graph, u=i.u) for i in (fp32, fp64)))
 
 
 class Conversions(TorchDispatchMode):

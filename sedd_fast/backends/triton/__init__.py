@@ -98,7 +98,7 @@ def sample_transition(noising: Noising) -> Tensor:
     from sedd_fast.kernels import sample_transition as kernel
 
     values.check(noising)
-    noising = noising.contiguous(narrow=True)
+    noising = noising.contiguous(keep_fp32=True)
     x_0, x_t = noising.x_0, torch.empty_like(noising.x_0)
     with _launching("sample_transition", x_0):
         kernel.launch(x_0, noising.sigma, noising.u, x_t, noising.graph, noising.vocab_size)
@@ -140,7 +140,7 @@ def _entropy(
     from sedd_fast.kernels import score_entropy as kernel
 
     values.check(entropy)
-    entropy = entropy.contiguous(narrow=True)
+    entropy = entropy.contiguous(keep_fp32=True)
     small = (entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight)
     with _launching("score_entropy", log_score):
         kernel.launch(
@@ -153,7 +153,7 @@ def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
     from sedd_fast.kernels import reverse_step as kernel
 
     values.check(reverse)
-    reverse = reverse.contiguous(narrow=True)
+    reverse = reverse.contiguous(keep_fp32=True)
     assert reverse.u is not None
     x_s = _empty(reverse.x_t, reverse.x_t.dtype)
     small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s)
