@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sedd_fast import Graph, Noise
-from sedd_fast.losses import ScoreModel
+from sedd_fast.models.interface import ScoreModel
 
 
 def sample_transition(x_0: Tensor, sigma: Tensor, graph: Graph) -> Tensor:

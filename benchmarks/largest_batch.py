@@ -25,7 +25,8 @@ from workloads import Training
 
 import sedd_fast as sf
 from sedd_fast.backends import registry
-from sedd_fast.model import SEDD, SEDDConfig
+from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.sedd import SEDD
 
 Step = Callable[[Training], None]
 SHARE = 0.95

@@ -4,8 +4,8 @@
     python benchmarks/loss_curves.py --data book.txt --dtype fp32,bf16 --json c.json --plot c.png
     python benchmarks/loss_curves.py model.hidden_size=64 training.batch_size=8
 
-Preset tiny, 200 steps of the trainer (``sedd_fast.learner``), four times from the same weights on
-the same batches:
+Preset tiny, 200 steps of the trainer (``sedd_fast.train.step``), four times from the same weights
+on the same batches:
 
     dense      the network gives log scores and ``score_entropy`` makes the loss of them
     fused      the network is called with x_0 and gives the loss itself
@@ -31,11 +31,12 @@ import torch
 from torch import Tensor
 from worker import provenance
 
-from sedd_fast.config import TrainConfig, load_config
-from sedd_fast.data import Corpus, load_corpus
-from sedd_fast.held_out import held_out_loss
-from sedd_fast.learner import Learner, learning_rate
-from sedd_fast.train import make_accelerator
+from sedd_fast.data.corpus import Corpus, load_corpus
+from sedd_fast.train.api import make_accelerator
+from sedd_fast.train.config import load_config
+from sedd_fast.train.held_out import held_out_loss
+from sedd_fast.train.settings import TrainConfig
+from sedd_fast.train.step import Learner, learning_rate
 
 VARIANTS = ("dense", "fused", "rounding", "seed")
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}

@@ -26,7 +26,8 @@ from torch import Tensor
 from worker import provenance
 
 import sedd_fast as sf
-from sedd_fast.model import SEDD, SEDDConfig
+from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.sedd import SEDD
 
 STATES, LENGTH, BATCH = 15, 64, 32
 

@@ -18,7 +18,9 @@ from settings import DTYPES, Settings
 from torch import Tensor, nn
 
 import sedd_fast as sf
-from sedd_fast.model import SEDD, SEDDConfig
+from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.interface import ScoreEntropyRequest
+from sedd_fast.models.sedd import SEDD
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def gradients(settings: Settings, s: Small, dtype: str) -> list[Contender]:
 
     def fused() -> None:
         with s.autocast(dtype):
-            loss = s.model(s.x_t, s.sigma, s.x_0, s.weight, "sum")
+            loss = s.model(s.x_t, s.sigma, ScoreEntropyRequest(s.x_0, s.weight, "sum"))
         loss.backward()
 
     return ours(settings, ", dense", dense) + ours(settings, ", fused head", fused, head=True)

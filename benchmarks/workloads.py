@@ -18,9 +18,10 @@ from settings import DTYPES, Settings
 from torch import Tensor
 
 import sedd_fast as sf
-from sedd_fast.losses import ScoreModel
-from sedd_fast.model import SEDD, SEDDConfig
-from sedd_fast.sampling import sample
+from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel
+from sedd_fast.models.sedd import SEDD
+from sedd_fast.sampling.api import sample
 
 
 def network(settings: Settings, device: torch.device) -> SEDD:
@@ -106,7 +107,7 @@ class Training:
         sigma, weight = self.noise()
         x_t = sf.sample_transition(self.x_0, sigma, self.model.graph)
         with self.autocast():
-            loss = self.model(x_t, sigma.squeeze(-1), self.x_0, weight, "sum")
+            loss = self.model(x_t, sigma.squeeze(-1), ScoreEntropyRequest(self.x_0, weight, "sum"))
         loss.backward()
         self.update()
 

@@ -46,7 +46,7 @@ EntropyInputs make_entropy(const Scores& scores, uintptr_t sigma, uintptr_t x_t,
 
 ReverseInputs make_reverse(const Scores& scores, uintptr_t x_t, uintptr_t sigma, uintptr_t dsigma,
                            int graph, int64_t vocab, int method, bool scale_by_sigma,
-                           double coldness, double top_p) {
+                           double inverse_temperature, double top_p) {
   return {scores,
           pointer<const int64_t>(x_t),
           pointer<const double>(sigma),
@@ -54,7 +54,7 @@ ReverseInputs make_reverse(const Scores& scores, uintptr_t x_t, uintptr_t sigma,
           {static_cast<Graph>(graph), vocab},
           static_cast<Method>(method),
           scale_by_sigma,
-          coldness,
+          inverse_temperature,
           top_p};
 }
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
-from sedd_fast.samplers.legacy import gumbel_argmax
+from sedd_fast.sampling.legacy import gumbel_argmax
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from toy_world import GRAPHS, SCHEDULES, Step, ToyWorld, chain_law, data_law

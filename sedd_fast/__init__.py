@@ -9,20 +9,20 @@
 """
 
 from sedd_fast.backends.registry import use_backend
-from sedd_fast.dense_graph import DenseGraph
-from sedd_fast.ema import ExponentialMovingAverage
 from sedd_fast.environment import info, reuse_memory
 from sedd_fast.evaluate import likelihood_bound
-from sedd_fast.graphs import Absorbing, Graph, Uniform
-from sedd_fast.losses import ScoreEntropyLoss
-from sedd_fast.model import SEDD, SEDDConfig
-from sedd_fast.noise import GeometricNoise, LogLinearNoise, Noise
-from sedd_fast.objectives import (
+from sedd_fast.losses import (
     ConcreteScoreMatching,
     D3PMLoss,
     DenseScoreEntropyLoss,
     MaskedCrossEntropy,
 )
+from sedd_fast.losses.score_entropy import ScoreEntropyLoss
+from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.ema import ExponentialMovingAverage
+from sedd_fast.models.posterior import PosteriorModel, posterior_from_score, score_from_posterior
+from sedd_fast.models.posterior_sedd import PosteriorSEDD
+from sedd_fast.models.sedd import SEDD
 from sedd_fast.ops import (
     linear_reverse_step,
     linear_score_entropy,
@@ -34,9 +34,11 @@ from sedd_fast.ops import (
     score_entropy_with_grad,
     touched_rows,
 )
-from sedd_fast.posterior import PosteriorModel, posterior_from_score, score_from_posterior
-from sedd_fast.posterior_sedd import PosteriorSEDD
-from sedd_fast.sampling import Remask, infill, sample
+from sedd_fast.process.dense_graph import DenseGraph
+from sedd_fast.process.graphs import Absorbing, Graph, Uniform
+from sedd_fast.process.noise import GeometricNoise, LogLinearNoise, Noise
+from sedd_fast.sampling.api import infill, sample
+from sedd_fast.sampling.remask import Remask
 from sedd_fast.version import __version__
 
 __all__ = [

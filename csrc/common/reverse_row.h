@@ -23,10 +23,10 @@ struct ReverseArguments {
   int64_t* x_s;          // (B, L)
   Process process;
   Method method;
-  double coldness;  // one over the temperature of the shares of the tokens; their sum stays
+  double inverse_temperature;  // one over the temperature of the shares of the tokens; their sum stays
   double top_p;     // what the shares of the tokens that remain reach
 
-  SEDD_HOST_DEVICE bool shaped() const { return coldness != 1 || top_p < 1; }
+  SEDD_HOST_DEVICE bool shaped() const { return inverse_temperature != 1 || top_p < 1; }
 };
 
 // Four vectors in flight: every chunk costs a reduction over its warp, and larger ones are fewer.
@@ -39,14 +39,14 @@ struct ReverseShared {
   bool stays;
 };
 
-// weight(l) = max(0, exp((l - shift) * coldness) + beta), and 0 for l below `least`, in units of
-// alpha, which float32 need not hold. The coldness is one over the temperature.
+// weight(l) = max(0, exp((l - shift) * inverse_temperature) + beta), and 0 for l below `least`, in units of
+// alpha, which float32 need not hold. The inverse_temperature is one over the temperature.
 template <class C>
 struct Weights {
-  C beta = 0, shift = 0, coldness = 1, least = static_cast<C>(-HUGE_VAL);
+  C beta = 0, shift = 0, inverse_temperature = 1, least = static_cast<C>(-HUGE_VAL);
 
   SEDD_HOST_DEVICE C operator()(C l) const {
-    const C w = exponential((l - shift) * coldness) + beta;
+    const C w = exponential((l - shift) * inverse_temperature) + beta;
     return w < 0 || l < least ? C(0) : w;  // keeps NaN
   }
 };
@@ -135,7 +135,7 @@ SEDD_HOST_DEVICE double reshape(Block& block, ReverseShared& shared, double* chu
   using Value = typename std::conditional<sizeof(T) == 8, double, float>::type;
   const double largest = row_max<exact>(block, shared.slots, row, x_t);
   weights.shift = static_cast<C>(largest);
-  weights.coldness = static_cast<C>(in.coldness);
+  weights.inverse_temperature = static_cast<C>(in.inverse_temperature);
   const auto sum = [&](double least) {
     weights.least = static_cast<C>(least);
     block.sync();  // the sums before have been read

@@ -25,10 +25,10 @@ struct ReverseInputs {
   Process process;
   Method method;
   bool scale_by_sigma;  // the scores are raw outputs f, of l = f - ln E - ln V
-  double coldness;      // one over the temperature of the shares of the tokens; their sum stays
+  double inverse_temperature;      // one over the temperature of the shares of the tokens; their sum stays
   double top_p;         // what the shares of the tokens that remain reach
 
-  bool shaped() const { return coldness != 1 || top_p < 1; }
+  bool shaped() const { return inverse_temperature != 1 || top_p < 1; }
 };
 
 struct RowSumsInputs {

@@ -45,7 +45,7 @@ void reshape(const ReverseInputs& in, int64_t r, Law& law, Scratch& scratch) {
   const double before = law.sum;
   if (!(before > 0) || !std::isfinite(before)) return;
   law.weights.shift = law.row->max(law.l, dim, x_t);
-  law.weights.coldness = in.coldness;
+  law.weights.inverse_temperature = in.inverse_temperature;
   const auto sum = [&](double least) {
     law.weights.least = least;
     return law.row->chunk_weights(law.l, dim, x_t, law.weights, scratch.chunks.data());

@@ -24,10 +24,10 @@ struct TermSums {
   double value, slope;  // sum of f(z), sum of f'(z)
 };
 
-// weight(l) = max(0, exp((l - shift) * coldness) + beta), and 0 for l below `least`. The coldness
+// weight(l) = max(0, exp((l - shift) * inverse_temperature) + beta), and 0 for l below `least`. The inverse_temperature
 // is one over the temperature.
 struct Weights {
-  double beta = 0, shift = 0, coldness = 1, least = -__builtin_inf();
+  double beta = 0, shift = 0, inverse_temperature = 1, least = -__builtin_inf();
 };
 
 struct RowFunctions {

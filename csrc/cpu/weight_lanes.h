@@ -24,18 +24,18 @@ struct Plain {
 // The same at any temperature and without the states below `least`.
 template <class C>
 struct Shaped {
-  C beta, shift, coldness, least;
+  C beta, shift, inverse_temperature, least;
 
   explicit Shaped(Weights w)
-      : beta(C(w.beta)), shift(C(w.shift)), coldness(C(w.coldness)), least(C(w.least)) {}
+      : beta(C(w.beta)), shift(C(w.shift)), inverse_temperature(C(w.inverse_temperature)), least(C(w.least)) {}
   SEDD_INLINE typename Lanes<C>::vec operator()(typename Lanes<C>::vec l) const {
     typedef typename Lanes<C>::vec vec;
-    const vec w = exp_lanes((l - shift) * coldness) + beta;
+    const vec w = exp_lanes((l - shift) * inverse_temperature) + beta;
     return (w < vec{}) | (l < vec{} + least) ? vec{} : w;
   }
 };
 
-inline bool shaped(Weights w) { return w.coldness != 1 || w.least > -__builtin_inf(); }
+inline bool shaped(Weights w) { return w.inverse_temperature != 1 || w.least > -__builtin_inf(); }
 
 // The largest of n scores; NaN is passed over.
 template <class T, class C>

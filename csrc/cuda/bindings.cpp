@@ -61,7 +61,7 @@ void set_gradient(EntropyCall& call, const Tensor& gradient, uintptr_t upstream,
 
 ReverseCall make_reverse(const Tensor& scores, uintptr_t x_t, uintptr_t sigma, uintptr_t dsigma,
                          uintptr_t u, uintptr_t x_s, int graph, int64_t vocab, int method,
-                         double coldness, double top_p) {
+                         double inverse_temperature, double top_p) {
   return {{pointer<const void>(scores.data),
            scores.layout,
            pointer<const int64_t>(x_t),
@@ -71,7 +71,7 @@ ReverseCall make_reverse(const Tensor& scores, uintptr_t x_t, uintptr_t sigma, u
            pointer<int64_t>(x_s),
            {static_cast<Graph>(graph), vocab},
            static_cast<Method>(method),
-           coldness,
+           inverse_temperature,
            top_p},
           scores.rows(),
           scores.dtype};

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.head import EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.head import EntropyRows, Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import Entropy
 
 #: Bytes of a row of a block on a CPU: large products run at full speed on blocks of that width, and
@@ -93,11 +93,11 @@ class Kernel(Protocol):
 
 def losses(linear: Linear, entropy: Entropy, kernel: Kernel) -> Tensor:
     """(B * L,) float64 losses: one product."""
-    return _Run(linear, entropy, None, Needs(False, False, False), kernel)()[0]
+    return _Run(linear, entropy, None, NeedsGrad(False, False, False), kernel)()[0]
 
 
 def losses_and_gradients(
-    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: Needs, kernel: Kernel
+    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: NeedsGrad, kernel: Kernel
 ) -> tuple[Tensor, Gradients]:
     """Losses (B * L,) float64, and gradients of ``(lift * loss).sum()``: three products.
 
@@ -114,7 +114,7 @@ class _Run:
         linear: Linear,
         entropy: Entropy,
         lift: Tensor | float | None,
-        needs: Needs,
+        needs: NeedsGrad,
         kernel: Kernel,
     ) -> None:
         self.linear, self.entropy, self.lift = linear, entropy, lift
@@ -126,7 +126,7 @@ class _Run:
         self.states, self.chunk = self._plan()
         self.sum_dtype = torch.promote_types(linear.dtype, torch.float32)
         self.gradients = self._allocate()
-        self.bias = linear.wide_bias()
+        self.bias = linear.bias_fp32()
 
     def _plan(self) -> tuple[int, int]:
         """States in a block and rows in a chunk, for the workspace: all rows at once where it can.

@@ -171,7 +171,7 @@ def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
         GRAPHS[reverse.graph],
         reverse.vocab_size,
         METHODS[reverse.method],
-        reverse.coldness,
+        reverse.inverse_temperature,
         reverse.top_p,
     )
     _launch(kernels().reverse_step, call, log_score)

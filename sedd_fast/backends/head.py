@@ -40,7 +40,7 @@ class Linear:
     dtype: torch.dtype
     workspace: int
 
-    def wide_bias(self) -> Tensor:
+    def bias_fp32(self) -> Tensor:
         """(dim,) the bias, or zeros, in the dtype of sums, at least float32; contiguous."""
         bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
         return bias.to(torch.promote_types(self.dtype, torch.float32)).contiguous()
@@ -60,7 +60,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Needs:
+class NeedsGrad:
     """Which gradients are wanted."""
 
     hidden: bool

@@ -20,14 +20,14 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-_Inputs = TypeVar("_Inputs", bound="_OfProcess")
+_Inputs = TypeVar("_Inputs", bound="OpInputs")
 
 #: The largest factor of a score, and one over the least, that kernels compute with in float32. At
 #: either only the largest score, or every score alike, has weight.
 COLDEST = 1e30
 
 
-class _OfProcess:
+class OpInputs:
     """Tensors, and the process that they belong to.
 
     ``TENSORS`` names them: asking the dataclass in every call would take microseconds.
@@ -76,7 +76,7 @@ def touched(x_t: Tensor, row_weight: Tensor | None, graph: str, vocab_size: int)
 
 
 @dataclass(frozen=True)
-class Noising(_OfProcess):
+class Noising(OpInputs):
     """Of sample_transition."""
 
     TENSORS: ClassVar = ("x_0", "sigma", "u")
@@ -88,7 +88,7 @@ class Noising(_OfProcess):
 
 
 @dataclass(frozen=True)
-class Entropy(_OfProcess):
+class Entropy(OpInputs):
     """Of score_entropy; ``scale_by_sigma`` where a head gives f of l = f - ln E - ln V."""
 
     TENSORS: ClassVar = ("sigma", "x_t", "x_0", "row_weight")
@@ -116,7 +116,7 @@ class Entropy(_OfProcess):
 
 
 @dataclass(frozen=True)
-class Reverse(_OfProcess):
+class Reverse(OpInputs):
     """Of reverse_step, and but for ``u`` of reverse_probs; ``scale_by_sigma`` as in Entropy."""
 
     TENSORS: ClassVar = ("x_t", "sigma", "dsigma", "u")
@@ -137,7 +137,7 @@ class Reverse(_OfProcess):
         return self.temperature != 1 or self.top_p < 1
 
     @property
-    def coldness(self) -> float:
+    def inverse_temperature(self) -> float:
         """One over the temperature, as kernels take it: 0 or infinity times a score may be NaN."""
         return min(max(1 / self.temperature, 1 / COLDEST), COLDEST)
 
@@ -158,7 +158,7 @@ class Reverse(_OfProcess):
 
 
 @dataclass(frozen=True)
-class Sums(_OfProcess):
+class Sums(OpInputs):
     """Of row_sums: f(a exp(l) + b), f by ``term``; a and b (B, L) float64."""
 
     TENSORS: ClassVar = ("x_t", "x_0", "a", "b")

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sedd_fast import demo
-from sedd_fast.autoregressive import Autoregressive
 from sedd_fast.cli.display import TrainingDisplay
 from sedd_fast.cli.network import (
     GPT2_TOKENS,
@@ -24,18 +22,20 @@ from sedd_fast.cli.network import (
     load_network,
 )
 from sedd_fast.cli.output import progress
-from sedd_fast.config import load_config
-from sedd_fast.data import load_corpus, pack
+from sedd_fast.data.blocks import BlockOrder
+from sedd_fast.data.corpus import load_corpus, pack
+from sedd_fast.data.sources import read_documents, split_documents
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.likelihood import exact_likelihood
 from sedd_fast.evaluate.tradeoff import Budget, Quality, spaced_rows
-from sedd_fast.model import SEDD
-from sedd_fast.order import BlockOrder
-from sedd_fast.run_state import RunDirectory
-from sedd_fast.settings import ObjectiveSection
-from sedd_fast.sources import read_documents, split_documents
-from sedd_fast.train import is_finished, resume, train
+from sedd_fast.models.autoregressive import Autoregressive
+from sedd_fast.models.sedd import SEDD
+from sedd_fast.train import demo
+from sedd_fast.train.api import is_finished, resume, train
+from sedd_fast.train.config import load_config
+from sedd_fast.train.run_directory import RunDirectory
+from sedd_fast.train.settings import ObjectiveSection
 
 #: Where `--demo` has its two networks.
 DEMO = (Path("runs/demo"), Path("runs/demo-ar"))

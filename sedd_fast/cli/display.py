@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sedd_fast.cli.output import progress
-from sedd_fast.train import HeldOut, StepInfo
+from sedd_fast.train.progress import HeldOut, StepInfo
 
 _LINE_SECONDS, _FRAME_SECONDS = 10.0, 0.2
 _STEPS_AVERAGED = 50  # one batch's loss says little: its noise levels are drawn anew each time

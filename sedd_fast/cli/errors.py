@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from sedd_fast.train import NonFiniteLossError
+from sedd_fast.train.progress import NonFiniteLossError
 
 #: typer carries click inside or beside it, as the version has it; this is its base of usage errors.
 UsageError: type[Exception] = next(

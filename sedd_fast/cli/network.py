@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from sedd_fast import networks
-from sedd_fast.autoregressive import Autoregressive
 from sedd_fast.backends import registry
-from sedd_fast.checkpoint import CONFIG
-from sedd_fast.model import SEDD
-from sedd_fast.run_state import RunDirectory
-from sedd_fast.tokenizers import MARKER, Tokenizer, load_tokenizer, make_tokenizer
+from sedd_fast.data.tokenizers import MARKER, Tokenizer, load_tokenizer, make_tokenizer
+from sedd_fast.models import networks
+from sedd_fast.models.autoregressive import Autoregressive
+from sedd_fast.models.checkpoint import CONFIG
+from sedd_fast.models.sedd import SEDD
+from sedd_fast.train.run_directory import RunDirectory
 
 _TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
 GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2's

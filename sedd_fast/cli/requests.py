@@ -17,12 +17,12 @@ from sedd_fast.cli.network import Network
 from sedd_fast.cli.output import heading, show_text, write_json
 from sedd_fast.cli.progress import Report, counted
 from sedd_fast.cli.sampler_options import Settings
-from sedd_fast.sampling import Step
-from sedd_fast.sampling import infill as fill
-from sedd_fast.sources import read_text
-from sedd_fast.templates import read_template
-from sedd_fast.texts import Drawn, Piece, lay_out, read_texts
-from sedd_fast.tokenizers import Tokenizer
+from sedd_fast.data.prompts import read_template
+from sedd_fast.data.sources import read_text
+from sedd_fast.data.texts import Drawn, Piece, lay_out, read_texts
+from sedd_fast.data.tokenizers import Tokenizer
+from sedd_fast.sampling.api import Step
+from sedd_fast.sampling.api import infill as fill
 
 _EXAMPLE = '{"template": "The [8] fox."} or {"prefix": "The ", "suffix": "."}'
 KEYS = ("template", "prefix", "middle", "suffix", "length", "id")
@@ -33,7 +33,7 @@ class Request:
     """A text to be drawn around what is given.
 
     Args:
-        tokens, known: (L,), as :func:`sedd_fast.texts.lay_out` makes them.
+        tokens, known: (L,), as :func:`sedd_fast.data.texts.lay_out` makes them.
         label: what JSON records carry besides, such as its line.
     """
 

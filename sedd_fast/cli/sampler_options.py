@@ -12,7 +12,8 @@ import torch
 import typer
 
 from sedd_fast.cli.network import Network, Precision
-from sedd_fast.sampling import METHODS, Remask
+from sedd_fast.sampling.api import METHODS
+from sedd_fast.sampling.remask import Remask
 
 #: How a step goes from a noise level to the next.
 Method = Enum("Method", [(name, name) for name in METHODS], type=str)  # type: ignore[misc]

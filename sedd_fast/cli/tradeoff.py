@@ -18,6 +18,7 @@ from sedd_fast.cli.progress import counted
 from sedd_fast.cli.sampler_options import COUNT, MOST, SEED, DeviceName, Dtype, Length
 from sedd_fast.cli.samples import ModelOrNone
 from sedd_fast.cli.tradeoff_report import show
+from sedd_fast.evaluate.plots import plot_tradeoff
 from sedd_fast.evaluate.tradeoff import (
     LABELS,
     Point,
@@ -26,8 +27,7 @@ from sedd_fast.evaluate.tradeoff import (
     measure_baseline,
     measure_sampler,
 )
-from sedd_fast.plots import plot_tradeoff
-from sedd_fast.sampling import METHODS
+from sedd_fast.sampling.api import METHODS
 
 RECORD, PICTURE = "tradeoff.json", "tradeoff.png"
 MINUTES = 5.0  # of --demo

@@ -10,15 +10,16 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from sedd_fast import train as trainer
 from sedd_fast.cli.display import TrainingDisplay, shown
 from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.output import is_main_process, pairs, results
-from sedd_fast.config import TrainConfig, load_config
-from sedd_fast.metrics import read_metrics
-from sedd_fast.plots import plot_training
-from sedd_fast.run_state import RunDirectory
-from sedd_fast.tokenizers import load_tokenizer
+from sedd_fast.data.tokenizers import load_tokenizer
+from sedd_fast.train import api as trainer
+from sedd_fast.train.config import load_config
+from sedd_fast.train.metrics import read_metrics
+from sedd_fast.train.plots import plot_training
+from sedd_fast.train.run_directory import RunDirectory
+from sedd_fast.train.settings import TrainConfig
 
 PICTURE = "curves.png"
 

@@ -1,6 +1,6 @@
 """data: Hugging Face data sets, tokenised with GPT-2's vocabulary and cut into blocks.
 
-``sedd_fast.data`` does more (local files, any tokenizer, streaming, resumable order).
+``sedd_fast.data.corpus`` does more (local files, any tokenizer, streaming, resumable order).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from sedd_fast.detokenizers import (
+from sedd_fast.data.datasets import NAMED, NamedData
+from sedd_fast.data.detokenizers import (
     lambada_detokenizer,
     lm1b_detokenizer,
     ptb_detokenizer,
     wt_detokenizer,
 )
-from sedd_fast.named_data import NAMED, NamedData
-from sedd_fast.tokenizers import Tokenizer, load_tokenizer
+from sedd_fast.data.tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
     "cycle_loader",

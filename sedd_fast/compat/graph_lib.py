@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sedd_fast import graphs, ops
+from sedd_fast import ops
 from sedd_fast.compat.catsample import sample_categorical
+from sedd_fast.process import graphs
 
 
 def get_graph(config: Any, device: torch.device | str | None = None) -> Graph:

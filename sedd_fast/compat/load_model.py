@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from sedd_fast import checkpoint
 from sedd_fast.compat import graph_lib, noise_lib, utils
 from sedd_fast.compat.model import SEDD
+from sedd_fast.models import checkpoint
 
 Loaded = tuple[SEDD, graph_lib.Graph, noise_lib.Noise]
 

@@ -1,4 +1,4 @@
-"""noise_lib: the schedules of ``sedd_fast.noise`` as modules, to be moved and wrapped in DDP."""
+"""noise_lib: the noise schedules as modules, to be moved and wrapped in DDP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sedd_fast import noise as schedules
+from sedd_fast.process import noise as schedules
 
 
 def get_noise(config: Any) -> Noise:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sedd_fast.checkpoint import allow_numpy_scalars
+from sedd_fast.models.checkpoint import allow_numpy_scalars
 
 
 def load_hydra_config_from_run(load_dir: str | Path) -> Any:

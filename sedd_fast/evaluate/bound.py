@@ -51,11 +51,10 @@ from torch import Tensor
 
 from sedd_fast.evaluate.estimators import Estimator
 from sedd_fast.evaluate.result import LikelihoodBound
-from sedd_fast.graphs import Graph
-from sedd_fast.losses import ScoreModel
-from sedd_fast.noise import Noise
+from sedd_fast.models.interface import ScoreModel, device_of
 from sedd_fast.ops._arguments import check_graph, check_tokens
-from sedd_fast.sampling import device_of
+from sedd_fast.process.graphs import Graph
+from sedd_fast.process.noise import Noise
 
 _NARROW = (torch.int32, torch.int16, torch.uint16, torch.int8, torch.uint8)  # of stored corpora
 

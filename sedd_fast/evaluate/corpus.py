@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sedd_fast.data import pack
-from sedd_fast.order import Blocks
-from sedd_fast.sources import characters_in
-from sedd_fast.tokenizers import Tokenizer
+from sedd_fast.data.blocks import Blocks
+from sedd_fast.data.corpus import pack
+from sedd_fast.data.sources import characters_in
+from sedd_fast.data.tokenizers import Tokenizer
 
 WRAPS = ("sedd", "mdlm", "separate")
 

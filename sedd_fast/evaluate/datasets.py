@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sedd_fast.named_data import NAMED
-from sedd_fast.sources import HubDataset, read_documents
+from sedd_fast.data.datasets import NAMED
+from sedd_fast.data.sources import HubDataset, read_documents
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves

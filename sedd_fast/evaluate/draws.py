@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sedd_fast.sampling import tracked
+from sedd_fast.progress import tracked
 
 #: How the noise levels of a sequence are placed: see :class:`Batches`.
 TIMES = ("stratified", "antithetic")

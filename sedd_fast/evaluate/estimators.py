@@ -14,12 +14,12 @@ from torch import Tensor
 
 from sedd_fast.evaluate.draws import TIMES, Batches, paired_stderr
 from sedd_fast.evaluate.result import LikelihoodBound
-from sedd_fast.graphs import Graph
-from sedd_fast.losses import ScoreModel, entropy_of
-from sedd_fast.noise import Noise
-from sedd_fast.objectives.masked_cross_entropy import posterior_cross_entropy
+from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
+from sedd_fast.losses.score_entropy import entropy_of
+from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, evaluating
 from sedd_fast.ops import reverse_probs, sample_transition
-from sedd_fast.sampling import evaluating
+from sedd_fast.process.graphs import Graph
+from sedd_fast.process.noise import Noise
 
 MODES = ("exact", "paper", "normalised")
 
@@ -130,7 +130,8 @@ class Estimator:
         """Score entropy of each sequence times its weight (R,); (R,) float64."""
         row_weight = weight[:, None].expand(x_0.shape)
         # Of each position, not their float32 sum: the result is float64.
-        return entropy_of(model, x_t, sigma, x_0, self.graph, row_weight).double().sum(-1)
+        asked = ScoreEntropyRequest(x_0, row_weight)
+        return entropy_of(model, self.graph, x_t, sigma, asked).double().sum(-1)
 
     def _reconstruction(self, model: ScoreModel, x_0: Tensor, place: Tensor, u: Tensor) -> Tensor:
         """-log p(x_0 | x_t0) under the denoising step at t0 = eps; (R,)."""

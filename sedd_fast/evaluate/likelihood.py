@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.autoregressive import Autoregressive, NextTokenLoss
 from sedd_fast.evaluate.result import LikelihoodBound
-from sedd_fast.sampling import device_of, evaluating
+from sedd_fast.losses.next_token import NextTokenLoss
+from sedd_fast.models.autoregressive import Autoregressive
+from sedd_fast.models.interface import device_of, evaluating
 
 
 @torch.no_grad()

@@ -27,13 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sedd_fast.autoregressive import Autoregressive, generate
 from sedd_fast.evaluate.diversity import ngram_divergence, unigram_entropy
 from sedd_fast.evaluate.generative import generative_perplexity
 from sedd_fast.evaluate.judge import Judge
-from sedd_fast.model import SEDD
-from sedd_fast.ngram import NGram
-from sedd_fast.sampling import device_of, sample
+from sedd_fast.evaluate.ngram import NGram
+from sedd_fast.models.autoregressive import Autoregressive, generate
+from sedd_fast.models.interface import device_of
+from sedd_fast.models.sedd import SEDD
+from sedd_fast.sampling.api import sample
 
 ORDERS = (1, 2, 3, 4)
 METRICS = ("js", "ngram", "entropy", "genppl")

@@ -19,7 +19,7 @@ REDUCTIONS = ("none", "sum", "mean")
 
 
 class GraphLike(Protocol):
-    """What an operation needs to know of a graph (``sedd_fast.graphs``)."""
+    """What an operation needs to know of a graph (``sedd_fast.process.graphs``)."""
 
     @property
     def kind(self) -> str: ...

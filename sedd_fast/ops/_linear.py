@@ -74,7 +74,7 @@ def check_workspace(workspace: int | None, device: torch.device) -> int:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Inside an operation: its dtypes are settled, and autocast must not cast them again."""
+    """Inside an operation: its dtypes are all_unmasked, and autocast must not cast them again."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry
-from sedd_fast.backends.head import Linear, Needs
+from sedd_fast.backends.head import Linear, NeedsGrad
 from sedd_fast.backends.inputs import Entropy
 from sedd_fast.backends.values import gradient_dtype
 from sedd_fast.ops import _arguments as arguments
@@ -68,7 +68,7 @@ def linear_score_entropy_backward_op(
     linear = Linear(hidden, weight, bias, rows, dtype, workspace)
     entropy = Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size, scale_by_sigma)
     with _linear.no_autocast(hidden.device):
-        _, made = run(linear, entropy, grad_loss.double(), Needs(*needs))
+        _, made = run(linear, entropy, grad_loss.double(), NeedsGrad(*needs))
     operands = (hidden, weight, hidden if bias is None else bias)
     gradients = (made.hidden, made.weight, made.bias)
     hidden_, weight_, bias_ = (g.to(x.dtype) for g, x in zip(gradients, operands, strict=True))
@@ -102,7 +102,7 @@ def linear_score_entropy_with_grad_op(
     linear = Linear(hidden, weight, bias, rows, dtype, workspace)
     entropy = Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size, scale_by_sigma)
     with _linear.no_autocast(hidden.device):
-        loss, made = run(linear, entropy, scale, Needs(*needs))
+        loss, made = run(linear, entropy, scale, NeedsGrad(*needs))
     total = torch.mul(loss.sum(dtype=torch.float64), scale, out=loss.new_empty(()))
     return total, made.hidden, made.weight, made.bias
 

@@ -106,7 +106,7 @@ def row_sums(
         f(z) = z ("affine"), z^2 ("square"), ln z ("log")
 
     Losses of discrete diffusion are such sums with a little arithmetic a position
-    (``sedd_fast.objectives``). An absorbing position that is not masked, or any with a = 0, costs
+    (``sedd_fast.losses``). An absorbing position that is not masked, or any with a = 0, costs
     nothing: its row is never read, and both results are 0.
 
     Args:

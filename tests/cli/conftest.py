@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import train_small, write_words
 
+from helpers.small_run import train_small, write_words
 from sedd_fast.cli import errors, main
 
 

@@ -8,7 +8,7 @@ from io import StringIO
 from rich.console import Console
 
 from sedd_fast.cli.display import TrainingDisplay, duration, plain_line, sparkline
-from sedd_fast.train import HeldOut, StepInfo
+from sedd_fast.train.progress import HeldOut, StepInfo
 
 
 def info_at(step, loss=2.0, held_out=None):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_judge import save_tiny_judge
 
 import sedd_fast as sf
-from sedd_fast.autoregressive import Autoregressive
-from sedd_fast.tokenizers import CharTokenizer
+from helpers.tiny_judge import save_tiny_judge
+from sedd_fast.data.tokenizers import CharTokenizer
+from sedd_fast.models.autoregressive import Autoregressive
 
 TEXTS = ["the cat sat on a mat.", "dogs ran", "the the the the the the the the the", "cat"]
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sedd_fast.cli import requests
-from sedd_fast.sampling import infill as fill
+from sedd_fast.sampling.api import infill as fill
 
 
 def test_infill_keeps_what_was_given(run_dir, call):

@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from tiny_judge import save_tiny_judge
+
+from helpers.tiny_judge import save_tiny_judge
 
 pytest.importorskip("mauve", reason="the mauve-text library is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")

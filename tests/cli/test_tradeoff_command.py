@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from sedd_fast.config import load_config, override
-from sedd_fast.plots import plot_tradeoff
-from sedd_fast.sampling import METHODS
-from sedd_fast.train import train
+from sedd_fast.evaluate.plots import plot_tradeoff
+from sedd_fast.sampling.api import METHODS
+from sedd_fast.train.api import train
+from sedd_fast.train.config import load_config, override
 
 
 def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):

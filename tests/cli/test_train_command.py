@@ -9,9 +9,8 @@ import subprocess
 import sys
 import time
 
-from small_run import SMALL
-
-from sedd_fast.metrics import read_metrics
+from helpers.small_run import SMALL
+from sedd_fast.train.metrics import read_metrics
 
 
 def test_train_names_the_way_to_train_on_a_text(text_file, call):

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-import smoke
 import torch
-from op_cases import BACKENDS, Backend, gpu_backends
 
 import sedd_fast as sf
+from helpers import smoke
+from helpers.op_cases import BACKENDS, Backend, gpu_backends
 from sedd_fast.backends import registry, values
 
 #: Bytes of GPU memory that a process may keep for its next test; more is given to the others.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import Backend, make_inputs
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.op_cases import Backend, make_inputs
 
 #: Over a few vectors, and over several blocks of the interpreter's.
 VOCABULARIES = (21, 1100)

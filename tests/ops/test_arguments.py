@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import GRAPHS, Backend, Inputs, graph_id, make_inputs
 
 import sedd_fast as sf
+from helpers.op_cases import GRAPHS, Backend, Inputs, graph_id, make_inputs
 
 A, U = sf.Absorbing(11), sf.Uniform(11)
 #: What is changed in good inputs, and the error: (operations, change, type, words).

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import GRAPHS, METHODS, Backend, Inputs, graph_id, make_inputs
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.op_cases import GRAPHS, METHODS, Backend, Inputs, graph_id, make_inputs
 from sedd_fast.backends import registry
 
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_rows_host import (
+
+from helpers.cuda_rows_host import (
     DTYPES,
     GRAPHS,
     LAYOUTS,
@@ -32,7 +33,6 @@ from cuda_rows_host import (
     assert_loss,
     pointer,
 )
-
 from sedd_fast.backends import reference
 from sedd_fast.backends.inputs import Noising
 
@@ -55,7 +55,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("no C++ compiler")
     library = tmp_path_factory.mktemp("rows") / "rows.so"
-    source = ROOT / "tests" / "ops" / "cuda_rows_host.cpp"
+    source = ROOT / "tests" / "helpers" / "cuda_rows_host.cpp"
     command = [*shlex.split(compiler), "-std=c++17", "-O1", "-shared", "-fPIC"]
     done = subprocess.run(
         [*command, f"-I{ROOT / 'csrc'}", str(source), "-o", str(library)],

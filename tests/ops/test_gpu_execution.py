@@ -7,10 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import GRAPHS, METHODS, Backend, Inputs, graph_id, loss_and_gradient, make_inputs
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.op_cases import (
+    GRAPHS,
+    METHODS,
+    Backend,
+    Inputs,
+    graph_id,
+    loss_and_gradient,
+    make_inputs,
+)
 
 pytestmark = pytest.mark.gpu
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)

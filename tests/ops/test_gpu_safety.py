@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_cases import (
+
+import sedd_fast as sf
+from helpers.op_cases import (
     GRAPHS,
     METHODS,
     Backend,
@@ -25,8 +27,6 @@ from op_cases import (
     loss_and_gradient,
     make_inputs,
 )
-
-import sedd_fast as sf
 from sedd_fast.backends import registry
 from sedd_fast.backends.gpu import launching
 
@@ -171,11 +171,12 @@ def test_compute_sanitizer_finds_nothing(name: str, tool: str):
     # Calls that torch tries and does without are no errors here; compilers are not watched.
     watched = ("--report-api-errors", "no", "--target-processes", "application-only")
     command = [program, "--tool", tool, *watched, "--error-exitcode", "9"]
+    path = str(Path(__file__).parents[1])
     done = subprocess.run(
         [*command, sys.executable, __file__, name],
         capture_output=True, text=True, check=False, timeout=300,
         # Every tensor in memory of its own: a row read past its end is then an error.
-        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path},
     )  # fmt: skip
     if "Device not supported" in done.stdout + done.stderr:
         pytest.skip("compute-sanitizer cannot watch this device")
@@ -200,5 +201,4 @@ def short_run(name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     short_run(sys.argv[1])

@@ -10,7 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import (
+from torch import Tensor
+
+import sedd_fast as sf
+from helpers.op_cases import (
     METHODS,
     TOLERANCE,
     Backend,
@@ -22,9 +25,6 @@ from op_cases import (
     loss_and_gradient,
     naive_score_entropy,
 )
-from torch import Tensor
-
-import sedd_fast as sf
 
 pytestmark = pytest.mark.gpu
 SHAPE = (4, 1024)

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from head_cases import Head, make_head, run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sedd_fast as sf
+from helpers.head_cases import Head, make_head, run
 from sedd_fast.backends import products, registry, values
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import (
+from torch import Tensor
+
+import sedd_fast as sf
+from helpers.op_cases import (
     GRAPHS,
     METHODS,
     Backend,
@@ -17,9 +20,6 @@ from op_cases import (
     graphs_of,
     make_inputs,
 )
-from torch import Tensor
-
-import sedd_fast as sf
 from sedd_fast.backends import cpp, reference
 from sedd_fast.backends.inputs import Reverse
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from head_cases import HEADS, Head, make_head
-from op_cases import Backend, graph_id
 
 import sedd_fast as sf
+from helpers.head_cases import HEADS, Head, make_head
+from helpers.op_cases import Backend, graph_id
 
 Change = Callable[[Head], dict[str, Any]]
 BOTH = ("entropy", "step")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from head_cases import HEADS, Head, make_head, on_heads
-from op_cases import METHODS, Backend, graph_id
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.head_cases import HEADS, Head, make_head, on_heads
+from helpers.op_cases import METHODS, Backend, graph_id
 from sedd_fast.backends import registry
 
 pytestmark = on_heads

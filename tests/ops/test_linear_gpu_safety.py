@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_cases import Head, make_head, run
-from op_cases import Backend, gpu_backends, graph_id
 
 import sedd_fast as sf
+from helpers.head_cases import Head, make_head, run
+from helpers.op_cases import Backend, gpu_backends, graph_id
 
 FAR = 2**62
 pytestmark = pytest.mark.parametrize("gpu", gpu_backends("triton", "tiled"), ids=str, indirect=True)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_cases import HEADS, Head, make_head, on_heads
-from op_cases import METHODS, Backend, assert_inverse_cdf, chi_square_tail, graph_id
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.head_cases import HEADS, Head, make_head, on_heads
+from helpers.op_cases import METHODS, Backend, assert_inverse_cdf, chi_square_tail, graph_id
 
 pytestmark = on_heads
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_cases import HEADS, Head, assert_close_to_truth, make_head, on_heads, run
-from op_cases import DTYPES, Backend, graph_id
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.head_cases import HEADS, Head, assert_close_to_truth, make_head, on_heads, run
+from helpers.op_cases import DTYPES, Backend, graph_id
 
 SIGMAS = (1e-5, 0.05, 1.0, 20.0)
 REDUCTIONS = ("none", "sum", "mean")

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from head_cases import HEADS, Results, make_head, naive, on_heads, run
-from op_cases import Backend, graph_id
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import sedd_fast as sf
+from helpers.head_cases import HEADS, Results, make_head, naive, on_heads, run
+from helpers.op_cases import Backend, graph_id
 from sedd_fast.backends import registry
 
 REDUCTIONS = ("none", "sum", "mean")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import GRAPHS, METHODS, Backend, Inputs, make_inputs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sedd_fast as sf
+from helpers.op_cases import GRAPHS, METHODS, Backend, Inputs, make_inputs
 
 
 def inputs_of(graph: sf.Graph, device: str) -> tuple[Inputs, Inputs]:

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from op_cases import make_inputs
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.op_cases import make_inputs
 from sedd_fast.backends import reference
 from sedd_fast.ops._operator import operator
 

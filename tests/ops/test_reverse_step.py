@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import (
+from torch import Tensor
+
+import sedd_fast as sf
+from helpers.op_cases import (
     DTYPES,
     GRAPHS,
     METHODS,
@@ -22,9 +25,6 @@ from op_cases import (
     vocabularies_and_dtypes,
     worst,
 )
-from torch import Tensor
-
-import sedd_fast as sf
 
 #: Of a probability: float32 weights, or float64 ones.
 LITTLE = {dtype: 1e-13 if dtype == torch.float64 else 2e-6 for dtype in DTYPES}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import DTYPES, GRAPHS, Backend, Inputs, graph_id, graphs_of, make_inputs
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.op_cases import DTYPES, GRAPHS, Backend, Inputs, graph_id, graphs_of, make_inputs
 from sedd_fast.backends import registry
 from sedd_fast.ops.row_sums import TERMS
 

@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import (
+from torch import Tensor
+
+import sedd_fast as sf
+from helpers.op_cases import (
     DTYPES,
     GRAPHS,
     TOLERANCE,
@@ -22,9 +25,6 @@ from op_cases import (
     vocabularies_and_dtypes,
     worst,
 )
-from torch import Tensor
-
-import sedd_fast as sf
 
 SIGMAS = (1e-5, 1e-3, 0.05, 1.0, 20.0)
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)

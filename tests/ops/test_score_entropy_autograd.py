@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import (
+from torch import Tensor
+
+import sedd_fast as sf
+from helpers.op_cases import (
     DTYPES,
     GRAPHS,
     Backend,
@@ -14,9 +17,6 @@ from op_cases import (
     loss_and_gradient,
     make_inputs,
 )
-from torch import Tensor
-
-import sedd_fast as sf
 
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

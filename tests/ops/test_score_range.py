@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from op_cases import GRAPHS, METHODS, Backend, Inputs, assert_near, graph_id, make_inputs
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.op_cases import GRAPHS, METHODS, Backend, Inputs, assert_near, graph_id, make_inputs
 
 #: 16 lanes and 8: whole vectors and a tail of every length.
 WIDTHS = (1, 3, 8, 16, 19, 37)

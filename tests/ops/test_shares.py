@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from head_cases import HEADS, make_head
-from op_cases import (
+from torch import Tensor
+
+import sedd_fast as sf
+from helpers.head_cases import HEADS, make_head
+from helpers.op_cases import (
     DTYPES,
     GRAPHS,
     METHODS,
@@ -20,9 +23,6 @@ from op_cases import (
     graphs_of,
     make_inputs,
 )
-from torch import Tensor
-
-import sedd_fast as sf
 
 SHARES = (
     {"temperature": 0.5},

@@ -50,7 +50,7 @@ class _Step:
         self.linear, self.reverse = linear, reverse
         self.x_s = reverse.x_t.clone()
         self.weight = linear.weight[: reverse.vocab_size]
-        self.bias = linear.wide_bias()
+        self.bias = linear.bias_fp32()
         self.states = min(ROW_BYTES // linear.dtype.itemsize, len(self.weight))
         blocks = -(-len(self.weight) // self.states)
         each = (self.states + 2 * linear.hidden.shape[-1]) * linear.dtype.itemsize + 8 * blocks

@@ -10,7 +10,7 @@ from torch import Tensor
 from sedd_fast.backends import blocked_head, values
 from sedd_fast.backends.blocked_head import Block
 from sedd_fast.backends.cpp.module import DTYPES, kernels
-from sedd_fast.backends.head import EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.head import EntropyRows, Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import Entropy
 
 
@@ -21,7 +21,7 @@ def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
 
 
 def linear_score_entropy_with_grad(
-    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: Needs
+    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) losses, and gradients of ``(lift * loss).sum()``: three products."""
     values.check(entropy)

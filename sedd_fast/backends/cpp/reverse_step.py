@@ -46,7 +46,7 @@ def _inputs(log_score: Tensor, reverse: Reverse) -> object:
         reverse.vocab_size,
         METHODS[reverse.method],
         reverse.scale_by_sigma,
-        reverse.coldness,
+        reverse.inverse_temperature,
         reverse.top_p,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.head import Gradients, Linear, Needs
+from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import Entropy, Reverse
 from sedd_fast.backends.reference.rows import wide
 from sedd_fast.backends.reference.score_entropy import score_entropy, score_entropy_backward
@@ -20,7 +20,7 @@ def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
 
 
 def linear_score_entropy_with_grad(
-    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: Needs
+    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) losses, and gradients of ``(lift * loss).sum()``: the chain rule through the head."""
     where = read(linear, entropy)

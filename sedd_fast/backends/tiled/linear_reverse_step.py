@@ -41,7 +41,7 @@ class _Run:
 
         self.linear, self.reverse = linear, reverse
         self.weight = linear.weight[: reverse.vocab_size]
-        self.bias = linear.wide_bias()[: len(self.weight)]
+        self.bias = linear.bias_fp32()[: len(self.weight)]
         tile = tiles.tile(linear.dtype)
         self.group = kernel.group_states(linear.dtype)
         # Blocks begin where tiles do.

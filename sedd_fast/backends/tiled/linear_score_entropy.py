@@ -12,7 +12,7 @@ from torch import Tensor
 from sedd_fast.backends import blocked_head, values
 from sedd_fast.backends.blocked_head import Block
 from sedd_fast.backends.gpu import launching
-from sedd_fast.backends.head import EntropyRows, Gradients, Linear, Needs
+from sedd_fast.backends.head import EntropyRows, Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import Entropy
 
 #: Weights that are converted and added up at a time.
@@ -27,7 +27,7 @@ def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
 
 
 def linear_score_entropy_with_grad(
-    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: Needs
+    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) float32 losses, and gradients of ``(lift * loss).sum()``: three products."""
     values.check(entropy)
@@ -43,7 +43,7 @@ class Tiles:
 
     def __init__(self, linear: Linear, entropy: Entropy) -> None:
         self.weight = linear.weight[: entropy.vocab_size]
-        self.bias = linear.wide_bias()[: len(self.weight)]
+        self.bias = linear.bias_fp32()[: len(self.weight)]
         self.uniform = entropy.graph == "uniform"
         self.total = self._total(linear.dtype) if self.uniform else None
 

@@ -159,7 +159,7 @@ def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
     small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s)
     process = (reverse.graph, reverse.vocab_size, reverse.method, reverse.scale_by_sigma)
     with _launching("reverse_step", log_score):
-        kernel.launch(log_score, *small, *process, reverse.coldness, reverse.top_p)
+        kernel.launch(log_score, *small, *process, reverse.inverse_temperature, reverse.top_p)
     return x_s
 
 

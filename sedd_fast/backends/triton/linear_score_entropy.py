@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sedd_fast.backends import head_plan, values
 from sedd_fast.backends.gpu import launching
-from sedd_fast.backends.head import Gradients, Linear, Needs
+from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import Entropy
 from sedd_fast.backends.products import accumulate
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
     """(B, L) float32 losses: one product of the touched rows."""
-    return _run(linear, entropy, 0.0, Needs(False, False, False))[0]
+    return _run(linear, entropy, 0.0, NeedsGrad(False, False, False))[0]
 
 
 def linear_score_entropy_with_grad(
-    linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: Needs
+    linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) float32 losses, and gradients of ``(grad_scale * loss).sum()``: three products."""
     return _run(linear, entropy, grad_scale, needs)
 
 
 def _run(
-    linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: Needs
+    linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     import triton
 
@@ -50,7 +50,7 @@ class _Run:
     """One pass over rows and vocabulary."""
 
     def __init__(
-        self, linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: Needs
+        self, linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
     ) -> None:
         from sedd_fast.kernels.head_rows import Process
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sedd_fast import checkpoint
-from sedd_fast import model as fast
+from sedd_fast.models import checkpoint
+from sedd_fast.models import sedd as fast
+from sedd_fast.models.config import SEDDConfig
 
 _SECTIONS = ("tokens", "graph", "noise", "model")
 
@@ -32,7 +33,7 @@ class SEDD(nn.Module):
         super().__init__()
         self.config = _as_omegaconf(config)
         fields = checkpoint.config_from_original(_plain(self.config))
-        network = fast.SEDD(fast.SEDDConfig(**fields))
+        network = fast.SEDD(SEDDConfig(**fields))
         # The parts are registered here, under the names that checkpoints have; the network that
         # runs them is not, or every parameter would have a second name.
         for name, part in network.named_children():
@@ -53,7 +54,7 @@ class SEDD(nn.Module):
     def from_pretrained(cls, name_or_dir: str | Path, **hub: Any) -> SEDD:
         """A trained network in evaluation mode; see :meth:`sedd_fast.SEDD.from_pretrained`."""
         saved = checkpoint.read(name_or_dir, **hub)
-        model = cls(checkpoint.config_to_original(fast.SEDDConfig(**saved.config)))
+        model = cls(checkpoint.config_to_original(SEDDConfig(**saved.config)))
         checkpoint.restore(model, saved)
         return model.eval()
 

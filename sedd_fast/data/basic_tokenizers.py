@@ -1,0 +1,177 @@
+"""What a tokenizer is, and the two that need no library: characters and bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+REPLACEMENT = "\ufffd"
+
+
+MARKER = "sedd_tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """What the package asks of a tokenizer.
+
+    `encode` never adds special tokens; `decode` shows end-of-text as text. `eot` is the id of
+    end-of-text, or None where the vocabulary has none. `fingerprint` changes with the vocabulary.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eot(self) -> int | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def encode(self, text: str) -> list[int]: ...
+    def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+    def save(self, directory: str | Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class CharTokenizer:
+    """One token per character. Ids: the characters in code-point order, end-of-text, unknown.
+
+    Args:
+        characters: the vocabulary, each character once.
+
+    `encode` (a prompt that somebody typed) refuses a character that the model never saw, and names
+    it; `encode_corpus` (held-out text, where one odd character must not end a run) maps it to
+    `unk`, which decodes to U+FFFD.
+
+    Example:
+        >>> tok = CharTokenizer.from_text(["abacus"])
+        >>> tok.decode(tok.encode("cab"))
+        'cab'
+    """
+
+    characters: str
+
+    def __post_init__(self) -> None:
+        if not self.characters or len(set(self.characters)) != len(self.characters):
+            raise ValueError(
+                f"characters: expected at least one character and none twice, got "
+                f"{self.characters!r}; build the tokenizer with CharTokenizer.from_text(texts)"
+            )
+
+    @classmethod
+    def from_text(cls, texts: Iterable[str]) -> CharTokenizer:
+        """The tokenizer whose vocabulary is every character in `texts`."""
+        seen: set[str] = set()
+        for text in texts:
+            seen.update(text)
+        if not seen:
+            raise ValueError("texts: expected some text to take the characters from, got none")
+        return cls("".join(sorted(seen)))
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {character: i for i, character in enumerate(self.characters)}
+
+    @property
+    def eot(self) -> int:
+        return len(self.characters)
+
+    @property
+    def unk(self) -> int:
+        return len(self.characters) + 1
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters) + 2
+
+    @property
+    def fingerprint(self) -> str:
+        return digest("characters", self.characters)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; ValueError that names the characters outside the vocabulary."""
+        unknown = sorted(set(text) - self._ids.keys())
+        if unknown:
+            named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:8])
+            raise ValueError(
+                f"text: the vocabulary of {len(self.characters)} characters has no {named}; "
+                "the model never saw it: leave it out, or train with data.tokenizer=bytes"
+            )
+        return [self._ids[c] for c in text]
+
+    def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, `unk` for a character outside the vocabulary."""
+        return [[self._ids.get(c, self.unk) for c in text] for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        table = [*self.characters, END_OF_TEXT, REPLACEMENT]
+        return "".join(table[i] for i in checked(ids, self.vocab_size))
+
+    def save(self, directory: str | Path) -> None:
+        write_marker(directory, kind="characters", characters=self.characters)
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """The 256 bytes of UTF-8 as tokens, and 256 for end-of-text.
+
+    >>> ByteTokenizer().encode("é")
+    [195, 169]
+    """
+
+    vocab_size: int = 257
+    eot: int = 256
+
+    @property
+    def fingerprint(self) -> str:
+        return digest("bytes", "")
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        end = END_OF_TEXT.encode()
+        pieces = (end if i == self.eot else bytes([i]) for i in checked(ids, self.vocab_size))
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    def save(self, directory: str | Path) -> None:
+        write_marker(directory, kind="bytes")
+
+
+def checked(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """The ids as a list; ValueError for one outside 0 .. vocab_size - 1."""
+    numbers = [int(i) for i in ids]
+    for i in numbers:
+        if not 0 <= i < vocab_size:
+            raise ValueError(
+                f"ids: token {i} lies outside the vocabulary 0 .. {vocab_size - 1}; is it the mask "
+                "of an unfinished sample, or another model's tokenizer?"
+            )
+    return numbers
+
+
+def parse_json(text: str, path: str | Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"tokenizer: {path} is not valid JSON ({error})") from error
+
+
+def write_marker(directory: str | Path, **fields: str) -> None:
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(fields, ensure_ascii=False, indent=2) + "\n"
+    (folder / MARKER).write_text(text, encoding="utf-8")
+
+
+def digest(kind: str, content: str) -> str:
+    return hashlib.sha256(f"{kind}\n{content}".encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,203 @@
+"""Blocks of tokens, and the order in which training reads them.
+
+Both readers give the same blocks for the same (seed, position) whatever happened before, so that a
+resumed run goes on at the exact batch; each of several processes takes its slice of each batch:
+
+    BlockOrder    blocks in memory or memory-mapped, each epoch in an order drawn from (seed, epoch)
+    StreamOrder   a streamed data set, packed on the fly
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sedd_fast.data.sources import HubDataset
+from sedd_fast.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A token stream cut into blocks.
+
+    Args:
+        tokens: (N,) integers, in memory or memory-mapped.
+        length: tokens per block, L.
+        name: what the text is called in error messages.
+    """
+
+    tokens: np.ndarray
+    length: int
+    name: str = "the text"
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) < self.length:
+            raise ValueError(
+                f"data: {self.name} has {len(self.tokens)} tokens, fewer than one block of "
+                f"{self.length}; give more text or set model.length to at most {len(self.tokens)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self.length
+
+    def rows(self, indices: Sequence[int] | np.ndarray, offset: int = 0) -> torch.Tensor:
+        """Blocks by number, the grid shifted right by `offset` tokens: (n, L) int64."""
+        starts = np.asarray(indices, dtype=np.int64) * self.length + offset
+        picked = self.tokens[starts[:, None] + np.arange(self.length)]  # (n, L)
+        return torch.from_numpy(picked.astype(np.int64))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the text does (size, first and last million tokens)."""
+        ends = np.concatenate([self.tokens[:1_000_000], self.tokens[-1_000_000:]])
+        content = ends.astype("<i8").tobytes()
+        return hashlib.sha256(f"{len(self.tokens)}".encode() + content).hexdigest()[:16]
+
+
+class Order(Protocol):
+    """An endless, resumable sequence of blocks."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class BlockOrder:
+    """Endless passes over `blocks`, each a permutation drawn from (seed, epoch).
+
+    Args:
+        blocks: the text.
+        seed: of the permutations.
+        random_offset: shift the block grid by a random 0 .. L-1 tokens in each epoch, so that a
+            small corpus shows its words at every place in the block.
+
+    Example:
+        >>> order = BlockOrder(Blocks(np.arange(12), length=3), seed=0)
+        >>> order.take(4).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(self, blocks: Blocks, seed: int, random_offset: bool = False) -> None:
+        self.blocks, self.seed, self.random_offset = blocks, seed, random_offset
+        self.position = 0  # blocks taken since the start, over all processes
+        self._epoch, self._permutation, self._offset = -1, np.empty(0, np.int64), 0
+
+    @property
+    def fingerprint(self) -> str:
+        return self.blocks.fingerprint
+
+    @property
+    def per_epoch(self) -> int:
+        slack = self.blocks.length - 1 if self.random_offset else 0
+        return max(1, (len(self.blocks.tokens) - slack) // self.blocks.length)
+
+    def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
+        """The next `count` blocks; this process's share of them: (count / world, L) int64."""
+        own = range(
+            self.position + rank * count // world, self.position + (rank + 1) * count // world
+        )
+        rows = [self._row(position) for position in own]
+        self.position += count
+        return torch.cat(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = int(state["position"])
+
+    def _row(self, position: int) -> torch.Tensor:
+        epoch, place = divmod(position, self.per_epoch)
+        if epoch != self._epoch:
+            generator = np.random.default_rng([self.seed, epoch])
+            self._permutation = generator.permutation(self.per_epoch)
+            slack = len(self.blocks.tokens) - self.per_epoch * self.blocks.length
+            limit = min(slack, self.blocks.length - 1) if self.random_offset else 0
+            self._offset = int(generator.integers(0, limit + 1))
+            self._epoch = epoch
+        return self.blocks.rows(self._permutation[place : place + 1], self._offset)
+
+
+class StreamOrder:
+    """Blocks of a streamed data set, shuffled through a buffer, packed as they come.
+
+    Every process reads the whole stream and keeps its share of the blocks, so a run may go on with
+    another number of processes. Resuming skips to the row it had reached, which reads (and, from
+    the hub, downloads) what lies before it.
+
+    Args:
+        source: the data set, `streaming=True`.
+        tokenizer, length: how it is cut.
+        seed: of the shuffle; buffer: rows in the shuffle buffer, 0 keeps the order.
+        skip: rows at the start that belong to the held-out text.
+    """
+
+    def __init__(
+        self,
+        source: HubDataset,
+        tokenizer: Tokenizer,
+        length: int,
+        seed: int,
+        buffer: int = 10_000,
+        skip: int = 0,
+    ) -> None:
+        self.source, self.tokenizer, self.length = source, tokenizer, length
+        self.seed, self.buffer, self.skip = seed, buffer, skip
+        self.epoch, self.documents = 0, 0
+        self._pending: list[int] = []
+        self._rows: Iterator[str] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        described = f"{self.source} {self.skip} {self.buffer} {self.tokenizer.fingerprint}"
+        return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+    def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
+        """The next `count` blocks; this process's share of them: (count / world, L) int64."""
+        while len(self._pending) < count * self.length:
+            self._read_document()
+        used = count * self.length
+        blocks = torch.tensor(self._pending[:used]).view(count, self.length)
+        del self._pending[:used]
+        return blocks[rank * count // world : (rank + 1) * count // world]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "documents": self.documents, "pending": list(self._pending)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.documents = int(state["epoch"]), int(state["documents"])
+        self._pending, self._rows = list(state["pending"]), None
+
+    def _read_document(self) -> None:
+        if self._rows is None:
+            self._rows = self._open()
+        text = next(self._rows, None)
+        if text is not None:
+            self.documents += 1
+            self._pending += with_end(self.tokenizer, [text])[0]
+            return
+        if self.documents == 0 or not self._pending:
+            raise ValueError(f"data: the stream {self.source.name!r} has no text to train on")
+        self.epoch, self.documents, self._rows = self.epoch + 1, 0, None
+
+    def _open(self) -> Iterator[str]:
+        rows = self.source.load().skip(self.skip)
+        if self.buffer:
+            rows = rows.shuffle(seed=_stream_seed(self.seed, self.epoch), buffer_size=self.buffer)
+        return self.source.texts(rows.skip(self.documents))
+
+
+def with_end(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    end = [] if tokenizer.eot is None else [tokenizer.eot]
+    return [list(ids) + end for ids in tokenizer.encode_corpus(texts)]
+
+
+def _stream_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

@@ -1,0 +1,99 @@
+"""The data sets that papers report, by short name: where they lie and how their rows become text.
+
+    wikitext2, wikitext103, ptb, lm1b, lambada, text8, openwebtext
+
+One table for training (`data.train=wikitext103`), evaluation (`sedd-fast eval ptb`) and
+`sedd_fast.compat`. Nothing here needs a loading script, which `datasets` 4 no longer runs: where a
+repository still holds one, its Parquet branch is named. `NAMED[name].evaluated` is the split that
+zero-shot tables are made on by the code of MDLM (Sahoo et al. 2024, arXiv 2406.07524): validation
+for WikiText and Penn Treebank, test for the others, the last 100,000 documents of OpenWebText.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sedd_fast.data.detokenizers import (
+    lambada_detokenizer,
+    lm1b_detokenizer,
+    ptb_detokenizer,
+    wt_detokenizer,
+)
+
+Detokenizer = Callable[[str], str]
+
+
+def _wikitext_rows(text: str) -> list[str]:
+    """As on the hub: a line with its line break is a row, a blank line an empty row."""
+    return [line if line.strip() else "" for line in text.splitlines(keepends=True)]
+
+
+def _ptb_rows(text: str) -> list[str]:
+    """A sentence a line; some copies close each with <eos>."""
+    return [line.strip().removesuffix("<eos>").strip() for line in text.splitlines()]
+
+
+def _sentence_rows(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines()]
+
+
+def _one_row(text: str) -> list[str]:
+    return [text]
+
+
+@dataclass(frozen=True)
+class NamedData:
+    """One data set.
+
+    Attributes:
+        path: what `datasets.load_dataset` takes: a hub repository, or a builder with `files`.
+        evaluated: the split of the zero-shot tables.
+        configuration: of the repository.
+        column: that holds the text.
+        options: further arguments of `load_dataset`.
+        detokenizer: from the spaced-out text of a row to plain text; None where it is plain.
+        rows: how a plain text file of this data set falls into rows.
+    """
+
+    path: str
+    evaluated: str
+    configuration: str | None = None
+    column: str = "text"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    detokenizer: Detokenizer | None = None
+    rows: Callable[[str], list[str]] = _one_row
+
+
+_PARQUET = {"revision": "refs/convert/parquet"}  # the hub's own conversion of script repositories
+
+NAMED: Mapping[str, NamedData] = {
+    "wikitext2": NamedData(
+        "Salesforce/wikitext", "validation", "wikitext-2-raw-v1",
+        detokenizer=wt_detokenizer, rows=_wikitext_rows,
+    ),
+    "wikitext103": NamedData(
+        "Salesforce/wikitext", "validation", "wikitext-103-raw-v1",
+        detokenizer=wt_detokenizer, rows=_wikitext_rows,
+    ),
+    "ptb": NamedData(
+        "ptb-text-only/ptb_text_only", "validation", column="sentence", options=_PARQUET,
+        detokenizer=ptb_detokenizer, rows=_ptb_rows,
+    ),
+    "lm1b": NamedData(
+        "billion-word-benchmark/lm1b", "test", options=_PARQUET,
+        detokenizer=lm1b_detokenizer, rows=_sentence_rows,
+    ),
+    "lambada": NamedData(  # "default" is OpenAI's version, as it distributed it with GPT-2
+        "EleutherAI/lambada_openai", "test", "default", options=_PARQUET,
+        detokenizer=lambada_detokenizer, rows=_sentence_rows,
+    ),
+    "text8": NamedData("afmck/text8", "test"),  # 90, 5 and 5 million characters, a row each
+    "openwebtext": NamedData("Skylion007/openwebtext", "train[-100000:]"),
+}  # fmt: skip
+
+
+def is_named(name: object) -> bool:
+    """Whether `name` stands in the table."""
+    return isinstance(name, str) and name in NAMED

@@ -1,0 +1,198 @@
+"""Where documents come from: local text files, the built-in corpus, Hugging Face data sets.
+
+    pydoc            text that every Python carries (`pydoc_data.topics`), no download
+    book.txt         a file; also a list of files, and globs such as "books/*.txt"
+    NAME             one of `named_data` (wikitext103, ptb, ...), detokenised as its table says;
+                     else a data set on the Hugging Face hub, or a directory that `datasets` reads
+    hf:NAME          the same, said outright
+
+A file is one document; a row of a data set is one document; the built-in corpus is one document.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sedd_fast.data.datasets import NAMED, NamedData
+
+BUILT_IN = "pydoc"
+_COLUMN = "text"
+_TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".csv", ".log", ".py", ".jsonl", ".json")
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set of the `datasets` library: its name, configuration, split and text column.
+
+    A name of `named_data` brings its own configuration and column, and its rows are detokenised.
+    """
+
+    name: str
+    configuration: str | None = None
+    split: str = "train"
+    column: str = _COLUMN
+    streaming: bool = False
+
+    def load(self) -> Any:
+        """The `datasets.Dataset` or, streaming, `datasets.IterableDataset`.
+
+        Raises:
+            ValueError: not found, no such split or configuration, or no text column; says which.
+        """
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError(
+                f"data: {self.name!r} is not a file here, and reading it as a Hugging Face data "
+                "set needs the datasets library: pip install datasets"
+            ) from error
+        entry = self.entry
+        try:
+            loaded = datasets.load_dataset(
+                entry.path, self.configuration or entry.configuration,
+                split=self.split, streaming=self.streaming, **entry.options,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(_not_loaded(self, error)) from error
+        self.check_column(loaded)
+        return loaded
+
+    @property
+    def entry(self) -> NamedData:
+        """The table's entry; of any other name one that says just that name."""
+        return NAMED.get(self.name) or NamedData(self.name, self.split)
+
+    @property
+    def text_column(self) -> str:
+        """The column asked for, or the table's."""
+        return self.entry.column if self.column == _COLUMN else self.column
+
+    @property
+    def treatment(self) -> str:
+        """Names all that decides how rows become texts."""
+        detokenizer = getattr(self.entry.detokenizer, "__name__", "")
+        return f"{self.text_column} {detokenizer}"
+
+    def check_column(self, dataset: Any) -> None:
+        """ValueError that lists the columns where the text's is not among them."""
+        columns = dataset.column_names or list(next(iter(dataset), {}))
+        if self.text_column not in columns:
+            raise ValueError(
+                f"data.text_column: the data set {self.name!r} has no column "
+                f"{self.text_column!r}; its columns are {', '.join(columns)}"
+            )
+
+    def texts(self, dataset: Any) -> Iterator[str]:
+        """The text of each row, in order, detokenised."""
+        return self.clean(row[self.text_column] for row in dataset)
+
+    def clean(self, rows: Iterable[str]) -> Iterator[str]:
+        """Raw rows of this data set as text."""
+        detokenize = self.entry.detokenizer
+        return (detokenize(row) if detokenize else row for row in rows)
+
+
+def is_hub_name(source: str | Sequence[str]) -> bool:
+    """True where `source` names a `datasets` data set, not files or the built-in corpus."""
+    if not isinstance(source, str) or source == BUILT_IN:
+        return False
+    if source.startswith("hf:"):
+        return True
+    path = Path(source).expanduser()
+    looks_local = (
+        path.is_file()
+        or glob.has_magic(source)
+        or path.suffix.lower() in _TEXT_SUFFIXES
+        or source.startswith(("/", "./", "../", "~"))
+    )
+    return not looks_local
+
+
+def read_documents(source: str | Sequence[str]) -> list[str]:
+    """The documents of local files or of the built-in corpus.
+
+    Args:
+        source: "pydoc", a path, a glob, or a list of paths and globs (files of a glob by name).
+
+    Raises:
+        ValueError: a file is missing, is a directory, is not UTF-8, or a glob matches nothing.
+    """
+    if source == BUILT_IN:
+        return [pydoc_text()]
+    names = [source] if isinstance(source, str) else list(source)
+    paths = [path for name in names for path in _expand(name)]
+    return [read_text(path) for path in paths]
+
+
+def pydoc_text() -> str:
+    """Python's own language topics, sorted by name and joined: about 460,000 characters.
+
+    The text differs a little from one Python version to the next.
+    """
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name].strip() + "\n" for name in sorted(topics))
+
+
+def split_documents(documents: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
+    """Cut the last fraction `held_out` of all characters off, as the held-out text.
+
+    The cut falls inside a document (with a single file it must): the two parts of that document
+    are then documents of their own.
+    """
+    if not 0 <= held_out < 1:
+        raise ValueError(
+            f"data.held_out: expected a fraction from 0 up to, not including, 1, got {held_out}"
+        )
+    keep = round(sum(map(len, documents)) * (1 - held_out))
+    train, rest = [], []
+    for text in documents:
+        head, tail, keep = text[:keep], text[keep:], max(0, keep - len(text))
+        train += [head] if head else []
+        rest += [tail] if tail else []
+    return train, rest
+
+
+def characters_in(texts: Iterable[str]) -> int:
+    return sum(map(len, texts))
+
+
+def _expand(name: str) -> list[Path]:
+    expanded = str(Path(name).expanduser())
+    if Path(expanded).is_file():
+        return [Path(expanded)]
+    if glob.has_magic(expanded):
+        found = sorted(path for path in glob.glob(expanded, recursive=True) if Path(path).is_file())
+        if found:
+            return [Path(path) for path in found]
+        raise ValueError(f"data: no file matches {name!r}; check the pattern (** is recursive)")
+    if Path(expanded).is_dir():
+        raise ValueError(f"data: {name!r} is a directory; name its files, as in '{name}/*.txt'")
+    raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
+
+
+def read_text(path: Path, name: str = "data") -> str:
+    """A file of text; ValueError, calling it `name`, where it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name}: {path} is not UTF-8 (byte {error.start}: {error.reason}); convert it, "
+            f"for example with: iconv -f latin1 -t utf-8 {path} > utf8.txt"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{name}: cannot read {path}: {error.strerror}; check the path") from error
+
+
+def _not_loaded(source: HubDataset, error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    cause = lines[0][:200] if lines else type(error).__name__
+    return (
+        f"data: {source.name!r} (configuration {source.configuration}, split {source.split!r}) is "
+        f"neither a file here nor a data set that could be loaded: {cause}; check the name, "
+        "data.config, data.split, and the network"
+    )

@@ -1,0 +1,94 @@
+"""Tokenizers: text to token ids 0 .. vocab_size-1 and back.
+
+    characters          one token per character of the training text, plus end-of-text and unknown
+    bytes               the 256 bytes of UTF-8, plus end-of-text; any text, no vocabulary to learn
+    FILE.json           a `tokenizers` file (tokenizer.json)
+    DIRECTORY           what `save` wrote; or tokenizer.json; or GPT-2's vocab.json and merges.txt
+    NAME                tokenizer.json of a model on the Hugging Face hub, e.g. "gpt2"
+    transformers:NAME   whatever `transformers.AutoTokenizer` loads
+
+`make_tokenizer` turns such a name into a `Tokenizer`; `save(directory)` writes it beside the
+weights, and `load_tokenizer(directory)` reads it back. The mask state of an absorbing graph is no
+token: it is index vocab_size, known to the graph only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sedd_fast.data.basic_tokenizers import (
+    MARKER,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    parse_json,
+)
+from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer, load_from_hub
+
+
+def make_tokenizer(spec: str, texts: Iterable[str] | None = None) -> Tokenizer:
+    """The tokenizer that `spec` names (the table at the top of this module).
+
+    Args:
+        spec: "characters", "bytes", a file, a directory, or a hub name.
+        texts: the training text; only "characters" reads it.
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    if spec == "characters":
+        if texts is None:
+            raise ValueError(
+                "tokenizer: 'characters' takes its vocabulary from the training text and got "
+                "none; pass texts=, or use 'bytes' (streamed data, for example)"
+            )
+        return CharTokenizer.from_text(texts)
+    return load_tokenizer(spec)
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """Read a tokenizer from a file, a directory (one that `save` wrote, or a model's), or the hub.
+
+    Raises:
+        ValueError: nothing of that name, or a file that is not a tokenizer; the message says
+            what was looked for.
+    """
+    name, path = str(source), Path(source).expanduser()
+    if name.startswith("transformers:"):
+        return TransformersTokenizer.from_pretrained(name.removeprefix("transformers:"))
+    if path.is_dir():
+        return _load_directory(path)
+    if path.is_file():
+        return HubTokenizer.from_file(path)
+    if path.suffix == ".json" or name.startswith(("/", "./", "../", "~")):
+        raise ValueError(f"tokenizer: no file or directory {name!r}; check the path")
+    return load_from_hub(name)
+
+
+def _load_directory(path: Path) -> Tokenizer:
+    if (path / MARKER).is_file():
+        return _load_marked(path)
+    if (path / "tokenizer.json").is_file():
+        return HubTokenizer.from_file(path / "tokenizer.json")
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return HubTokenizer.from_gpt2_files(path)
+    raise ValueError(
+        f"tokenizer: {path} holds neither {MARKER}, tokenizer.json, nor vocab.json with "
+        "merges.txt; name the directory that holds the tokenizer, or a hub name such as gpt2"
+    )
+
+
+def _load_marked(path: Path) -> Tokenizer:
+    fields = parse_json((path / MARKER).read_text(encoding="utf-8"), path / MARKER)
+    kind = fields.get("kind") if isinstance(fields, dict) else None
+    if kind == "characters":
+        return CharTokenizer(fields["characters"])
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "tokenizers":
+        return HubTokenizer.from_file(path / "tokenizer.json")
+    if kind == "transformers":
+        return TransformersTokenizer.from_pretrained(path)
+    raise ValueError(
+        f"tokenizer: {path / MARKER} has kind {kind!r}, which this version cannot read"
+    )

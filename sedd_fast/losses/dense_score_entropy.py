@@ -1,0 +1,32 @@
+"""Score entropy for a :class:`sedd_fast.DenseGraph`: any rate matrix, plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sedd_fast.losses.objective import NoisedBatch, Objective
+from sedd_fast.process.dense_graph import DenseGraph, sample_transition, score_entropy
+from sedd_fast.process.noise import Noise
+
+
+@dataclass(frozen=True)
+class DenseScoreEntropyLoss(Objective):
+    """:class:`sedd_fast.ScoreEntropyLoss` with a dense graph; its arguments, errors and result.
+
+    Example:
+        >>> DenseScoreEntropyLoss(DenseGraph(Q), LogLinearNoise(), "mean")(model, x_0).backward()
+    """
+
+    graph: DenseGraph
+    noise: Noise
+
+    def _transition(self, x_0: Tensor, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
+        return sample_transition(x_0, sigma, self.graph, generator)
+
+    def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
+        x_t, x_0, weight, level = noised
+        entropy = score_entropy(log_score, level.sigma, x_t, x_0, self.graph)  # (B, L)
+        return torch.where(weight != 0, weight * entropy, 0)

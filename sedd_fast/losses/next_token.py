@@ -1,0 +1,42 @@
+"""The autoregressive baseline's objective: the log probability of the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NextTokenLoss:
+    """-ln p of a sequence, the sum over its tokens, in nats; the trainer's objective.
+
+    Args:
+        reduction: over sequences: "none" gives (B,), "mean" a scalar.
+        sampling_eps: the trainer hands every objective times in (sampling_eps, 1]; next-token
+            prediction has no time and leaves them unread.
+    """
+
+    in_nats: ClassVar[bool] = True  # as of `losses.Objective`
+
+    reduction: str = "none"
+    sampling_eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("none", "mean"):
+            raise ValueError(f"reduction must be 'none' or 'mean', got {self.reduction!r}")
+
+    def __call__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        x_0: Tensor,
+        t: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        logits = model(x_0)  # (B, L, V)
+        loss = F.cross_entropy(logits.transpose(1, 2), x_0, reduction="none").sum(-1)
+        return loss.mean() if self.reduction == "mean" else loss

@@ -1,0 +1,172 @@
+"""The training objective, score entropy at a random time, and what every objective shares.
+
+For one sequence, at a time t in (sampling_eps, 1],
+
+    loss = sigma'(t) * sum over positions of score_entropy(model(x_t, sigma(t)), ...)
+
+in nats; its mean over t bounds -log p(x_0) from above (up to what is dropped below sampling_eps).
+
+An :class:`Objective` is a frozen dataclass that is called on a network and text: it draws times,
+noises the text, weighs positions, asks the network, adds up. A subclass says what a position costs
+(``_terms``); those of other papers are in :mod:`sedd_fast.losses`.
+
+Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 10 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sedd_fast.models.interface import ScoreModel
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops import sample_transition
+from sedd_fast.process.graphs import Graph
+from sedd_fast.process.noise import Noise
+
+
+def stratified_times(
+    batch: int,
+    low: float,
+    device: torch.device | str,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """(batch,) float32 times in (low, 1], one in each of ``batch`` equal slices, shuffled.
+
+    Each time alone is uniform on (low, 1]; together they cover it evenly, which lowers the
+    variance of the batch's mean loss.
+    """
+    draw_on = generator.device if generator is not None else device
+    offsets = torch.rand(batch, generator=generator, device=draw_on)
+    order = torch.randperm(batch, generator=generator, device=draw_on)
+    return (1 - (1 - low) * (order + offsets) / max(batch, 1)).to(device)
+
+
+class Level(NamedTuple):
+    """The noise of every sequence, (B,).
+
+    Attributes:
+        sigma: total noise of x_t.
+        model_sigma: the noise level passed to the network.
+        weight: of a position's term.
+        removed: noise between x_t and x_s, of a discrete step; else sigma.
+    """
+
+    sigma: Tensor
+    model_sigma: Tensor
+    weight: Tensor
+    removed: Tensor
+
+
+class NoisedBatch(NamedTuple):
+    """A batch that a network is asked about.
+
+    Attributes:
+        x_t, x_0: (B, L).
+        weight: (B, L), of a position's term; 0 outside the loss mask.
+        level: of every sequence.
+    """
+
+    x_t: Tensor
+    x_0: Tensor
+    weight: Tensor
+    level: Level
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What every objective shares: ``loss = objective(model, x_0)``.
+
+    Settings and errors are those of :class:`ScoreEntropyLoss`. A subclass gives ``_terms`` or, to
+    ask the network in another way, ``_loss``; and where its times mean something else ``_level``.
+    """
+
+    #: Whether the value is in nats, so that bits are made of it.
+    in_nats: ClassVar[bool] = True
+
+    graph: Graph
+    noise: Noise
+    reduction: str = "none"
+    sampling_eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {self.reduction!r}")
+        if not 0 < self.sampling_eps < 1:
+            raise ValueError(f"sampling_eps must lie in (0, 1), got {self.sampling_eps}")
+
+    def __call__(
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        loss_mask: Tensor | None = None,
+        t: Tensor | None = None,
+        x_t: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Noise x_0, run the model, add up what its positions cost.
+
+        Args:
+            model: ``(x_t (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``.
+            x_0: (B, L) int64, clean tokens.
+            loss_mask: (B, L) bool; False positions (padding, a prompt in fine-tuning) are never
+                noised and carry no loss.
+            t: (B,) times in (0, 1] instead of a stratified draw.
+            x_t: (B, L) noised tokens instead of a draw.
+            generator: source of t and of the noise.
+
+        Returns:
+            nats (where ``in_nats``), summed over positions: (B,), or () for "mean" and "sum".
+
+        Raises:
+            TypeError, ValueError: a wrong dtype, shape, device or value.
+        """
+        if loss_mask is not None:
+            _check_mask(loss_mask, x_0)
+        if t is None:
+            t = stratified_times(x_0.shape[0], self.sampling_eps, x_0.device, generator)
+        level = self._level(t)
+        if x_t is None:
+            x_t = self._transition(x_0, level.sigma, generator)
+            if loss_mask is not None:
+                x_t = torch.where(loss_mask, x_t, x_0)
+        weight = level.weight[:, None].expand(x_0.shape)  # (B, L)
+        if loss_mask is not None:
+            weight = weight * loss_mask
+        level = level._replace(model_sigma=level.model_sigma.to(t.dtype))
+        return self._loss(model, NoisedBatch(x_t, x_0, weight, level))
+
+    def _level(self, t: Tensor) -> Level:
+        sigma, rate = self.noise(t)
+        return Level(sigma, sigma, rate, sigma)
+
+    def _transition(self, x_0: Tensor, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
+        return sample_transition(x_0, sigma, self.graph, generator=generator)
+
+    def _loss(self, model: ScoreModel, noised: NoisedBatch) -> Tensor:
+        """What ``__call__`` returns, from log scores."""
+        log_score = model(noised.x_t, noised.level.model_sigma)  # (B, L, dim)
+        loss = self._terms(log_score, noised).sum(-1)
+        loss = loss.to(torch.promote_types(log_score.dtype, torch.float32))
+        if self.reduction == "none":
+            return loss
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+    def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
+        """What every position costs, weighted, (B, L); 0 where its weight is."""
+        raise NotImplementedError
+
+
+def _check_mask(loss_mask: Tensor, x_0: Tensor) -> None:
+    if arguments.check_tensor("loss_mask", loss_mask).dtype != torch.bool:
+        raise TypeError(
+            f"loss_mask must be bool (True = trained on), got {loss_mask.dtype}; "
+            "convert it with .bool()"
+        )
+    if loss_mask.shape != x_0.shape:
+        raise ValueError(
+            f"loss_mask must have shape {tuple(x_0.shape)}, got {tuple(loss_mask.shape)}"
+        )

@@ -1,0 +1,182 @@
+"""The baseline of equal size: SEDD's transformer with a causal mask, predicting the next token.
+
+    model = Autoregressive(SEDDConfig(vocab_size=96, hidden_size=256, n_blocks=6, n_heads=4))
+    logits = model(tokens)                        # (B, L) -> (B, L, V): token i given those before
+    tokens = generate(model, (4, 256), top_p=0.95)
+
+Same blocks, same embedding (its last row, SEDD's mask, is the start of a text), same head but for
+the mask's row. The blocks' noise embedding stays too, asked for noise 0 every time, so that the
+number of parameters is SEDD's; what it gives is then a bias learnt for each block. Trained by the
+same trainer with `model.kind=ar`, saved in the same format with `model.type` "ar".
+
+`generate` keeps every block's keys and values, so that a token costs one position of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sedd_fast.models import checkpoint
+from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.interface import device_of, evaluating
+from sedd_fast.models.layers import (
+    Attend,
+    DDiTBlock,
+    DDitFinalLayer,
+    EmbeddingLayer,
+    Rotary,
+    TimestepEmbedder,
+)
+
+KIND = "ar"
+OnToken = Callable[[int, int], object]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Autoregressive(nn.Module):
+    """Logits of every token given those before it: (B, L) int64 -> (B, L, vocab_size) fp32.
+
+    Args:
+        config: SEDD's; what concerns noise is not read. `length` is the training length, any
+            other works.
+    """
+
+    def __init__(self, config: SEDDConfig) -> None:
+        if not isinstance(config, SEDDConfig):
+            raise TypeError(f"config must be a SEDDConfig, got {type(config).__name__}")
+        super().__init__()
+        self.config = config
+        self.vocab_embed = EmbeddingLayer(config.hidden_size, config.vocab_size + 1)
+        self.sigma_map = TimestepEmbedder(config.cond_dim)
+        self.rotary_emb = Rotary(config.hidden_size // config.n_heads)
+        self.blocks = nn.ModuleList([DDiTBlock(config) for _ in range(config.n_blocks)])
+        self.output_layer = DDitFinalLayer(config, config.vocab_size)
+
+    @property
+    def start(self) -> int:
+        """The token before the first."""
+        return self.config.vocab_size
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.dtype != torch.int64 or tokens.dim() != 2:
+            raise ValueError(
+                f"tokens must be int64 of shape (B, L), got {tokens.dtype} {tuple(tokens.shape)}"
+            )
+        before = F.pad(tokens, (1, -1), value=self.start)  # (B, L): what stands left of each
+        attend: list[Attend] = [_causal] * len(self.blocks)
+        return self.read(before, self.rotary_emb(tokens.shape[1]), attend)
+
+    def read(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: list[Attend]) -> Tensor:
+        """Logits after each of the tokens x (B, L) at the positions of `rotary`."""
+        # One noise embedding for all texts, (1, cond_dim).
+        c = F.silu(self.sigma_map(torch.zeros(1, device=x.device)))
+        hidden = self.vocab_embed(x)
+        for block, how in zip(self.blocks, attend, strict=True):
+            hidden = block(hidden, c, rotary, how)
+        logits = self.output_layer(hidden, c)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_dir: str | Path, *, device: torch.device | str = "cpu", **hub: Any
+    ) -> Autoregressive:
+        """Read what `save_pretrained` wrote; errors and options as `SEDD.from_pretrained`."""
+        saved = checkpoint.read(name_or_dir, KIND, **hub)
+        model = cls(SEDDConfig(**saved.config))
+        checkpoint.restore(model, saved)
+        return model.to(device).eval()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and model.safetensors."""
+        checkpoint.write(directory, self.config, self.state_dict(), KIND)
+
+
+class _Cache:
+    """A block's keys and values so far, and attention of the newest position to them all."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.used = length, 0
+        self.kept: Tensor | None = None  # (2, B, heads, L, d)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.kept is None:
+            batch, heads, _, width = k.shape
+            self.kept = k.new_empty(2, batch, heads, self.length, width)
+        self.kept[:, :, :, self.used : self.used + 1] = torch.stack((k, v))
+        self.used += 1
+        keys, values = self.kept[:, :, :, : self.used]
+        return F.scaled_dot_product_attention(q, keys, values)
+
+
+@torch.no_grad()
+def generate(
+    model: Autoregressive,
+    shape: tuple[int, int],
+    top_p: float = 1.0,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    on_token: OnToken | None = None,
+) -> Tensor:
+    """Draw texts from left to right, (B, L) int64 on the model's device.
+
+    Args:
+        model: in evaluation mode while it draws.
+        shape: (B, L).
+        top_p: draw from the smallest set of tokens that holds this probability (nucleus sampling,
+            Holtzman et al. 2020, arXiv 1904.09751); 1 draws from the model's own law.
+        temperature: logits are divided by it; 1 is the model's own law.
+        generator: source of randomness, one uniform number a token; torch's own if None.
+        on_token: told how many positions are drawn, and how many there are.
+
+    Raises:
+        ValueError: top_p outside (0, 1], temperature not positive, a shape that is not (B, L).
+    """
+    batch, length = _checked(shape, top_p, temperature)
+    device = device_of(model)
+    tokens = torch.empty(batch, length, dtype=torch.int64, device=device)
+    newest = torch.full((batch, 1), model.start, device=device)
+    cos, sin = model.rotary_emb(length)
+    caches: list[Attend] = [_Cache(length) for _ in model.blocks]
+    draw_on = device if generator is None else generator.device
+    with evaluating(model):
+        for i in range(length):
+            logits = model.read(newest, (cos[i : i + 1], sin[i : i + 1]), caches)[:, 0]
+            u = torch.rand(batch, 1, dtype=torch.float64, generator=generator, device=draw_on)
+            newest = draw_token(logits / temperature, top_p, u.to(device))
+            tokens[:, i : i + 1] = newest
+            if on_token is not None:
+                on_token(i + 1, length)
+    return tokens
+
+
+def draw_token(logits: Tensor, top_p: float, u: Tensor) -> Tensor:
+    """A token of each row by inverting its cumulative sum: (B, V), u (B, 1) in [0, 1) -> (B, 1)."""
+    probs = logits.double().softmax(-1)
+    order: Tensor | None = None
+    if top_p < 1:
+        probs, order = probs.sort(-1, descending=True)
+        # A token stays if those before it hold less than top_p: the first always does.
+        probs = probs * (probs.cumsum(-1) - probs < top_p)
+    total = probs.cumsum(-1)
+    # Strictly above u: a token of probability 0 is never drawn.
+    drawn = torch.searchsorted(total, u * total[:, -1:], right=True)
+    return drawn if order is None else order.gather(-1, drawn)
+
+
+def _checked(shape: tuple[int, int], top_p: float, temperature: float) -> tuple[int, int]:
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"shape must be (B, L), two whole numbers of at least 1, got {shape!r}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 draws from the model's law")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; 1 is the model's law")
+    return shape

@@ -1,0 +1,172 @@
+"""What the rest of the package asks of a network.
+
+A network is any callable ``model(x_t (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``. One that
+owns a linear head over the vocabulary can do better than form all log scores: called as
+``model(x_t, sigma, request)`` it computes what the request asks for from its last hidden states.
+Such a network says so by two attributes (:class:`FusedHeadModel`):
+
+    graph            the graph that its scores belong to
+    head_requests    the kinds of :class:`HeadRequest` that its forward takes
+
+The request is answered inside the network's own forward, so that DDP, FSDP2, activation
+checkpointing and torch.compile see the parameters of the head used where they expect it. Wrappers
+of torch that pass their arguments on are looked through (:func:`takes_request`), and the wrapper is
+called; a wrapper of another kind takes part by giving itself these two attributes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sedd_fast.ops import TouchedRows, linear_reverse_step, linear_score_entropy, touched_rows
+from sedd_fast.process.graphs import Graph
+
+#: A network: (tokens (B, L), sigma (B,)) -> log scores (B, L, dim).
+ScoreModel = Callable[..., Tensor]
+
+
+class LinearHead(NamedTuple):
+    """The last layer of a network: f = hidden @ weight.T + bias, weight (dim, H), bias (dim,).
+
+    Log scores are f, or f - ln(expm1(sigma)) - ln(vocab_size) with ``scale_by_sigma``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    graph: Graph
+    scale_by_sigma: bool
+
+
+class HeadRequest(ABC):
+    """What a network computes from its hidden states in place of log scores."""
+
+    @abstractmethod
+    def prepared(self, x_t: Tensor, graph: Graph) -> HeadRequest:
+        """The request with its rows listed; their number reaches the host while the body runs."""
+
+    @abstractmethod
+    def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """The answer, from hidden states (B, L, H) of tokens x_t (B, L) at noise sigma (B,)."""
+
+
+@dataclass(frozen=True)
+class ScoreEntropyRequest(HeadRequest):
+    """Score entropy: :func:`sedd_fast.linear_score_entropy`, (B, L) or () nats.
+
+    Args:
+        x_0: (B, L) int64, clean tokens.
+        row_weight: (B, L), factor of every position's entropy; None: 1.
+        reduction: "none", "mean" or "sum".
+        rows: the positions that the head is needed at; None: all that noise touched.
+    """
+
+    x_0: Tensor
+    row_weight: Tensor | None = None
+    reduction: str = "none"
+    rows: TouchedRows | None = None
+
+    def prepared(self, x_t: Tensor, graph: Graph) -> ScoreEntropyRequest:
+        if self.rows is not None:
+            return self
+        return replace(self, rows=touched_rows(x_t, graph, self.row_weight))
+
+    def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return linear_score_entropy(
+            hidden, head.weight, head.bias, sigma, x_t, self.x_0, head.graph, head.scale_by_sigma,
+            self.row_weight, self.reduction, self.rows,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReverseStepRequest(HeadRequest):
+    """The next tokens: :func:`sedd_fast.linear_reverse_step`, (B, L) int64.
+
+    Args:
+        method, dsigma, u, temperature, top_p: as in that function.
+        rows: the positions that the head is needed at; None: all that noise touched.
+    """
+
+    method: str
+    dsigma: Tensor | float | None = None
+    u: Tensor | None = None
+    rows: TouchedRows | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def prepared(self, x_t: Tensor, graph: Graph) -> ReverseStepRequest:
+        return self if self.rows is not None else replace(self, rows=touched_rows(x_t, graph))
+
+    def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return linear_reverse_step(
+            hidden, head.weight, head.bias, x_t, sigma, self.dsigma, head.graph, self.method,
+            head.scale_by_sigma, u=self.u, rows=self.rows, temperature=self.temperature,
+            top_p=self.top_p,
+        )  # fmt: skip
+
+
+@runtime_checkable
+class FusedHeadModel(Protocol):
+    """A network whose forward takes a request; the module's docstring says what that means."""
+
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def head_requests(self) -> tuple[type[HeadRequest], ...]: ...
+    def __call__(self, indices: Tensor, sigma: Tensor, head: HeadRequest, /) -> Tensor: ...
+
+
+def takes_request(model: object, graph: Graph, request: type[HeadRequest]) -> bool:
+    """Whether a network, under whatever wrappers of torch, answers such requests for that graph."""
+    inner: object | None = model
+    while inner is not None:
+        if isinstance(inner, FusedHeadModel):
+            return request in inner.head_requests and inner.graph == graph
+        inner = _wrapped(inner)
+    return False
+
+
+def _wrapped(module: object) -> object | None:
+    """What a wrapper of torch calls with its own arguments; None for any other object."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+    from torch.optim.swa_utils import AveragedModel
+
+    if isinstance(module, (DistributedDataParallel, DataParallel, AveragedModel)):
+        return module.module
+    if isinstance(module, nn.Module):  # torch.compile and activation checkpointing: private classes
+        for name in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"):
+            if name in module._modules:
+                return module._modules[name]
+    return None
+
+
+@contextlib.contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Run a model in eval mode (no dropout); each of its modules gets its own mode back.
+
+    A model that is not an ``nn.Module`` is left alone.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def device_of(model: object) -> torch.device:
+    """Where a module's parameters are; the CPU for any other callable."""
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return torch.device("cpu")

@@ -1,0 +1,181 @@
+"""From p(x_0 | x_t) to scores and back: networks as MDLM, RADD, D3PM and LLaDA have, run here.
+
+With E = expm1(sigma), rho = E / (E + V), and p(y) = p(x_0 = y | x_t) at one position, the ratios
+that noise makes give s_y = sum over x_0 of p(x_0) p(y | x_0) / p(x_t | x_0) in closed form:
+
+    absorbing, x_t = mask:  s_y = p(y) / E                              p(y) = s_y / sum(s)
+    uniform, y != x_t:      s_y = (V/E) p(y) + c                        p(y) = (E/V) (s_y - c)
+                            c = 1 - p(x_t) + rho p(x_t)                 c = (1 - exp(-sigma)) T / V
+
+with T = 1 + the sum of s over y != x_t, and p(x_t) what is missing to 1. A position of the
+absorbing graph that is not masked has p = [y = x_t], and its scores are never read.
+
+Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 3.3; Ou et al. 2024 (arXiv 2406.03736),
+theorem 1 (absorbing); Sahoo et al. 2024 (arXiv 2406.07524), section 3.2.3 (SUBS).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sedd_fast.backends import values
+from sedd_fast.backends.coefficients import log_expm1
+from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.reference import wide
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops import reverse_probs
+from sedd_fast.process.graphs import Graph
+
+
+def score_from_posterior(
+    logits: Tensor,
+    sigma: Tensor | float,
+    x_t: Tensor,
+    graph: Graph,
+    zero_masking: bool = True,
+) -> Tensor:
+    """Log scores of a network that predicts x_0; the module's docstring has the formulas.
+
+    Args:
+        logits: (B, L, V), log p(x_0 = y | x_t) up to a constant a row: log probabilities or raw
+            logits, float32, bfloat16, float16 or float64; -inf for probability 0. With the
+            absorbing graph also (B, L, V + 1), the mask last.
+        sigma: total noise, a number, (B,) or (B, 1); positive.
+        x_t: (B, L) int64, noised tokens.
+        graph: ``Absorbing(V)`` or ``Uniform(V)``.
+        zero_masking: what (B, L, V + 1) logits say of the mask counts for nothing, as x_0 holds
+            none (SUBS's zero masking probability). False: the mask takes its share, and the scores
+            of the real tokens sum to less than 1/E.
+
+    Returns:
+        (B, L, graph.dim) log scores, 0 at x_t; float64 for float64 logits, else float32. What is
+        formed of a whole row is formed in float64. Differentiable in ``logits``.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or value; the message says which.
+
+    Example:
+        >>> log_score = score_from_posterior(network(x_t), sigma, x_t, graph)
+    """
+    sigma = _checked(logits, sigma, x_t, graph)
+    if graph.kind == "uniform":
+        return _uniform_score(wide(logits), sigma, x_t, graph.vocab_size)
+    real = wide(logits)[..., : graph.vocab_size]
+    total = (real if zero_masking else wide(logits)).logsumexp(-1).double()
+    shift = total + log_expm1(sigma)[:, None]  # (B, L)
+    log_score = real - shift[..., None].to(real.dtype)
+    return F.pad(log_score, (0, 1)).scatter(-1, x_t[..., None], 0.0)
+
+
+def posterior_from_score(
+    log_score: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph
+) -> Tensor:
+    """p(x_0 = y | x_t) of every token and position, from log scores; the inverse of the above.
+
+    It is the law that the sampler's denoising step draws from. Scores that belong to no posterior
+    get the nearest thing to one: negative weights become 0, and rows are normalised.
+
+    Args:
+        log_score: (B, L, graph.dim) log scores; the value at x_t is not read.
+        sigma, x_t, graph: as in :func:`score_from_posterior`.
+
+    Returns:
+        (B, L, V) probabilities, each row summing to 1; float64 for float64 scores, else float32.
+        Differentiable in ``log_score``.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or value; the message says which.
+
+    Example:
+        >>> p = posterior_from_score(model(x_t, sigma), sigma, x_t, graph)
+        >>> best = p.argmax(-1)
+    """
+    law = reverse_probs(log_score, x_t, sigma, None, graph, "denoise")
+    return law[..., : graph.vocab_size]
+
+
+class PosteriorModel(nn.Module):
+    """A network of p(x_0 | x_t) as a score network, for every sampler, loss and evaluation here.
+
+    Unmasked positions of the absorbing graph keep their token under every sampler, whatever the
+    network says of them: SUBS's carry-over unmasking needs no option.
+
+    Args:
+        network: ``(x_t (B, L), sigma (B,)) -> logits`` as :func:`score_from_posterior` takes them,
+            or an object that has them as ``.logits`` (Hugging Face).
+        graph: ``Absorbing(V)`` or ``Uniform(V)``. The mask is state V: tokens of a vocabulary that
+            has it elsewhere must be renumbered.
+        takes_sigma: False: the network is called as ``network(x_t)`` (RADD, LLaDA: for the
+            absorbing graph the posterior does not depend on time).
+        zero_masking: as in :func:`score_from_posterior`.
+
+    Raises:
+        TypeError, ValueError: ``network`` is not callable, another graph.
+
+    Example:
+        >>> model = PosteriorModel(network, Absorbing(50257), takes_sigma=False)
+        >>> tokens = sedd_fast.sample(model, model.graph, noise, shape=(4, 1024), method="hit")
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        graph: Graph,
+        takes_sigma: bool = True,
+        zero_masking: bool = True,
+    ) -> None:
+        super().__init__()
+        arguments.check_graph(graph)
+        if not callable(network):
+            raise TypeError(
+                f"network must be callable as network(x_t, sigma), got {type(network).__name__}"
+            )
+        self.network, self.graph = network, graph
+        self.takes_sigma, self.zero_masking = takes_sigma, zero_masking
+
+    def forward(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        """(B, L) int64, (B,) -> (B, L, graph.dim) log scores, float32 or float64."""
+        out = self.network(indices, sigma) if self.takes_sigma else self.network(indices)
+        logits = out if isinstance(out, Tensor) else getattr(out, "logits", out)
+        return score_from_posterior(logits, sigma, indices, self.graph, self.zero_masking)
+
+
+def _uniform_score(logits: Tensor, sigma: Tensor, x_t: Tensor, size: int) -> Tensor:
+    """ln((V/E) p(y) + c), 0 at x_t."""
+    own = x_t[..., None]
+    others = logits.scatter(-1, own, -torch.inf).logsumexp(-1).double()  # (B, L)
+    odds = logits.gather(-1, own).squeeze(-1).double() - others  # of p(x_t) against the rest
+    log_kappa = (math.log(size) - log_expm1(sigma))[:, None]
+    # c of two positive parts: 1 - p(x_t) from the rest of the row, not by subtraction.
+    log_c = torch.logaddexp(
+        F.logsigmoid(-odds), F.logsigmoid(odds) - F.softplus(log_kappa, threshold=40)
+    )
+    shift = log_kappa - torch.logaddexp(others, logits.gather(-1, own).squeeze(-1).double())
+    scaled = logits + shift[..., None].to(logits.dtype)  # ln((V/E) p)
+    return torch.logaddexp(scaled, log_c[..., None].to(logits.dtype)).scatter(-1, own, 0.0)
+
+
+def _checked(logits: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph) -> Tensor:
+    """sigma as (B,) float64, after all checks."""
+    arguments.check_graph(graph)
+    arguments.check_tensor("logits", logits)
+    if logits.dtype not in arguments.FLOATS:
+        raise TypeError(f"logits must be float32, bfloat16, float16 or float64, got {logits.dtype}")
+    allowed = sorted({graph.vocab_size, graph.dim})
+    if logits.dim() != 3 or logits.shape[-1] not in allowed:
+        shapes = " or ".join(f"(B, L, {width})" for width in allowed)
+        raise ValueError(
+            f"logits must have shape {shapes} for the {graph.kind} graph over {graph.vocab_size} "
+            f"tokens, got {tuple(logits.shape)}; make the network's output and the graph agree"
+        )
+    arguments.check_tokens("x_t", x_t, tuple(logits.shape[:2]))
+    arguments.check_device("x_t", x_t, logits, "logits")
+    sigma = arguments.per_sequence("sigma", sigma, x_t)
+    values.check(Reverse(x_t, sigma, sigma, None, graph.kind, graph.vocab_size, "denoise"))
+    return sigma

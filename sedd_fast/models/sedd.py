@@ -1,0 +1,200 @@
+"""The score network of SEDD: a bidirectional transformer whose blocks are modulated by the noise.
+
+Tokens and the total noise sigma go in, log scores come out (Lou, Meng, Ermon 2024, arXiv
+2310.16834, appendix C). :mod:`sedd_fast.models.layers` has its blocks. Names of parameters and
+their order are those of the published checkpoints: EMA weights are stored by order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sedd_fast.backends.coefficients import log_output_scale
+from sedd_fast.models import checkpoint
+from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.interface import (
+    HeadRequest,
+    LinearHead,
+    ReverseStepRequest,
+    ScoreEntropyRequest,
+)
+from sedd_fast.models.layers import (
+    DDiTBlock,
+    DDitFinalLayer,
+    EmbeddingLayer,
+    Rotary,
+    TimestepEmbedder,
+    at_least_float32,
+)
+from sedd_fast.process.graphs import Graph, make_graph
+from sedd_fast.process.noise import Noise, make_noise
+
+
+class SEDD(nn.Module):
+    """Log scores of every state at every position.
+
+        log_score = model(indices, sigma)      # (B, L) int64, (B,) -> (B, L, dim) fp32
+        loss = model(x_t, sigma, ScoreEntropyRequest(x_0))      # never forms the log scores
+        x_s = model(x_t, sigma, ReverseStepRequest("denoise"))  # nor does this
+
+    log_score[b, i, y] estimates ln p_t(x with x_i := y) - ln p_t(x); it is 0 at y = indices[b, i].
+    With f the output of the head, it is f for the uniform graph and
+    f - ln(expm1(sigma)) - ln(vocab_size) for the absorbing one (`scale_by_sigma`; appendix C.2).
+    A fresh network gives f = 0: a loss of about L * ln(vocab_size) nats per sequence.
+
+    The network may run under torch.autocast; log scores come out in fp32 (fp64 in a double model).
+
+        model = SEDD(SEDDConfig(vocab_size=96, hidden_size=256, n_blocks=6, n_heads=4, length=256))
+        model = SEDD.from_pretrained("louaaron/sedd-small")
+    """
+
+    #: As `sedd_fast.models.checkpoint` names this kind of network.
+    kind: ClassVar[str] = "sedd"
+
+    def __init__(self, config: SEDDConfig) -> None:
+        if not isinstance(config, SEDDConfig):
+            raise TypeError(
+                f"config must be a SEDDConfig, got {type(config).__name__}; settings of the "
+                "original: SEDDConfig(**sedd_fast.models.checkpoint.config_from_original(settings))"
+            )
+        super().__init__()
+        self.config = config
+        dim = self.graph.dim
+        self.vocab_embed = EmbeddingLayer(config.hidden_size, dim)
+        self.sigma_map = TimestepEmbedder(config.cond_dim)
+        self.rotary_emb = Rotary(config.hidden_size // config.n_heads)
+        self.blocks = nn.ModuleList([DDiTBlock(config) for _ in range(config.n_blocks)])
+        self.output_layer = DDitFinalLayer(config, dim)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph the network was made for: `Absorbing` or `Uniform`."""
+        return make_graph(self.config.graph, self.config.vocab_size)
+
+    @property
+    def noise(self) -> Noise:
+        """The noise schedule the network was made for."""
+        c = self.config
+        return make_noise(c.noise, eps=c.noise_eps, sigma_min=c.sigma_min, sigma_max=c.sigma_max)
+
+    @property
+    def head_requests(self) -> tuple[type[HeadRequest], ...]:
+        """What `forward` takes as `head`; nothing where a subclass has overridden it."""
+        own = type(self).forward is SEDD.forward
+        return (ScoreEntropyRequest, ReverseStepRequest) if own else ()
+
+    def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
+        """Log scores (B, L, dim) or, of a request, what it asks for; then none is ever formed.
+
+        Args:
+            indices: (B, L) int64, tokens now.
+            sigma: (B,), (B, 1) or a scalar tensor, total noise.
+            head: a :class:`sedd_fast.models.interface.ScoreEntropyRequest` (a loss), a
+                :class:`sedd_fast.models.interface.ReverseStepRequest` (the next tokens), or None.
+
+        Raises:
+            TypeError, ValueError: a wrong dtype, shape, device or value; the message names it.
+        """
+        if head is None:
+            return self._log_score(self.features(indices, sigma), indices, sigma)
+        graph, linear = self.graph, self.output_layer.linear
+        if not torch.compiler.is_compiling():
+            head = head.prepared(indices, graph)
+        hidden = self.features(indices, sigma)
+        parameters = LinearHead(linear.weight, linear.bias, graph, self.config.scale_by_sigma)
+        return head(hidden, parameters, indices, sigma)
+
+    def _log_score(self, hidden: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:
+        # (B * L, dim). In place from here on: no derivative needs the head's own output, and a copy
+        # is B * L * dim numbers. Two dimensions, since autograd copies when a view is written to,
+        # and a linear layer returns one for three.
+        log_score = at_least_float32(self.output_layer.linear(hidden.flatten(0, 1)))
+        if self.config.scale_by_sigma:
+            log_score.sub_(self._log_scale(indices, sigma).to(log_score.dtype))
+        log_score.scatter_(-1, indices.reshape(-1, 1), 0.0)
+        return log_score.view(*indices.shape, log_score.shape[-1])
+
+    def _log_scale(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        """ln(expm1(sigma)) + ln(vocab_size) for each position, (B * L, 1)."""
+        scale = log_output_scale(at_least_float32(sigma), self.config.vocab_size)
+        return scale.reshape(-1, 1).expand(indices.shape).reshape(-1, 1)
+
+    def features(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        """What the head `output_layer.linear` is applied to: (B, L), (B,) -> (B, L, hidden_size).
+
+        sigma may also be (B, 1) or a scalar tensor. Raises TypeError or ValueError for a wrong
+        dtype, shape or device, and on the CPU for a token outside [0, dim).
+        """
+        sigma = _check_input(indices, sigma)
+        x = self._embed(indices)
+        c = F.silu(self.sigma_map(sigma))  # (B, cond_dim)
+        rotary = self.rotary_emb(indices.shape[1])
+        for block in self.blocks:
+            x = block(x, c, rotary)
+        return self.output_layer.features(x, c)
+
+    def _embed(self, indices: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.vocab_embed(indices)
+        try:
+            return self.vocab_embed(indices)
+        except IndexError:
+            raise ValueError(
+                f"indices must lie in [0, {self.graph.dim}), got {int(indices.min())} to "
+                f"{int(indices.max())}; was the text encoded with the tokenizer of this model?"
+            ) from None
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_dir: str | Path, *, device: torch.device | str = "cpu", **hub: Any
+    ) -> SEDD:
+        """A trained network, in evaluation mode, from a directory or the Hugging Face Hub.
+
+        A directory holds config.json with model.safetensors or pytorch_model.bin, or is a run
+        directory of the original trainer (its EMA weights are taken). Any other name is a Hub
+        repository; `hub` goes to `huggingface_hub.hf_hub_download`: revision, cache_dir, token,
+        force_download, local_files_only. Raises FileNotFoundError where nothing is found, and
+        ValueError for unreadable files, incomplete settings, and unknown or missing weights.
+        """
+        saved = checkpoint.read(name_or_dir, cls.kind, **hub)
+        model = cls(SEDDConfig(**saved.config))
+        checkpoint.restore(model, saved)
+        return model.to(device).eval()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and model.safetensors, in the original's format and names."""
+        checkpoint.write(directory, self.config, self.state_dict(), self.kind)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub; returns its address there.
+
+        Options: token, private, revision, create_pr, commit_message.
+        """
+        return checkpoint.push(self.save_pretrained, repo_id, **options)
+
+
+def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:
+    """Check what the caller gave, and return sigma as (B,)."""
+    if indices.dtype != torch.int64:
+        raise TypeError(f"indices must be int64 token ids, got {indices.dtype}; call .long()")
+    if indices.dim() != 2:
+        raise ValueError(
+            f"indices must have shape (B, L), got {tuple(indices.shape)}; one sequence is "
+            "indices[None]"
+        )
+    if not sigma.is_floating_point():
+        raise TypeError(f"sigma must be floating point, got {sigma.dtype}; call .float()")
+    if sigma.device != indices.device:
+        raise ValueError(f"sigma is on {sigma.device} but indices on {indices.device}; move one")
+    batch = indices.shape[0]
+    if sigma.shape not in ((), (batch,), (batch, 1)):
+        raise ValueError(
+            f"sigma must have shape ({batch},), one total noise per sequence of indices, got "
+            f"{tuple(sigma.shape)}"
+        )
+    return sigma.reshape(-1).expand(batch)

@@ -1,0 +1,256 @@
+"""Drawing text from a score network: from nothing (``sample``) or around given text (``infill``).
+
+Both start at time 1, in pure noise, and make the steps that a sampler
+(``sedd_fast.sampling.methods``) has planned; the prompt of ``infill`` is set before each of them.
+Most samplers walk a uniform grid of times down to ``eps`` (``timesteps``) and take all remaining
+noise away in a last denoising step.
+
+Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 4, algorithms 2 and 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sedd_fast.models.interface import ScoreModel, device_of, evaluating
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.process.dense_graph import DenseGraph
+from sedd_fast.process.graphs import Graph
+from sedd_fast.process.noise import Noise
+from sedd_fast.progress import tracked
+from sedd_fast.sampling.config import Run, timesteps
+from sedd_fast.sampling.draw import Drawing
+from sedd_fast.sampling.methods import SAMPLERS
+from sedd_fast.sampling.remask import Remask
+from sedd_fast.sampling.shape import Shape
+
+#: The names of the samplers.
+METHODS = tuple(SAMPLERS)
+
+__all__ = ["METHODS", "Callback", "Remask", "Step", "infill", "sample", "timesteps"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback is given after every step.
+
+    Attributes:
+        index: number of the step just made, from 0.
+        steps: how many there are in all, the denoising step counted.
+        t: the time reached; 0 after the denoising step.
+        tokens: (B, L) int64 at that time, the prompt in place; read it, do not write to it.
+    """
+
+    index: int
+    steps: int
+    t: float
+    tokens: Tensor
+
+
+Callback = Callable[[Step], object]
+
+
+def sample(
+    model: ScoreModel,
+    graph: Graph,
+    noise: Noise,
+    shape: tuple[int, int],
+    steps: int | None = 128,
+    method: str = "analytic",
+    denoise: bool = True,
+    generator: torch.Generator | None = None,
+    eps: float = 1e-5,
+    callback: Callback | None = None,
+    progress: bool = False,
+    device: torch.device | str | None = None,
+    theta: float = 0.5,
+    remask: Remask | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    legacy_fp32_gumbel: bool = False,
+) -> Tensor:
+    """Draw sequences from the network, starting at pure noise.
+
+    Within a step every position is drawn independently, so the law is exact only as ``steps``
+    grows. The methods (each has a file beside this one; docs/sampling.md compares them):
+
+    - "analytic": a step removes the noise sigma(t) - sigma(s); error of order 1 / steps.
+    - "euler": an Euler step of the reverse rates; the same order.
+    - "tau_leaping": follows the rates at t, at most one jump a position; the same order.
+    - "theta_trapezoidal": two network calls a step; a smaller error, of order 1 / steps^2 where no
+      rate changes by half within a step.
+    - "hit": absorbing graph only. The times of unmasking are drawn first, and only sequences in
+      which a position unmasks are computed: at most min(steps, L) + 1 network rows a sequence.
+      The law of "analytic" for a network with normalised scores.
+
+    Args:
+        model: ``(tokens (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``; an ``nn.Module``
+            runs in eval mode and gets its own mode back.
+        graph: ``Absorbing(V)``, ``Uniform(V)`` or, for a small vocabulary, ``DenseGraph(Q)``.
+        noise: the schedule the network was trained with.
+        shape: (B, L), number and length of the sequences.
+        steps: intervals of the grid, the denoising step not counted. None, for "hit" only: first
+            hitting, one position at a time in the order of unmasking, each at its own noise.
+        method: "analytic", "euler", "tau_leaping", "theta_trapezoidal" or "hit".
+        denoise: end with a step that removes all noise left at ``eps``. Without it an absorbing
+            result may still hold masks.
+        generator: source of all randomness, on the CPU or on the device; torch's own if None.
+        eps: the time at which the walk ends.
+        callback: called with a :class:`Step` after every step made: ``steps + denoise`` times, for
+            "hit" fewer.
+        progress: show a progress bar on stderr.
+        device: where to sample; the model's own device if None.
+        theta: of "theta_trapezoidal", in (0, 1): the second network call is made at t - theta h.
+        remask: with "analytic" on an absorbing graph, a :class:`Remask`: a step may take tokens
+            back and draw them anew.
+        temperature, top_p: which token a position jumps to, not when; 1 and 1, the default, is the
+            model's law, anything else leaves it.
+        legacy_fp32_gumbel: with "analytic" or "euler", draw as the original code does, with its
+            float32 Gumbel noise, to reproduce what papers sampled.
+
+    Returns:
+        (B, L) int64.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or out of range; the message names it.
+
+    Example:
+        >>> tokens = sample(model, graph, noise, shape=(4, 1024), steps=256)
+        >>> texts = [tokenizer.decode(row.tolist()) for row in tokens]
+    """
+    _check_process(graph, method)
+    drawing = Drawing(graph, generator, Shape(temperature, top_p), legacy_fp32_gumbel)
+    run = Run(noise, drawing, method, steps, denoise, eps, theta, remask)
+    _check_shape(shape)
+    start = graph.sample_limit(shape, device or device_of(model), generator)
+    return _walk(run, model, start, None, callback, progress)
+
+
+def infill(
+    model: ScoreModel,
+    graph: Graph,
+    noise: Noise,
+    tokens: Tensor,
+    known: Tensor,
+    steps: int | None = 128,
+    method: str = "analytic",
+    denoise: bool = True,
+    generator: torch.Generator | None = None,
+    eps: float = 1e-5,
+    callback: Callback | None = None,
+    progress: bool = False,
+    theta: float = 0.5,
+    remask: Remask | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    legacy_fp32_gumbel: bool = False,
+) -> Tensor:
+    """Draw the unknown positions of sequences, given the known ones, wherever these are.
+
+    The known tokens are set before every step and at the end, so they are exact in the result.
+    With exact scores and many steps an absorbing graph gives the exact conditional law: a token
+    once unmasked stays, and its time of unmasking does not matter. For a uniform graph it is an
+    approximation: the network reads the clean prompt as if it bore the noise of time t.
+
+    Args:
+        model, graph, noise, steps, method, denoise, generator, eps, callback, progress,
+            theta, remask, temperature, top_p, legacy_fp32_gumbel: as in
+            :func:`sample`.
+        tokens: (B, L) int64; what is unknown may hold any value.
+        known: (B, L) bool, True where the token is given.
+
+    Returns:
+        (B, L) int64 on the device of ``tokens``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or out of range; a known token that
+            is the mask or outside the vocabulary.
+
+    Example:
+        >>> tokens = torch.zeros(1, 1024, dtype=torch.int64)
+        >>> known = torch.zeros(1, 1024, dtype=torch.bool)
+        >>> prompt = torch.tensor(tokenizer.encode("Hi, my name is"))
+        >>> tokens[:, : len(prompt)], known[:, : len(prompt)] = prompt, True
+        >>> filled = infill(model, graph, noise, tokens, known)
+    """
+    _check_process(graph, method)
+    drawing = Drawing(graph, generator, Shape(temperature, top_p), legacy_fp32_gumbel)
+    run = Run(noise, drawing, method, steps, denoise, eps, theta, remask)
+    _check_prompt(tokens, known, graph)
+    start = graph.sample_limit(tuple(tokens.shape), tokens.device, generator)
+    return _walk(run, model, start, (tokens, known), callback, progress)
+
+
+def _walk(
+    run: Run,
+    model: ScoreModel,
+    x: Tensor,
+    prompt: tuple[Tensor, Tensor] | None,
+    callback: Callback | None,
+    progress: bool,
+) -> Tensor:
+    """From x at time 1 to the result; ``prompt`` is (tokens, known)."""
+    x = _hold(x, prompt)
+    if x.numel() == 0:
+        return x
+    stages = SAMPLERS[run.method](run, x)
+    with evaluating(model), torch.no_grad():
+        for i, stage in enumerate(tracked(stages, "sampling", progress)):
+            x = _hold(stage.advance(model, x), prompt)
+            if callback is not None:
+                callback(Step(i, len(stages), stage.t, x))
+    return x
+
+
+def _check_process(graph: Graph, method: str) -> None:
+    if not isinstance(graph, DenseGraph):
+        arguments.check_graph(graph)
+    if method not in METHODS:
+        hint = "; for a last denoising step pass denoise=True" * (method == "denoise")
+        known = ", ".join(map(repr, METHODS))
+        raise ValueError(f"method must be one of {known}, got {method!r}{hint}")
+
+
+def _hold(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The tokens x with the known ones in place."""
+    if prompt is None:
+        return x
+    tokens, known = prompt
+    return torch.where(known, tokens, x)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    wrong = ValueError(f"shape must be (B, L), two whole numbers of at least 0, got {shape!r}")
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise wrong
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
+        raise wrong
+
+
+def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
+    arguments.check_tokens("tokens", tokens)
+    arguments.check_tensor("known", known)
+    if known.dtype != torch.bool:
+        raise TypeError(f"known must be bool, got {known.dtype}; convert it with .bool()")
+    if known.shape != tokens.shape:
+        raise ValueError(
+            f"known must have shape {tuple(tokens.shape)}, as tokens, got {tuple(known.shape)}; "
+            "one pattern for all sequences is known.expand(B, L)"
+        )
+    arguments.check_device("known", known, tokens, "tokens")
+    bad = known & ((tokens < 0) | (tokens >= graph.vocab_size))
+    if bool(bad.any()):
+        row, column = (int(i) for i in bad.nonzero()[0])
+        token = int(tokens[row, column])
+        what = "the mask" if token == graph.mask_index else "outside the vocabulary"
+        raise ValueError(
+            f"tokens holds {token} at known position ({row}, {column}), which is {what}; known "
+            f"tokens are 0 .. {graph.vocab_size - 1}: set known to False where one is to be drawn"
+        )

@@ -1,0 +1,50 @@
+"""Training on Hugging Face Accelerate: one process, or many under `accelerate launch` or torchrun.
+
+    from sedd_fast.train import load_config
+    from sedd_fast.train import resume, train
+
+    result = train(load_config("tiny", overrides=["data.train=book.txt", "run_dir=runs/book"]))
+    result = resume("runs/book")                      # after Ctrl-C, a crash, or kill -9
+    is_finished("runs/book")                          # True: there is nothing to resume
+
+A run directory holds config.yaml, tokenizer/, metrics.jsonl, tensorboard/, checkpoints/ and
+export/ (`run_directory` describes each); `models.networks.load(run_dir + "/export")` and
+`load_tokenizer` of the same directory give the averaged weights and the tokenizer back.
+
+All randomness of a step (order of the text, times, noise, dropout) is a function of (seed, step,
+process, accumulation part), and a checkpoint holds everything else, so a resumed run gives the
+losses of one that never stopped. A schedule that follows the clock (training.max_minutes with
+optim.schedule=cosine) is the exception: its learning rates are the clock's.
+
+The step is the original's: AdamW on the batch mean of the per-sequence score entropy (or what else
+`objective.type` names), gradient clipping, linear warm-up, EMA with its own warm-up (Lou, Meng,
+Ermon 2024, appendix C).
+"""
+
+from sedd_fast.train.api import is_finished, resume, train
+from sedd_fast.train.config import load_config
+from sedd_fast.train.progress import (
+    HeldOut,
+    NonFiniteLossError,
+    OnStep,
+    StepInfo,
+    TrainingInterrupted,
+    TrainResult,
+    resume_command,
+)
+from sedd_fast.train.settings import TrainConfig
+
+__all__ = [
+    "HeldOut",
+    "NonFiniteLossError",
+    "OnStep",
+    "StepInfo",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingInterrupted",
+    "is_finished",
+    "load_config",
+    "resume",
+    "resume_command",
+    "train",
+]

@@ -1,0 +1,61 @@
+"""The small benchmarks behind figures of the documents: they run, and say what they must."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from helpers.benchmark_modules import BENCHMARKS
+
+
+def results(tmp_path, script: str, *options: str) -> tuple[str, dict]:
+    """What it printed, and its JSON."""
+    path = tmp_path / "results.json"
+    command = [sys.executable, str(BENCHMARKS / script), *options, "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(path.read_text())
+
+
+def test_scale_of_scores(tmp_path):
+    out, record = results(tmp_path, "score_scale.py", "--steps", "3", "--texts", "2")
+    found = record["found"]
+    for name, row in found.items():
+        assert name in out
+        assert row["least"] <= row["median"] <= row["largest"]
+        assert row["exact"] >= row["normalised"] - 1e-6  # by Z - 1 - ln Z at the same noise
+    posterior = found["PosteriorSEDD, cross entropy"]
+    assert posterior["least"] == pytest.approx(1, abs=1e-5)
+    assert posterior["largest"] == pytest.approx(1, abs=1e-5)
+    free = found["SEDD, cross entropy"]
+    assert max(abs(free["least"] - 1), abs(free["largest"] - 1)) > 1e-4
+    assert record["text_bits"] < 3.9  # ln 15 / ln 2
+
+
+def test_memory_of_an_evaluation(tmp_path):
+    options = ("--batch", "8", "--length", "64", "--vocab", "20000")  # 41 MB of log scores
+    out, record = results(tmp_path, "evaluation.py", *options)
+    assert "41 MB" in out
+    rows = {(row["graph"], row["mode"]): row for row in record["rows"]}
+    for graph, mode in (("absorbing", "exact"), ("absorbing", "paper"), ("uniform", "paper")):
+        row = rows[graph, mode]
+        assert row["apart"] < 1e-4
+        if row["scores"] is not None:  # this system tells
+            assert row["fused"] < row["scores"] / 3
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_overhead_of_a_launch(tmp_path):
+    out, record = results(tmp_path, "launch_overhead.py", "--batches", "1")
+    for name, times in record.items():
+        assert name in out
+        assert times["whole"] > 1
+    parts = record["score_entropy"]
+    assert sum(time for part, time in parts.items() if part != "whole") == pytest.approx(
+        parts["whole"]
+    )
+    assert parts["operator"] > 1

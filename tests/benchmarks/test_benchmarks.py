@@ -1,0 +1,285 @@
+"""The benchmark measures, reports and chooses as it says, and its command runs."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sedd_fast as sf
+from helpers.benchmark_modules import (
+    BENCHMARKS,
+    cases,
+    choices,
+    largest_batch,
+    measuring,
+    report,
+    settings,
+    sweep,
+    worker,
+)
+
+V = 11
+
+
+class FakeMeter:
+    """A clock on which every call takes as many milliseconds as it returns."""
+
+    def time(self, call) -> float:
+        return float(call())
+
+    def peak_extra(self, call) -> int | None:
+        return 7
+
+
+def test_interleaving_shares_the_budget():
+    calls = {"slow": lambda: 900.0, "fast": lambda: 2.0}
+    timing = measuring.interleave(FakeMeter(), calls, measuring.Budget(rounds=25, seconds=4.0))
+    assert timing["fast"].calls == 25
+    assert timing["slow"].calls == 5
+    assert timing["slow"].median_ms == 900.0
+
+
+@pytest.mark.parametrize(("seconds", "timings"), [(0.02, 25), (0.25, 8), (0.9, 5), (1.8, 3)])
+def test_slow_calls_are_timed_less_often(seconds, timings):
+    assert measuring.Budget(rounds=25, seconds=4.0).timings(seconds, calls=2) == timings
+    assert measuring.Budget(rounds=2, seconds=0.1).timings(seconds, calls=2) <= 2
+
+
+def test_timings_are_spread_over_the_rounds():
+    turns = [turn for turn in range(1, 25) if measuring._is_due(turn, 4, 24)]
+    assert turns == [6, 12, 18, 24]
+
+
+def test_cases_measured_together_call_what_they_share_once():
+    called: list[str] = []
+
+    def contender(name: str, ms: float) -> cases.Contender:
+        return cases.Contender(name, "ours", lambda: called.append(name) or ms)
+
+    shared = contender("eager", 1500.0)
+    pair = tuple(
+        cases.Case("small", "o", "s", dtype, (shared, contender(dtype, ms)),
+                   floor_runs={"network": lambda ms=ms: ms / 2})
+        for dtype, ms in (("fp32", 1100.0), ("bf16", 400.0))
+    )  # fmt: skip
+    records = worker.time_records(FakeMeter(), pair, measuring.Budget(25, 4.0))
+    found = [(r["dtype"], r["implementation"], r["median_ms"], r["floor_ms"]) for r in records]
+    assert found == [
+        ("fp32", "eager", 1500.0, 550.0), ("fp32", "fp32", 1100.0, 550.0),
+        ("bf16", "eager", 1500.0, 200.0), ("bf16", "bf16", 400.0, 200.0),
+    ]  # fmt: skip
+    assert called.count("eager") == 1 + 3  # a call to warm up, then three that are timed
+    called.clear()
+    assert [r["extra_bytes"] for r in worker.memory_records(FakeMeter(), pair)] == [7] * 4
+    assert called.count("eager") == 1
+
+
+def test_percentiles():
+    timing = measuring.summarise([float(n) for n in range(1, 12)])
+    assert (timing.p20_ms, timing.median_ms, timing.p80_ms) == (3.0, 6.0, 9.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_peak_memory_sees_what_a_call_frees():
+    meter = measuring.CpuMeter()
+    if meter.peak_extra(lambda: None) is None:
+        pytest.skip("this system cannot reset the high-water mark")
+    size = 64 * 2**20
+
+    def call() -> None:  # new pages: torch may have kept some
+        with mmap.mmap(-1, size) as memory:
+            for at in range(0, size, mmap.PAGESIZE):
+                memory[at] = 1
+
+    peak = meter.peak_extra(call)
+    assert 0.95 * size < peak < 1.2 * size
+
+
+def test_ratios_stay_within_a_regime():
+    def record(kind: str, ms: float) -> dict:
+        times = {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "calls": 1, "floor_ms": 2.0}
+        keys = {"suite": "ops", "operation": "o", "shape": "s", "dtype": "fp32"}
+        sizes = {"floor_bytes": 8, "tensor_bytes": 8, "at": None}
+        yardsticks = {"yardsticks_ms": {"copy": ms, "read": ms, "clone": ms}}
+        return keys | {"implementation": kind, "kind": kind} | times | sizes | yardsticks
+
+    kinds = ("eager", "compile", "rewritten", "ours")
+    parts = {
+        regime: {
+            "environment": {},
+            "remarks": ["same"],
+            "records": [record(k, ms) for k, ms in zip(kinds, speeds, strict=True)],
+        }
+        for regime, speeds in {"reused": (80, 40, 20, 4), "fresh": (90, 60, 50, 10)}.items()
+    }
+    merged = report.merge(parts, "run.py")
+    ours = merged["results"][-1]["regimes"]
+    assert ours["reused"]["over_floor"] == 2
+    assert ours["reused"]["faster_than_eager"] == 20
+    assert ours["reused"]["faster_than_compile"] == 10
+    assert ours["reused"]["faster_than_best_compile"] == 5
+    assert ours["fresh"]["faster_than_compile"] == 6
+    assert merged["remarks"] == ["same"]
+    assert merged["environment"]["bandwidth"]["fresh"]["allocating"] == 1
+
+
+def test_a_sweep_covers_its_axes():
+    small = settings.Settings(positions=4, vocab_size=101, backends=("reference",))
+    swept = list(sweep.sweep_cases(small))
+    for suite, axis in (("vocabulary", (32, 128)), ("noised", sweep.FRACTIONS)):
+        assert sorted({case.at for case in swept if case.suite == suite}) == sorted(axis)
+    assert len({(c.suite, c.operation, c.shape, c.dtype) for c in swept}) == len(swept)
+    unread = [c for c in swept if c.at == 0 and c.operation == "absorbing loss"]
+    assert [case.floor_bytes for case in unread] == [0]
+
+
+def test_choices_of_a_sweep():
+    def record(vocab: int, backend: str, ms: float) -> dict:
+        return {
+            "suite": "vocabulary", "operation": "absorbing analytic step", "dtype": "bf16",
+            "kind": "ours", "implementation": f"ours, {backend}", "at": vocab,
+            "regimes": {"cuda": {"median_ms": ms}},
+        }  # fmt: skip
+
+    times = {99: (1.0, 0.98), 399: (1.0, 0.8), 1599: (1.0, 0.7), 6399: (1.0, 1.2)}
+    results = [
+        record(vocab, backend, ms)
+        for vocab, both in times.items()
+        for backend, ms in zip(("triton", "cuda"), both, strict=True)
+    ]
+    found = choices.rows({"environment": {"capability": [9, 0]}, "results": results})
+    # From half way between 100 and 400 states to half way between 1,600 and 6,400.
+    assert found == [((9, 0), "reverse_step", "absorbing", "bfloat16", 201, 3200, "cuda")]
+    with pytest.raises(SystemExit, match="not from a GPU"):
+        choices.rows({"environment": {"capability": None}, "results": results})
+
+
+def test_choices_of_the_head():
+    """One measured head speaks for all, and a backend that is no device's own may win."""
+
+    def record(form: str, backend: str, ms: float) -> dict:
+        return {
+            "suite": "head", "operation": "head, loss + gradients", "dtype": "bf16",
+            "kind": "ours", "implementation": f"ours, {backend}, {form}", "at": 8192,
+            "regimes": {"cuda": {"median_ms": ms}},
+        }  # fmt: skip
+
+    times = {"fused": (2.0, 1.8), "fused, none": (2.0, 1.99), "dense": (9.0, 1.0)}
+    results = [
+        record(form, backend, ms)
+        for form, both in times.items()
+        for backend, ms in zip(("triton", "tiled"), both, strict=True)
+    ]
+    found = choices.rows({"environment": {"capability": [9, 0]}, "results": results})
+    op = "linear_score_entropy_with_grad"
+    assert found == [((9, 0), op, "absorbing", "bfloat16", 0, None, "tiled")]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5, 64, 99, 100, 101])
+def test_the_largest_batch_that_fits(limit):
+    tried: list[int] = []
+
+    def fits(batch: int) -> bool:
+        tried.append(batch)
+        return batch <= limit
+
+    assert largest_batch.largest(fits, most=100) == min(limit, 100)
+    assert len(tried) == len(set(tried)) <= 15
+
+
+def test_a_batch_that_runs_out_of_memory_does_not_fit():
+    config = sf.SEDDConfig(vocab_size=V, hidden_size=8, n_blocks=1, n_heads=1, length=4)
+    model = sf.SEDD(config)
+
+    def step(run) -> None:
+        largest_batch.fused(run)
+        largest_batch.dense(run)
+        if len(run.x_0) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    fits = largest_batch.fitting(model, 4, "bf16", step)
+    assert largest_batch.largest(fits, most=9) == 2
+
+
+def test_the_largest_batch_is_that_of_sedd_small():
+    with torch.device("meta"):
+        model = sf.SEDD(largest_batch.network(quick=False))
+    assert model.config.length == 1024
+    # The network of the paper's small model: 90 million beside the embedding and the head.
+    rest = [p.numel() for p in model.blocks.parameters()]
+    assert 80e6 < sum(rest) < 110e6
+    assert tuple(model.output_layer.linear.weight.shape) == (50258, 768)
+
+
+def test_the_head_is_timed_on_backends_that_have_one():
+    chosen = settings.Settings(backends=("reference", "cuda", "tiled"), vocab_size=V)
+    assert cases.backends(chosen) == ("reference", "cuda", "tiled")
+    assert cases.backends(chosen, head=True) == ("reference", "tiled")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / "run.py"), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_command_writes_json_and_picture(tmp_path):
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib")
+    figures, picture = tmp_path / "figures.json", tmp_path / "figures.png"
+    done = run(
+        "--quick", "--no-compile", "--threads", "1", "--vocab", "101",
+        "--json", str(figures), "--plot", str(picture),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    written = json.loads(figures.read_text())
+    assert written["environment"]["torch"] == torch.__version__
+    assert {r["suite"] for r in written["results"]} == {"ops", "train", "sample"}
+    for row in written["results"]:
+        assert set(row["regimes"]) == set(measuring.regimes("cpu"))
+        for times in row["regimes"].values():
+            assert 0 < times["p20_ms"] <= times["median_ms"] <= times["p80_ms"]
+            assert times["over_floor"] > 0
+        assert row["implementation"] in done.stdout
+
+
+def test_command_sweeps_into_two_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    done = run(
+        "--quick", "--suite", "sweep", "--threads", "1", "--backend", "reference",
+        "--positions", "4", "--vocab", "101", "--plot", str(tmp_path / "s.png"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("s-vocabulary.png", "s-noised.png"):
+        assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--suite", "everything"], "--suite"),
+        (["--dtype", "int8"], "int8"),
+        (["--masked", "0"], "--masked"),
+        (["--positions", "none"], "--positions"),
+        (["--reference", "/nowhere"], "graph_lib.py"),
+        (["--json", "/nowhere/at/all.json"], "--json"),
+        (["--backend", "abacus"], "abacus"),
+    ],
+)
+def test_wrong_option_is_one_line(arguments, named):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert named in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,88 @@
+"""The benchmark that compares training through the fused head with training through log scores."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import loss_curves  # noqa: E402
+
+sys.path.remove(str(BENCHMARKS))
+
+SMALL = (
+    "model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=32",
+    "model.cond_dim=8", "training.batch_size=8", "training.eval_sequences=8",
+    "training.cpu=true", "optim.warmup=5", "optim.lr=1e-2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    words = ["the ", "cat ", "sat ", "on ", "a ", "mat. ", "dogs ", "ran\n"]
+    path = tmp_path_factory.mktemp("curves") / "words.txt"
+    path.write_text("".join(random.Random(0).choices(words, k=1500)))
+    return path
+
+
+def test_differences_by_hand():
+    start = torch.zeros(2, dtype=torch.float64)
+    dense = loss_curves.Run(torch.tensor([4.0, 2.0]), 2.0, start, torch.tensor([3.0, 4.0]))
+    other = loss_curves.Run(torch.tensor([5.0, 2.0]), 1.9, start, torch.tensor([3.0, 4.5]))
+    assert other.differences(dense) == pytest.approx(
+        {"mean_loss": 0.125, "max_loss": 0.25, "held_out": 0.05, "weights": 0.1}
+    )
+
+
+def test_fused_is_as_near_to_dense_as_rounding(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # the picture's style is imported when drawn
+    record, picture = tmp_path / "curves.json", tmp_path / "curves.png"
+    arguments = ["--data", str(text), "--steps", "40", "--dtype", "fp32", *SMALL]
+    pytest.importorskip("matplotlib")
+    assert loss_curves.main([*arguments, "--json", str(record), "--plot", str(picture)]) == 0
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    written = json.loads(record.read_text())
+    runs = written["runs"]["fp32"]
+    assert set(runs) == set(loss_curves.VARIANTS)
+    assert runs["dense"]["from_dense"] == dict.fromkeys(runs["dense"]["from_dense"], 0)
+    apart = {name: found["from_dense"]["mean_loss"] for name, found in runs.items()}
+    assert 0 < apart["fused"] < 1e-4
+    assert apart["seed"] > 100 * apart["fused"]
+    dense = runs["dense"]["losses"]
+    assert sum(dense[-10:]) < sum(dense[:10])
+    shown = capsys.readouterr().out
+    for name in loss_curves.VARIANTS:
+        assert f"fp32 {name}" in shown
+
+
+def test_other_noise_is_other_noise_whatever_the_seed(text):
+    runs = loss_curves.measure([f"data.train={text}", *SMALL, "training.seed=1"], 2, ["fp32"])
+    assert runs["runs"]["fp32"]["seed"]["from_dense"]["mean_loss"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dtype", "int8"], "--dtype: expected fp32, bf16"),
+        (["--steps", "0"], "--steps: expected at least 1"),
+        (["--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+        (["--data", "./none.txt"], "data: no file './none.txt'"),
+        (["optim.lrr=1"], "did you mean optim.lr"),
+        (["data.held_out=0"], "data.held_out is 0"),
+        (["objective.type=d3pm"], "objective.type=d3pm of model.kind=posterior has no fused head"),
+        (["model.kind=ar"], "of model.kind=ar has no fused head"),
+    ],
+)
+def test_wrong_option_is_one_line(arguments, message, capsys):
+    try:
+        code = loss_curves.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,343 @@
+"""``make gpu``: its steps and their limits. What they find only a GPU can say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.benchmark_modules import (
+    cases,
+    gpu_results,
+    gpu_steps,
+    gpu_summary,
+    measuring,
+    on_gpu,
+    run,
+    worker,
+)
+
+PLANS = gpu_steps.PLANS
+
+
+def test_plans_and_steps_keep_their_own_order():
+    assert on_gpu.options([]).only == gpu_steps.PLANS["all"]
+    assert on_gpu.options(["--only", "sweep,build"]).only == ("build", "sweep")
+    both = on_gpu.options(["--plan", "tune,first", "--commit", "0123abc"])
+    assert both.only == gpu_steps.PLANS["first"] + gpu_steps.PLANS["tune"]
+    assert both.commit == "0123abc"
+    with pytest.raises(argparse.ArgumentTypeError, match="'tset'"):
+        on_gpu._steps("build,tset")
+    with pytest.raises(argparse.ArgumentTypeError, match="plans are first, tune, compare, all"):
+        on_gpu._plans("second")
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--patience"])
+@pytest.mark.parametrize("value", ["nan", "0", "-1", "many"])
+def test_a_limit_is_a_number_above_0(option, value, capsys):
+    with pytest.raises(SystemExit):
+        on_gpu.options([option, value])
+    assert option in capsys.readouterr().err
+
+
+def test_a_fresh_machine_builds_first(monkeypatch):
+    """One that can import the package all the same, from the folder that is current."""
+    missing = {"sedd_fast"}
+
+    def version(name: str) -> str:
+        if name in missing:
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(on_gpu, "version", version)
+    assert on_gpu.with_build(("settings", "head")) == ("build", "settings", "head")
+    assert on_gpu.with_build(PLANS["first"]) == PLANS["first"]
+    missing.clear()
+    assert on_gpu.with_build(("settings",)) == ("settings",)
+
+
+def test_the_plans_fit_their_minutes():
+    seconds = {name: [gpu_steps.STEPS[s].seconds for s in of] for name, of in PLANS.items()}
+    assert seconds["first"] == [60, 150, 120]
+    assert sum(seconds["tune"]) < 600
+    assert {step for of in PLANS.values() for step in of} == set(gpu_steps.STEPS)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with an H200, as far as on_gpu.py asks."""
+    for name, value in (("is_available", True), ("get_device_name", "NVIDIA H200")):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(on_gpu, "refusal", lambda steps: None)
+    monkeypatch.setattr(on_gpu, "probe", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("failing", "taken", "status"),
+    [("smoke", ["build", "smoke", "ops"], 11), ("build", ["build"], 10), ("", None, 0)],
+)
+def test_a_step_that_fails_stops_no_other_but_the_build(
+    gpu, monkeypatch, tmp_path, capsys, failing, taken, status
+):
+    seen = []
+    monkeypatch.setattr(
+        on_gpu, "take", lambda step, *_: seen.append(step) or (3 if step == failing else 0)
+    )
+    results = str(tmp_path / "new")
+    assert on_gpu.main(["--plan", "first", "--results", results, "--commit", "c0ffee"]) == status
+    assert seen == (taken or ["build", "smoke", "ops"])
+    names = [path.name for path in (tmp_path / "new").iterdir()]
+    assert len(names) <= 8
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in names)
+    assert any(name.endswith("h200-c0ffee-figures.json") for name in names)
+    printed = capsys.readouterr().out
+    assert "NVIDIA H200, commit c0ffee" in printed
+    assert not failing or f"{failing:10} FAILED (3)" in printed
+
+
+def machine(tmp_path) -> gpu_steps.Machine:
+    return gpu_steps.Machine(
+        "90", lambda n: tmp_path / f"{n}.json", lambda n: tmp_path / f"{n}.xml"
+    )
+
+
+def test_every_command_is_one_that_its_program_takes(tmp_path):
+    measured = 0
+    for step in gpu_steps.STEPS.values():
+        first, *_ = step.commands(machine(tmp_path))
+        if first.words[0].endswith("run.py"):
+            args = run.options(list(first.words[1:]))
+            assert args.device == "cuda"
+            assert args.json.startswith(str(tmp_path))
+            measured += 1
+        elif first.words[0].endswith(".py"):
+            assert '"--json"' in Path(first.words[0]).read_text()
+    assert measured == 7
+
+
+def test_the_build_leaves_the_cpu_module_out(tmp_path, monkeypatch):
+    monkeypatch.delenv("SEDD_FAST_CUDA_ARCHS", raising=False)
+    install, *_ = gpu_steps.STEPS["build"].commands(machine(tmp_path))
+    assert install.environment["SEDD_FAST_CUDA_ARCHS"] == "90"
+    assert install.environment["SEDD_FAST_CPU"] == "0"
+    monkeypatch.setenv("SEDD_FAST_CUDA_ARCHS", "90a")
+    install, *_ = gpu_steps.STEPS["build"].commands(machine(tmp_path))
+    assert install.environment["SEDD_FAST_CUDA_ARCHS"] == "90a"
+
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.ops.test_laws" name="test_a[1]"/>
+<testcase classname="tests.ops.test_laws" name="test_b[1]"><failure message="AssertionError: 3 of 8
+off at 0.25">tests/ops/op_cases.py:272: in assert_near
+    raise AssertionError</failure></testcase>
+<testcase classname="tests.ops.test_laws" name="test_b[2]"><failure message="AssertionError: 5 of 8
+off at 0.75">tests/ops/op_cases.py:272: in assert_near</failure></testcase>
+<testcase classname="tests.ops.test_laws" name="test_e[2]"><failure message="AssertionError: 1 of 8
+off at 0.5">tests/ops/op_cases.py:272: in assert_near</failure></testcase>
+<testcase classname="tests.ops.test_laws" name="test_c"><skipped message="no"/></testcase>
+<testcase classname="tests.ops.test_laws" name="test_d"><error message="worker 'gw3' crashed"/>
+</testcase></testsuite></testsuites>"""
+
+
+def test_failures_are_told_once_and_figures_outlive_their_step(tmp_path, capsys):
+    results = gpu_results.Results(tmp_path, "day-h200-abc", "abc", "NVIDIA H200")
+    results.junit("smoke").write_text(REPORT)
+    results.finish("smoke", 1, 12.0)
+    part = results.part("settings", "row_settings")
+    part.write_text(json.dumps({"lines": ["loss: 0.3 ms"], "cases": []}))
+    results.finish("settings", 124, 150.0)
+    assert not part.exists()
+    record = json.loads((tmp_path / "day-h200-abc-figures.json").read_text())
+    assert record["steps"]["settings"]["row_settings"]["lines"] == ["loss: 0.3 ms"]
+    tests = record["steps"]["smoke"]["tests"]
+    assert [tests[key] for key in ("passed", "failed", "skipped")] == [1, 4, 1]
+    text = results.summary()
+    assert "3 x test_laws::test_b[1]: AssertionError: 3 of 8" in text
+    assert "also in test_e" in text
+    assert "op_cases.py:272" in text
+    assert "1 passed, 4 failed, 1 skipped" in text
+    assert "worker 'gw3' crashed" in text
+    assert "settings   CUT OFF" in text
+    assert "loss: 0.3 ms" in text
+    assert results.exit_status() == 10 + list(gpu_steps.STEPS).index("smoke")
+
+
+def test_the_summary_says_why_a_step_failed(tmp_path, capsys):
+    results = gpu_results.Results(tmp_path, "day-h200-abc", "abc", "NVIDIA H200")
+    trace = "Traceback:", "torch.OutOfMemoryError: of 80 GB", "", "During another:", "KeyError: 'x'"
+    for line in ("kernel.cu(12): error: no such name", "", *trace, "ended"):
+        results.say(line)
+    results.finish("ops", 1, 3.0)
+    results.say("KeyError: 'of another step'")
+    results.finish("settings", 0, 3.0)
+    results.say("bash: no python")
+    results.finish("head", 127, 3.0)
+    lines = results.summary().splitlines()
+    assert lines[2].strip() == "kernel.cu(12): error: no such name | KeyError: 'x'"
+    assert lines[5].strip() == "bash: no python"
+    assert len(lines) == 6
+
+
+def test_figures_of_a_case_are_one_line():
+    def row(name: str, **times: object) -> dict:
+        record = {"suite": "ops", "operation": "absorbing loss", "shape": "2", "dtype": "bf16"}
+        return record | {"implementation": name, "regimes": {"cuda": times}}
+
+    rows = [
+        row("eager, original formulas", median_ms=4.0, floor_ms=0.25),
+        row("ours, triton", median_ms=0.5, floor_ms=0.25, replay={"median_ms": 0.4}, wall=None),
+    ]
+    lines = list(gpu_summary.lines_of({"results": rows, "remarks": ["x is left out"]}))
+    assert lines == [
+        "absorbing loss, bf16: floor 0.25 ms; eager 4 (0.06); triton 0.5 (0.50), replay 0.4",
+        "note: x is left out",
+    ]
+
+
+def test_the_summary_stays_short():
+    failures = [{"count": 1, "tests": {"t": "t" * 90}, "said": "x" * 900}] * 60
+    tests = {"passed": 0, "failed": 60, "skipped": 0, "failures": failures}
+    steps = {
+        "smoke": {"status": 1, "seconds": 1.0, "tests": tests},
+        "settings": {"status": 0, "seconds": 1.0, "part": {"lines": ["y" * 300] * 200}},
+    }
+    text = gpu_summary.summary({"gpu": "G", "commit": "c", "steps": steps})
+    assert len(text) <= gpu_summary.LONGEST
+    assert "the rest is in the results" in text
+    assert "more in the results" in text or text.count("rest is in") == 2
+
+
+def command(code: str) -> gpu_steps.Command:
+    return gpu_steps.Command(("-c", code))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_a_command_that_takes_too_long_is_stopped_with_what_it_started(monkeypatch, tmp_path):
+    monkeypatch.setattr(on_gpu, "GRACE", 0.5)
+    alive = tmp_path / "alive"
+    write = f"open({str(alive)!r}, 'a').write('x')"
+    child = f"import time\nfor _ in range(300): {write}; time.sleep(.1)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    started = time.monotonic()
+    said: list[str] = []
+    assert on_gpu.run(command("print('begun'); " + parent), started + 3, said.append) == 124
+    assert "begun" in said
+    assert time.monotonic() - started < 10
+    size = alive.stat().st_size
+    assert size > 0
+    time.sleep(0.5)
+    assert alive.stat().st_size == size
+    assert on_gpu.run(command("raise SystemExit(5)"), time.monotonic() + 60) == 5
+    assert on_gpu.run(command(""), time.monotonic()) == 124
+    unread = gpu_steps.Command(("-c", "raise SystemExit(5)"), reads=tmp_path / "missing.json")
+    assert on_gpu.run(unread, time.monotonic() + 60, said.append) == 0
+    assert "no missing.json" in said[-1]
+
+
+def test_what_ignores_the_interrupt_of_its_parent_is_killed(monkeypatch, tmp_path):
+    """As a worker of the tests may that hangs in a kernel."""
+    monkeypatch.setattr(on_gpu, "GRACE", 0.5)
+    alive = tmp_path / "alive"
+    write = f"open({str(alive)!r}, 'a').write('x')"
+    child = (
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"for _ in range(100): {write}; time.sleep(.1)"
+    )
+    start = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
+    # Given up, and ended by itself.
+    for wait, status in (("time.sleep(60)", 124), ("time.sleep(1)", 0)):
+        alive.unlink(missing_ok=True)
+        assert on_gpu.run(command(start + wait), time.monotonic() + 3, print) == status
+        size = alive.stat().st_size
+        assert size > 0
+        time.sleep(0.5)
+        assert alive.stat().st_size == size
+
+
+def test_a_folder_that_cannot_be_written_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(on_gpu, "refusal", lambda steps: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    (tmp_path / "file").touch()
+    arguments = ["--only", "settings", "--results", str(tmp_path / "file" / "results")]
+    assert on_gpu.main(arguments) == 2
+    assert "--results" in capsys.readouterr().err
+
+
+def test_a_contender_that_fails_is_left_out_and_named(capsys):
+    def fails() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory\nand much more")
+
+    both = (cases.Contender("eager", "eager", fails), cases.Contender("ours", "ours", lambda: 1.0))
+    remarks: list[str] = []
+    left = worker.able(cases.Case("ops", "loss", "2 x 3", "bf16", both), remarks)
+    assert [contender.name for contender in left.contenders] == ["ours"]
+    assert remarks == [
+        "eager is left out of loss (bf16, 2 x 3): OutOfMemoryError: CUDA out of memory"
+    ]
+
+
+def test_a_gpu_run_that_is_cut_short_leaves_what_it_had_measured(monkeypatch, tmp_path):
+    def measure(args: argparse.Namespace):
+        records: list[dict] = []
+        for operation in ("loss", "step"):
+            times = dict.fromkeys(("median_ms", "p20_ms", "p80_ms", "floor_ms"), 1.0)
+            records.append(
+                times
+                | {"suite": "ops", "operation": operation, "shape": "2", "dtype": "bf16"}
+                | {"implementation": "ours", "kind": "ours", "calls": 1, "at": None}
+                | {"floor_bytes": 8, "tensor_bytes": None, "yardsticks_ms": {}}
+            )
+            yield {"environment": {}, "remarks": [], "records": records}
+        raise KeyboardInterrupt
+
+    figures, part = tmp_path / "figures.json", tmp_path / "part.json"
+    monkeypatch.setattr(worker, "measure", measure)
+    monkeypatch.setitem(sys.modules, "worker", worker)
+    argv = ["--device", "cuda", "--json", str(figures)]
+    argv += ["--worker", "cuda", "--result", str(part)]
+    with pytest.raises(KeyboardInterrupt):
+        run.main(argv)
+    written = json.loads(figures.read_text())
+    assert [row["operation"] for row in written["results"]] == ["loss", "step"]
+    assert written["environment"]["command"] == f"benchmarks/run.py --device cuda --json {figures}"
+    assert len(json.loads(part.read_text())["records"]) == 2
+
+
+def test_a_call_is_queued_while_the_gpu_is_busy(monkeypatch):
+    """What is between the events is the call alone; before them the spin, and then the eviction."""
+    seen: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            seen.append("event")
+
+        def synchronize(self) -> None:
+            seen.append("wait")
+
+        def elapsed_time(self, end: object) -> float:
+            return 0.25
+
+    class Evictor:
+        def sum(self) -> None:
+            seen.append("evict")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: seen.append("spin"), raising=False)
+    meter = object.__new__(measuring.CudaMeter)
+    meter._evictor = Evictor()
+    assert meter.time(lambda: seen.append("call")) == 0.25
+    assert seen == ["spin", "evict", "event", "call", "event", "wait"]

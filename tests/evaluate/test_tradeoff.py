@@ -1,0 +1,137 @@
+"""Quality against steps: counting, figures of drawn text, matches, the picture, the command."""
+
+from __future__ import annotations
+
+import math
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+
+import sedd_fast as sf
+from sedd_fast.evaluate import tradeoff
+from sedd_fast.evaluate.ngram import NGram
+from sedd_fast.evaluate.plots import plot_tradeoff
+from sedd_fast.evaluate.tradeoff import (
+    Budget,
+    Point,
+    Quality,
+    as_fast,
+    counted,
+    matches,
+    measure_baseline,
+    measure_sampler,
+    spaced_rows,
+)
+from sedd_fast.models.autoregressive import Autoregressive
+
+V = 6
+CONFIG = sf.SEDDConfig(V, hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2, length=10)
+BUDGET = Budget(texts=5, batch=2, length=10)
+
+
+def decode(row: list[int]) -> str:
+    return "".join("abcdef"[i] for i in row)
+
+
+def cycle(phase: int, count: int) -> np.ndarray:
+    return (np.arange(count) + phase) % V
+
+
+def test_rows_are_counted_at_the_network():
+    model = sf.SEDD(CONFIG)
+    with counted(model) as load:
+        model(torch.zeros(3, 7, dtype=torch.int64), torch.ones(3))
+        model.features(torch.zeros(2, 4, dtype=torch.int64), torch.ones(2))
+    model(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1))
+    assert (load.rows, load.positions) == (5, 29)
+
+
+def test_points_of_sedd_and_of_the_baseline():
+    point = measure_sampler(sf.SEDD(CONFIG), "euler", 3, BUDGET)
+    assert (point.sampler, point.steps, point.metrics) == ("euler", 3, {})
+    assert 1 <= point.rows <= 4  # three steps and the denoising one; fewer once all is unmasked
+    assert point.positions == 10 * point.rows
+    assert point.seconds > 0
+    baseline = measure_baseline(Autoregressive(CONFIG), 0.9, BUDGET)
+    assert (baseline.sampler, baseline.steps) == ("ar, top-p 0.9", 10)
+    assert baseline.rows == baseline.positions == 10
+
+
+def test_seconds_are_of_a_text_and_of_the_drawing_alone(monkeypatch):
+    """A clock that ticks when it is read: one second a batch, whatever judging the texts takes."""
+    clock = count()
+    monkeypatch.setattr(tradeoff, "_now", lambda model: next(clock))
+    batches = 3  # of 2, 2 and 1 texts
+    assert measure_sampler(sf.SEDD(CONFIG), "hit", 3, BUDGET).seconds == batches / BUDGET.texts
+
+
+def test_same_seed_same_texts():
+    quality = Quality.of_text(cycle(0, 300), cycle(0, 60), V, decode, BUDGET)
+    model = sf.SEDD(CONFIG)
+    first, again = (measure_sampler(model, "analytic", 4, BUDGET, quality) for _ in range(2))
+    assert first.metrics == again.metrics
+    other = measure_sampler(model, "analytic", 4, Budget(5, 2, 10, seed=1), quality)
+    assert other.metrics != first.metrics
+
+
+def test_figures_tell_real_text_from_noise():
+    quality = Quality.of_text(cycle(0, 300), cycle(0, 60), V, decode, BUDGET)
+    assert quality.real["js"] < 0.01
+    noise = torch.randint(V, (5, 10), generator=torch.Generator().manual_seed(0)).tolist()
+    figures = quality(noise)
+    assert figures["js"] == pytest.approx(sum(figures[f"js_{n}"] for n in (1, 2, 3, 4)) / 4)
+    assert figures["js"] > 0.5
+    assert figures["ngram"] > quality.real["ngram"] + 2
+    ngram = NGram.fit(cycle(0, 300), V, 5)
+    spaced = (0, 1, 2, 4, 5)  # five of the six rows of the held-out text
+    held_out = [ngram.bits_per_token(cycle(10 * i, 10)) for i in spaced]
+    assert quality.real["ngram"] == pytest.approx(np.mean(held_out))
+    assert figures["ngram"] == pytest.approx(np.mean([ngram.bits_per_token(r) for r in noise]))
+    assert quality([[0] * 10])["entropy"] == 0
+    assert quality.real["entropy"] == pytest.approx(math.log(6), rel=0.05)
+
+
+def test_rows_stand_evenly_spaced_over_a_text():
+    text = np.arange(100, dtype=np.uint16)
+    assert spaced_rows(text, 7, 4)[:, 0].tolist() == [7 * number for number in (0, 4, 9, 13)]
+    assert spaced_rows(text, 7, 99).shape == (14, 7)
+    assert spaced_rows(text[:5], 7, 4).tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_more_text_than_there_is():
+    with pytest.raises(ValueError, match=r"texts: 5 of 10 tokens are more than the 49"):
+        Quality.of_text(cycle(0, 49), cycle(0, 20), V, decode, BUDGET)
+
+
+def point(sampler: str, steps: int, js: float, ngram: float = 0.0) -> Point:
+    return Point(sampler, steps, 1.0, 1.0, 1.0, {"js": js, "ngram": ngram})
+
+
+def test_matches_take_the_fewest_steps():
+    points = [point("a", 16, 0.1), point("a", 4, 0.3), point("a", 8, 0.2), point("b", 4, 0.5)]
+    found = matches(points, point("ar", 10, 0.2), "js", {})
+    assert (found["a"].steps, found["b"]) == (8, None)
+    near = [point("a", 4, 0, 2.0), point("a", 8, 0, 3.4), point("a", 16, 0, 2.9)]
+    found = matches(near, point("ar", 10, 0, 3.3), "ngram", {"ngram": 3.0})
+    assert found["a"].steps == 16  # 2.0 is tamer than real text, not better
+
+
+def test_as_fast_takes_the_most_steps_that_were_measured():
+    def timed(sampler: str, steps: int, seconds: float) -> Point:
+        return Point(sampler, steps, seconds, 1.0, 1.0)
+
+    points = [timed("a", 16, 3.0), timed("a", 4, 1.0), timed("a", 8, 2.0), timed("b", 4, 2.5)]
+    found = as_fast(points, timed("ar", 10, 2.0))
+    assert (found["a"].steps, found["b"]) == (8, None)
+    assert as_fast(points, timed("ar", 10, 9.0))["a"].steps == 16
+
+
+def test_picture(tmp_path):
+    points = [point("a", 4, 0.3), point("a", 8, 0.2), point("b", 4, 0.5)]
+    path = plot_tradeoff(points, [point("ar", 10, 0.2)], "js", tmp_path / "a.png", 0.01)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert plot_tradeoff(points, [], None, tmp_path / "b.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="no point to draw"):
+        plot_tradeoff([], [], "js", tmp_path / "c.png")

@@ -1,0 +1,38 @@
+"""A training run small enough for a test: its text, its settings, and what it logged."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from sedd_fast.train.config import load_config
+from sedd_fast.train.metrics import read_metrics
+from sedd_fast.train.settings import TrainConfig
+
+WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat. ", "dogs ", "ran\n"]
+
+
+def write_text(path: Path) -> Path:
+    """1,500 words in random order, always the same."""
+    path.write_text("".join(random.Random(0).choices(WORDS, k=1500)))
+    return path
+
+
+def settings(text_file: Path, run_dir: Path, *more: str) -> TrainConfig:
+    """12 steps of a network of width 16, estimates every 4, checkpoints every 3; then `more`."""
+    tiny = [
+        "model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=16",
+        "model.cond_dim=8", "model.dropout=0.1", "training.batch_size=4", "training.n_iters=12",
+        "training.max_minutes=null", "training.log_freq=1", "training.eval_freq=4",
+        "training.eval_sequences=8", "training.snapshot_freq=3", "training.cpu=true",
+        "optim.warmup=4", "log.tensorboard=false", "data.random_offset=true",
+    ]  # fmt: skip
+    here = [f"run_dir={run_dir}", f"data.train={text_file}"]
+    return load_config("tiny", overrides=[*tiny, *here, *more])
+
+
+def losses(run_dir: Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of everything in metrics.jsonl that does not depend on the clock."""
+    records = read_metrics(Path(run_dir) / "metrics.jsonl")
+    names = ("loss", "grad_norm", "lr", "held_out_loss", "held_out_stderr")
+    return [(r["step"], n, r[n]) for r in records for n in names if n in r]

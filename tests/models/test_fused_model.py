@@ -1,0 +1,411 @@
+"""SEDD's fused head: losses, gradients and tokens as through log scores, and who uses it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import sedd_fast as sf
+from sedd_fast.backends import registry
+from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.interface import (
+    ReverseStepRequest,
+    ScoreEntropyRequest,
+    takes_request,
+)
+from sedd_fast.models.sedd import SEDD
+
+TINY = {"hidden_size": 16, "cond_dim": 8, "length": 12, "n_blocks": 2, "n_heads": 2, "dropout": 0.0}
+KINDS = [("absorbing", True), ("absorbing", False), ("uniform", False)]
+by_kind = pytest.mark.parametrize(("graph", "scaled"), KINDS)
+by_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+FUSED = ("linear_score_entropy", "linear_score_entropy_with_grad", "linear_reverse_step")
+
+
+def tiny(graph: str = "absorbing", scaled: bool | None = None, **settings: Any) -> SEDD:
+    """A small network with every weight drawn: a fresh one would answer 0 to everything."""
+    torch.manual_seed(0)
+    scaled = graph == "absorbing" if scaled is None else scaled
+    settings = {"vocab_size": 11, **TINY, "scale_by_sigma": scaled, **settings}
+    model = SEDD(SEDDConfig(graph=graph, **settings))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+def batch(model: SEDD, size: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x_t, sigma, x_0 and a weight for every position."""
+    generator = torch.Generator().manual_seed(seed)
+    x_0 = torch.randint(model.config.vocab_size, (size, 12), generator=generator)
+    t = torch.rand(size, generator=generator) * 0.9 + 0.05
+    sigma, rate = model.noise(t)
+    x_t = sf.sample_transition(x_0, sigma, model.graph, generator)
+    weight = rate[:, None] * torch.rand(x_0.shape, generator=generator)
+    return x_t, sigma, x_0, weight
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    found = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    assert all(g is not None for g in found.values()), [n for n, g in found.items() if g is None]
+    return found
+
+
+def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(
+            value,
+            expected[name],
+            rtol=1e-4,
+            atol=1e-5 * scale,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the fused operations that have run, in order."""
+    seen: list[str] = []
+    module = registry.module(registry.choose("cpu"))
+    for name in (*FUSED, "score_entropy", "reverse_step"):
+        monkeypatch.setattr(module, name, _watched(getattr(module, name), name, seen))
+    return seen
+
+
+def _watched(function: Callable[..., Any], name: str, seen: list[str]) -> Callable[..., Any]:
+    def watched(*args: Any) -> Any:
+        seen.append(name)
+        return function(*args)
+
+    return watched
+
+
+@by_kind
+@by_reduction
+def test_the_loss_and_its_gradients_are_those_of_the_log_scores(graph, scaled, reduction):
+    model = tiny(graph, scaled)
+    x_t, sigma, x_0, weight = batch(model)
+    fused = model(x_t, sigma, ScoreEntropyRequest(x_0, weight, reduction))
+    fused.sum().backward()
+    ours = gradients(model)
+    log_score = model(x_t, sigma)
+    expected = sf.score_entropy(log_score, sigma, x_t, x_0, model.graph, weight, reduction)
+    expected.sum().backward()
+    torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(ours, gradients(model))
+
+
+@by_kind
+@pytest.mark.parametrize("method", ["analytic", "euler", "denoise"])
+def test_a_step_is_that_of_the_log_scores(graph, scaled, method):
+    model = tiny(graph, scaled).eval()
+    x_t, sigma, _, _ = batch(model, size=40)
+    u = torch.rand(40, 12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        step = model(x_t, sigma, ReverseStepRequest(method, sigma * 0.05, u))
+        log_score = model(x_t, sigma)
+    expected = sf.reverse_step(log_score, x_t, sigma, sigma * 0.05, model.graph, method, u=u)
+    assert step.dtype == torch.int64
+    assert float((step == expected).double().mean()) > 0.99  # the rest are ties
+    assert bool((step != x_t).any())
+
+
+@by_kind
+def test_rows_may_be_given(graph, scaled):
+    model = tiny(graph, scaled)
+    x_t, sigma, x_0, weight = batch(model)
+    rows = sf.touched_rows(x_t, model.graph, weight, max_rows=48)
+    asked = ScoreEntropyRequest(x_0, weight, "sum")
+    got = model(x_t, sigma, replace(asked, rows=rows))
+    torch.testing.assert_close(got, model(x_t, sigma, asked))
+
+
+def test_sigma_may_be_a_column_or_a_scalar():
+    model = tiny()
+    x_t, sigma, x_0, _ = batch(model)
+    asked = ScoreEntropyRequest(x_0)
+    assert torch.equal(model(x_t, sigma, asked), model(x_t, sigma[:, None], asked))
+    assert torch.equal(model(x_t, sigma[1], asked), model(x_t, sigma[1].expand(4), asked))
+
+
+@pytest.mark.parametrize("head", [None, ScoreEntropyRequest(torch.zeros(2, 3, dtype=torch.long))])
+def test_wrong_tokens_are_named(head):
+    model, sigma = tiny(), torch.ones(2)
+    with pytest.raises(ValueError, match=r"\[0, 12\), got 99 to 99"):
+        model(torch.full((2, 3), 99), sigma, head)
+    with pytest.raises(TypeError, match=r"must be int64.*call|convert"):
+        model(torch.zeros(2, 3), sigma, head)
+
+
+def test_autocast_gives_float32_gradients_close_to_float32():
+    model = tiny(vocab_size=300)
+    x_t, sigma, x_0, weight = batch(model)
+    model(x_t, sigma, ScoreEntropyRequest(x_0, weight, "mean")).backward()
+    exact = gradients(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(x_t, sigma, ScoreEntropyRequest(x_0, weight, "mean"))
+    loss.backward()
+    for name, got in gradients(model).items():
+        assert got.dtype == torch.float32
+        far = float((got - exact[name]).norm() / exact[name].norm())
+        assert 0 < far < 0.05, name
+
+
+# The objective
+
+
+@by_kind
+@by_reduction
+def test_the_objective_uses_the_fused_head(graph, scaled, reduction, calls):
+    model = tiny(graph, scaled)
+    x_t, _, x_0, _ = batch(model)
+    t = torch.linspace(0.2, 0.9, 4)
+    objective = sf.ScoreEntropyLoss(model.graph, model.noise, reduction)
+    fused = objective(model, x_0, t=t, x_t=x_t)
+    fused.sum().backward()
+    ours = gradients(model)
+    one_pass = ["linear_score_entropy_with_grad"]
+    assert calls == (["linear_score_entropy", *one_pass] if reduction == "none" else one_pass)
+    calls.clear()
+    unfused = objective(lambda x, s: model(x, s), x_0, t=t, x_t=x_t)
+    unfused.sum().backward()
+    assert calls == ["score_entropy"]
+    torch.testing.assert_close(fused, unfused, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(ours, gradients(model))
+
+
+def test_a_loss_mask_reaches_the_fused_head(calls):
+    model = tiny()
+    x_t, _, x_0, _ = batch(model)
+    mask, t = torch.arange(12).expand(4, 12) >= 5, torch.linspace(0.2, 0.9, 4)
+    objective = sf.ScoreEntropyLoss(model.graph, model.noise, "mean")
+    fused = objective(model, x_0, mask, t, x_t)
+    torch.testing.assert_close(fused, objective(lambda x, s: model(x, s), x_0, mask, t, x_t))
+    assert calls == ["linear_score_entropy_with_grad", "score_entropy"]
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of one, for wrappers that want it."""
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_wrapped_networks_are_found_and_the_wrapper_is_called(one_process, calls):
+    torch.compiler.reset()
+    model = tiny()
+    x_t, _, x_0, _ = batch(model)
+    objective = sf.ScoreEntropyLoss(model.graph, model.noise, "mean")
+    t = torch.linspace(0.2, 0.9, 4)
+    expected = objective(model, x_0, t=t, x_t=x_t)
+    compiled = torch.compile(model, backend="aot_eager")
+    for wrapped in (
+        DistributedDataParallel(model),
+        compiled,
+        DistributedDataParallel(compiled),
+        torch.compile(DistributedDataParallel(model), backend="aot_eager"),
+        torch.optim.swa_utils.AveragedModel(model),
+    ):
+        calls.clear()
+        entered: list[object] = []
+        hook = wrapped.register_forward_pre_hook(lambda *args, into=entered: into.append(args[0]))
+        loss = objective(wrapped, x_0, t=t, x_t=x_t)
+        hook.remove()
+        assert calls == ["linear_score_entropy_with_grad"], type(wrapped)
+        assert len(entered) == 1
+        assert entered[0] is wrapped
+        torch.testing.assert_close(loss, expected)
+
+
+def test_activation_checkpointing_of_the_whole_network_is_looked_through(calls):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model = tiny()
+    x_t, _, x_0, _ = batch(model)
+    objective = sf.ScoreEntropyLoss(model.graph, model.noise, "mean")
+    t = torch.linspace(0.2, 0.9, 4)
+    objective(model, x_0, t=t, x_t=x_t).backward()
+    expected = gradients(model)
+    calls.clear()
+    objective(checkpoint_wrapper(model), x_0, t=t, x_t=x_t).backward()
+    assert set(calls) == {"linear_score_entropy_with_grad"}
+    assert_same_gradients(gradients(model), expected)
+
+
+class Passing(torch.nn.Module):
+    """A wrapper of somebody's own that answers requests by handing them on, and says so."""
+
+    def __init__(self, inner: SEDD) -> None:
+        super().__init__()
+        self.inner, self.graph, self.head_requests = inner, inner.graph, inner.head_requests
+
+    def forward(self, *args: Any) -> Tensor:
+        return self.inner(*args)
+
+
+def test_a_wrapper_that_follows_the_protocol_takes_part(calls):
+    model = tiny()
+    x_t, _, x_0, _ = batch(model)
+    objective = sf.ScoreEntropyLoss(model.graph, model.noise, "mean")
+    objective(Passing(model), x_0, t=torch.linspace(0.2, 0.9, 4), x_t=x_t)
+    assert calls == ["linear_score_entropy_with_grad"]
+
+
+class Cooler(SEDD):
+    """A network of somebody who changed what comes out."""
+
+    def forward(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        return super().forward(indices, sigma) * 0.5
+
+
+class Wrapper(torch.nn.Module):
+    """A module of somebody's own around a network; it does not know of losses."""
+
+    def __init__(self, module: SEDD) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.module(x, sigma) * 0.5
+
+
+def test_what_is_not_the_network_itself_is_asked_for_log_scores(calls):
+    model = tiny()
+    x_t, _, x_0, _ = batch(model)
+    t = torch.linspace(0.2, 0.9, 4)
+    cooler = Cooler(model.config)
+    cooler.load_state_dict(model.state_dict())
+    objective = sf.ScoreEntropyLoss(model.graph, model.noise, "mean")
+    for other in (lambda x, s: model(x, s) * 0.5, cooler, Wrapper(model)):
+        calls.clear()
+        loss = objective(other, x_0, t=t, x_t=x_t)
+        assert calls == ["score_entropy"]
+        sigma, rate = model.noise(t)
+        expected = sf.score_entropy(model(x_t, sigma) * 0.5, sigma, x_t, x_0, model.graph)
+        torch.testing.assert_close(loss, (rate * expected.sum(-1)).mean())
+
+
+def test_a_network_of_another_graph_is_asked_for_log_scores(calls):
+    model = tiny("uniform", vocab_size=12)  # as many states as the absorbing graph over 11
+    graph = sf.Absorbing(11)
+    for request in (ScoreEntropyRequest, ReverseStepRequest):
+        assert not takes_request(model, graph, request)
+        assert takes_request(model, sf.Uniform(12), request)
+    _, _, x_0, _ = batch(tiny())
+    t = torch.linspace(0.2, 0.9, 4)
+    sf.ScoreEntropyLoss(graph, model.noise)(model, x_0, t=t)
+    assert calls == ["score_entropy"]
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(
+    ("graph", "scaled", "mode"),
+    [(*kind, mode) for kind in KINDS for mode in ("exact", "paper")]
+    + [("absorbing", True, "normalised")],
+)
+def test_a_bound_needs_no_log_scores(graph, scaled, mode, calls):
+    """The same as from log scores, which only the laws of whole rows are still read off."""
+    model = tiny(graph, scaled)
+    x_0 = batch(model, size=5)[2]
+    network_calls: list[tuple[Any, ...]] = []
+    model.register_forward_pre_hook(lambda _, inputs: network_calls.append(inputs))
+
+    def nats(network: Callable[..., Tensor]) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        bound = sf.likelihood_bound(
+            network, x_0, model.graph, model.noise, 32, mode, generator, batch_size=40
+        )
+        return bound.nats
+
+    fused, asked, ops = nats(model), list(network_calls), list(calls)
+    calls.clear()
+    through_scores = nats(lambda x, sigma: model(x, sigma))
+    torch.testing.assert_close(fused, through_scores, rtol=1e-5, atol=0)
+    assert "linear_score_entropy" not in calls
+    if mode == "normalised":
+        assert "linear_score_entropy" not in ops
+        return
+    assert ops.count("linear_score_entropy") == 4  # 5 sequences x 32 samples, 40 at a time
+    assert "score_entropy" not in ops
+    dense = [inputs for inputs in asked if len(inputs) == 2]  # (x_t, sigma): log scores
+    reconstructed = 5 * 4 if mode == "exact" and graph == "uniform" else 0
+    assert sum(len(x_t) for x_t, _ in dense) == reconstructed
+
+
+@by_kind
+@by_reduction
+def test_whole_training_runs_are_equal(graph, scaled, reduction):
+    start = tiny(graph, scaled)
+
+    def train(seen: Callable[[SEDD], Any]) -> list[float]:
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        objective = sf.ScoreEntropyLoss(model.graph, model.noise, reduction)
+        losses = []
+        for step in range(25):
+            x_0 = torch.arange(12).add(step % 5).remainder(11).expand(8, 12)
+            generator = torch.Generator().manual_seed(step % 5)
+            loss = objective(seen(model), x_0, generator=generator).mean() / 12
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        return losses
+
+    fused = train(lambda model: model)
+    unfused = train(lambda model: lambda x, s: model(x, s))
+    torch.testing.assert_close(torch.tensor(fused), torch.tensor(unfused), rtol=1e-4, atol=1e-4)
+    assert sum(fused[-5:]) < sum(fused[:5])
+
+
+# Around the network
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@by_reduction
+def test_activation_checkpointing(reduction, reentrant):
+    model = tiny()
+    x_t, sigma, x_0, weight = batch(model)
+    model(x_t, sigma, ScoreEntropyRequest(x_0, weight, reduction)).sum().backward()
+    expected = gradients(model)
+
+    def forward(sigma: Tensor) -> Tensor:
+        return model(x_t, sigma.detach(), ScoreEntropyRequest(x_0, weight, reduction))
+
+    given = sigma.clone().requires_grad_(reentrant)  # without one, reentrant recording is skipped
+    checkpoint(forward, given, use_reentrant=reentrant).sum().backward()
+    assert_same_gradients(gradients(model), expected)
+
+
+@by_kind
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_the_compiled_network_has_no_graph_break(graph, scaled, reduction):
+    torch.compiler.reset()
+    model = tiny(graph, scaled, n_blocks=1)
+    x_t, sigma, x_0, weight = batch(model)
+    model(x_t, sigma, ScoreEntropyRequest(x_0, weight, reduction)).mean().backward()
+    expected = gradients(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss = compiled(x_t, sigma, ScoreEntropyRequest(x_0, weight, reduction))
+    torch.testing.assert_close(loss, model(x_t, sigma, ScoreEntropyRequest(x_0, weight, reduction)))
+    loss.mean().backward()
+    assert_same_gradients(gradients(model), expected)
+    u = torch.rand(4, 12, 2, dtype=torch.float64)
+    step = ReverseStepRequest("analytic", sigma * 0.1, u)
+    with torch.no_grad():
+        assert torch.equal(compiled(x_t, sigma, step), model(x_t, sigma, step))
