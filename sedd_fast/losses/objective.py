@@ -7,7 +7,7 @@ For one sequence, at a time t in (sampling_eps, 1],
 in nats; its mean over t bounds -log p(x_0) from above (up to what is dropped below sampling_eps).
 
 An :class:`Objective` is a frozen dataclass that is called on a network and text: it draws times,
-noises the text, weighs positions, asks the network, adds up. A subclass says what a position costs
+noises the text, weighs positions, evaluates the network, adds up. A subclass says what a position costs
 (``_terms``); those of other papers are in :mod:`sedd_fast.losses`.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 10 and algorithm 1.

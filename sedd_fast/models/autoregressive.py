@@ -4,37 +4,28 @@
     logits = model(tokens)                        # (B, L) -> (B, L, V): token i given those before
     tokens = generate(model, (4, 256), top_p=0.95)
 
-Same blocks, same embedding (its last row, SEDD's mask, is the start of a text), same head but for
-the mask's row. The blocks' noise embedding stays too, asked for noise 0 every time, so that the
-number of parameters is SEDD's; what it gives is then a bias learnt for each block. Trained by the
-same trainer with `model.kind=ar`, saved in the same format with `model.type` "ar".
+The blocks and the embedding are SEDD's (the embedding's last row, SEDD's mask, stands for the start
+of a text); the head is SEDD's without the mask's row. The noise embedding stays and always gets
+noise 0, so that the number of parameters is SEDD's; its output is then a learnt bias of each block.
+The trainer trains it with `model.kind=ar`; `model.type` is "ar" in its config.json.
 
-`generate` keeps every block's keys and values, so that a token costs one position of the network.
+`generate` caches the keys and values of every block: a token costs one position of the network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sedd_fast.models import checkpoint
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.interface import device_of, evaluating
-from sedd_fast.models.layers import (
-    Attend,
-    DDiTBlock,
-    DDitFinalLayer,
-    EmbeddingLayer,
-    Rotary,
-    TimestepEmbedder,
-)
+from sedd_fast.models.layers import Attend
+from sedd_fast.models.transformer import Transformer
 
-KIND = "ar"
 OnToken = Callable[[int, int], object]
 
 
@@ -42,7 +33,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-class Autoregressive(nn.Module):
+class Autoregressive(Transformer):
     """Logits of every token given those before it: (B, L) int64 -> (B, L, vocab_size) fp32.
 
     Args:
@@ -50,20 +41,15 @@ class Autoregressive(nn.Module):
             other works.
     """
 
-    def __init__(self, config: SEDDConfig) -> None:
-        if not isinstance(config, SEDDConfig):
-            raise TypeError(f"config must be a SEDDConfig, got {type(config).__name__}")
-        super().__init__()
-        self.config = config
-        self.vocab_embed = EmbeddingLayer(config.hidden_size, config.vocab_size + 1)
-        self.sigma_map = TimestepEmbedder(config.cond_dim)
-        self.rotary_emb = Rotary(config.hidden_size // config.n_heads)
-        self.blocks = nn.ModuleList([DDiTBlock(config) for _ in range(config.n_blocks)])
-        self.output_layer = DDitFinalLayer(config, config.vocab_size)
+    kind: ClassVar[str] = "ar"
+
+    @staticmethod
+    def states(config: SEDDConfig) -> tuple[int, int]:
+        return config.vocab_size + 1, config.vocab_size
 
     @property
     def start(self) -> int:
-        """The token before the first."""
+        """The token that stands before the first one."""
         return self.config.vocab_size
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -71,33 +57,19 @@ class Autoregressive(nn.Module):
             raise ValueError(
                 f"tokens must be int64 of shape (B, L), got {tokens.dtype} {tuple(tokens.shape)}"
             )
-        before = F.pad(tokens, (1, -1), value=self.start)  # (B, L): what stands left of each
+        before = F.pad(tokens, (1, -1), value=self.start)  # (B, L): the token left of each
         attend: list[Attend] = [_causal] * len(self.blocks)
         return self.read(before, self.rotary_emb(tokens.shape[1]), attend)
 
     def read(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: list[Attend]) -> Tensor:
         """Logits after each of the tokens x (B, L) at the positions of `rotary`."""
-        # One noise embedding for all texts, (1, cond_dim).
+        # One noise embedding for all sequences, (1, cond_dim).
         c = F.silu(self.sigma_map(torch.zeros(1, device=x.device)))
         hidden = self.vocab_embed(x)
         for block, how in zip(self.blocks, attend, strict=True):
             hidden = block(hidden, c, rotary, how)
         logits = self.output_layer(hidden, c)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    @classmethod
-    def from_pretrained(
-        cls, name_or_dir: str | Path, *, device: torch.device | str = "cpu", **hub: Any
-    ) -> Autoregressive:
-        """Read what `save_pretrained` wrote; errors and options as `SEDD.from_pretrained`."""
-        saved = checkpoint.read(name_or_dir, KIND, **hub)
-        model = cls(SEDDConfig(**saved.config))
-        checkpoint.restore(model, saved)
-        return model.to(device).eval()
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and model.safetensors."""
-        checkpoint.write(directory, self.config, self.state_dict(), KIND)
 
 
 class _Cache:
@@ -126,16 +98,16 @@ def generate(
     generator: torch.Generator | None = None,
     on_token: OnToken | None = None,
 ) -> Tensor:
-    """Draw texts from left to right, (B, L) int64 on the model's device.
+    """Draw sequences from left to right, (B, L) int64 on the model's device.
 
     Args:
         model: in evaluation mode while it draws.
         shape: (B, L).
         top_p: draw from the smallest set of tokens that holds this probability (nucleus sampling,
-            Holtzman et al. 2020, arXiv 1904.09751); 1 draws from the model's own law.
-        temperature: logits are divided by it; 1 is the model's own law.
+            Holtzman et al. 2020, arXiv 1904.09751); 1 draws from the model's own distribution.
+        temperature: logits are divided by it; 1 leaves the model's distribution.
         generator: source of randomness, one uniform number a token; torch's own if None.
-        on_token: told how many positions are drawn, and how many there are.
+        on_token: called after each token with the number of positions drawn and of all positions.
 
     Raises:
         ValueError: top_p outside (0, 1], temperature not positive, a shape that is not (B, L).
@@ -176,7 +148,11 @@ def _checked(shape: tuple[int, int], top_p: float, temperature: float) -> tuple[
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"shape must be (B, L), two whole numbers of at least 1, got {shape!r}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 draws from the model's law")
+        raise ValueError(
+            f"top_p must lie in (0, 1], got {top_p}; 1 draws from the model's distribution"
+        )
     if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}; 1 is the model's law")
+        raise ValueError(
+            f"temperature must be positive, got {temperature}; 1 leaves the model's distribution"
+        )
     return shape

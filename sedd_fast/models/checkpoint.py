@@ -33,7 +33,7 @@ from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.ema import check_shapes
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
-EXPORT = "export"  # where our own trainer puts them in its run directory
+EXPORT = "export"  # the folder of a run directory of this package that holds them
 RUN_CONFIG, RUN_STATE = ".hydra/config.yaml", "checkpoints-meta/checkpoint.pth"
 
 # the original's key -> SEDDConfig's field; those with True may be absent
@@ -89,7 +89,7 @@ def config_from_original(settings: Mapping[str, Any]) -> dict[str, Any]:
     """SEDDConfig's fields from the original's settings, flat or nested under "config".
 
     Raises ValueError listing the keys that are missing. Other sections (training, data, ...) are
-    passed over; an unknown setting of the network itself is warned about.
+    ignored; an unknown setting of the network itself is warned about.
     """
     settings = settings.get("config", settings)
     flat = dict(_flatten(settings))

@@ -8,8 +8,8 @@ Such a network says so by two attributes (:class:`FusedHeadModel`):
     graph            the graph that its scores belong to
     head_requests    the kinds of :class:`HeadRequest` that its forward takes
 
-The request is answered inside the network's own forward, so that DDP, FSDP2, activation
-checkpointing and torch.compile see the parameters of the head used where they expect it. Wrappers
+The network's own forward answers the request, so that DDP, FSDP2, activation checkpointing and
+torch.compile see the head's parameters used in the forward of the module that owns them. Wrappers
 of torch that pass their arguments on are looked through (:func:`takes_request`), and the wrapper is
 called; a wrapper of another kind takes part by giving itself these two attributes.
 """

@@ -1,4 +1,4 @@
-"""What the transformers are made of: embeddings, rotary positions, and blocks told of the noise.
+"""Layers of the transformers: embeddings, rotary positions, blocks modulated by the noise level.
 
 `SEDD` and the autoregressive baseline share them. The blocks are those of Peebles and Xie 2023
 (arXiv 2212.09748, "adaLN-Zero"); names of parameters are those of the published checkpoints.
@@ -23,7 +23,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precisions become float32; float64 stays."""
+    """float16 and bfloat16 become float32; float32 and float64 stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -137,7 +137,7 @@ class DDiTBlock(nn.Module):
         x: Tensor,
         c: Tensor,
         rotary: tuple[Tensor, Tensor],
-        attend: Attend = F.scaled_dot_product_attention,  # no mask: all see all
+        attend: Attend = F.scaled_dot_product_attention,  # no mask: every position attends to all
     ) -> Tensor:
         modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=2)  # six of (B, 1, hidden)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation

@@ -1,4 +1,4 @@
-"""From p(x_0 | x_t) to scores and back: networks as MDLM, RADD, D3PM and LLaDA have, run here.
+"""From p(x_0 | x_t) to scores and back: runs the networks of MDLM, RADD, D3PM and LLaDA.
 
 With E = expm1(sigma), rho = E / (E + V), and p(y) = p(x_0 = y | x_t) at one position, the ratios
 that noise makes give s_y = sum over x_0 of p(x_0) p(y | x_0) / p(x_t | x_0) in closed form:
@@ -49,13 +49,13 @@ def score_from_posterior(
         sigma: total noise, a number, (B,) or (B, 1); positive.
         x_t: (B, L) int64, noised tokens.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
-        zero_masking: what (B, L, V + 1) logits say of the mask counts for nothing, as x_0 holds
-            none (SUBS's zero masking probability). False: the mask takes its share, and the scores
-            of the real tokens sum to less than 1/E.
+        zero_masking: the mask's column of (B, L, V + 1) logits is left out of the softmax, since
+            x_0 holds no mask (SUBS's zero masking probability). False: it is part of the softmax,
+            and the scores of the real tokens sum to less than 1/E.
 
     Returns:
-        (B, L, graph.dim) log scores, 0 at x_t; float64 for float64 logits, else float32. What is
-        formed of a whole row is formed in float64. Differentiable in ``logits``.
+        (B, L, graph.dim) log scores, 0 at x_t; float64 for float64 logits, else float32. Sums over
+        a row are used in float64. Differentiable in ``logits``.
 
     Raises:
         TypeError, ValueError: a wrong dtype, shape, device or value; the message says which.
@@ -76,10 +76,10 @@ def score_from_posterior(
 def posterior_from_score(
     log_score: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph
 ) -> Tensor:
-    """p(x_0 = y | x_t) of every token and position, from log scores; the inverse of the above.
+    """p(x_0 = y | x_t) of every token and position; the inverse of :func:`score_from_posterior`.
 
-    It is the law that the sampler's denoising step draws from. Scores that belong to no posterior
-    get the nearest thing to one: negative weights become 0, and rows are normalised.
+    The denoising step of the samplers draws from this distribution. Scores that belong to no
+    posterior are made into one: negative weights become 0, and rows are normalised.
 
     Args:
         log_score: (B, L, graph.dim) log scores; the value at x_t is not read.
@@ -96,15 +96,15 @@ def posterior_from_score(
         >>> p = posterior_from_score(model(x_t, sigma), sigma, x_t, graph)
         >>> best = p.argmax(-1)
     """
-    law = reverse_probs(log_score, x_t, sigma, None, graph, "denoise")
-    return law[..., : graph.vocab_size]
+    probs = reverse_probs(log_score, x_t, sigma, None, graph, "denoise")
+    return probs[..., : graph.vocab_size]
 
 
 class PosteriorModel(nn.Module):
-    """A network of p(x_0 | x_t) as a score network, for every sampler, loss and evaluation here.
+    """Wraps a network of p(x_0 | x_t) as a score network, for every sampler, loss and bound.
 
     Unmasked positions of the absorbing graph keep their token under every sampler, whatever the
-    network says of them: SUBS's carry-over unmasking needs no option.
+    network predicts there, so SUBS's carry-over unmasking needs no option.
 
     Args:
         network: ``(x_t (B, L), sigma (B,)) -> logits`` as :func:`score_from_posterior` takes them,

@@ -1,14 +1,14 @@
-"""SEDD's transformer as a network of p(x_0 | x_t): what a cross entropy can train.
+"""SEDD's transformer as a network of p(x_0 | x_t), which a cross entropy can train.
 
 A loss that reads a row of scores only through its posterior s / sum(s), as `MaskedCrossEntropy` and
-the absorbing `D3PMLoss` do, does not see the row's scale. Trained so, a score network's scale
-drifts wherever the optimiser takes it, while every sampler but `hit`, and every bound but
-"normalised", reads it. Here the head's output f goes through a softmax, and the scale follows:
+the absorbing `D3PMLoss` do, does not depend on the row's scale. With such a loss the scale of a
+score network drifts, yet every sampler except `hit`, and every bound except "normalised", uses it.
+Here the head's output f goes through a softmax, which fixes the scale:
 
     absorbing, at a mask:  s_y = softmax(f)_y / E          uniform:  s_y = (V/E) softmax(f)_y + c
 
-with E and c as in :mod:`sedd_fast.models.posterior`. The trainer makes one with
-`model.kind=posterior`; it is saved in SEDD's format with `model.type` "posterior".
+with E and c as in :mod:`sedd_fast.models.posterior`. The trainer uses it with
+`model.kind=posterior`; `model.type` is "posterior" in its config.json.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class PosteriorSEDD(SEDD):
 
         log_score = model(indices, sigma)      # (B, L) int64, (B,) -> (B, L, dim) fp32
 
-    Goes wherever a network goes: objectives, samplers, bounds. A fresh network gives every token
-    the same probability. Log scores are formed in full: the fused head takes its gradient in one
-    pass over the vocabulary, and a softmax needs the sum of a row first.
+    Objectives, samplers and bounds take it like any network. A freshly initialised network gives
+    every token the same probability. Its log scores are always formed: the fused head needs one
+    pass over the vocabulary, but a softmax needs the sum of a row first.
 
     Args:
         config: SEDD's; `scale_by_sigma` is not read.

@@ -7,15 +7,13 @@ their order are those of the published checkpoints: EMA weights are stored by or
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sedd_fast.backends.coefficients import log_output_scale
-from sedd_fast.models import checkpoint
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.interface import (
     HeadRequest,
@@ -23,19 +21,13 @@ from sedd_fast.models.interface import (
     ReverseStepRequest,
     ScoreEntropyRequest,
 )
-from sedd_fast.models.layers import (
-    DDiTBlock,
-    DDitFinalLayer,
-    EmbeddingLayer,
-    Rotary,
-    TimestepEmbedder,
-    at_least_float32,
-)
+from sedd_fast.models.layers import at_least_float32
+from sedd_fast.models.transformer import Transformer
 from sedd_fast.process.graphs import Graph, make_graph
 from sedd_fast.process.noise import Noise, make_noise
 
 
-class SEDD(nn.Module):
+class SEDD(Transformer):
     """Log scores of every state at every position.
 
         log_score = model(indices, sigma)      # (B, L) int64, (B,) -> (B, L, dim) fp32
@@ -53,23 +45,12 @@ class SEDD(nn.Module):
         model = SEDD.from_pretrained("louaaron/sedd-small")
     """
 
-    #: As `sedd_fast.models.checkpoint` names this kind of network.
     kind: ClassVar[str] = "sedd"
 
-    def __init__(self, config: SEDDConfig) -> None:
-        if not isinstance(config, SEDDConfig):
-            raise TypeError(
-                f"config must be a SEDDConfig, got {type(config).__name__}; settings of the "
-                "original: SEDDConfig(**sedd_fast.models.checkpoint.config_from_original(settings))"
-            )
-        super().__init__()
-        self.config = config
-        dim = self.graph.dim
-        self.vocab_embed = EmbeddingLayer(config.hidden_size, dim)
-        self.sigma_map = TimestepEmbedder(config.cond_dim)
-        self.rotary_emb = Rotary(config.hidden_size // config.n_heads)
-        self.blocks = nn.ModuleList([DDiTBlock(config) for _ in range(config.n_blocks)])
-        self.output_layer = DDitFinalLayer(config, dim)
+    @staticmethod
+    def states(config: SEDDConfig) -> tuple[int, int]:
+        dim = make_graph(config.graph, config.vocab_size).dim
+        return dim, dim
 
     @property
     def graph(self) -> Graph:
@@ -148,34 +129,6 @@ class SEDD(nn.Module):
                 f"indices must lie in [0, {self.graph.dim}), got {int(indices.min())} to "
                 f"{int(indices.max())}; was the text encoded with the tokenizer of this model?"
             ) from None
-
-    @classmethod
-    def from_pretrained(
-        cls, name_or_dir: str | Path, *, device: torch.device | str = "cpu", **hub: Any
-    ) -> SEDD:
-        """A trained network, in evaluation mode, from a directory or the Hugging Face Hub.
-
-        A directory holds config.json with model.safetensors or pytorch_model.bin, or is a run
-        directory of the original trainer (its EMA weights are taken). Any other name is a Hub
-        repository; `hub` goes to `huggingface_hub.hf_hub_download`: revision, cache_dir, token,
-        force_download, local_files_only. Raises FileNotFoundError where nothing is found, and
-        ValueError for unreadable files, incomplete settings, and unknown or missing weights.
-        """
-        saved = checkpoint.read(name_or_dir, cls.kind, **hub)
-        model = cls(SEDDConfig(**saved.config))
-        checkpoint.restore(model, saved)
-        return model.to(device).eval()
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and model.safetensors, in the original's format and names."""
-        checkpoint.write(directory, self.config, self.state_dict(), self.kind)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes to the Hugging Face Hub; returns its address there.
-
-        Options: token, private, revision, create_pr, commit_message.
-        """
-        return checkpoint.push(self.save_pretrained, repo_id, **options)
 
 
 def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:

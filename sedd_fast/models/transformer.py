@@ -1,0 +1,85 @@
+"""What SEDD and the autoregressive baseline share: the transformer's parts, reading and saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from sedd_fast.models import checkpoint
+from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.layers import (
+    DDiTBlock,
+    DDitFinalLayer,
+    EmbeddingLayer,
+    Rotary,
+    TimestepEmbedder,
+)
+
+
+class Transformer(nn.Module):
+    """Embedding, noise embedding, rotary positions, blocks and output layer, by their saved names.
+
+    Args:
+        config: the architecture.
+    """
+
+    #: As `sedd_fast.models.checkpoint` names this kind of network.
+    kind: ClassVar[str]
+
+    def __init__(self, config: SEDDConfig) -> None:
+        if not isinstance(config, SEDDConfig):
+            raise TypeError(
+                f"config must be a SEDDConfig, got {type(config).__name__}; from settings of the "
+                "original: SEDDConfig(**sedd_fast.models.checkpoint.config_from_original(settings))"
+            )
+        super().__init__()
+        self.config = config
+        embedded, predicted = self.states(config)
+        self.vocab_embed = EmbeddingLayer(config.hidden_size, embedded)
+        self.sigma_map = TimestepEmbedder(config.cond_dim)
+        self.rotary_emb = Rotary(config.hidden_size // config.n_heads)
+        self.blocks = nn.ModuleList([DDiTBlock(config) for _ in range(config.n_blocks)])
+        self.output_layer = DDitFinalLayer(config, predicted)
+
+    @staticmethod
+    def states(config: SEDDConfig) -> tuple[int, int]:
+        """How many states have an embedding, and how many have an output."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_dir: str | Path, *, device: torch.device | str = "cpu", **hub: Any
+    ) -> Self:
+        """A trained network, in evaluation mode, from a directory or the Hugging Face Hub.
+
+        A directory holds config.json with model.safetensors or pytorch_model.bin, or is a run
+        directory of the original trainer (its EMA weights are taken). Any other name is a Hub
+        repository; `hub` goes to `huggingface_hub.hf_hub_download`: revision, cache_dir, token,
+        force_download, local_files_only. Raises FileNotFoundError where nothing is found, and
+        ValueError for unreadable files, incomplete settings, and unknown or missing weights.
+        """
+        return cls.from_checkpoint(checkpoint.read(name_or_dir, cls.kind, **hub), device)
+
+    @classmethod
+    def from_checkpoint(
+        cls, saved: checkpoint.Checkpoint, device: torch.device | str = "cpu"
+    ) -> Self:
+        """The network of a checkpoint that was read, in evaluation mode."""
+        model = cls(SEDDConfig(**saved.config))
+        checkpoint.restore(model, saved)
+        return model.to(device).eval()
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and model.safetensors, in the original's format and names."""
+        checkpoint.write(directory, self.config, self.state_dict(), self.kind)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub; returns its address there.
+
+        Options: token, private, revision, create_pr, commit_message.
+        """
+        return checkpoint.push(self.save_pretrained, repo_id, **options)
