@@ -5,12 +5,13 @@ r_y = p(y | x_0) / p(x_t | x_0), w_y the rates of jumps (1 from the mask, 1/V un
 
     MaskedCrossEntropy      sigma'(t) / E * sum over masked positions of [ln S - l_{x_0}]
       over="lambda"         the same, drawn over the mask probability: 1/lambda for sigma'(t) / E
-    D3PMLoss                T * KL(q(x_s | x_t, x_0), p(x_s | x_t)), the law of an analytic step
+    D3PMLoss                T * KL(q(x_s | x_t, x_0), p(x_s | x_t)), p that of an analytic step
     ConcreteScoreMatching   sigma'(t) / 2 * sum over y != x_t of w_y (s_y - r_y)^2
 
-in nats (the last in none), summed over positions. Each is made of the sums of ``row_sums``, so only
-touched rows are read. They take a score network; one of p(x_0 | x_t) goes into a
-:class:`sedd_fast.PosteriorModel`, or is a :class:`sedd_fast.PosteriorSEDD`.
+in nats (concrete score matching has no unit), summed over positions. Each is computed from
+``row_sums``, so only the rows of noised positions are read. They take a score network; a network of
+p(x_0 | x_t) is wrapped in a :class:`sedd_fast.PosteriorModel`, or is a
+:class:`sedd_fast.PosteriorSEDD`.
 ``DenseScoreEntropyLoss`` is score entropy on any rate matrix, in plain torch. docs/losses.md has
 the table of papers and names.
 """

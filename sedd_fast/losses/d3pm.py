@@ -24,11 +24,11 @@ class D3PMLoss(Objective):
         t = k / T, s = (k - 1) / T
 
     of which one term, drawn uniformly, is computed, times T. p(x_s | x_t) is the sum over x_0 of
-    q(x_s | x_t, x_0) p(x_0 | x_t), which is the law of :func:`sedd_fast.reverse_step`, "analytic".
-    (The paper weighs its predicted x_0 by q(x_t | x_0) as well, as if it had not seen x_t at this
-    position; for the absorbing graph that is no difference.) The divergence at t = 1 has no
-    gradient and is left out. As T grows the absorbing bound tends to MaskedCrossEntropy's, the
-    uniform one to ScoreEntropyLoss's.
+    q(x_s | x_t, x_0) p(x_0 | x_t), from which :func:`sedd_fast.reverse_step` draws with "analytic".
+    (The paper also weights its predicted x_0 by q(x_t | x_0), as if the network had not seen x_t at
+    this position; for the absorbing graph both are equal.) The divergence at t = 1 has no gradient
+    and is left out. As T grows the absorbing bound tends to MaskedCrossEntropy's, the uniform one
+    to ScoreEntropyLoss's.
 
     Absorbing: KL = expm1(d) / E * [ln sum(s) - l_{x_0}], d the noise between s and t.
 
@@ -39,8 +39,8 @@ class D3PMLoss(Objective):
         steps: T.
 
     A uniform graph's scores must belong to a posterior (:class:`sedd_fast.PosteriorModel`): others
-    can give a step negative weights, and the loss is NaN. Rounding gives them too, in float32 at
-    the step to the text where p(x_0 | x_t) lies under some 1e-15.
+    can give a step negative probabilities, and the loss is NaN. So can rounding: in float32, at the
+    last step, where p(x_0 | x_t) is below about 1e-15.
 
     Raises:
         ValueError: ``steps`` below 1; as ScoreEntropyLoss.
@@ -83,7 +83,7 @@ def _uniform_divergence(log_score: Tensor, noised: NoisedBatch, graph: Graph) ->
     q = _uniform_step(level, x_t == x_0, graph.vocab_size)
     read = weight != 0
     total, log_x_0 = row_sums(log_score, x_t, x_0, graph, "affine", read.double())
-    # The step's law: alpha s_y + beta, and gamma for x_t; it sums to 1 whatever the scores.
+    # The step's probabilities: alpha s_y + beta, and gamma for x_t; their sum is always 1.
     step = Reverse(x_t, level.sigma, level.removed, None, graph.kind, graph.vocab_size, "analytic")
     alpha, beta, gamma = reverse_coefficients(step, total, torch.ones_like(total))
     every = read & (q.other > 0)
@@ -94,11 +94,12 @@ def _uniform_divergence(log_score: Tensor, noised: NoisedBatch, graph: Graph) ->
 
 
 class _Step(NamedTuple):
-    """q(x_s | x_t, x_0) by the state of x_s, (B, L) float64.
+    """The probabilities q(x_s | x_t, x_0), (B, L) float64.
 
     Attributes:
-        other: of each state that is neither; at_x_0: of x_0 (``other`` where x_0 = x_t);
-        at_x_t: of x_t.
+        other: that x_s is a given state other than x_0 and x_t.
+        at_x_0: that x_s = x_0 (``other`` where x_0 = x_t).
+        at_x_t: that x_s = x_t.
         entropy: sum of q ln q.
     """
 
@@ -131,5 +132,5 @@ def _transition(sigma: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _weighted_log(weight: Tensor, p: Tensor) -> Tensor:
-    """weight * ln p, 0 where the weight is, whatever p."""
+    """weight * ln p, and 0 where the weight is 0, for any p."""
     return torch.where(weight != 0, weight * torch.where(weight != 0, p, 1.0).log(), 0.0)

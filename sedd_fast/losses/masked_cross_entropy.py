@@ -25,15 +25,15 @@ class MaskedCrossEntropy(Objective):
     does not change when a row of log scores is shifted. For the log-linear schedule the weight is
     1/t. LLaDA divides by the length besides. RADD calls it t-DCE.
 
-    A network of scores does not learn their scale from it: train a
+    It does not train the scale of a row of scores: train a
     :class:`sedd_fast.PosteriorSEDD`, or any network in a :class:`sedd_fast.PosteriorModel`.
 
     Args:
         graph: ``Absorbing(V)``.
         noise, reduction, sampling_eps: as in :class:`sedd_fast.ScoreEntropyLoss`.
         over: "t", or "lambda" (RADD's lambda-DCE): the times drawn, and ``t`` where given, are mask
-            probabilities lambda in (0, 1], the weight is 1/lambda, and the schedule only says
-            which noise the network is told of, within its trained range.
+            probabilities lambda in (0, 1], the weight is 1/lambda, and the schedule only
+            determines the noise level passed to the network, clamped to its trained range.
 
     Raises:
         ValueError: another graph, another ``over``; as ScoreEntropyLoss.

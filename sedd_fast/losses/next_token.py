@@ -17,8 +17,8 @@ class NextTokenLoss:
 
     Args:
         reduction: over sequences: "none" gives (B,), "mean" a scalar.
-        sampling_eps: the trainer hands every objective times in (sampling_eps, 1]; next-token
-            prediction has no time and leaves them unread.
+        sampling_eps: not used; the trainer passes times in (sampling_eps, 1] to every objective,
+            and next-token prediction has none.
     """
 
     in_nats: ClassVar[bool] = True  # as of `losses.Objective`

@@ -1,14 +1,12 @@
-"""The training objective, score entropy at a random time, and what every objective shares.
+"""What every training objective shares: random times, noise, weights of positions, reductions.
 
-For one sequence, at a time t in (sampling_eps, 1],
+For one sequence, at a time t drawn from (sampling_eps, 1],
 
-    loss = sigma'(t) * sum over positions of score_entropy(model(x_t, sigma(t)), ...)
+    loss = sum over positions of weight(t) * term(log scores, x_t, x_0)
 
-in nats; its mean over t bounds -log p(x_0) from above (up to what is dropped below sampling_eps).
-
-An :class:`Objective` is a frozen dataclass that is called on a network and text: it draws times,
-noises the text, weighs positions, evaluates the network, adds up. A subclass says what a position costs
-(``_terms``); those of other papers are in :mod:`sedd_fast.losses`.
+An :class:`Objective` is a frozen dataclass, called on a network and a batch. It draws the times and
+the noise, evaluates the network and reduces. A subclass defines the term of a position
+(``_terms``).
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 10 and algorithm 1.
 """
@@ -51,8 +49,8 @@ class Level(NamedTuple):
     Attributes:
         sigma: total noise of x_t.
         model_sigma: the noise level passed to the network.
-        weight: of a position's term.
-        removed: noise between x_t and x_s, of a discrete step; else sigma.
+        weight: factor of the term of a position.
+        removed: noise between x_t and x_s of a discrete step; sigma where time is continuous.
     """
 
     sigma: Tensor
@@ -62,12 +60,12 @@ class Level(NamedTuple):
 
 
 class NoisedBatch(NamedTuple):
-    """A batch that a network is asked about.
+    """A noised batch.
 
     Attributes:
         x_t, x_0: (B, L).
-        weight: (B, L), of a position's term; 0 outside the loss mask.
-        level: of every sequence.
+        weight: (B, L), factor of the term of a position; 0 outside the loss mask.
+        level: the noise level of every sequence.
     """
 
     x_t: Tensor
@@ -80,11 +78,12 @@ class NoisedBatch(NamedTuple):
 class Objective:
     """What every objective shares: ``loss = objective(model, x_0)``.
 
-    Settings and errors are those of :class:`ScoreEntropyLoss`. A subclass gives ``_terms`` or, to
-    ask the network in another way, ``_loss``; and where its times mean something else ``_level``.
+    Settings and errors are those of :class:`sedd_fast.ScoreEntropyLoss`. A subclass defines
+    ``_terms``, or ``_loss`` where it does not need log scores, and ``_level`` where its times are
+    not t.
     """
 
-    #: Whether the value is in nats, so that bits are made of it.
+    #: Whether the value is in nats, so that it can be shown in bits.
     in_nats: ClassVar[bool] = True
 
     graph: Graph
@@ -107,7 +106,7 @@ class Objective:
         x_t: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Noise x_0, run the model, add up what its positions cost.
+        """Noise x_0, run the model, sum the terms of the positions.
 
         Args:
             model: ``(x_t (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``.
@@ -116,7 +115,7 @@ class Objective:
                 noised and carry no loss.
             t: (B,) times in (0, 1] instead of a stratified draw.
             x_t: (B, L) noised tokens instead of a draw.
-            generator: source of t and of the noise.
+            generator: random generator of the times and the noise.
 
         Returns:
             nats (where ``in_nats``), summed over positions: (B,), or () for "mean" and "sum".
@@ -147,7 +146,7 @@ class Objective:
         return sample_transition(x_0, sigma, self.graph, generator=generator)
 
     def _loss(self, model: ScoreModel, noised: NoisedBatch) -> Tensor:
-        """What ``__call__`` returns, from log scores."""
+        """The result of ``__call__``, from log scores."""
         log_score = model(noised.x_t, noised.level.model_sigma)  # (B, L, dim)
         loss = self._terms(log_score, noised).sum(-1)
         loss = loss.to(torch.promote_types(log_score.dtype, torch.float32))
@@ -156,7 +155,7 @@ class Objective:
         return loss.mean() if self.reduction == "mean" else loss.sum()
 
     def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
-        """What every position costs, weighted, (B, L); 0 where its weight is."""
+        """The weighted term of every position, (B, L); 0 where its weight is 0."""
         raise NotImplementedError
 
 

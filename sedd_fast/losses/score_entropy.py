@@ -1,4 +1,13 @@
-"""Score entropy: SEDD's training objective."""
+"""Score entropy at a random time: SEDD's training objective.
+
+For one sequence, at a time t in (sampling_eps, 1],
+
+    loss = sigma'(t) * sum over positions of score_entropy(model(x_t, sigma(t)), ...)
+
+in nats; its mean over t is an upper bound of -log p(x_0), but for the times below sampling_eps.
+
+Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 10 and algorithm 1.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +23,10 @@ from sedd_fast.process.graphs import Graph
 
 @dataclass(frozen=True)
 class ScoreEntropyLoss(Objective):
-    """The objective as a callable: ``loss = objective(model, x_0)``.
+    """Score entropy as an objective: ``loss = objective(model, x_0)``.
 
-    A :class:`sedd_fast.SEDD`, wrapped or not, never forms log scores: its fused head gives the
-    loss (with "mean" and "sum" at three matrix products, with "none" at four).
+    A :class:`sedd_fast.SEDD`, also inside a wrapper of torch, never forms log scores: its fused
+    head computes the loss (three matrix products with "mean" and "sum", four with "none").
 
     Args:
         graph: ``Absorbing(V)`` or ``Uniform(V)``.

@@ -148,11 +148,7 @@ def _checked(shape: tuple[int, int], top_p: float, temperature: float) -> tuple[
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"shape must be (B, L), two whole numbers of at least 1, got {shape!r}")
     if not 0 < top_p <= 1:
-        raise ValueError(
-            f"top_p must lie in (0, 1], got {top_p}; 1 draws from the model's distribution"
-        )
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 keeps every token")
     if not temperature > 0:
-        raise ValueError(
-            f"temperature must be positive, got {temperature}; 1 leaves the model's distribution"
-        )
+        raise ValueError(f"temperature must be positive, got {temperature}; 1 changes nothing")
     return shape

@@ -1,9 +1,9 @@
 """Any rate matrix over a small vocabulary, by matrix exponentials, in plain torch.
 
-``DenseGraph(Q)`` goes where ``Absorbing(V)`` and ``Uniform(V)`` go in ``sample`` and ``infill``;
-its loss is ``DenseScoreEntropyLoss``. The functions below are to it what the operations of the same
-name are to these two; they build (B, n, n) and (B, L, n) tensors, for study and for vocabularies
-of tens or hundreds of states.
+``sample`` and ``infill`` take a ``DenseGraph(Q)`` like ``Absorbing(V)`` and ``Uniform(V)``; its
+loss is ``DenseScoreEntropyLoss``. The functions below do what the operations of the same name do
+for these two. They build (B, n, n) and (B, L, n) tensors, and are meant for vocabularies of at most
+hundreds of states.
 
 With M = exp(sigma Q), so that M[y, x] = p(x_t = y | x_0 = x), and scores s_y = p_t(y) / p_t(x_t):
 
@@ -73,7 +73,7 @@ class DenseGraph(Graph):
 
     @property
     def mask_index(self) -> None:
-        """None: no state is treated as a mask, so nothing is taken for all_unmasked."""
+        """None: no state is treated as a mask, so no position counts as unmasked."""
         return None
 
     def rate_matrix(self) -> Tensor:
@@ -122,10 +122,10 @@ def score_entropy(
     reached = _columns(graph.transitions(levels), x_0)  # (B, L, n): M[y, x_0]
     ratio = reached / reached.gather(-1, x_t[..., None])
     constant = torch.where(ratio > 0, ratio * (ratio.clamp(min=1e-300).log() - 1), 0)
-    wide = log_score.to(torch.promote_types(log_score.dtype, torch.float32))
+    scores = log_score.to(torch.promote_types(log_score.dtype, torch.float32))
     rate = _reverse_rates(graph, x_t)
-    terms = wide.exp() - torch.where(ratio > 0, ratio * wide, 0) + constant
-    return torch.where(rate > 0, rate * terms, 0).sum(-1).to(wide.dtype)
+    terms = scores.exp() - torch.where(ratio > 0, ratio * scores, 0) + constant
+    return torch.where(rate > 0, rate * terms, 0).sum(-1).to(scores.dtype)
 
 
 def reverse_weights(
@@ -136,7 +136,7 @@ def reverse_weights(
     graph: DenseGraph,
     method: str = "analytic",
 ) -> Tensor:
-    """The unnormalised law of a reverse step, (B, L, n) float64."""
+    """The unnormalised probabilities of a reverse step, (B, L, n) float64."""
     arguments.check_choice("method", method, arguments.METHODS)
     removed = sigma if method == "denoise" or dsigma is None else dsigma
     d = arguments.per_sequence("dsigma", removed, x_t)
@@ -161,13 +161,13 @@ def reverse_step(
     method: str = "analytic",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One reverse step of every position; arguments as of :func:`sedd_fast.reverse_step`."""
+    """One reverse step of every position; arguments are those of :func:`sedd_fast.reverse_step`."""
     weights = reverse_weights(log_score, x_t, sigma, dsigma, graph, method)
     return categorical(weights, x_t, generator)
 
 
 def leap_weights(log_score: Tensor, x: Tensor, h: Tensor, graph: DenseGraph) -> Tensor:
-    """The law of a leap of size h, (B, L, n) float64: exp(-h R) stays, else by the rates."""
+    """Probabilities of a leap of size h, (B, L, n) float64: exp(-h R) to stay, the rest by rate."""
     rates = _reverse_rates(graph, x)
     rates = torch.where(rates > 0, rates * log_score.double().exp(), 0)
     total = rates.sum(-1, keepdim=True)  # R
@@ -214,12 +214,12 @@ def _check_rates(rates: Tensor) -> None:
 
 
 def _stationary(rates: Tensor) -> Tensor:
-    """The law p with Q p = 0, (n,); a ValueError unless there is just one."""
+    """The distribution p with Q p = 0, (n,); a ValueError unless it is unique."""
     _, sizes, right = torch.linalg.svd(rates)
     if float(sizes[-2]) <= 1e-10 * float(sizes[0]):
         raise ValueError(
-            "the process of rates has no one limit: where it ends depends on where it starts; "
-            "connect its states"
+            "rates has more than one stationary distribution: where the process ends depends on "
+            "its start; connect its states"
         )
-    law = right[-1] / right[-1].sum()
-    return law.clamp(min=0) / law.clamp(min=0).sum()
+    p = (right[-1] / right[-1].sum()).clamp(min=0)
+    return p / p.sum()

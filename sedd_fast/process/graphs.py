@@ -2,8 +2,8 @@
 
 ``Absorbing(V)`` sends every token to a mask (state ``V``), ``Uniform(V)`` to a token chosen
 uniformly. A graph is a small frozen value: the operations read its kind and size. The dense
-formulas below (one row or matrix at a time) are for study, tests and small vocabularies; nothing
-that trains or samples builds them.
+formulas below (one row or matrix at a time) are for study, tests and small vocabularies; training
+and sampling never build them.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 3.3 and equations 15-16.
 """

@@ -157,7 +157,7 @@ def test_infill_on_a_skewed_process() -> None:
         (torch.zeros(2, 3), ValueError, r"rates must have shape \(n, n\)"),
         (torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), ValueError, "off the diagonal, at least 0"),
         (torch.tensor([[-1.0, 1.0], [0.5, -0.5]]), ValueError, "every column of rates must sum"),
-        (torch.zeros(3, 3), ValueError, "no one limit"),
+        (torch.zeros(3, 3), ValueError, "more than one stationary"),
     ],
 )
 def test_refuses_what_is_no_rate_matrix(
