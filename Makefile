@@ -40,7 +40,7 @@ compile-kernels: install ## compile every GPU kernel offline: registers, shared 
 gpu: ## on a GPU machine, with its own Python and torch: build, GPU tests, figures (GPU= passes options)
 	$(PYTHON) benchmarks/on_gpu.py $(GPU)
 
-format: install ## put the code into the house's layout
+format: install ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh
