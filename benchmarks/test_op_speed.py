@@ -13,12 +13,14 @@ import os
 from typing import Any
 
 import pytest
-from cases import Case, Contender, op_cases
-from settings import Settings
+
+from benchmarks.harness.cases import Case, Contender
+from benchmarks.harness.config import BenchmarkConfig
+from benchmarks.suites.ops import op_cases
 
 pytest.importorskip("pytest_benchmark")
 
-SETTINGS = Settings(
+CONFIG = BenchmarkConfig(
     positions=int(os.environ.get("SEDD_BENCH_POSITIONS", "256")),
     vocab_size=int(os.environ.get("SEDD_BENCH_VOCAB", "50257")),
     compile=os.environ.get("SEDD_BENCH_COMPILE", "0") == "1",
@@ -26,7 +28,7 @@ SETTINGS = Settings(
 #: The same contenders over a vocabulary of two: their names, without a tensor worth the word.
 NAMES = [
     (case.operation, contender.name)
-    for case in op_cases(Settings(positions=2, vocab_size=2, compile=SETTINGS.compile), None)
+    for case in op_cases(BenchmarkConfig(positions=2, vocab_size=2, compile=CONFIG.compile), None)
     for contender in case.contenders
 ]
 
@@ -34,7 +36,7 @@ NAMES = [
 @functools.lru_cache(maxsize=1)
 def case_of(operation: str) -> Case:
     """The case at full size; one is kept, and so one graph's scores exist at a time."""
-    return next(case for case in op_cases(SETTINGS, None) if case.operation == operation)
+    return next(case for case in op_cases(CONFIG, None) if case.operation == operation)
 
 
 def contender_of(operation: str, name: str) -> Contender:
