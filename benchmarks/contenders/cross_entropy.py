@@ -1,8 +1,8 @@
-"""Fused linear cross-entropies of others on the same rows: another loss, of the same size.
+"""Fused linear cross-entropies of other packages on the same rows: another loss of the same size.
 
-A cross-entropy needs the logarithm of its sum before its gradient, score entropy does not; whoever
-is fast at the one shows what may be asked of the other. Liger Kernel, cut-cross-entropy and QuACK
-take part where they can be imported, on a GPU.
+They are a yardstick: a cross-entropy needs the logarithm of its sum before its gradient, and score
+entropy does not, so the latter should not be slower. Liger Kernel, cut-cross-entropy and QuACK take
+part on a GPU, where they can be imported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, autograd, nn
 
 from benchmarks.harness.cases import Contender
 
-#: A package's module -> what to install it by.
+#: The module of a package -> the name to install it by.
 OPTIONAL = {
     "liger_kernel": "liger-kernel",
     "cut_cross_entropy": "cut-cross-entropy",
@@ -26,7 +26,7 @@ Loss = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
 
 def missing(device: str) -> list[str]:
-    """A line for each that could run on such a device but is not installed."""
+    """A line for each package that could run on the device but is not installed."""
     if device != "cuda":
         return []
     return [
@@ -49,7 +49,7 @@ def contenders(
         found.append(("cut-cross-entropy, no bias, all gradients", by_cut))
     if hidden.is_cuda and find_spec("quack"):
         found.append(("QuACK chunked linear cross-entropy, no bias", by_quack))
-    # QuACK's products want multiples of 8.
+    # QuACK's matrix products need multiples of 8.
     rounded = weight.detach()[: len(weight) // 8 * 8].requires_grad_()
 
     def run(loss: Loss) -> Callable[[], object]:
@@ -63,27 +63,27 @@ def contenders(
 
 
 def by_torch(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-    """torch's own."""
+    """torch's own function."""
     options = nn.LinearCrossEntropyOptions()
     return F.linear_cross_entropy(hidden, weight, target, linear_bias=bias, options=options)
 
 
 def by_liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-    """Liger Kernel's, gradients in the forward pass."""
+    """Liger Kernel's function, which computes gradients in the forward pass."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
     return liger_fused_linear_cross_entropy(hidden, weight, target, bias)
 
 
 def by_cut(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-    """Apple's; it leaves small gradients out unless told not to, and its release has no bias."""
+    """Apple's function; ``filter_eps=None`` keeps small gradients. Its release has no bias."""
     from cut_cross_entropy import linear_cross_entropy
 
     return linear_cross_entropy(hidden, weight, target, filter_eps=None)
 
 
 def by_quack(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-    """QuACK's, in one chunk; it has no bias. Wants a number of rows divisible by 8."""
+    """QuACK's function in one chunk. It has no bias and needs a number of rows divisible by 8."""
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
     return chunked_linear_cross_entropy(hidden, weight, target)

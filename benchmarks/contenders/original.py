@@ -2,7 +2,8 @@
 
 Its ``graph_lib`` (loss, transition, staggered score) and ``catsample`` (draws) need only torch and
 numpy and run anywhere. Its network needs flash_attn and a CUDA device; ``sampling`` and ``losses``
-import that network. So the few lines by which its predictors call ``graph_lib`` are made here.
+import that network. So this module repeats the few lines with which its predictors call
+``graph_lib``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sedd_fast import Graph
 
 @contextmanager
 def _importable(path: Path) -> Iterator[None]:
-    """The checkout first on the module path, and only for a while: its names are general."""
+    """Put the checkout first on the module path, for the time of the import only."""
     sys.path.insert(0, str(path))
     try:
         yield
@@ -33,7 +34,7 @@ def _importable(path: Path) -> Iterator[None]:
 
 
 class Original:
-    """The original's graphs over our argument lists.
+    """The original's graphs behind functions with our arguments.
 
     Args:
         path: a checkout, the directory that holds graph_lib.py.
@@ -59,17 +60,17 @@ class Original:
     def score_entropy(
         self, graph: Graph, log_score: Tensor, sigma: Tensor, x_t: Tensor, x_0: Tensor
     ) -> Tensor:
-        """(B, L), of sigma (B, 1)."""
+        """The loss (B, L) at noise sigma (B, 1)."""
         return self._graph(graph).score_entropy(log_score, sigma, x_t, x_0)
 
     def sample_transition(self, graph: Graph, x_0: Tensor, sigma: Tensor) -> Tensor:
-        """x_t (B, L), of sigma (B, 1)."""
+        """x_t (B, L) at noise sigma (B, 1)."""
         return self._graph(graph).sample_transition(x_0, sigma)
 
     def reverse_step(
         self, graph: Graph, log_score: Tensor, x_t: Tensor, dsigma: Tensor, method: str
     ) -> Tensor:
-        """x_s (B, L), of dsigma (B, 1); "denoise" drops the mask, as its denoiser does."""
+        """x_s (B, L) for dsigma (B, 1); "denoise" excludes the mask, as the original does."""
         theirs, score = self._graph(graph), log_score.exp()
         if method == "euler":
             return theirs.sample_rate(x_t, dsigma[..., None] * theirs.reverse_rate(x_t, score))

@@ -56,7 +56,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a case may take: how often each call is timed, and seconds for all calls together."""
+    """How long a case may take: timings of each call, and seconds for all calls together."""
 
     rounds: int = 25
     seconds: float = 4.0

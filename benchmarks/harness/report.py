@@ -255,7 +255,7 @@ def ms(value: float) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A ratio with two digits; above ten, all before the decimal point. "-" where it is None."""
+    """A ratio with two digits, or as an integer above ten; "-" for None."""
     if value is None:
         return "-"
     digits = 2 if value < 0.095 else 1 if value < 9.95 else 0
@@ -267,7 +267,7 @@ def explain(results: Record, console: Console) -> None:
     console.print(
         "\nx floor: time over the floor, the fewest bytes that must move (rows that noise touched "
         "are read once,\n  a gradient is written once) at the copy bandwidth of the same rounds"
-        "\nx products: time over the bare matrix products on the touched rows, in their fastest form"
+        "\nx products: time over the fastest form of the bare matrix products on the touched rows"
         "\nx network: time over that of the network alone (with backward and optimiser in training)"
         "\nx eager, x compile: times faster than those rows; in brackets, than the fastest "
         "torch.compile row, whose\n  rewritten form uses this package's algorithms as far as torch "
@@ -285,10 +285,8 @@ def plot(results: Record, path: Path) -> None:
     Without matplotlib, print how to draw them on another machine.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        print(
-            "no chart: matplotlib is missing; draw one from the JSON file, where it is installed, with "
-            "python -m benchmarks.harness.plotting FILE.json FILE.png"
-        )
+        command = "python -m benchmarks.harness.plotting FILE.json FILE.png"
+        print(f"no chart: matplotlib is missing. Where it is installed, draw one with {command}")
         return
     from benchmarks.harness import plotting
 

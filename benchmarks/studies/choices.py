@@ -1,28 +1,26 @@
-"""Rows for sedd_fast/backends/choices.py from what a sweep, or the head, on a GPU measured.
+"""Rows for sedd_fast/backends/choices.py, from the suites "sweep" and "head" on a GPU.
 
     python benchmarks/run.py --device cuda --suite sweep,head --dtype bf16,fp32 --json sweep.json
-    python benchmarks/choices.py sweep.json
+    python -m benchmarks.studies.choices sweep.json
 
-For every operation, graph and dtype: where along the vocabularies another backend than the
-registry's first was faster by more than MARGIN. A measured vocabulary speaks for those up to half
-way (geometrically) to the next one; the one head that is measured, for every head.
+A row names the backend that is faster than the registry's first one by more than MARGIN, for an
+operation, a graph, a dtype and a range of vocabularies. A measured vocabulary stands for those up
+to half way (geometrically) to the next one; the one head that is measured stands for every head.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import sys
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.command import make_parser, read_json
 from benchmarks.harness.config import DTYPES
 from sedd_fast.backends import registry
 from sedd_fast.backends.choices import Choice
 
-#: What is left to the noise of a run.
+#: Differences up to this fraction are measurement noise.
 MARGIN = 0.05
 #: (the case, without its graph; the form of the call) -> the operation whose backend it decides.
 DECIDES = {
@@ -30,7 +28,7 @@ DECIDES = {
     ("loss + gradient", "one pass"): "score_entropy_with_grad",
     ("analytic step", ""): "reverse_step",
 }
-#: The same of the head, whose graph is the absorbing one.
+#: The same for the head, whose graph is the absorbing one.
 DECIDES_HEAD = {
     ("head, loss + gradients", "fused"): "linear_score_entropy_with_grad",
     ("head, loss + gradients", "fused, none"): "linear_score_entropy",
@@ -39,7 +37,7 @@ DECIDES_HEAD = {
 
 
 def rows(results: dict[str, Any]) -> list[Choice]:
-    """The choices that a sweep's results make.
+    """The rows that follow from the results.
 
     Raises:
         SystemExit: the results are not from a GPU.
@@ -79,14 +77,14 @@ def measured(results: dict[str, Any]) -> dict[tuple[str, str, str], dict[int, di
 
 
 def winner(times: dict[str, float]) -> str | None:
-    """The fastest backend, unless it is the registry's first or no faster than noise."""
+    """The fastest backend, or None where it is the registry's first or faster by noise only."""
     first = next(name for name in registry.preference("cuda") if name in times)
     best = min(times, key=times.__getitem__)
     return best if times[best] < (1 - MARGIN) * times[first] else None
 
 
 def merged(made: list[Choice]) -> list[Choice]:
-    """Neighbouring ranges of one backend as one."""
+    """The rows, with neighbouring ranges of one backend joined."""
     joined: list[Choice] = []
     for row in made:
         before = joined[-1] if joined else None
@@ -98,5 +96,7 @@ def merged(made: list[Choice]) -> list[Choice]:
 
 
 if __name__ == "__main__":
-    for choice in rows(json.loads(Path(sys.argv[1]).read_text())):
+    parser = make_parser(__doc__)
+    parser.add_argument("results", metavar="FILE", help="what run.py --json wrote")
+    for choice in rows(read_json(parser.parse_args().results)):
         print(f"    Choice{tuple(choice)!r},")

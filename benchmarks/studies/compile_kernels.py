@@ -1,22 +1,25 @@
 """Compile every GPU kernel for its targets, without a GPU, and fail where one spills registers.
 
-    python benchmarks/compile_kernels.py                  # or: make compile-kernels
-    python benchmarks/compile_kernels.py --only triton --vocabulary 32000
+    python -m benchmarks.studies.compile_kernels          # or: make compile-kernels
+    python -m benchmarks.studies.compile_kernels --only triton --vocabulary 32000
 
-Triton kernels are compiled as their launchers call them: the arguments of a launch are caught, with
-what Triton infers from them (16-byte alignment, a stride of 1), and compiled for NVIDIA sm_80,
-sm_90 and sm_100 and AMD gfx942. CUDA sources are compiled with the flags of setup.py for sm_80 and
-sm_90. A line a kernel: target, registers a thread, shared memory, bytes spilled; for Triton on
-NVIDIA also how many instructions access global memory in each width and, of the loop over a row
-(sass.py): instructions for a score, 16-byte loads of a thread under way, and the programs that the
-registers let run on a multiprocessor at a time. What is missing (Triton, nvcc) is said in a line
-and skipped; a kernel that does not compile makes the exit status 1, and so does one that spills
-registers: of a row kernel inside the loop over a row, where it costs something.
+Triton kernels are compiled as their launchers call them: the arguments of a launch are recorded,
+with what Triton infers from them (16-byte alignment, a stride of 1), and compiled for NVIDIA sm_80,
+sm_90 and sm_100 and for AMD gfx942. CUDA sources are compiled with the flags of setup.py for sm_80
+and sm_90.
+
+The study prints one line for each kernel: target, registers of a thread, shared memory, spilled
+bytes. For Triton on NVIDIA it adds how many instructions access global memory in each width. For
+the loop over a row (sass.py) it adds instructions per score, 16-byte loads of a thread in flight,
+and how many programs fit on a multiprocessor at a time.
+
+Without Triton or nvcc a line says so, and their kernels are skipped. The exit status is 1 where a
+kernel does not compile or spills registers; in a row kernel only spills inside the loop over a row
+count.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import itertools
 import os
@@ -39,12 +42,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.harness.command import ROOT, make_parser, positive_int, some_of
+from benchmarks.harness.config import DTYPES
 from benchmarks.studies import sass
 from benchmarks.studies.launches import Launch, launches_of
 
-ROOT = Path(__file__).resolve().parents[1]
 CUDA_ARCHS = ("80", "90")
-#: Triton's backend, the architecture, and the threads of a warp.
+#: Triton's name of the backend, the architecture, and the threads of a warp.
 Target = tuple[str, Any, int]
 TRITON_TARGETS: tuple[Target, ...] = (
     ("cuda", 80, 32),
@@ -52,12 +56,11 @@ TRITON_TARGETS: tuple[Target, ...] = (
     ("cuda", 100, 32),
     ("hip", "gfx942", 64),
 )
-#: Bytes of shared memory that a program of a target can have.
+#: Bytes of shared memory that a program can use on a target.
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10}
-#: Kernels of which a program reads whole rows, and nothing else in its loop.
+#: Kernels whose programs read whole rows, and nothing else in their loop.
 ROW_KERNELS = re.compile("triton (score_entropy|reverse_step|row_sums) ")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
-#: Triton's names of the dtypes that kernels are given pointers to.
+#: Triton's names of pointers to tensors of a dtype.
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -70,9 +73,10 @@ POINTERS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What a compiler said of one kernel on one target.
+    """What a compiler reports of one kernel on one target.
 
-    ``harmless``: it has a loop over a row, and spills outside of it, once a row.
+    Attributes:
+        harmless: the kernel spills only outside its loop over a row, so once for each row.
     """
 
     target: str
@@ -95,8 +99,8 @@ class Report:
 # --- Triton -----------------------------------------------------------------------------------
 
 
-def caught(launch: Launch, arch: Any) -> tuple[Any, dict[str, Any]]:
-    """(Triton source, options) of the kernel as a launch asks for it on that target."""
+def recorded(launch: Launch, arch: Any) -> tuple[Any, dict[str, Any]]:
+    """(Triton source, options) of the kernel that a launch asks for on that target."""
     from triton.compiler import ASTSource
 
     from sedd_fast.kernels import settings, tiles
@@ -128,7 +132,7 @@ def caught(launch: Launch, arch: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def argument_type(value: Any, specialized: bool) -> tuple[str, bool]:
-    """What Triton takes an argument for, and whether it is known to be a multiple of 16."""
+    """Triton's type of an argument, and whether Triton knows it to be a multiple of 16."""
     if isinstance(value, Tensor):
         return POINTERS[value.dtype], value.data_ptr() % 16 == 0
     if isinstance(value, float):
@@ -156,7 +160,7 @@ def triton_reports(
 
 
 def target_name(target: Target) -> str:
-    """sm_90, gfx942."""
+    """The name of a target: sm_90 or gfx942."""
     return f"sm_{target[1]}" if target[0] == "cuda" else str(target[1])
 
 
@@ -168,7 +172,7 @@ def triton_report(job: tuple[torch.dtype, int, bool, int, Target]) -> Report | s
     dtype, vocab, transition, number, target = job
     launch = next(itertools.islice(launches_of(dtype, vocab, transition), number, None))
     name = f"triton {launch.name} {str(dtype).removeprefix('torch.')}"
-    source, options = caught(launch, target[1])
+    source, options = recorded(launch, target[1])
     try:
         compiled = triton.compile(source, target=GPUTarget(*target), options=options)
     except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
@@ -177,7 +181,7 @@ def triton_report(job: tuple[torch.dtype, int, bool, int, Target]) -> Report | s
 
 
 def nvidia_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Report:
-    """From the machine code's own table and the PTX."""
+    """The report of a kernel for NVIDIA, from the machine code's resource table and the PTX."""
     import triton.backends.nvidia as nvidia
 
     tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -195,8 +199,8 @@ def nvidia_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Rep
         item = 2 if "float16" in name else 4
         at_once = sass.programs(number["REG"], compiled.metadata.num_warps)
         note += (
-            f"; {loop.instructions_per(item):.1f} instructions a score, "
-            f"{loop.under_way} loads under way, {at_once} programs a multiprocessor"
+            f"; {loop.instructions_per(item):.1f} instructions per score, "
+            f"{loop.in_flight} loads in flight, {at_once} programs per multiprocessor"
         )
     return Report(
         f"sm_{target[1]}", name, number["REG"], compiled.metadata.shared,
@@ -205,14 +209,14 @@ def nvidia_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Rep
 
 
 def widths(ptx: str, operation: str) -> str:
-    """How many instructions access global memory in each width: "128 x 4, 16 x 9"."""
+    """How many instructions access global memory, by bits: "128 x 4, 16 x 9"."""
     found = re.findall(rf"{operation}\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)
     count = Counter(int(vector or 1) * int(bits) for vector, bits in found)
     return ", ".join(f"{width} x {count[width]}" for width in sorted(count, reverse=True)) or "-"
 
 
 def amd_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Report:
-    """From the metadata in the assembly."""
+    """The report of a kernel for AMD, from the metadata in the assembly."""
     text = compiled.asm["amdgcn"]
 
     def number(key: str) -> int:
@@ -253,7 +257,7 @@ def cuda_reports(nvcc: str, build: dict[str, Any]) -> Iterator[Report | str]:
 
 
 def ptxas_reports(said: str, target: str) -> Iterator[Report]:
-    """One report a kernel in what ``ptxas -v`` said."""
+    """One report for each kernel in the output of ``ptxas -v``."""
     for part in said.split("Compiling entry function")[1:]:
         numbers = [re.search(p, part) for p in (r"Used (\d+) reg", r"(\d+) bytes smem")]
         registers, shared = (int(found.group(1)) if found else 0 for found in numbers)
@@ -274,16 +278,26 @@ def kernel_name(said: str) -> str:
 
 
 def main() -> int:
-    """Compile, print, and say whether all is well."""
-    parser = argparse.ArgumentParser(description="Compile every GPU kernel without a GPU.")
-    parser.add_argument("--only", choices=("triton", "cuda"))
-    parser.add_argument("--vocabulary", type=int, default=50257)
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="Triton's for one alone")
-    every = ",".join(map(target_name, TRITON_TARGETS))
-    parser.add_argument("--targets", default=every, help="of Triton's kernels (%(default)s)")
+    """Compile and print; 1 where a kernel fails or spills."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--only", choices=("triton", "cuda"), help="compile only these kernels")
+    parser.add_argument(
+        "--vocabulary",
+        type=positive_int,
+        default=50257,
+        help="size of the vocabulary (%(default)s)",
+    )
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="compile Triton's kernels for one dtype only"
+    )
+    names = tuple(map(target_name, TRITON_TARGETS))
+    parser.add_argument(
+        "--targets",
+        type=some_of(*names),
+        default=names,
+        help=f"targets of Triton's kernels, with commas between (default: {', '.join(names)})",
+    )
     arguments = parser.parse_args()
-    if unknown := set(arguments.targets.split(",")) - set(every.split(",")):
-        parser.error(f"--targets are some of {every}, got {', '.join(sorted(unknown))}")
     reports: list[Iterator[Report | str]] = []
     if arguments.only != "cuda":
         if importlib.util.find_spec("triton") is None:
@@ -291,10 +305,10 @@ def main() -> int:
         else:
             one = arguments.dtype
             dtypes = tuple(DTYPES.values()) if one is None else (DTYPES[one],)
-            targets = [t for t in TRITON_TARGETS if target_name(t) in arguments.targets.split(",")]
+            targets = [t for t in TRITON_TARGETS if target_name(t) in arguments.targets]
             reports.append(triton_reports(arguments.vocabulary, dtypes, tuple(targets)))
     if arguments.only != "triton":
-        with mock.patch("setuptools.setup"):  # only its flags and lists are wanted
+        with mock.patch("setuptools.setup"):  # only its flags and lists are needed
             build = runpy.run_path(str(ROOT / "setup.py"))
         nvcc = build["find_nvcc"]()
         if nvcc is None:

@@ -1,18 +1,17 @@
 """Hardware counters of the GPU kernels, read by Nsight Compute (ncu).
 
-    python benchmarks/counters.py --json counters.json
+    python -m benchmarks.studies.counters --json counters.json
 
-Of the loss, the loss with its gradient, a step of both graphs and one block of a head, in bf16, on
-the backends "triton" and "cuda": the share of the peak of DRAM and of issue slots, microseconds
-(at the clocks as they are), registers, and the three commonest reasons for which warps stall, in
-cycles between two instructions of a warp. Without ncu one line says so.
+The kernels are the loss, the loss with its gradient, a step of both graphs and one block of a head,
+in bf16, on the backends "triton" and "cuda". The study prints for each the percentage of peak DRAM
+bandwidth and of issue slots, microseconds (at unlocked clocks), registers, and the three most
+frequent stall reasons, in cycles between two instructions of a warp. Without ncu it prints a line.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import shutil
 import subprocess
@@ -23,8 +22,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.command import ROOT, make_parser, output_file, write_json
+
 BACKENDS = ("triton", "cuda")
-#: The kernels launched once each, in this order; then the block of a head, on Triton.
+#: The kernels that are launched once each, in this order; on Triton a head's block follows.
 ROWS = (
     ("absorbing", "loss"),
     ("absorbing", "gradient"),
@@ -38,24 +39,24 @@ ISSUE = "smsp__issue_active.avg.pct_of_peak_sustained_active"
 TIME, REGISTERS = "gpu__time_duration.sum", "launch__registers_per_thread"
 WARPS = "sm__warps_active.avg.pct_of_peak_sustained_active"
 STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio")
-#: No stalls: what was issued, and warps that were ready but not picked.
+#: States that are no stalls: an instruction was issued, or the warp was ready but not selected.
 BUSY = ("selected", "not_selected")
 SECONDS = 60
 MICROSECONDS = {"n": 1e-3, "u": 1.0, "m": 1e3, "s": 1e6}
 
 
 def command(ncu: str, backend: str) -> list[str]:
-    """The profiler around this script; it reads only between the two marks of ``launch``."""
+    """The profiler around this script; it reads only between the marks that ``launch`` sets."""
     return [
         ncu, "--csv", "--page", "raw", "--clock-control", "none", "--profile-from-start", "off",
         "--section", "WarpStateStats", "--metrics", ",".join((DRAM, ISSUE, TIME, REGISTERS, WARPS)),
         "--kernel-name", "regex:score_entropy|reverse_step",
-        sys.executable, __file__, "--launch", backend,
+        sys.executable, "-m", "benchmarks.studies.counters", "--launch", backend,
     ]  # fmt: skip
 
 
 def launch(backend: str) -> None:
-    """Every call twice, then once to be read."""
+    """Run every call twice, then once more between the profiler's marks."""
     for call in launches(backend):
         call()
         call()
@@ -67,11 +68,11 @@ def launch(backend: str) -> None:
 
 
 def launches(backend: str) -> Iterable[Callable[[], object]]:
-    """The calls; each is made when asked for, so that one call's tensors are there at a time."""
-    from benchmarks.studies.row_calls import LARGE, Case, call_of
+    """The calls, each made when asked for, so that the tensors of only one exist at a time."""
+    from benchmarks.studies.row_calls import LARGE, RowCall, call_of
 
     for graph, form in ROWS:
-        yield call_of(Case(form, graph, "bf16", LARGE), "cuda", backend)
+        yield call_of(RowCall(form, graph, "bf16", LARGE), "cuda", backend)
     if backend == "triton":
         yield head_block()
 
@@ -96,14 +97,14 @@ def head_block() -> Callable[[], object]:
 
 
 def names(backend: str, rows: list[dict[str, str]]) -> Iterable[str]:
-    """What each kernel that ncu saw belongs to."""
+    """A name for each kernel that ncu read."""
     for number, row in enumerate(rows):
         of = " ".join(ROWS[number]) if number < len(ROWS) else "head block"
         yield f"{backend} {of}, {row.get('Kernel Name', '')[:40]}"
 
 
 def parsed(said: str) -> list[dict[str, str]]:
-    """The rows of ncu's raw page: a header, a row of units, a row a kernel; units under "units"."""
+    """The kernels of ncu's raw page: after a header and a row of units, a row for each kernel."""
     lines = [line for line in said.splitlines() if line.startswith('"')]
     header = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if header is None:
@@ -114,7 +115,7 @@ def parsed(said: str) -> list[dict[str, str]]:
 
 
 def number(row: dict[str, str], key: str) -> float | None:
-    """A value; ncu writes thousands as 1,234."""
+    """The value of a metric, or None; ncu writes thousands as 1,234."""
     text = (row.get(key) or "").replace(",", "")
     try:
         return float(text)
@@ -123,7 +124,7 @@ def number(row: dict[str, str], key: str) -> float | None:
 
 
 def record_of(name: str, row: dict[str, str]) -> dict[str, Any]:
-    """What is kept of a kernel."""
+    """The record of a kernel."""
     stalls = {found.group(1): number(row, key) for key in row if (found := STALL.search(key))}
     stalls = {k: v for k, v in stalls.items() if v is not None and k not in BUSY}
     time = number(row, TIME)
@@ -137,7 +138,7 @@ def record_of(name: str, row: dict[str, str]) -> dict[str, Any]:
 
 
 def line_of(record: dict[str, Any]) -> str:
-    """triton absorbing loss: 88 % of DRAM, 41 % of issue slots, ..."""
+    """A line: "triton absorbing loss: 88 % DRAM; 41 % issue; ..."."""
     top = ", ".join(f"{name} {value:.1f}" for name, value in list(record["stalls"].items())[:3])
 
     def shown(key: str, words: str) -> str:
@@ -156,17 +157,15 @@ def line_of(record: dict[str, Any]) -> str:
 
 
 def find_ncu() -> str | None:
-    """On PATH, in CUDA's folder, or in its own."""
+    """The path of ncu: on PATH, in the CUDA toolkit, or in a folder of its own; else None."""
     places = [Path("/usr/local/cuda/bin/ncu"), *Path("/opt/nvidia").glob("nsight-compute/*/ncu")]
     return shutil.which("ncu") or next((str(path) for path in places if path.is_file()), None)
 
 
 def main() -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="write all of it")
+    """Run the command; its exit status."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write all counters")
     parser.add_argument("--launch", choices=BACKENDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -176,19 +175,24 @@ def main() -> int:
         launch(args.launch)
         return 0
     if (ncu := find_ncu()) is None:
-        write(args.json, ["counters are left out: ncu (Nsight Compute) is not there"], [])
+        write(args.json, ["counters are left out: ncu (Nsight Compute) is not installed"], [])
         return 0
     return measure(ncu, args.json)
 
 
-def measure(ncu: str, path: str | None) -> int:
-    """Read and write the counters of each backend; 1 where ncu read nothing of one."""
+def measure(ncu: str, path: Path | None) -> int:
+    """Read and write the counters of each backend; 1 where ncu reads nothing for one."""
     lines: list[str] = []
     records: list[dict[str, Any]] = []
     for backend in BACKENDS:
         try:
             done = subprocess.run(
-                command(ncu, backend), capture_output=True, text=True, check=False, timeout=SECONDS
+                command(ncu, backend),
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=SECONDS,
             )
             said, rows = done.stdout + done.stderr, parsed(done.stdout)
         except subprocess.TimeoutExpired:
@@ -203,12 +207,11 @@ def measure(ncu: str, path: str | None) -> int:
     return 1 if any("read nothing" in line for line in lines) else 0
 
 
-def write(path: str | None, lines: list[str], records: list[dict[str, Any]]) -> None:
-    """The whole file anew, and what is in it."""
+def write(path: Path | None, lines: list[str], records: list[dict[str, Any]]) -> None:
+    """Print the lines, and write the whole file anew."""
     print("\n".join(lines))
     if path is not None:
-        record = {"lines": lines, "kernels": records}
-        Path(path).expanduser().write_text(json.dumps(record) + "\n")
+        write_json(path, {"lines": lines, "kernels": records})
 
 
 if __name__ == "__main__":

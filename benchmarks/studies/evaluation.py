@@ -1,29 +1,29 @@
 """Peak memory of a likelihood bound: from SEDD, whose fused head makes no scores, and from scores.
 
-    python benchmarks/evaluation.py                          # 4 x 128 tokens of 50,257, width 64
-    python benchmarks/evaluation.py --batch 16 --length 1024 --width 768 --json memory.json
+    python -m benchmarks.studies.evaluation                  # 4 x 128 tokens of 50,257, width 64
+    python -m benchmarks.studies.evaluation --batch 16 --length 1024 --width 768 --json memory.json
 
-"from scores" is the same network as any callable that gives log scores. Bytes beyond what was there
-before the call; on a CPU the high-water mark of resident pages, right to about 1 MB, with an
-allocator that gives every large block back (which costs time, so none is shown).
+"from scores" is the same network as a plain callable that returns log scores. The study prints the
+memory beyond what was allocated before the call. On a CPU this is the high-water mark of resident
+pages, accurate to about 1 MB, with an allocator that returns every large block at once. That costs
+time, so no times are shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import sedd_fast as sf
+from benchmarks.harness.command import make_parser, output_file, positive_int, write_json
+from benchmarks.harness.environment import provenance
 from benchmarks.harness.measuring import REGIMES, make_meter
-from benchmarks.harness.worker import provenance
 from sedd_fast.evaluate import LikelihoodBound
 
 CASES = (
@@ -36,7 +36,7 @@ CASES = (
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each graph and mode."""
+    """The peak memory and the relative difference of the bounds, for each graph and mode."""
     device = torch.device(args.device)
     meter = make_meter(device)
     rows = []
@@ -73,17 +73,24 @@ def bounds(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name, value in (("batch", 4), ("length", 128), ("vocab", 50257), ("width", 64)):
-        parser.add_argument(f"--{name}", type=int, default=value, help="(%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    """Run the command; its exit status."""
+    parser = make_parser(__doc__)
+    for name, value, meaning in (
+        ("batch", 4, "sequences at a time"),
+        ("length", 128, "tokens of a sequence"),
+        ("vocab", 50257, "size of the vocabulary"),
+        ("width", 64, "hidden size of the network"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=positive_int, default=value, help=f"{meaning} (%(default)s)"
+        )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures")
     args = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in REGIMES["memory"].items()):
-        # glibc reads these when a process starts.
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | REGIMES["memory"])
+        # glibc reads these variables when a process starts: start it again.
+        command = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, command, os.environ | REGIMES["memory"])
     rows = measure(args)
     scores = 4 * args.batch * args.length * (args.vocab + 1) / 1e6
     print(
@@ -99,8 +106,7 @@ def main() -> int:
         name = f"{row['graph']}, {row['mode']}"
         print(f" {name:23}{peaks[0]:>15}{peaks[1]:>17}{row['apart']:>12.0e}")
     if args.json:
-        about = provenance("evaluation.py")
-        args.json.write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+        write_json(args.json, {"environment": provenance(), "rows": rows})
     return 0
 
 

@@ -1,87 +1,71 @@
-"""A fused head by the workspace that sets the width of its blocks, eager and as a CUDA graph.
+"""Time of a fused head by the size of its workspace, which sets the width of its blocks.
 
-    python benchmarks/head_blocks.py --json blocks.json
-    python benchmarks/head_blocks.py --device cpu --quick      # does it run?
+    python -m benchmarks.studies.head_blocks --json blocks.json
+    python -m benchmarks.studies.head_blocks --device cpu --quick    # does it run?
 
-Loss with gradients, and an analytic step, of SEDD-small's head (8,192 positions, half of them
-masked, bf16). "x products" is the time over that of the bare matrix products on the masked rows. In
-a graph the rows are a list of fixed length (``touched_rows(max_rows=...)``): nothing waits.
+The calls are the loss with gradients, and an analytic step, of SEDD-small's head (8,192 positions,
+half of them masked, bf16), eager and as a CUDA graph. The number in brackets is the time divided by
+that of the bare matrix products on the masked rows. In a graph the rows are a list of fixed length
+(``touched_rows(max_rows=...)``), so that nothing synchronises the device.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
 import sedd_fast as sf
-from benchmarks.harness.config import DTYPES, Settings
-from benchmarks.harness.measuring import Meter, make_meter
+from benchmarks.harness.cases import Call, backends
+from benchmarks.harness.command import make_parser, output_file, write_json
+from benchmarks.harness.config import DTYPES, BenchmarkConfig
+from benchmarks.harness.cuda_graphs import captured
+from benchmarks.harness.measuring import Meter, make_meter, median_ms
 from benchmarks.suites.head import HeadProblem, make_head, products
-from benchmarks.suites.ops import backends
 
-Call = Callable[[], object]
-#: MiB of workspace; a block of 4,096 rows in bf16 has 128 states for each.
+#: Sizes of the workspace in MiB; with 4,096 rows in bf16 a block has 128 states for each MiB.
 WORKSPACES = (16, 32, 44, 64, 96, 128, 192, 256, 512)
-TIMINGS = 12
 
 
 def calls(p: HeadProblem, rows: sf.TouchedRows | None, workspace: int | None) -> dict[str, Call]:
-    """Loss with gradients, and a step."""
+    """The loss with gradients, and a step."""
     inputs = (p.sigma, p.x_t, p.x_0)
-    given = {"rows": rows, "workspace": workspace}
+    options = {"rows": rows, "workspace": workspace}
 
     def loss() -> object:
         found = sf.linear_score_entropy(
-            *p.leaves, *inputs, p.graph, row_weight=p.row_weight, reduction="sum", **given
+            *p.leaves, *inputs, p.graph, row_weight=p.row_weight, reduction="sum", **options
         )
         return torch.autograd.grad(found, p.leaves)
 
     def step() -> object:
         with torch.no_grad():
-            return sf.linear_reverse_step(*p.leaves, p.x_t, p.sigma, p.removed, p.graph, **given)
+            return sf.linear_reverse_step(*p.leaves, p.x_t, p.sigma, p.removed, p.graph, **options)
 
     return {"loss + gradients": loss, "step": step}
 
 
-def captured(call: Call) -> Call:
-    """The replay of a graph of that call."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
 def measure(
-    settings: Settings, workspaces: tuple[int, ...], evict: bool
+    config: BenchmarkConfig, workspaces: tuple[int, ...], evict: bool
 ) -> Iterator[dict[str, Any]]:
     """A record for every backend, call, workspace and form."""
-    problem = make_head(settings, settings.positions, settings.hidden_size, DTYPES["bf16"])
-    meter = make_meter(torch.device(settings.device), evict)
+    problem = make_head(config, config.positions, config.hidden_size, DTYPES["bf16"])
+    meter = make_meter(torch.device(config.device), evict)
     floors = {
-        "loss + gradients": least(meter, products(problem, True)),
-        "step": least(meter, products(problem, False)),
+        "loss + gradients": fastest(meter, products(problem, True)),
+        "step": fastest(meter, products(problem, False)),
     }
     most = int((problem.x_t == problem.graph.mask_index).sum())
     listed = sf.touched_rows(problem.x_t, problem.graph, problem.row_weight, max_rows=most)
-    for backend in backends(settings, head=True):
+    for backend in backends(config, head=True):
         for mib in (None, *workspaces):
             size = None if mib is None else mib << 20
             for form, rows in (("eager", None), ("graph", listed)):
-                if form == "graph" and settings.device == "cpu":
+                if form == "graph" and config.device == "cpu":
                     continue
                 for name, call in calls(problem, rows, size).items():
                     about = {"backend": backend, "call": name, "workspace_mib": mib, "form": form}
@@ -89,19 +73,20 @@ def measure(
                         yield about | timed(meter, call, form == "graph", floors[name])
 
 
-def least(meter: Meter, runs: dict[str, Call]) -> float:
-    """Milliseconds of the fastest."""
+def fastest(meter: Meter, runs: dict[str, Call]) -> float:
+    """Milliseconds of the fastest of these calls."""
     for run in runs.values():
         run()
-    return min(median(meter.time(run) for _ in range(TIMINGS)) for run in runs.values())
+    return min(median_ms(meter, run) for run in runs.values())
 
 
 def timed(meter: Meter, call: Call, graph: bool, floor: float) -> dict[str, Any]:
-    """Milliseconds of a call, or why there are none."""
+    """Milliseconds of a call or of its replay as a CUDA graph, or the error that it raises."""
     try:
-        run = captured(call) if graph else call
-        run()
-        taken = median(meter.time(run) for _ in range(TIMINGS))
+        with captured(call) if graph else contextlib.nullcontext() as replayed:
+            run = call if replayed is None else replayed.replay
+            run()
+            taken = median_ms(meter, run)
     except (RuntimeError, ValueError) as error:
         return {"error": (str(error).splitlines() or [""])[0][:200]}
     return {"ms": taken, "floor_ms": floor, "over_products": taken / floor}
@@ -116,7 +101,7 @@ def lines_of(found: list[dict[str, Any]]) -> list[str]:
 
 
 def entry(row: dict[str, Any]) -> str:
-    """64 MiB 1.9 ms (1.31 x products)."""
+    """One time: "64 MiB 1.9 ms (1.31)"."""
     size = "default" if row["workspace_mib"] is None else f"{row['workspace_mib']} MiB"
     if "error" in row:
         return f"{size} failed: {row['error']}"
@@ -124,27 +109,24 @@ def entry(row: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--quick", action="store_true", help="a tiny head: does it run?")
-    parser.add_argument("--json", metavar="FILE", help="write every time")
+    """Run the command; its exit status."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a tiny head, to check that it runs")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write every time")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("torch sees no CUDA device; --device cpu --quick tries the code", file=sys.stderr)
         return 2
-    settings = Settings(device=args.device, positions=8192, hidden_size=768)
+    config = BenchmarkConfig(device=args.device, positions=8192, hidden_size=768)
     workspaces = WORKSPACES
     if args.quick:
-        settings, workspaces = replace(settings, positions=64, vocab_size=97, hidden_size=16), (1,)
+        config, workspaces = replace(config, positions=64, vocab_size=97, hidden_size=16), (1,)
     found: list[dict[str, Any]] = []
-    for row in measure(settings, workspaces, evict=not args.quick):
+    for row in measure(config, workspaces, evict=not args.quick):
         found.append(row)
         if args.json:
-            record = {"lines": lines_of(found), "rows": found}
-            Path(args.json).expanduser().write_text(json.dumps(record) + "\n")
+            write_json(args.json, {"lines": lines_of(found), "rows": found})
     print("\n".join(lines_of(found)))
     return 0
 

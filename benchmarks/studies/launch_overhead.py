@@ -1,18 +1,17 @@
 """Microseconds that an eager call spends in Python before its kernel runs, part by part.
 
-    python benchmarks/launch_overhead.py                  # no GPU needed
-    python benchmarks/launch_overhead.py --device cuda    # on one, with nothing replaced
-    PYTHONPATH=OTHER python benchmarks/launch_overhead.py # the package of another checkout
+    python -m benchmarks.studies.launch_overhead                  # needs no GPU
+    python -m benchmarks.studies.launch_overhead --device cuda    # on a GPU, nothing is replaced
 
-Every operation runs on a few positions, on the Triton backend. Without a GPU the tensors are the
-CPU's, the registry allows the backend there, values are not checked, as on CUDA, and Triton's
-driver is replaced: kernels are compiled for sm_90, and the launch itself does nothing. So all of
-Python's work is timed, and of Triton's all but its C launcher. Copies that a GPU would launch
-kernels for (a float32 noise level made float64) cost a microsecond or two here, and more there.
+Every operation runs on a few positions, on the Triton backend. Without a GPU the tensors are on the
+CPU, the registry allows the backend there, values are not checked, as on CUDA, and Triton's driver
+is replaced: kernels are compiled for sm_90, and the launch itself does nothing. This times all of
+Python's work, and all of Triton's but its C launcher. Conversions for which a GPU would launch a
+kernel (of a float32 noise level to float64) cost a microsecond or two here, and more on a GPU.
 
-A part is what a call gets faster by when the part does nothing, from the inside out. Of many
-batches of calls the fastest counts: others only had the processor taken away. The CUDA backend's
-line has its launch left out, with the device guard.
+The time of a part is what a call saves when the part does nothing, from the inside out. The fastest
+of many batches of calls counts, since other processes slow the rest. The line of the CUDA
+backend leaves out its launch and the device guard.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import argparse
 import contextlib
 import gc
 import importlib
-import json
 import os
 import sys
 import time
@@ -32,9 +30,11 @@ from unittest import mock
 
 import torch
 
-Call = Callable[[], object]
+from benchmarks.harness.cases import Call
+from benchmarks.harness.command import make_parser, output_file, positive_int, write_json
+
 BATCH, LENGTH, VOCAB = 2, 4, 50
-#: What a call is peeled of, from the inside out.
+#: The parts that are replaced one after the other, from the inside out.
 PARTS = ("Triton's run", "launcher", "backend", "operator", "checks")
 
 
@@ -73,7 +73,7 @@ class Driver:
 
 
 def _no(*args: object, **options: object) -> None:
-    """What does nothing, at the cost of a call: a mock would take longer than what it replaces."""
+    """Do nothing, at the cost of a call; a mock would take longer than what it replaces."""
 
 
 @contextlib.contextmanager
@@ -128,12 +128,12 @@ def calls(device: str) -> dict[str, Call]:
 
 
 def operation(name: str) -> str:
-    """The operation that a call of that name is of."""
+    """The operation of the call with that name."""
     return name.split(",")[0].split(" ")[0]
 
 
 def peeled(name: str, call: Call) -> Iterator[Call]:
-    """The call as it is, and with one part after another doing nothing."""
+    """The call as it is, then with one part after another replaced by nothing."""
     from triton.runtime.jit import JITFunction
 
     from sedd_fast.backends import triton as backend
@@ -144,7 +144,7 @@ def peeled(name: str, call: Call) -> Iterator[Call]:
     kept: dict[str, Any] = {}
 
     def keeping(where: Any, what: str) -> Any:
-        """The result of one true call, for every later one to return."""
+        """A function that returns the result of one real call every time."""
         true = getattr(where, what)
 
         def run(*args: Any) -> Any:
@@ -165,7 +165,7 @@ def peeled(name: str, call: Call) -> Iterator[Call]:
     yield call
     with contextlib.ExitStack() as stack:
         for where, what, empty in nothing:
-            if empty is None:  # results must be new ones: the operator owns what it returns
+            if empty is None:  # results must be new tensors: the operator owns what it returns
                 like = keeping(where, what)()
                 empty = copying(like)
             stack.enter_context(mock.patch.object(where, what, empty))
@@ -173,14 +173,14 @@ def peeled(name: str, call: Call) -> Iterator[Call]:
 
 
 def copying(like: Any) -> Callable[..., Any]:
-    """A function that returns new tensors like these."""
+    """A function that returns new tensors of the same shape and dtype."""
     if isinstance(like, tuple):
         return lambda *args: tuple(torch.empty_like(one) for one in like)
     return lambda *args: torch.empty_like(like)
 
 
 def microseconds(call: Call, batches: int, clock: Callable[[], int]) -> float:
-    """A call's time in the fastest of some batches of a hundred."""
+    """The time of a call, in the fastest of some batches of a hundred calls."""
     for _ in range(50):
         call()
     found = []
@@ -193,7 +193,7 @@ def microseconds(call: Call, batches: int, clock: Callable[[], int]) -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """By call: the whole, and its parts where it is one operation without its backward."""
+    """For each call its time, and those of its parts where it is one operation without backward."""
     clock = time.perf_counter_ns if args.device == "cuda" else time.thread_time_ns
     found: dict[str, dict[str, float]] = {}
     with pretended(args.device):
@@ -224,7 +224,7 @@ def adapter_missing(device: str) -> str | None:
 
 
 def adapter(args: argparse.Namespace, clock: Callable[[], int]) -> float:
-    """score_entropy on the CUDA backend, its launch left out."""
+    """Microseconds of score_entropy on the CUDA backend without its launch."""
     import sedd_fast as sf
     from sedd_fast.backends import cuda
 
@@ -239,16 +239,19 @@ def adapter(args: argparse.Namespace, clock: Callable[[], int]) -> float:
 
 
 def show(name: str, times: dict[str, float]) -> None:
-    """A line."""
+    """Print the times of one call."""
     parts = "  ".join(f"{part} {times[part]:5.1f}" for part in PARTS if part in times)
     print(f"{name:40} {times['whole']:6.1f} us  {parts}", flush=True)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batches", type=int, default=200, help="of 100 calls each (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    """Run the command; its exit status."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    parser.add_argument(
+        "--batches", type=positive_int, default=200, help="batches of 100 calls (%(default)s)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures")
     args = parser.parse_args(argv)
     os.environ.pop("TRITON_INTERPRET", None)
     torch.set_num_threads(1)
@@ -258,7 +261,7 @@ def main(argv: list[str]) -> int:
     print(f"sedd_fast of {Path(sedd_fast.__file__).parents[1].name}, torch {torch.__version__}")
     found = measure(args)
     if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+        write_json(args.json, found)
     return 0
 
 

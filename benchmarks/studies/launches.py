@@ -15,7 +15,7 @@ BATCH, LENGTH = 8, 1024
 
 
 def launches_of(dtype: torch.dtype, vocab: int, transition: bool) -> Iterator[Launch]:
-    """All kernels on scores or operands of that dtype; ``transition``: noising too."""
+    """All kernels on scores or operands of that dtype; those of noising if ``transition``."""
     yield from entropy_launches(dtype, vocab)
     yield from reverse_launches(dtype, vocab)
     yield from head_launches(dtype, vocab)
@@ -27,7 +27,7 @@ def launches_of(dtype: torch.dtype, vocab: int, transition: bool) -> Iterator[La
 
 @dataclass(frozen=True)
 class Launch:
-    """One way in which the backend launches a kernel; ``run()`` does it, on meta tensors."""
+    """One way in which the backend launches a kernel; ``run()`` launches it on meta tensors."""
 
     name: str
     kernel: Any  # triton.JITFunction
@@ -35,8 +35,10 @@ class Launch:
 
 
 def scores(dim: int, dtype: torch.dtype, layout: str = "") -> Tensor:
-    """(B, L, dim) without memory: contiguous, rows "padded" to 16 bytes, states "strided", a view
-    that begins "offset" by a state from 16 bytes, or so "many" rows that a program takes several.
+    """Scores (B, L, dim) without memory.
+
+    The layout is contiguous (""), has rows "padded" to 16 bytes, has "strided" states, begins one
+    state after a multiple of 16 bytes ("offset"), or has "many" rows, several for each program.
     """
     batch = 8 * BATCH if layout == "many" else BATCH
     step = 2 if layout == "strided" else 1
@@ -56,7 +58,7 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     from sedd_fast.kernels import score_entropy as op
 
     sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
-    weight, loss, wide = small(torch.float64), small(torch.float32), gradient_dtype(dtype)
+    weight, loss, grad_dtype = small(torch.float64), small(torch.float32), gradient_dtype(dtype)
     for graph in GRAPHS:
         dim = vocab + (graph == "absorbing")
         # The gradient of padded scores is dense all the same.
@@ -65,7 +67,7 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
             "backward", "with_grad", "with_grad padded",
         ):  # fmt: skip
             kind, _, layout = form.partition(" ")
-            grad = {"backward": dtype, "with_grad": wide}.get(kind)
+            grad = {"backward": dtype, "with_grad": grad_dtype}.get(kind)
             arguments = (
                 scores(dim, dtype, layout), sigma, tokens, tokens, weight,
                 weight if kind == "backward" else None,
@@ -117,9 +119,9 @@ def sums_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
 
 
 def head_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
-    """A head of SEDD-small: its first block, the last one, which is narrower, and what is around.
+    """A head of SEDD-small: its first block, its last one (narrower), and the other kernels.
 
-    The memory of a block is that of the widest one: the last one's rows lie as far apart.
+    All blocks use the memory of the largest one: the rows of the last block have the same stride.
     """
     from sedd_fast.backends.values import gradient_dtype
     from sedd_fast.kernels import linear_score_entropy as op
@@ -158,7 +160,7 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     from sedd_fast.kernels import head_rows as op
     from sedd_fast.kernels import scale_gradient
 
-    rows, width, wide = BATCH * LENGTH // 2, 768, gradient_dtype(dtype)
+    rows, width, grad_dtype = BATCH * LENGTH // 2, 768, gradient_dtype(dtype)
     tokens, weight, index = small(torch.int64), small(torch.float64), small(torch.int64, rows)
     terms = small(torch.float32, 5, rows)
     gathered = small(dtype, rows, width), small(torch.int32, 2, rows), terms
@@ -168,7 +170,7 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
         sigma = small(torch.float64, BATCH)
         process = op.Process(sigma, tokens, tokens, weight, graph, vocab, not uniform)
         operands = hidden, small(dtype, vocab + 1, width), small(dtype, vocab + 1)
-        made = small(torch.float32, rows, width), small(wide, BATCH, LENGTH, width)
+        made = small(torch.float32, rows, width), small(grad_dtype, BATCH, LENGTH, width)
         sums = small(torch.float64, 1 + uniform, rows)
         for name, kernel, launch, arguments in (
             ("touched", op._touched, op.launch_touched,
@@ -178,7 +180,7 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
              (process, index, terms, sums, small(torch.float32), made)),
         ):  # fmt: skip
             yield Launch(f"head rows {graph} {name}", kernel, lambda f=launch, a=arguments: f(*a))
-    gradient, one = small(wide, vocab + 1, width), small(torch.float32, 1)
+    gradient, one = small(grad_dtype, vocab + 1, width), small(torch.float32, 1)
     scale = scale_gradient
     for name, out in (("in place", gradient), ("into another", small(dtype, vocab + 1, width))):
         call = (gradient, one, out)

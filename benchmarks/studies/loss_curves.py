@@ -1,19 +1,19 @@
 """Loss curves of training through the fused head and through log scores, from the same seeds.
 
-    python benchmarks/loss_curves.py                                # on text that every Python has
-    python benchmarks/loss_curves.py --data book.txt --dtype fp32,bf16 --json c.json --plot c.png
-    python benchmarks/loss_curves.py model.hidden_size=64 training.batch_size=8
+    python -m benchmarks.studies.loss_curves                # on text that every Python has
+    python -m benchmarks.studies.loss_curves --data book.txt --json c.json --plot c.png
+    python -m benchmarks.studies.loss_curves model.hidden_size=64 training.batch_size=8
 
-Preset tiny, 200 steps of the trainer (``sedd_fast.train.step``), four times from the same weights
-on the same batches:
+The preset "tiny" is trained for 200 steps of the trainer (``sedd_fast.train.step``), four times
+from the same weights on the same batches:
 
-    dense      the network gives log scores and ``score_entropy`` makes the loss of them
-    fused      the network is called with x_0 and gives the loss itself
-    rounding   dense, from weights of which each was moved by one unit in its last place
+    dense      the network returns log scores, and ``score_entropy`` computes the loss from them
+    fused      the network receives x_0 and returns the loss itself
+    rounding   dense, from weights that are changed by one unit in their last place
     seed       dense, with other times and other noise
 
-Fused and dense are one function, so what is between their curves must be rounding, which training
-amplifies: it is to be compared with "rounding". "seed" is how much a curve says at all.
+Fused and dense are the same function, so the difference of their curves must be rounding, which
+training amplifies: "rounding" shows by how much. "seed" shows how far curves vary by chance.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness.worker import provenance
+from benchmarks.harness.command import (
+    make_parser,
+    output_file,
+    positive_int,
+    some_of,
+    write_json,
+)
+from benchmarks.harness.environment import provenance
 from sedd_fast.data.corpus import Corpus, load_corpus
 from sedd_fast.train.api import make_accelerator
 from sedd_fast.train.config import load_config
@@ -43,13 +50,13 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run left.
+class TrainingRun:
+    """The results of one training run.
 
     Attributes:
-        losses: of each step, nats per token.
+        losses: nats per token of each step.
         held_out: nats per token of the held-out text, at times and noise that all runs share.
-        start, end: all weights in one row, float64.
+        start, end: all weights as one float64 vector, before and after training.
     """
 
     losses: Tensor  # (steps,) float64
@@ -57,9 +64,10 @@ class Run:
     start: Tensor
     end: Tensor
 
-    def differences(self, other: Run) -> dict[str, float]:
-        """From ``other``: of the losses and of the held-out loss relative to its, of the weights
-        relative to the way that they went.
+    def differences(self, other: TrainingRun) -> dict[str, float]:
+        """Relative differences from ``other``.
+
+        The difference of the weights is relative to the distance that training has moved them.
         """
         apart = (self.losses - other.losses).abs() / other.losses.abs()
         return {
@@ -70,11 +78,13 @@ class Run:
         }
 
 
-def run(config: TrainConfig, corpus: Corpus, batches: Sequence[Tensor], variant: str) -> Run:
-    """Train on the batches."""
+def run(
+    config: TrainConfig, corpus: Corpus, batches: Sequence[Tensor], variant: str
+) -> TrainingRun:
+    """Train one variant on the batches."""
     learner = Learner(config, corpus.tokenizer.vocab_size, make_accelerator(config))
     network, start = learner.model, flat(learner)
-    if variant != "fused":  # what is not the network itself is asked for log scores
+    if variant != "fused":  # a function that is not the network itself returns log scores
         learner.model = lambda x_t, sigma: network(x_t, sigma)
     if variant == "rounding":
         move_by_rounding(learner)
@@ -92,23 +102,23 @@ def run(config: TrainConfig, corpus: Corpus, batches: Sequence[Tensor], variant:
         config.training.eval_sequences, config.training.batch_size, learner.accelerator.device,
     )  # fmt: skip
     per_token = torch.stack(losses).cpu() / config.model.length
-    return Run(per_token, float(found.double().mean()), start, flat(learner))
+    return TrainingRun(per_token, float(found.double().mean()), start, flat(learner))
 
 
 def flat(learner: Learner) -> Tensor:
-    """All weights in one row."""
+    """All weights as one vector."""
     return torch.cat([p.detach().double().cpu().flatten() for p in learner.plain.parameters()])
 
 
 @torch.no_grad()
 def move_by_rounding(learner: Learner) -> None:
-    """Every weight to the next number above it."""
+    """Replace every weight by the next larger number of its dtype."""
     for p in learner.plain.parameters():
         p.copy_(torch.nextafter(p, torch.full_like(p, torch.inf)))
 
 
 def measure(overrides: Sequence[str], steps: int, dtypes: Sequence[str]) -> dict[str, Any]:
-    """Every run in every precision, and how far each is from the dense one."""
+    """Every variant in every precision, and its differences from the dense one."""
     config = load_config("tiny", overrides=[f"training.n_iters={steps}", *overrides])
     if (config.objective.type, config.network_kind) != ("score_entropy", "sedd"):
         raise ValueError(
@@ -117,7 +127,7 @@ def measure(overrides: Sequence[str], steps: int, dtypes: Sequence[str]) -> dict
         )
     corpus = load_corpus(config.data, config.model.length, config.training.seed)
     if corpus.held_out is None:
-        raise ValueError("data.held_out is 0, and the runs are compared on held-out text; raise it")
+        raise ValueError("data.held_out is 0, but the runs are compared on held-out text; raise it")
     batches = [corpus.train.take(config.training.batch_size, 0, 1) for _ in range(steps)]
     results: dict[str, Any] = {"environment": environment(config), "runs": {}}
     for dtype in dtypes:
@@ -131,33 +141,29 @@ def measure(overrides: Sequence[str], steps: int, dtypes: Sequence[str]) -> dict
     return results
 
 
-def record(run: Run, dense: Run) -> dict[str, Any]:
-    """A run for JSON."""
+def record(run: TrainingRun, dense: TrainingRun) -> dict[str, Any]:
+    """A run as a JSON record."""
     apart = run.differences(dense)
     return {"losses": run.losses.tolist(), "held_out": run.held_out, "from_dense": apart}
 
 
 def environment(config: TrainConfig) -> dict[str, Any]:
-    """Where the figures come from."""
+    """The machine, the versions and the settings of the runs."""
     device = make_accelerator(config).device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        **provenance("loss_curves.py"),
-        "gpu": gpu,
-        "settings": asdict(config),
-    }
+    return {**provenance(), "gpu": gpu, "settings": asdict(config)}
 
 
 def show(results: dict[str, Any]) -> None:
-    """The differences from the dense run, as a table."""
+    """Print the differences from the dense run as a table."""
     settings = results["environment"]["settings"]
     text, batch = settings["data"]["train"], settings["training"]["batch_size"]
     print(
         f"\n{settings['training']['n_iters']} steps of {batch} x {settings['model']['length']} "
         f"tokens of {text}; differences from the dense run"
     )
-    print(f"{'':16}{'loss of a step, relative':^27}{'held out':^20}{'weights, of':>12}")
-    print(f"{'':16}{'mean':>12}{'largest':>12}{'nats/token':>15}{'relative':>11}{'their way':>10}")
+    print(f"{'':16}{'loss of a step, relative':^27}{'held out':^20}{'weights,':>12}")
+    print(f"{'':16}{'mean':>12}{'largest':>12}{'nats/token':>15}{'relative':>11}{'of moved':>10}")
     for dtype, runs in results["runs"].items():
         for name, found in runs.items():
             a = found["from_dense"]
@@ -170,12 +176,13 @@ def show(results: dict[str, Any]) -> None:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """The curves, and the differences from the dense one; a line of panels for each precision."""
+    """Write a chart: curves and differences from the dense run, a row for each precision."""
     from matplotlib import pyplot as plt
 
-    from benchmarks.harness.style import machine
+    from benchmarks.harness.style import COLOURS, OURS, machine, save, tidy
 
-    colours = {"dense": "#b9b9b9", "fused": "#1f6fb4", "rounding": "#e8b04a", "seed": "#b3679b"}
+    kinds = {"dense": "eager", "rounding": "compile", "seed": "yardstick"}
+    colours = {"fused": OURS[0]} | {name: COLOURS[kind] for name, kind in kinds.items()}
     dtypes = list(results["runs"])
     size = (10, 3.2 * len(dtypes) + 0.6)
     figure, axes = plt.subplots(len(dtypes), 2, figsize=size, sharex=True, squeeze=False)
@@ -195,42 +202,38 @@ def plot(results: dict[str, Any], path: Path) -> None:
         right.set_ylabel("relative difference from dense")
         for axis in (left, right):
             axis.legend(frameon=False, fontsize=9)
-            axis.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-            axis.spines[["top", "right"]].set_visible(False)
+            tidy(axis)
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    figure.suptitle(f"Training through the fused head; {machine(results)}", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    save(figure, path, f"Training through the fused head; {machine(results)}")
     plt.close(figure)
 
 
 def options(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    summary, _, examples = (__doc__ or "").partition("\n\n")
-    p = argparse.ArgumentParser(
-        description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    p = make_parser(__doc__)
+    p.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="settings, as sedd-fast train takes them"
     )
-    p.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as sedd-fast train takes them")
-    p.add_argument("--data", metavar="TEXT", help="as data.train=TEXT (default: pydoc)")
-    p.add_argument("--steps", type=int, default=200, help="(%(default)s)")
-    p.add_argument("--dtype", default="fp32,bf16", help="fp32, bf16 (autocast) or fp32,bf16")
-    p.add_argument("--json", metavar="FILE", type=Path, help="write every loss")
-    p.add_argument("--plot", metavar="FILE", type=Path, help="write a picture (PNG)")
-    args = p.parse_args(argv)
-    args.dtype = args.dtype.split(",")
-    if wrong := [name for name in args.dtype if name not in PRECISIONS]:
-        p.error(f"--dtype: expected fp32, bf16 or fp32,bf16, got {wrong[0]!r}")
-    if args.steps < 1:
-        p.error(f"--steps: expected at least 1, got {args.steps}")
-    for path in filter(None, (args.json, args.plot)):
-        if not path.expanduser().absolute().parent.is_dir():
-            p.error(f"there is no folder {path.parent} for {path.name}; make it first")
-    return args
+    p.add_argument(
+        "--data", metavar="TEXT", help="training text, short for data.train=TEXT (default: pydoc)"
+    )
+    p.add_argument(
+        "--steps", type=positive_int, default=200, help="training steps of each run (%(default)s)"
+    )
+    p.add_argument(
+        "--dtype",
+        type=some_of(*PRECISIONS),
+        default=tuple(PRECISIONS),
+        help="fp32, bf16 (autocast) or both: fp32,bf16 (default: both)",
+    )
+    p.add_argument("--json", metavar="FILE", type=output_file, help="write every loss")
+    p.add_argument("--plot", metavar="FILE", type=output_file, help="write a chart (PNG)")
+    return p.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command; its exit status."""
     args = options(argv)
     data = [f"data.train={json.dumps(args.data)}"] if args.data else []
     try:
@@ -240,9 +243,9 @@ def main(argv: Sequence[str]) -> int:
         return 2
     show(results)
     if args.json:
-        args.json.expanduser().write_text(json.dumps(results, indent=1) + "\n")
+        write_json(args.json, results)
     if args.plot:
-        plot(results, args.plot.expanduser())
+        plot(results, args.plot)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Every kind of call of the row kernels on one backend, on random tensors or on none at all."""
+"""Every kind of call of the row kernels on one backend, on random tensors or tensors of "meta"."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sedd_fast.backends.inputs import Entropy, Reverse, Sums
 
 SHAPE = (8, 1024)
 MASKED = 0.35
-#: Vocabularies: the one of GPT-2, and one whose rows a warp reads alone.
+#: Two vocabularies: that of GPT-2, and one of which a single warp reads a row.
 LARGE, SMALL = 50257, 1000
 
 
 @dataclass(frozen=True)
-class Case:
+class RowCall:
     """One kind of call: what is launched, on which graph, dtype and vocabulary."""
 
     form: str
@@ -39,16 +39,16 @@ class Case:
 FORMS = ("loss", "gradient", "step", "sums", "sums gradient")
 
 
-def all_cases() -> Iterator[Case]:
-    """The most important ones first: should time run out, the rest keeps its settings."""
+def all_calls() -> Iterator[RowCall]:
+    """All calls, the most important first: where time runs out, the rest keeps its settings."""
     for vocab, dtype in ((LARGE, "bf16"), (LARGE, "fp32"), (SMALL, "bf16")):
         for form in FORMS:
             for graph in ("absorbing", "uniform") if "sums" not in form else ("uniform",):
-                yield Case(form, graph, dtype, vocab)
+                yield RowCall(form, graph, dtype, vocab)
 
 
-def call_of(case: Case, device: str, name: str = "triton") -> Callable[[], object]:
-    """The call on a backend, of random tensors; on "meta" without memory."""
+def call_of(case: RowCall, device: str, name: str = "triton") -> Callable[[], object]:
+    """The call on a backend, on random tensors; on the device "meta" they have no memory."""
     backend = registry.module(name)
     scores, tokens = operands(case, device)
     x_0 = tokens["x_0"]
@@ -68,8 +68,8 @@ def call_of(case: Case, device: str, name: str = "triton") -> Callable[[], objec
     return calls[case.form]
 
 
-def operands(case: Case, device: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scores, and tokens of which MASKED are noised."""
+def operands(case: RowCall, device: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Scores, and tokens of which the fraction MASKED is noised."""
     dim = case.vocab + (case.graph == "absorbing")
     scores = torch.empty((*SHAPE, dim), dtype=DTYPES[case.dtype], device=device)
     x_0 = torch.zeros(SHAPE, dtype=torch.int64, device=device)

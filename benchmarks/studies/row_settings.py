@@ -1,21 +1,19 @@
 """Settings of the Triton row kernels, timed on this GPU: rows for kernels/settings.py.
 
-    python benchmarks/row_settings.py --json settings.json
-    python benchmarks/row_settings.py --compile-only sm_90     # no GPU: do all compile?
+    python -m benchmarks.studies.row_settings --json settings.json
+    python -m benchmarks.studies.row_settings --compile-only sm_90     # no GPU: do all compile?
 
 Every candidate (16-byte loads of a thread, warps, limit of registers) of every kind of call is
-compiled first, by as many processes as there are cores, into Triton's cache; then they are timed
-in turn, each from a cold cache. What is printed, and "lines" in the JSON file, are the settings of
-each kind that were fastest; "cases" has every time. The file is written anew after every case.
-Those of 1,000 states belong to the rule for rows up to SHORT, not to the table.
+compiled first, by as many processes as there are cores, into Triton's cache. Then they are timed in
+turn, each from a cold cache. The study prints the fastest settings of each kind ("lines" in the
+JSON file; "cases" has every time). The file is written anew after every case. The settings of 1,000
+states belong to the rule for rows up to SHORT, not to the table.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
-import json
 import math
 import os
 import sys
@@ -24,22 +22,22 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as TooLate
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
+from benchmarks.harness.command import make_parser, output_file, positive_int, write_json
 from benchmarks.harness.config import DTYPES
-from benchmarks.studies.row_calls import LARGE, MASKED, SHAPE, SMALL, Case, all_cases, call_of
+from benchmarks.harness.measuring import Meter, make_meter, median_ms
+from benchmarks.studies.row_calls import LARGE, MASKED, SHAPE, SMALL, RowCall, all_calls, call_of
 
 #: 16-byte loads of a thread in a block, and warps of a program.
 VECTORS = (1, 2, 4)
 WARPS = {LARGE: (2, 4, 8), SMALL: (1, 2, 4)}
-#: A limit of registers with which nothing spills.
-WIDE = 128
-TIMINGS = 12
+#: A limit of registers at which nothing spills.
+MANY_REGISTERS = 128
 
 
 class Candidate(NamedTuple):
@@ -56,7 +54,7 @@ class Candidate(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A kind of call in kernels/settings.py, bytes of a score, and its settings there."""
+    """A kind of call in kernels/settings.py, the bytes of a score, and its settings there."""
 
     name: str
     bytes: int
@@ -64,7 +62,7 @@ class Kind(NamedTuple):
 
 
 def with_settings(call: Callable[[], object], candidate: Candidate | None, size: int) -> Kind:
-    """Call it with a candidate in place of what ``settings.plan`` gives, or with that (None).
+    """Run a call with a candidate's settings, or (None) with those of ``settings.plan``.
 
     ``size``: bytes of a score.
     """
@@ -83,14 +81,14 @@ def with_settings(call: Callable[[], object], candidate: Candidate | None, size:
 
 
 def candidate_of(options: dict[str, Any], size: int) -> Candidate:
-    """What the options of a launch say."""
+    """The settings in the options of a launch."""
     warps = options["num_warps"]
     vectors = options["BLOCK"] // unit(warps, size)
     return Candidate(vectors, warps, options.get("maxnreg"))
 
 
 def replaced(made: Any, candidate: Candidate, size: int) -> Any:
-    """A plan of the kernel with those settings."""
+    """The plan of a kernel with the candidate's settings."""
     of = unit(candidate.warps, size)
     changed = {"BLOCK": candidate.vectors * of, "num_warps": candidate.warps}
     if "UNIT" in made.options:
@@ -101,16 +99,16 @@ def replaced(made: Any, candidate: Candidate, size: int) -> Any:
 
 
 def unit(warps: int, size: int) -> int:
-    """States that so many warps read with one 16-byte load a thread."""
+    """States that ``warps`` warps read with one 16-byte load in each thread."""
     return 32 * warps * 16 // size
 
 
-def candidates(case: Case, kind: Kind) -> list[Candidate]:
-    """The settings that there are first, then every block and warps, each with the limit of
-    registers that there is and with a wide one.
+def candidates(case: RowCall, kind: Kind) -> list[Candidate]:
+    """The present settings first, then every number of loads and warps, each with the present limit
+    of registers and with a high one.
     """
     limit = kind.settings.registers
-    limits = dict.fromkeys((limit,) if limit is None else (limit, WIDE))
+    limits = dict.fromkeys((limit,) if limit is None else (limit, MANY_REGISTERS))
     every = itertools.product(VECTORS, WARPS[case.vocab], limits)
     return list(dict.fromkeys((kind.settings, *(Candidate(*one) for one in every))))
 
@@ -119,7 +117,7 @@ def candidates(case: Case, kind: Kind) -> list[Candidate]:
 
 
 def only_compile(capability: int) -> None:
-    """Launches compile for a GPU of that capability and do nothing: no process takes GPU memory."""
+    """Make every launch compile for a GPU of that capability and do nothing else."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -136,15 +134,15 @@ def only_compile(capability: int) -> None:
     JITFunction.run = run
 
 
-def compile_one(case: Case, candidate: Candidate | None) -> Kind:
-    """The kind of call that it is."""
+def compile_one(case: RowCall, candidate: Candidate | None) -> Kind:
+    """Compile one candidate of a call; the kind of the call."""
     return with_settings(call_of(case, "meta"), candidate, case.size)
 
 
 def compile_all(
-    cases: list[Case], capability: int, seconds: float | None
-) -> dict[Case, list[Candidate]]:
-    """Candidates of every case that compile; what is late is left out, what fails is said."""
+    cases: list[RowCall], capability: int, seconds: float | None
+) -> dict[RowCall, list[Candidate]]:
+    """The candidates of every case that compile in time; failures are printed."""
     pool = ProcessPoolExecutor(
         os.cpu_count(), get_context("spawn"), initializer=only_compile, initargs=(capability,)
     )
@@ -159,8 +157,8 @@ def compile_all(
 
 
 def compiled_of(
-    pool: ProcessPoolExecutor, jobs: list[tuple[Case, Any]], seconds: float | None
-) -> dict[tuple[Case, Any], Kind]:
+    pool: ProcessPoolExecutor, jobs: list[tuple[RowCall, Any]], seconds: float | None
+) -> dict[tuple[RowCall, Any], Kind]:
     """The kind of call of every job that was compiled in time."""
     futures, done = {pool.submit(compile_one, *job): job for job in jobs}, {}
     try:
@@ -171,19 +169,20 @@ def compiled_of(
             else:
                 done[case, candidate] = future.result()
     except TooLate:
-        print(f"{len(jobs) - len(done)} are not compiled in {seconds} s: left out", file=sys.stderr)
+        print(
+            f"{len(jobs) - len(done)} candidates are not compiled in {seconds} s: left out",
+            file=sys.stderr,
+        )
     for future in futures:
-        future.cancel()  # what is compiled while others are timed would disturb them
+        future.cancel()  # compiling would disturb the timing that follows
     return done
 
 
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def times(case: Case, compiled: list[Candidate]) -> dict[str, Any]:
+def times(case: RowCall, compiled: list[Candidate]) -> dict[str, Any]:
     """Median milliseconds of every candidate, and of a copy of the scores."""
-    from benchmarks.harness.measuring import make_meter
-
     meter, call = make_meter(torch.device("cuda")), call_of(case, "cuda")
     copied = milliseconds_of_a_copy(meter, DTYPES[case.dtype], case.vocab)
     kind, found = with_settings(call, None, case.size), []
@@ -191,41 +190,41 @@ def times(case: Case, compiled: list[Candidate]) -> dict[str, Any]:
         try:
             run = functools.partial(with_settings, call, candidate, case.size)
             run()
-            taken = [meter.time(run) for _ in range(TIMINGS)]
-        except RuntimeError as error:  # too much of something for a multiprocessor
+            taken = median_ms(meter, run)
+        except RuntimeError as error:  # it exceeds a resource of a multiprocessor
             print(f"{case}: {candidate} does not run: {error}", file=sys.stderr)
         else:
-            found.append({"settings": str(candidate), "ms": median(taken)})
+            found.append({"settings": str(candidate), "ms": taken})
     rows = 1.0 if case.graph == "uniform" else MASKED
     floor = copied / 2 * (rows + ("gradient" in case.form))
     about = {"case": str(case), "kind": [kind.name, kind.bytes], "small": case.vocab == SMALL}
     return {**about, "floor_ms": floor, "candidates": found}
 
 
-def milliseconds_of_a_copy(meter: Any, dtype: torch.dtype, vocab: int) -> float:
-    """Of scores of that size, read and written."""
+def milliseconds_of_a_copy(meter: Meter, dtype: torch.dtype, vocab: int) -> float:
+    """The time to read and write scores of that size."""
     source = torch.empty((*SHAPE, vocab), dtype=dtype, device="cuda").normal_()
     target = torch.empty_like(source)
-    return median(meter.time(lambda: target.copy_(source)) for _ in range(TIMINGS))
+    return median_ms(meter, lambda: target.copy_(source))
 
 
 def case_line(case: dict[str, Any]) -> str:
-    """What is printed once a case is timed: with the settings that there are, and with the best."""
+    """The line of a case: its time with the present settings, and with the best."""
     best = min(case["candidates"], key=lambda c: c["ms"])["settings"]
     return f"{case['case']}: {gain(case, best)} with {best}"
 
 
 def gain(case: dict[str, Any], chosen: str) -> str:
-    """Milliseconds with the settings that there are, with the chosen ones, and their bandwidth."""
+    """Milliseconds with the present settings and with the chosen ones, and their bandwidth."""
     ms, first = {c["settings"]: c["ms"] for c in case["candidates"]}, case["candidates"][0]["ms"]
     share = case["floor_ms"] / ms[chosen]
     return f"{first:.3f} ms as it is, {ms[chosen]:.3f} ({share:.2f} of copy)"
 
 
 def table_rows(cases: list[dict[str, Any]]) -> Iterator[str]:
-    """``"uniform_loss": {2: Settings(...)}``: of the least product of times over the best ones.
+    """The fastest settings of each kind: ``"uniform_loss": {2: Settings(...)},  # gain``.
 
-    Behind each what it gains; whoever reads a summary sees these lines alone.
+    A kind has several cases; its settings minimise the product of their times over the best ones.
     """
     kinds = dict.fromkeys((*case["kind"], case["small"]) for case in cases)
     for name, size, small in kinds:
@@ -243,21 +242,26 @@ def table_rows(cases: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def names_of(case: dict[str, Any]) -> set[str]:
-    """The candidates that were timed."""
+    """The candidates of a case that were timed."""
     return {candidate["settings"] for candidate in case["candidates"]}
 
 
 def main() -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="write every time")
+    """Run the command; its exit status."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write every time")
     parser.add_argument("--compile-only", metavar="sm_N", help="compile for that GPU, time nothing")
-    parser.add_argument("--cases", type=int, help="the first so many (default all)")
-    parser.add_argument("--seconds", type=float, default=80, help="for compiling (%(default)s)")
+    parser.add_argument(
+        "--cases",
+        type=positive_int,
+        metavar="N",
+        help="measure only the first N cases (default: all)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=80, help="time limit of the compilation (%(default)s)"
+    )
     args = parser.parse_args()
-    cases = list(all_cases())[: args.cases]
+    cases = list(all_calls())[: args.cases]
     if args.compile_only:
         found = compile_all(cases, int(args.compile_only.removeprefix("sm_")), None)
         print(f"{sum(map(len, found.values()))} candidates of {len(found)} cases compile")
@@ -277,11 +281,10 @@ def main() -> int:
     return 0
 
 
-def write(path: str | None, measured: list[dict[str, Any]]) -> None:
-    """The whole file anew."""
+def write(path: Path | None, measured: list[dict[str, Any]]) -> None:
+    """Write the whole file anew."""
     if path is not None:
-        record = {"lines": list(table_rows(measured)), "cases": measured}
-        Path(path).expanduser().write_text(json.dumps(record) + "\n")
+        write_json(path, {"lines": list(table_rows(measured)), "cases": measured})
 
 
 if __name__ == "__main__":

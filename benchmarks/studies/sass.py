@@ -1,8 +1,8 @@
-"""What a GPU executes in the loop over a row: instructions, loads under way, registers.
+"""What a GPU executes in the loop over a row: instructions, loads in flight, registers.
 
-Reads the machine code that ``cuobjdump -sass`` prints of a compiled kernel. The loop over a row is
-the innermost one with the most 16-byte loads; of the ways round it the shortest through those loads
-is counted, because what a rare state needs (x_t, x_0) is branched around.
+The module reads the machine code of a kernel, as ``cuobjdump -sass`` prints it. The loop over a row
+is the innermost one with the most 16-byte loads. Of the paths through it, the shortest one that
+executes those loads is counted, because the code for rare states (x_t, x_0) is branched around.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ Block = list[str]
 
 @dataclass(frozen=True)
 class RowLoop:
-    """One way round a loop.
+    """One path through a loop.
 
     Attributes:
-        code: its instructions.
+        code: the instructions of the path.
         loaded: bytes that a thread loads from global memory.
-        under_way: 16-byte loads issued before the first of them is waited for.
+        in_flight: loads issued before the first result of one of them is used.
     """
 
     code: tuple[str, ...]
     loaded: int
-    under_way: int
+    in_flight: int
 
     def count(self, name: str) -> int:
-        """How many instructions of that name it has."""
+        """The number of instructions whose name begins so."""
         return sum(_name(text).startswith(name) for text in self.code)
 
     @property
     def local(self) -> int:
-        """Accesses to local memory: registers that were spilled."""
+        """The number of accesses to local memory, that is of spilled registers."""
         return self.count("LDL") + self.count("STL")
 
     def instructions_per(self, item: int) -> float:
-        """Instructions for a score of that many bytes."""
+        """Instructions for each score of ``item`` bytes."""
         return len(self.code) * item / self.loaded
 
 
 def programs(registers: int, warps: int) -> int:
-    """Programs that a multiprocessor's registers and warps let run at a time."""
+    """Programs that fit on a multiprocessor at a time, by its registers and warps."""
     return min(REGISTERS // (-(-registers // 8) * 8 * 32 * warps), MOST_WARPS // warps)
 
 
 def row_loop(sass: str) -> RowLoop | None:
     """The loop over a row, or None where no loop loads anything.
 
-    That with the most bytes in 16-byte loads alone; where there is none, the loads are narrow and
-    it is the loop that loads most for its length.
+    It is the loop that loads most bytes, among those with 16-byte loads only. Where there is none,
+    the loads are narrow, and it is the loop that loads most bytes per instruction.
     """
     found = [loop for loop in map(_measured, _loops(sass)) if loop.loaded]
-    wide = [loop for loop in found if loop.count("LDG") == _wide_loads(loop.code)]
-    if wide:
-        return max(wide, key=lambda loop: loop.loaded)
+    vectorised = [loop for loop in found if loop.count("LDG") == _vector_loads(loop.code)]
+    if vectorised:
+        return max(vectorised, key=lambda loop: loop.loaded)
     return max(found, key=lambda loop: loop.loaded / len(loop.code), default=None)
 
 
@@ -70,7 +70,7 @@ def _measured(code: tuple[str, ...]) -> RowLoop:
     loads = [text for text in code if _name(text).startswith("LDG")]
     loaded = sum(_bits(text) for text in loads) // 8
     pending: set[int] = set()
-    under_way = 0
+    in_flight = 0
     for text in code:
         load = re.search(r"LDG\S*\s+R(\d+)(.*)", text)
         read = load[2] if load else text
@@ -78,12 +78,12 @@ def _measured(code: tuple[str, ...]) -> RowLoop:
             break
         if load:
             pending.update(range(int(load[1]), int(load[1]) + max(1, _bits(text) // 32)))
-            under_way += 1
-    return RowLoop(code, loaded, under_way)
+            in_flight += 1
+    return RowLoop(code, loaded, in_flight)
 
 
 def _loops(sass: str) -> Iterator[tuple[str, ...]]:
-    """The instructions of the shortest way round every loop through its widest loads."""
+    """The instructions of the shortest path through every loop that executes its widest loads."""
     blocks, after = _graph(sass)
     for head, body in _natural_loops(blocks, after).items():
         via = max(body, key=lambda b: (sum(map(_bits, _loads(blocks[b]))), -b))
@@ -94,7 +94,7 @@ def _loops(sass: str) -> Iterator[tuple[str, ...]]:
 
 
 def _graph(sass: str) -> tuple[dict[int, Block], dict[int, list[int]]]:
-    """Basic blocks by address, and which ones follow each."""
+    """Basic blocks by address, and the addresses of the blocks that follow each."""
     code = [(int(address, 16), text) for address, text in _INSTRUCTION.findall(sass)]
     starts = {code[0][0]}
     for (_, text), (following, _) in itertools.pairwise(code):
@@ -118,7 +118,7 @@ def _graph(sass: str) -> tuple[dict[int, Block], dict[int, list[int]]]:
 
 
 def _natural_loops(blocks: dict[int, Block], after: dict[int, list[int]]) -> dict[int, set[int]]:
-    """Head of a loop -> its blocks: those that reach a jump back to the head without passing it."""
+    """Head of a loop -> its blocks, which reach a jump back to the head without passing it."""
     before: dict[int, list[int]] = {b: [] for b in blocks}
     for b, following in after.items():
         for f in following:
@@ -139,7 +139,7 @@ def _natural_loops(blocks: dict[int, Block], after: dict[int, list[int]]) -> dic
 def _shortest(
     start: int, goal: int, body: set[int], blocks: dict[int, Block], after: dict[int, list[int]]
 ) -> list[int] | None:
-    """The way inside a loop with the fewest instructions; of a block to itself, round the loop."""
+    """The path inside a loop with the fewest instructions; from a block to itself, once around."""
     heap: list[tuple[int, int, list[int]]] = [(0, start, [start])]
     seen: set[int] = set()
     while heap:
@@ -175,12 +175,12 @@ def _loads(block: Block) -> list[str]:
     return [text for text in block if _name(text).startswith("LDG")]
 
 
-def _wide_loads(code: tuple[str, ...]) -> int:
+def _vector_loads(code: tuple[str, ...]) -> int:
     return sum(_bits(text) == 128 for text in code if _name(text).startswith("LDG"))
 
 
 def _bits(text: str) -> int:
-    """Bits that a load or store moves for a thread."""
+    """Bits that a load or store moves for each thread."""
     parts = _name(text).split(".")
     widths = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
     return next((widths[part] for part in parts if part in widths), 32)

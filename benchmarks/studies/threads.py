@@ -1,15 +1,14 @@
-"""Whose threads the C++ kernels should run on: torch's own OpenMP threads, or a pool beside them.
+"""The C++ kernels on two thread pools: torch's own OpenMP threads, or a pool beside them.
 
-    python benchmarks/threads.py            # on an idle machine
-    python benchmarks/threads.py --busy 1   # beside one process that keeps a core busy
+    python -m benchmarks.studies.threads            # on an idle machine
+    python -m benchmarks.studies.threads --busy 1   # beside one process that keeps a core busy
 
 Prints the median milliseconds of a reverse step alone, and right after two torch operations whose
-threads still spin, for both. docs/performance.md says what was concluded.
+threads still spin, for both pools. docs/performance.md has the conclusions.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -19,13 +18,14 @@ from collections.abc import Callable
 import torch
 
 import sedd_fast as sf
+from benchmarks.harness.command import make_parser
 from sedd_fast.backends import cpp
 
 VOCAB = 50257
 
 
 def work(positions: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+    """The calls that are timed, by name."""
     graph = sf.Absorbing(VOCAB)
     log_score = torch.randn(1, positions, graph.dim)
     x_t = torch.where(torch.rand(1, positions) < 0.5, VOCAB, 0)
@@ -41,7 +41,7 @@ def work(positions: int) -> dict[str, Callable[[], object]]:
 
 
 def measure(positions: int, rounds: int = 60) -> dict[tuple[str, str], float]:
-    """Median milliseconds by (work, pool), the pools interleaved."""
+    """Median milliseconds by (call, pool); the pools take turns."""
     pools = {"torch's OpenMP": cpp.openmp_address(), "own pool": 0}
     times: dict[tuple[str, str], list[float]] = {}
     tasks = work(positions)
@@ -57,10 +57,11 @@ def measure(positions: int, rounds: int = 60) -> dict[tuple[str, str], float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Run the command; its exit status."""
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--busy", type=int, default=0, help="number of competing processes (%(default)s)"
     )
-    parser.add_argument("--busy", type=int, default=0, help="competing processes (%(default)s)")
     args = parser.parse_args()
     if (reason := cpp.unavailable()) or not cpp.openmp_address():
         print(f"nothing to compare: {reason or 'no OpenMP runtime in this process'}")

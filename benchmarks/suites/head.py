@@ -1,8 +1,8 @@
 """The output head: loss with gradients, and a step, from hidden states; by number of positions.
 
-Everybody starts from the same hidden states, weight and bias, and returns their gradients (or the
-next tokens). The floor is arithmetic: the bare matrix products on the rows that noise touched, the
-fastest way of running them that is known here, with nothing done to what they give.
+All contenders start from the same hidden states, weight and bias, and return their gradients (or
+the next tokens). The floor is arithmetic: the bare matrix products on the rows that noise touched,
+in the fastest form known here, without any use of their results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.contenders.rivals import Rivals
 from benchmarks.harness.cases import Call, Case, Contender, ours
 from benchmarks.harness.config import DTYPES, BenchmarkConfig
 
-#: Positions of the sweep; the eager formulas stop where they would take most of a small machine.
+#: Numbers of positions; beyond EAGER_UP_TO the eager formulas need most memory of a small machine.
 POSITIONS = (256, 1024, 4096)
 EAGER_UP_TO = 1024
 BLOCK = 1008  # states of the blocked products of the floor
@@ -34,7 +34,7 @@ class HeadProblem:
     """A head over the whole vocabulary, half of whose positions are masked."""
 
     graph: sf.Absorbing
-    hidden: Tensor  # (B, L, H), as weight and bias a leaf that asks for its gradient
+    hidden: Tensor  # (B, L, H); hidden, weight and bias are leaves that require gradients
     weight: Tensor  # (dim, H)
     bias: Tensor  # (dim,)
     x_t: Tensor
@@ -45,17 +45,17 @@ class HeadProblem:
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What gradients are asked for."""
+        """The tensors whose gradients are computed."""
         return self.hidden, self.weight, self.bias
 
     def scores(self) -> Tensor:
-        """(B, L, dim) log scores, as the original forms them."""
+        """Log scores (B, L, dim), as the original forms them."""
         raw = F.linear(self.hidden, self.weight, self.bias).float()
         scale = torch.log(torch.expm1(self.sigma)) + math.log(self.graph.vocab_size)
         return (raw - scale[..., None]).scatter(-1, self.x_t[..., None], 0)
 
     def touched(self) -> Tensor:
-        """(R, H) hidden states of the masked positions."""
+        """Hidden states (R, H) of the masked positions."""
         return self.hidden.detach()[self.x_t == self.graph.mask_index]
 
 
@@ -109,7 +109,7 @@ def head_cases(config: BenchmarkConfig, original: Original | None) -> Iterator[C
 
 
 def gradient(rivals: Rivals, p: HeadProblem, eager_too: bool) -> tuple[Contender, ...]:
-    """Everybody who gives the loss and the gradients of hidden states, weight and bias."""
+    """The contenders that return the loss and the gradients of hidden states, weight and bias."""
     inputs = (p.sigma, p.x_t, p.x_0)
 
     def by(loss: Callable[[Tensor], Tensor]) -> Call:
@@ -141,13 +141,13 @@ def gradient(rivals: Rivals, p: HeadProblem, eager_too: bool) -> tuple[Contender
 
 
 def yardsticks(p: HeadProblem) -> tuple[Contender, ...]:
-    """Linear cross-entropies of the touched rows: another loss, a yardstick."""
+    """Linear cross-entropies of the touched rows: another loss of the same size."""
     target = p.x_0[p.x_t == p.graph.mask_index]
     return cross_entropy.contenders(p.touched().requires_grad_(), p.weight, p.bias, target)
 
 
 def step(rivals: Rivals, p: HeadProblem, eager_too: bool) -> tuple[Contender, ...]:
-    """Everybody who gives the next tokens."""
+    """The contenders that return the next tokens."""
 
     def by(draw: Callable[[Tensor], object]) -> Call:
         return torch.no_grad()(lambda: draw(p.scores()))

@@ -63,7 +63,7 @@ def contenders_of(
     inputs: tuple[Tensor, ...],
     fused: Loss,
 ) -> list[Contender]:
-    """Everybody who gives the gradient of the loss."""
+    """The contenders that return the gradient of the loss."""
 
     def gradient(loss: Loss) -> Call:
         return lambda: torch.autograd.grad(loss(leaf), leaf)

@@ -15,7 +15,7 @@ from benchmarks.suites.ops import op_cases
 
 VOCABULARIES = (32, 128, 512, 2048, 8192, 32768, 50257, 131072)
 FRACTIONS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-#: More would be launches of nearly empty rows: at 32 words a position moves 128 bytes.
+#: With more, overhead of short rows would dominate: with 32 tokens a position moves 128 bytes.
 MOST_POSITIONS = 2**17
 
 
@@ -32,7 +32,7 @@ def sweep_cases(config: BenchmarkConfig) -> Iterator[Case]:
 
 
 def placed(config: BenchmarkConfig, suite: str, at: float) -> Iterator[Case]:
-    """The operations on scores at one point of an axis."""
+    """The operations on scores at one point of an axis of the sweep."""
     for case in op_cases(config, None):
         if case.dtype == "int64":
             continue
