@@ -2,7 +2,7 @@
 
 ``operator`` does what ``torch.library.custom_op`` does, through the older functions of
 ``torch.library``. The wrappers of custom_op were an eighth of the time that an eager call spent in
-Python, a quarter where a gradient was recorded (benchmarks/studies/launch_overhead.py), and its first call
+Python, a quarter where a gradient was recorded (benchmarks/studies/launch_overhead.py). Its first call
 imported torch's compiler, which takes a second. Left out is its check that no result shares memory
 with an argument: the tests make it (``torch.library.opcheck``).
 
