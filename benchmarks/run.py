@@ -158,7 +158,8 @@ def work(args: argparse.Namespace, argv: list[str]) -> int:
     On a GPU one worker measures everything, and writes --json as well: an interrupted run loses no
     finished case.
     """
-    from benchmarks.harness import report, worker
+    from benchmarks.harness import report
+    from benchmarks.suites import worker
 
     for part in worker.measure(args):
         write_json(args.result, part)

@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 KEYS = ("suite", "operation", "shape", "dtype")
 TITLES = {"reused": "memory reused", "fresh": "memory fresh", "cuda": "CUDA"}
-WIDE = 118
+WIDTH = 118
 #: The heading of the floor's column, where it is not the time of a network.
 FLOORS = dict.fromkeys(("ops", "vocabulary", "noised"), "x\nfloor")
 FLOORS |= dict.fromkeys(("head", "small"), "x pro-\nducts")
@@ -95,11 +95,11 @@ def show(results: Record) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=WIDE)
+        console = Console(width=WIDTH)
     introduce(results, console)
     rows = results["results"]
     regimes = list(rows[0]["regimes"]) if rows else []
-    groups = [regimes] if console.width >= WIDE else [[regime] for regime in regimes]
+    groups = [regimes] if console.width >= WIDTH else [[regime] for regime in regimes]
     for chosen in groups:
         for suites in SUITES:
             part = [row for row in rows if row["suite"] in suites]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -28,6 +29,18 @@ def results(tmp_path, study: str, *options: str) -> tuple[str, dict]:
     done = run(f"benchmarks.studies.{study}", *options, "--json", str(path))
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(path.read_text())
+
+
+#: The packages of benchmarks/: each imports itself and those before it.
+PACKAGES = ("harness", "contenders", "suites", "studies")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_of_the_benchmarks_run_downward(package):
+    allowed = PACKAGES[: PACKAGES.index(package) + 1]
+    for path in (ROOT / "benchmarks" / package).glob("*.py"):
+        imported = re.findall(r"^\s*from benchmarks\.(\w+)", path.read_text(), re.MULTILINE)
+        assert set(imported) <= set(allowed), path
 
 
 @pytest.mark.parametrize("study", sorted(set(STUDIES) - set(PARTS)))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sedd_fast as sf
-from benchmarks.harness import cases, measuring, report, worker
+from benchmarks.harness import cases, measuring, records, report
 from benchmarks.harness.command import ROOT
 from benchmarks.harness.config import BenchmarkConfig
 from benchmarks.studies import choices, largest_batch
@@ -63,15 +63,15 @@ def test_cases_measured_together_call_what_they_share_once():
                    floor_runs={"network": lambda ms=ms: ms / 2})
         for dtype, ms in (("fp32", 1100.0), ("bf16", 400.0))
     )  # fmt: skip
-    records = worker.time_records(FakeMeter(), pair, measuring.Budget(25, 4.0))
-    found = [(r["dtype"], r["implementation"], r["median_ms"], r["floor_ms"]) for r in records]
+    timed = records.time_records(FakeMeter(), pair, measuring.Budget(25, 4.0))
+    found = [(r["dtype"], r["implementation"], r["median_ms"], r["floor_ms"]) for r in timed]
     assert found == [
         ("fp32", "eager", 1500.0, 550.0), ("fp32", "fp32", 1100.0, 550.0),
         ("bf16", "eager", 1500.0, 200.0), ("bf16", "bf16", 400.0, 200.0),
     ]  # fmt: skip
     assert called.count("eager") == 1 + 3  # a call to warm up, then three that are timed
     called.clear()
-    assert [r["extra_bytes"] for r in worker.memory_records(FakeMeter(), pair)] == [7] * 4
+    assert [r["extra_bytes"] for r in records.memory_records(FakeMeter(), pair)] == [7] * 4
     assert called.count("eager") == 1
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from benchmarks import on_gpu, run
-from benchmarks.harness import cases, gpu_results, gpu_steps, gpu_summary, measuring, worker
+from benchmarks.harness import cases, gpu_results, gpu_steps, gpu_summary, measuring, records
+from benchmarks.suites import worker
 
 PLANS = gpu_steps.PLANS
 
@@ -275,7 +276,7 @@ def test_a_contender_that_fails_is_left_out_and_named(capsys):
 
     both = (cases.Contender("eager", "eager", fails), cases.Contender("ours", "ours", lambda: 1.0))
     remarks: list[str] = []
-    left = worker.able(cases.Case("ops", "loss", "2 x 3", "bf16", both), remarks)
+    left = records.able(cases.Case("ops", "loss", "2 x 3", "bf16", both), remarks)
     assert [contender.name for contender in left.contenders] == ["ours"]
     assert remarks == [
         "eager is left out of loss (bf16, 2 x 3): OutOfMemoryError: CUDA out of memory"
@@ -284,16 +285,16 @@ def test_a_contender_that_fails_is_left_out_and_named(capsys):
 
 def test_a_gpu_run_that_is_cut_short_leaves_what_it_had_measured(monkeypatch, tmp_path):
     def measure(args: argparse.Namespace):
-        records: list[dict] = []
+        made: list[dict] = []
         for operation in ("loss", "step"):
             times = dict.fromkeys(("median_ms", "p20_ms", "p80_ms", "floor_ms"), 1.0)
-            records.append(
+            made.append(
                 times
                 | {"suite": "ops", "operation": operation, "shape": "2", "dtype": "bf16"}
                 | {"implementation": "ours", "kind": "ours", "calls": 1, "at": None}
                 | {"floor_bytes": 8, "tensor_bytes": None, "yardsticks_ms": {}}
             )
-            yield {"environment": {}, "remarks": [], "records": records}
+            yield {"environment": {}, "remarks": [], "records": made}
         raise KeyboardInterrupt
 
     figures, part = tmp_path / "figures.json", tmp_path / "part.json"
