@@ -34,8 +34,8 @@ test: install lint ## lint, then all tests but the slow ones
 bench: install ## the benchmark of every operation, a training step and a sampling run
 	$(BIN)/python benchmarks/run.py
 
-compile-kernels: install ## compile every GPU kernel offline: registers, shared memory, spills
-	$(BIN)/python benchmarks/compile_kernels.py $(KERNELS)
+compile-kernels: install ## compile every GPU kernel without a GPU: registers, shared memory, spills
+	$(BIN)/python -m benchmarks.studies.compile_kernels $(KERNELS)
 
 gpu: ## on a GPU machine, with its own Python and torch: build, GPU tests, figures (GPU= passes options)
 	$(PYTHON) benchmarks/on_gpu.py $(GPU)

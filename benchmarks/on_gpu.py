@@ -1,4 +1,4 @@
-"""What a GPU machine can say about this checkout, in minutes: build, tests, figures. ``make gpu``.
+"""Build, test and measure this checkout on a GPU machine, in minutes. ``make gpu`` calls this.
 
     python3 benchmarks/on_gpu.py --plan first               # does it work? 5 minutes at most
     python3 benchmarks/on_gpu.py --plan tune --minutes 6    # settings, head, counters, memory
@@ -9,8 +9,8 @@
 It uses the machine's own Python and torch and makes no virtual environment: the machine may be
 offline. It needs torch with CUDA, Triton, NumPy, pytest, and for the build setuptools, pybind11,
 ninja and nvcc. Nothing else of the package's dependencies is needed. Every step has a time limit. A
-step that fails, or outlasts its limit, stops none but itself, save the build; what was measured by
-then is kept. docs/gpu.md describes steps, limits and results.
+step that fails or exceeds its limit does not stop the others, except a failed build; what it has
+measured is kept. docs/gpu.md describes the steps, their limits and the results.
 
 Exit status: 0; 2 where nothing could be started; else 10 + the position in the list of steps of the
 first step that failed.
@@ -30,24 +30,35 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
-from gpu_results import Results
-from gpu_steps import ALLOCATOR, NO_MODULE, PLANS, PROBE, ROOT, STEPS, Command, Machine
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.harness.command import ROOT, commit, make_parser, some_of
+from benchmarks.harness.gpu_results import Results
+from benchmarks.harness.gpu_steps import (
+    ALLOCATOR,
+    NO_MODULE,
+    PLANS,
+    PROBE,
+    STEPS,
+    Command,
+    Machine,
+)
 
-#: What a step needs of Python.
+#: The packages that every step needs, and those that the build needs.
 NEEDED = ("torch", "numpy", "pytest")
 TO_BUILD = ("setuptools", "pybind11", "ninja", "pip")
 OLDEST_SETUPTOOLS = 77  # as pyproject.toml has it
-#: What a step that is given up may take to say what it knows.
+#: Seconds that an interrupted step may take to write what it has measured.
 GRACE = 15.0
-#: The status of a step that was given up.
+#: The status of a step that was interrupted at its limit.
 CUT_OFF = 124
 
 
 def main(argv: list[str]) -> int:
-    """The steps asked for, in turn; the exit status of the command."""
+    """Take the steps asked for, in turn; the exit status."""
     args = options(argv)
     args.only = with_build(args.only)
     if reason := refusal(args.only):
@@ -73,13 +84,13 @@ def main(argv: list[str]) -> int:
     try:
         take_all(limits, results, capability, until)
     except KeyboardInterrupt:
-        results.say("interrupted: what was measured by then follows")
+        results.say("interrupted; the results up to here follow")
     print(results.summary(), flush=True)
     return results.exit_status()
 
 
 def take_all(limits: dict[str, float], results: Results, capability: str, until: float) -> None:
-    """Every step, with its seconds; none after a build that failed."""
+    """Take every step with its limit in seconds; stop after a build that failed."""
     for step, seconds in limits.items():
         started = time.monotonic()
         try:
@@ -94,79 +105,66 @@ def take_all(limits: dict[str, float], results: Results, capability: str, until:
 
 def options(argv: list[str]) -> argparse.Namespace:
     """The command line; ``only`` in the order of the plans."""
-    summary, rest = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = make_parser(__doc__)
     p.add_argument(
-        "--plan", type=_plans, default=(), help=f"some of {','.join(PLANS)}, in turn (default all)"
+        "--plan",
+        type=some_of(*PLANS),
+        default=("all",),
+        help=f"plans to run, in this order: some of {', '.join(PLANS)} (default: all)",
     )
     p.add_argument(
         "--only",
-        type=_steps,
-        default=(),
-        help=f"instead of a plan some of the steps {','.join(STEPS)}",
+        type=some_of(*STEPS),
+        help=f"steps to take instead of a plan: some of {', '.join(STEPS)}",
     )
     p.add_argument(
-        "--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder (%(default)s)"
+        "--results",
+        type=Path,
+        default=ROOT / "benchmarks" / "results",
+        help="folder of the results (%(default)s)",
     )
     p.add_argument(
-        "--minutes", type=_positive, default=float("inf"), help="for all steps together (no limit)"
+        "--minutes",
+        type=_positive,
+        default=float("inf"),
+        help="limit for all steps together (default: none)",
     )
     p.add_argument(
-        "--patience", type=_positive, default=1.0, help="factor of the limits of all steps (1)"
+        "--patience", type=_positive, default=1.0, help="factor of every step's limit (%(default)s)"
     )
-    p.add_argument(
-        "--commit", default=None, help="of this checkout, where git does not say (unknown)"
-    )
+    p.add_argument("--commit", help="this checkout's commit, where git is missing")
     args = p.parse_args(argv)
-    planned = dict.fromkeys(step for plan in args.plan or ("all",) for step in PLANS[plan])
-    args.only = args.only or tuple(planned)
-    args.commit = args.commit or commit()
+    plans = [plan for plan in PLANS if plan in args.plan]
+    planned = tuple(dict.fromkeys(step for plan in plans for step in PLANS[plan]))
+    args.only = tuple(step for step in STEPS if step in args.only) if args.only else planned
+    args.commit = args.commit or commit() or "unknown"
     args.results = args.results.expanduser().resolve()
     return args
 
 
 def _positive(text: str) -> float:
-    """A number above 0; what is not one, as "nan", would be a limit that never ends."""
+    """A number above 0; "nan" is refused, since it would be a limit that is never reached."""
     number = float(text)
     if not number > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
     return number
 
 
-def _steps(text: str) -> tuple[str, ...]:
-    return _known(text, "steps", tuple(STEPS))
-
-
-def _plans(text: str) -> tuple[str, ...]:
-    return _known(text, "plans", tuple(PLANS))
-
-
-def _known(text: str, what: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the names that were asked for, in their own order."""
-    asked = text.split(",")
-    if wrong := [name for name in asked if name not in names]:
-        raise argparse.ArgumentTypeError(f"{what} are {', '.join(names)}, got {wrong[0]!r}")
-    return tuple(name for name in names if name in asked)
-
-
 def with_build(steps: tuple[str, ...]) -> tuple[str, ...]:
-    """The steps, after a build where the package is not installed: on a machine that is fresh."""
+    """The steps, after a build where the package is not installed, as on a fresh machine."""
     return steps if "build" in steps or is_installed() else ("build", *steps)
 
 
 def is_installed() -> bool:
-    """Whether pip installed it: a checkout that is only on PYTHONPATH has no compiled module."""
-    try:
-        version("sedd_fast")
-    except PackageNotFoundError:
-        return False
-    return True
+    """Whether pip installed the package. A checkout that is only on the path may have no compiled
+    module, and what an earlier build left in it says nothing about this machine.
+    """
+    elsewhere = [path for path in sys.path if Path(path).resolve() != ROOT]
+    return any(True for _ in distributions(name="sedd_fast", path=elsewhere))
 
 
 def refusal(steps: tuple[str, ...]) -> str | None:
-    """What this Python lacks for the steps, and the remedy, or None."""
+    """What this Python lacks for the steps, with the remedy; None if nothing is missing."""
     needed = (*NEEDED, *(TO_BUILD if "build" in steps else ()))
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         names = " ".join(missing)
@@ -180,7 +178,7 @@ def refusal(steps: tuple[str, ...]) -> str | None:
 
 
 def take(step: str, results: Results, capability: str, until: float) -> int:
-    """One step up to a time: the exit status of its first command that fails, or 0."""
+    """Run a step until that time; the exit status of its first command that fails, or 0."""
     machine = Machine(
         capability, lambda part: results.part(step, part), results.junit, has_allocator
     )
@@ -191,39 +189,32 @@ def take(step: str, results: Results, capability: str, until: float) -> int:
 
 @functools.cache
 def probe() -> subprocess.Popen[bytes]:
-    """A process that allocates as the tests will; it runs while the package is built."""
+    """A process that tries the allocator of the tests; it runs while the package is built."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen([sys.executable, "-c", PROBE], env={**os.environ, **ALLOCATOR}, **quiet)
 
 
 def has_allocator() -> bool:
-    """Whether the probe could, within half a minute."""
+    """Whether the probe succeeds within half a minute."""
     try:
         return probe().wait(30) == 0
     except subprocess.TimeoutExpired:
         return False
 
 
-def commit() -> str:
-    """The commit that git names, or "unknown"."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        found = ""
-    return found or "unknown"
-
-
 def result_name(device: str, commit: str) -> str:
-    """Day, GPU and commit: 2026-11-21-h200-0123456789ab."""
+    """The day, the GPU and the commit: 2026-11-21-h200-0123456789ab."""
     device = re.sub(r"nvidia|geforce", "", device.lower())
     device = re.sub(r"[^a-z0-9]+", "-", device).strip("-")
-    commit = re.sub(r"[^A-Za-z0-9._-]+", "-", commit)
+    commit = re.sub(r"[^A-Za-z0-9._-]+", "-", commit).strip("-")
     return "-".join([time.strftime("%Y-%m-%d"), device, commit])
 
 
 def run(command: Command, until: float, say: Callable[[str], None] = print) -> int:
-    """``python ...`` in the checkout, its lines to ``say``; 124 where it was not done in time."""
+    """Run ``python ...`` in the checkout, and pass its lines to ``say``.
+
+    The exit status is CUT_OFF (124) where the command was not done in time.
+    """
     say("+ python " + " ".join(command.words))
     if command.reads is not None and not command.reads.exists():
         say(f"  left out: there is no {command.reads.name}")
@@ -232,7 +223,7 @@ def run(command: Command, until: float, say: Callable[[str], None] = print) -> i
         say("  left out: no time is left for it")
         return CUT_OFF
     given = {**os.environ, "PYTHONUNBUFFERED": "1", **command.environment}
-    # A group of its own, so that what it started is stopped with it.
+    # A process group of its own, so that its child processes are stopped with it.
     process = subprocess.Popen(
         [sys.executable, *command.words], cwd=ROOT, env=given, preexec_fn=os.setpgrp,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -245,26 +236,26 @@ def run(command: Command, until: float, say: Callable[[str], None] = print) -> i
         return CUT_OFF
     finally:
         stop(process)
-        reader.join(2)  # what has left the group may hold the pipe
+        reader.join(2)  # a process that left the group may hold the pipe
 
 
 def pass_on(process: subprocess.Popen[str], say: Callable[[str], None]) -> None:
-    """What a process prints."""
+    """Pass on the lines that a process prints."""
     assert process.stdout is not None
     for line in process.stdout:
         say(line.rstrip("\n"))
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Interrupt what still runs, as Ctrl-C does; kill what will not end, or outlives its parent."""
+    """Interrupt a process group, as Ctrl-C does; kill what ignores that or outlives its parent."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left, or no more
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the group has ended
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it for good
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may block it for ever
         process.wait(GRACE)
 
 

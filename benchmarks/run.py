@@ -6,14 +6,13 @@
     python benchmarks/run.py --json figures.json --plot figures.png
     python benchmarks/run.py --suite sweep --plot sweep.png
 
-On a CPU each memory regime is a process of its own (see measuring.py); a third process finds the
-peak memory. What is printed is what was measured in this run, and nothing else.
+On a CPU one process measures each memory regime (see harness/measuring.py), and a third one the
+peak memory. Only what this run measured is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,41 +21,55 @@ import time
 from pathlib import Path
 from typing import Any
 
-#: What is measured unless something else is asked for, and what there is: the fused head, a whole
-#: SEDD-small, and the operations over vocabularies and over the fraction noised.
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.harness.command import (
+    make_parser,
+    output_file,
+    positive_int,
+    read_json,
+    some_of,
+    write_json,
+)
+
+#: The suites that are measured by default, and all that there are: "head" measures the fused head,
+#: "small" a whole SEDD-small, "sweep" the operations over vocabularies and fractions noised.
 USUAL = ("ops", "train", "sample")
 SUITES = (*USUAL, "head", "small", "sweep")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    summary, examples = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def options(argv: list[str]) -> argparse.Namespace:
+    """The parsed and checked command line, with the defaults that depend on others filled in."""
+    p = make_parser(__doc__)
     p.add_argument(
         "--suite",
-        type=_suites,
+        type=some_of(*SUITES, every="all"),
         default=USUAL,
         help=f"what to measure: {', '.join(SUITES)}, several with commas between, or all "
         f"(default: {','.join(USUAL)})",
     )
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to run (%(default)s)"
+    )
     p.add_argument(
         "--dtype",
-        type=_dtypes,
-        help="of the scores: fp32, bf16, fp16, or several: fp32,bf16 "
+        type=some_of("fp32", "bf16", "fp16"),
+        help="dtype of the scores: fp32, bf16, fp16, or several: fp32,bf16 "
         "(default: fp32 on a CPU, bf16 on CUDA)",
     )
     p.add_argument(
-        "--positions", type=_positive, help="rows of scores (default: 256; 8192 on CUDA)"
+        "--positions", type=positive_int, help="rows of scores (default: 256; 8192 on CUDA)"
     )
-    p.add_argument("--vocab", type=_positive, default=50257, help="real tokens (%(default)s)")
+    p.add_argument(
+        "--vocab", type=positive_int, default=50257, help="size of the vocabulary (%(default)s)"
+    )
     p.add_argument(
         "--masked", type=float, default=0.35, help="fraction of positions noised (%(default)s)"
     )
     p.add_argument(
-        "--backend", action="append", help="of ours, may be repeated (default: all but reference)"
+        "--backend",
+        action="append",
+        help="backend of sedd_fast to measure, may be repeated (default: all but reference)",
     )
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     p.add_argument(
@@ -64,63 +77,46 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="on CUDA, time neither CUDA-graph replays nor wall time beside the eager calls",
     )
-    p.add_argument("--reference", metavar="PATH", help="a checkout of the original code, run too")
-    p.add_argument("--threads", type=_positive, help="CPU threads (default: torch's own choice)")
-    p.add_argument("--rounds", type=_positive, default=25, help="timings of each (%(default)s)")
+    p.add_argument(
+        "--reference", metavar="PATH", help="a checkout of the original code, measured too"
+    )
+    p.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's own choice)")
+    p.add_argument(
+        "--rounds",
+        type=positive_int,
+        default=25,
+        help="how often each contender is timed (%(default)s)",
+    )
     p.add_argument(
         "--seconds",
         type=float,
         default=4.0,
-        help="for each operation and regime (%(default)s); slow calls take more, for each is timed "
-        "5 times, or 3 where it takes over a second",
+        help="time for each operation and regime (%(default)s); slow calls take more, since each "
+        "is timed at least 5 times, or 3 times where it takes over a second",
     )
     p.add_argument(
-        "--warm", action="store_true", help="leave the caches as the call before left them"
+        "--warm", action="store_true", help="do not evict the caches before each timed call"
     )
-    p.add_argument("--quick", action="store_true", help="tiny shapes: does everything run?")
-    p.add_argument("--json", metavar="FILE", help="write every figure and the environment")
+    p.add_argument(
+        "--quick", action="store_true", help="tiny shapes, to check that everything runs"
+    )
+    p.add_argument(
+        "--json", metavar="FILE", type=output_file, help="write every figure and the environment"
+    )
     p.add_argument(
         "--plot",
         metavar="FILE",
-        help="write a chart (PNG) of time over floor; of a sweep two, ...-vocabulary, ...-noised",
+        type=output_file,
+        help="write a chart (PNG) of time over floor; for a sweep two, FILE-vocabulary and "
+        "FILE-noised",
     )
     p.add_argument("--worker", help=argparse.SUPPRESS)
-    p.add_argument("--result", help=argparse.SUPPRESS)
-    return p
-
-
-def _suites(text: str) -> tuple[str, ...]:
-    names = SUITES if text == "all" else tuple(text.split(","))
-    if wrong := [n for n in names if n not in SUITES]:
-        raise argparse.ArgumentTypeError(f"{', '.join(SUITES)} or all, got {wrong[0]!r}")
-    return names
-
-
-def _dtypes(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if wrong := [n for n in names if n not in ("fp32", "bf16", "fp16")]:
-        raise argparse.ArgumentTypeError(f"fp32, bf16, fp16 or several, got {wrong[0]!r}")
-    return names
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a positive whole number is needed, got {text!r}")
-    return int(text)
-
-
-def options(argv: list[str]) -> argparse.Namespace:
-    """The parsed and checked command line, with the defaults that depend on others filled in."""
-    p = parser()
+    p.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     args = p.parse_args(argv)
     if not 0 < args.masked <= 1:
         p.error(f"--masked must lie in (0, 1], got {args.masked}")
     if args.reference and not (Path(args.reference).expanduser() / "graph_lib.py").is_file():
         p.error(f"--reference {args.reference} holds no graph_lib.py; give a checkout")
-    for name in ("json", "plot"):
-        folder = Path(getattr(args, name) or ".").expanduser().absolute().parent
-        if not folder.is_dir():
-            p.error(f"--{name}: there is no folder {folder}; make it first")
     if args.quick:
         args.positions, args.vocab = args.positions or 32, min(args.vocab, 1009)
         args.rounds, args.seconds = min(args.rounds, 3), 0.1
@@ -131,12 +127,11 @@ def options(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """The command: one worker per regime, then the report."""
+    """Run one worker for each regime, then print the report; the exit status."""
     args = options(argv)
     if args.worker:
         return work(args, argv)
-    import measuring
-    import report
+    from benchmarks.harness import measuring, report
 
     started = time.monotonic()
     names = (*measuring.regimes(args.device), *(("memory",) if args.device == "cpu" else ()))
@@ -146,58 +141,52 @@ def main(argv: list[str]) -> int:
         try:
             parts[name] = run_worker(name, argv, measuring.REGIMES.get(name, {}))
         except subprocess.CalledProcessError as error:
-            return abs(error.returncode)  # it has said why
+            return abs(error.returncode)  # the worker has printed the reason
     results = report.merge(parts, command(argv))
     results["environment"]["seconds"] = round(time.monotonic() - started, 1)
     report.show(results)
     if args.json:
-        write(Path(args.json).expanduser(), results)
+        write_json(args.json, results)
     if args.plot:
-        report.plot(results, Path(args.plot).expanduser())
+        report.plot(results, args.plot)
     return 0
 
 
 def work(args: argparse.Namespace, argv: list[str]) -> int:
-    """One worker's part, written after every case.
+    """Measure one worker's part, and write it after every case.
 
-    On a GPU, where one worker measures all, --json has it too: a run cut short loses one case.
+    On a GPU one worker measures everything, and writes --json as well: an interrupted run loses no
+    finished case.
     """
-    import report
-    import worker
+    from benchmarks.harness import report
+    from benchmarks.suites import worker
 
     for part in worker.measure(args):
-        write(Path(args.result), part)
+        write_json(args.result, part)
         if args.json and args.device == "cuda":
             so_far = report.merge({args.worker: part}, command(argv))
-            write(Path(args.json).expanduser(), so_far)
+            write_json(args.json, so_far)
     return 0
 
 
 def command(argv: list[str]) -> str:
-    """The command line, without what only a worker is given."""
+    """The command line, without the options of a worker."""
     words = argv[: argv.index("--worker")] if "--worker" in argv else argv
     return " ".join(["benchmarks/run.py", *words])
 
 
-def write(path: Path, results: dict[str, Any]) -> None:
-    """As JSON; whoever is interrupted leaves the file that was there."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(results, indent=1) + "\n")
-    new.replace(path)
-
-
 def run_worker(regime: str, argv: list[str], malloc: dict[str, str]) -> dict[str, Any]:
-    """What one process measured under these malloc settings.
+    """What a process measures under these malloc settings.
 
     Raises:
-        subprocess.CalledProcessError: it failed.
+        subprocess.CalledProcessError: the process failed.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, __file__, *argv, "--worker", regime, "--result", str(result)]
         subprocess.run(command, env=environment | malloc, check=True)
-        return json.loads(result.read_text())
+        return read_json(result)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """pytest-benchmark figures of the operations: ``pytest benchmarks`` from the root of the checkout.
 
-One group per operation, every contender in it, at the default shape of run.py. For ratios to the
-floor, both memory regimes, interleaving and memory, use run.py: here contenders run one after the
-other, in whatever regime the environment sets. SEDD_BENCH_POSITIONS and SEDD_BENCH_VOCAB change
-the shape; SEDD_BENCH_COMPILE=1 adds torch.compile.
+Every operation is a group of its contenders, at the default shape of run.py. Here contenders run
+one after the other, in the memory regime that the environment sets; run.py interleaves them,
+measures both regimes and memory, and gives ratios to the floor. SEDD_BENCH_POSITIONS and
+SEDD_BENCH_VOCAB change the shape; SEDD_BENCH_COMPILE=1 adds torch.compile.
 """
 
 from __future__ import annotations
@@ -13,28 +13,30 @@ import os
 from typing import Any
 
 import pytest
-from cases import Case, Contender, op_cases
-from settings import Settings
+
+from benchmarks.harness.cases import Case, Contender
+from benchmarks.harness.config import BenchmarkConfig
+from benchmarks.suites.ops import op_cases
 
 pytest.importorskip("pytest_benchmark")
 
-SETTINGS = Settings(
+CONFIG = BenchmarkConfig(
     positions=int(os.environ.get("SEDD_BENCH_POSITIONS", "256")),
     vocab_size=int(os.environ.get("SEDD_BENCH_VOCAB", "50257")),
     compile=os.environ.get("SEDD_BENCH_COMPILE", "0") == "1",
 )
-#: The same contenders over a vocabulary of two: their names, without a tensor worth the word.
+#: The names of the contenders, from the same cases over a vocabulary of two.
 NAMES = [
     (case.operation, contender.name)
-    for case in op_cases(Settings(positions=2, vocab_size=2, compile=SETTINGS.compile), None)
+    for case in op_cases(BenchmarkConfig(positions=2, vocab_size=2, compile=CONFIG.compile), None)
     for contender in case.contenders
 ]
 
 
 @functools.lru_cache(maxsize=1)
 def case_of(operation: str) -> Case:
-    """The case at full size; one is kept, and so one graph's scores exist at a time."""
-    return next(case for case in op_cases(SETTINGS, None) if case.operation == operation)
+    """The case at full size; one is cached, so that the scores of one graph exist at a time."""
+    return next(case for case in op_cases(CONFIG, None) if case.operation == operation)
 
 
 def contender_of(operation: str, name: str) -> Contender:

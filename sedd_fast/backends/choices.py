@@ -3,7 +3,7 @@
 The registry asks here first and falls back to its own order. Rows come from the benchmark:
 
     python benchmarks/run.py --device cuda --suite sweep,head --json sweep.json
-    python benchmarks/choices.py sweep.json      # prints the rows to put into MEASURED
+    python -m benchmarks.studies.choices sweep.json    # prints the rows to put into MEASURED
 
 Only a backend that beats the registry's first by more than the noise of a run gets a row.
 """

@@ -2,9 +2,9 @@
 
 ``operator`` does what ``torch.library.custom_op`` does, through the older functions of
 ``torch.library``. The wrappers of custom_op were an eighth of the time that an eager call spent in
-Python, a quarter where a gradient was recorded (benchmarks/launch_overhead.py), and its first call
-imported torch's compiler, which takes a second. Left out is its check that no result shares memory
-with an argument: the tests make it (``torch.library.opcheck``).
+Python, a quarter where a gradient was recorded (benchmarks/studies/launch_overhead.py), and its
+first call imported torch's compiler, which takes a second. Left out is its check that no result
+shares memory with an argument: the tests make it (``torch.library.opcheck``).
 
 An operator with a gradient is two entries in the dispatcher: ``sedd_fast::NAME``, whose autograd
 kernel records the gradient where one is wanted, and ``sedd_fast::NAME_kernel``, of which autograd

@@ -1,4 +1,4 @@
-"""The benchmark's contenders are right: golden values, and our operations."""
+"""The benchmark's contenders are correct: they agree with golden values and our operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import sedd_fast as sf
-from helpers.benchmark_modules import baselines, cases, compiled, cross_entropy, head, settings
+from benchmarks.contenders import baselines, compiled, cross_entropy
+from benchmarks.harness.config import BenchmarkConfig
+from benchmarks.suites import head, ops
 
 V = 11
 GRAPHS = {"absorbing": sf.Absorbing(V), "uniform": sf.Uniform(V)}
@@ -45,7 +47,7 @@ def test_eager_entropy_is_golden(case):
     entropy = baselines.score_entropy(leaf, g["sigma"], g["xt"], g["x0"], graph)
     torch.testing.assert_close(entropy, g["score_entropy"], **CLOSE)
     (grad,) = torch.autograd.grad((entropy * g["loss_weight"]).sum(), leaf)
-    grad = grad.scatter(-1, g["xt"][..., None], 0.0)  # at x_t nothing is owed
+    grad = grad.scatter(-1, g["xt"][..., None], 0.0)  # the gradient at x_t is not defined
     wanted = g["grad_log_score"].scatter(-1, g["xt"][..., None], 0.0)
     torch.testing.assert_close(grad, wanted, **CLOSE)
 
@@ -62,7 +64,7 @@ def test_eager_dense_tensors_are_golden(case):
 
 
 @pytest.mark.parametrize("method", ["analytic", "euler", "denoise"])
-def test_step_laws_are_golden_and_ours(case, method):
+def test_step_distributions_are_golden_and_ours(case, method):
     graph, g = case
     dsigma = {"analytic": g["dsigma"], "euler": euler_step(g), "denoise": g["sigma"]}[method]
     eager = baselines.step_weights(g["log_score"], g["xt"], dsigma, graph, method)
@@ -71,8 +73,7 @@ def test_step_laws_are_golden_and_ours(case, method):
         g["log_score"],
         g["xt"],
         dsigma,
-        graph.kind,
-        V,
+        graph,
         "analytic" if method == "denoise" else method,
     )
     static = normal(moves.scatter(-1, g["xt"][..., None], stay[..., None]))
@@ -87,9 +88,7 @@ def test_step_laws_are_golden_and_ours(case, method):
 def test_static_denoising_never_draws_the_mask():
     graph, x_t = GRAPHS["absorbing"], torch.tensor([[V, 3]])
     log_score = torch.randn(1, 2, V + 1, generator=torch.Generator().manual_seed(0))
-    moves, stay = compiled.moves_and_stay(
-        log_score, x_t, torch.ones(1, 1), graph.kind, V, "denoise"
-    )
+    moves, stay = compiled.moves_and_stay(log_score, x_t, torch.ones(1, 1), graph, "denoise")
     ours = sf.reverse_probs(log_score, x_t, 1.0, None, graph, "denoise")
     static = normal(moves.scatter(-1, x_t[..., None], stay[..., None]))
     torch.testing.assert_close(static, ours, rtol=1e-5, atol=1e-7)
@@ -98,7 +97,7 @@ def test_static_denoising_never_draws_the_mask():
 def test_static_losses_are_golden(case):
     graph, g = case
     leaf = g["log_score"].float().requires_grad_()
-    inputs = (g["sigma"], g["xt"], g["x0"], g["loss_weight"], graph.kind, V)
+    inputs = (g["sigma"], g["xt"], g["x0"], g["loss_weight"], graph)
     wanted = (g["score_entropy"] * g["loss_weight"]).sum()
     loss = compiled.entropy(leaf, *inputs)
     torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-5)
@@ -113,33 +112,33 @@ def test_static_losses_are_golden(case):
 
 @pytest.mark.parametrize("kind", ["absorbing", "uniform"])
 @pytest.mark.parametrize("method", ["analytic", "euler"])
-def test_every_draw_follows_our_law(kind, method):
+def test_every_draw_follows_our_distribution(kind, method):
     graph, draws = GRAPHS[kind], 40_000
     torch.manual_seed(1)
     x_t = torch.tensor([[graph.dim - 1]])
     log_score = (0.7 * torch.randn(1, 1, graph.dim) - 2.0).scatter(-1, x_t[..., None], 0.0)
     dsigma = torch.full((1, 1), 0.3)
-    law = sf.reverse_probs(log_score, x_t, 0.9, 0.3, graph, method).flatten().double()
+    probs = sf.reverse_probs(log_score, x_t, 0.9, 0.3, graph, method).flatten().double()
     many, tokens = log_score.expand(1, draws, -1), x_t.expand(1, draws)
     for draw in (
         lambda: baselines.reverse_step(many, tokens, dsigma, graph, method),
-        lambda: compiled.race_step(many, tokens, dsigma, kind, V, method),
-        lambda: compiled.inverse_cdf_step(many, tokens, dsigma, kind, V, method),
+        lambda: compiled.race_step(many, tokens, dsigma, graph, method),
+        lambda: compiled.inverse_cdf_step(many, tokens, dsigma, graph, method),
     ):
         counts = torch.bincount(draw().flatten(), minlength=graph.dim).double()
-        spread = (draws * law * (1 - law)).sqrt() + 1
-        assert ((counts - draws * law).abs() < 5 * spread).all()
+        spread = (draws * probs * (1 - probs)).sqrt() + 1
+        assert ((counts - draws * probs).abs() < 5 * spread).all()
 
 
 @pytest.mark.parametrize("kind", ["absorbing", "uniform"])
-def test_noise_falls_as_often_as_ours(kind):
+def test_noise_changes_as_many_tokens_as_ours(kind):
     graph, sigma = GRAPHS[kind], torch.full((4, 1), 0.7)
     torch.manual_seed(2)
     x_0 = torch.randint(V, (4, 20_000))
     moved = (sf.sample_transition(x_0, sigma, graph) != x_0).double().mean().item()
     for x_t in (
         baselines.sample_transition(x_0, sigma, graph),
-        compiled.sample_transition(x_0, sigma, kind, V),
+        compiled.sample_transition(x_0, sigma, graph),
     ):
         assert (x_t != x_0).double().mean().item() == pytest.approx(moved, abs=0.012)
         assert int(x_t.max()) < graph.dim
@@ -148,8 +147,8 @@ def test_noise_falls_as_often_as_ours(kind):
 @pytest.mark.parametrize("kind", ["absorbing", "uniform"])
 def test_problem_has_the_noise_it_claims(kind):
     graph = GRAPHS[kind]
-    chosen = settings.Settings(positions=20, vocab_size=V, masked=0.35)
-    problem = cases.make_problem(graph, chosen, torch.float32, torch.device("cpu"))
+    chosen = BenchmarkConfig(positions=20, vocab_size=V, masked=0.35)
+    problem = ops.make_problem(graph, chosen, torch.float32, torch.device("cpu"))
     assert int((problem.x_t != problem.x_0).sum()) == 7
     rows = 7 if kind == "absorbing" else 20
     assert problem.touched_bytes == rows * graph.dim * 4
@@ -159,20 +158,20 @@ def test_problem_has_the_noise_it_claims(kind):
 
 
 def test_contenders_of_a_case_agree():
-    chosen = settings.Settings(positions=8, vocab_size=V, compile=False, backends=("reference",))
-    for case in cases.op_cases(chosen, None):
+    chosen = BenchmarkConfig(positions=8, vocab_size=V, compile=False, backends=("reference",))
+    for case in ops.op_cases(chosen, None):
         if "gradient" in case.operation:
             grads = [c.run()[-1] for c in case.contenders]
             scores = case.tensor
             for grad in grads[1:]:
-                # The eager uniform loss owes nothing at x_t, up to the rounding of a difference.
+                # The eager uniform loss has no gradient at x_t, up to the rounding of a difference.
                 torch.testing.assert_close(grad, grads[0], rtol=1e-3, atol=1e-4)
             assert grads[0].shape == scores.shape
 
 
 def test_cross_entropies_agree():
-    """Those that run here, with the plain one; the others are named where a GPU is."""
-    problem = head.make_head(settings.Settings(vocab_size=V), 8, 6, torch.float32)
+    """Those that run on a CPU agree with the plain one; missing ones are named on a GPU only."""
+    problem = head.make_head(BenchmarkConfig(vocab_size=V), 8, 6, torch.float32)
     hidden, target = problem.touched().requires_grad_(), problem.x_0[problem.x_t == V]
     operands = (hidden, problem.weight, problem.bias)
     scores = torch.nn.functional.linear(*operands)

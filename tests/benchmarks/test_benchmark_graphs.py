@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.benchmark_modules import cases, graphs, measuring, report
+from benchmarks.harness import cases, cuda_graphs, measuring, report
 
 BUDGET = measuring.Budget(rounds=3, seconds=1.0)
 
@@ -84,7 +84,7 @@ def case(suite: str, **calls: Any) -> cases.Case:
 
 
 def test_a_call_is_captured_after_a_warm_up_on_another_stream(gpu):
-    with graphs.captured(lambda: gpu.append("call")) as graph:
+    with cuda_graphs.captured(lambda: gpu.append("call")) as graph:
         graph.replay()
     assert gpu == [
         "side waits for main", "on side", "call", "call", "call", "main waits for side",
@@ -96,7 +96,7 @@ def test_a_replay_and_the_wall_time_stand_beside_the_eager_call(gpu):
     calls: list[str] = []
     one = case("ops", ours=lambda: calls.append("ours"))
     remarks: list[str] = []
-    (record,) = graphs.with_graphs(
+    (record,) = cuda_graphs.with_graphs(
         [{"median_ms": 0.2}], (FakeMeter(), FakeMeter()), (one,), BUDGET, remarks
     )
     assert record["median_ms"] == 0.2
@@ -113,7 +113,7 @@ def test_what_cannot_be_captured_is_a_dash_and_a_remark(gpu):
 
     remarks: list[str] = []
     both = case("head", waits=waits, ours=lambda: None)
-    first, second = graphs.graph_records((FakeMeter(), FakeMeter()), both, BUDGET, remarks)
+    first, second = cuda_graphs.graph_records((FakeMeter(), FakeMeter()), both, BUDGET, remarks)
     assert first["replay"] is None
     assert first["wall"] is not None
     assert second["replay"] is not None
@@ -125,7 +125,7 @@ def test_what_cannot_be_captured_is_a_dash_and_a_remark(gpu):
 
 
 def test_a_training_step_is_not_captured(gpu):
-    (record,) = graphs.graph_records(
+    (record,) = cuda_graphs.graph_records(
         (FakeMeter(), FakeMeter()), case("train", ours=lambda: None), BUDGET, []
     )
     assert record == {"replay": None, "wall": None}
@@ -137,7 +137,7 @@ def test_the_wall_time_is_that_of_an_idle_gpu(gpu):
         def sum(self) -> None:
             gpu.append("evict")
 
-    meter = object.__new__(graphs.WallMeter)
+    meter = object.__new__(cuda_graphs.WallMeter)
     meter._evictor = Evictor()
     assert meter.time(lambda: gpu.append("call")) > 0
     assert gpu == ["evict", "wait", "call", "wait"]

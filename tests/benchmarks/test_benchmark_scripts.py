@@ -1,28 +1,57 @@
-"""The small benchmarks behind figures of the documents: they run, and say what they must."""
+"""The studies: their commands run, and some figures that docs/ cites have the right order."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
-from helpers.benchmark_modules import BENCHMARKS
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = [path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py")]
+#: Modules of benchmarks/studies that are no commands.
+PARTS = ("__init__", "launches", "row_calls", "sass")
 
 
-def results(tmp_path, script: str, *options: str) -> tuple[str, dict]:
-    """What it printed, and its JSON."""
+def run(module: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a module from the root of the checkout."""
+    command = [sys.executable, "-m", module, *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def results(tmp_path, study: str, *options: str) -> tuple[str, dict]:
+    """What a study printed, and its JSON."""
     path = tmp_path / "results.json"
-    command = [sys.executable, str(BENCHMARKS / script), *options, "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = run(f"benchmarks.studies.{study}", *options, "--json", str(path))
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(path.read_text())
 
 
+#: The packages of benchmarks/: each imports itself and those before it.
+PACKAGES = ("harness", "contenders", "suites", "studies")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_of_the_benchmarks_run_downward(package):
+    allowed = PACKAGES[: PACKAGES.index(package) + 1]
+    for path in (ROOT / "benchmarks" / package).glob("*.py"):
+        imported = re.findall(r"^\s*from benchmarks\.(\w+)", path.read_text(), re.MULTILINE)
+        assert set(imported) <= set(allowed), path
+
+
+@pytest.mark.parametrize("study", sorted(set(STUDIES) - set(PARTS)))
+def test_every_study_explains_itself(study):
+    done = run(f"benchmarks.studies.{study}", "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"python -m benchmarks.studies.{study}" in done.stdout
+
+
 def test_scale_of_scores(tmp_path):
-    out, record = results(tmp_path, "score_scale.py", "--steps", "3", "--texts", "2")
+    out, record = results(tmp_path, "score_scale", "--steps", "3", "--sequences", "2")
     found = record["found"]
     for name, row in found.items():
         assert name in out
@@ -38,7 +67,7 @@ def test_scale_of_scores(tmp_path):
 
 def test_memory_of_an_evaluation(tmp_path):
     options = ("--batch", "8", "--length", "64", "--vocab", "20000")  # 41 MB of log scores
-    out, record = results(tmp_path, "evaluation.py", *options)
+    out, record = results(tmp_path, "evaluation", *options)
     assert "41 MB" in out
     rows = {(row["graph"], row["mode"]): row for row in record["rows"]}
     for graph, mode in (("absorbing", "exact"), ("absorbing", "paper"), ("uniform", "paper")):
@@ -50,7 +79,7 @@ def test_memory_of_an_evaluation(tmp_path):
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 def test_overhead_of_a_launch(tmp_path):
-    out, record = results(tmp_path, "launch_overhead.py", "--batches", "1")
+    out, record = results(tmp_path, "launch_overhead", "--batches", "1")
     for name, times in record.items():
         assert name in out
         assert times["whole"] > 1

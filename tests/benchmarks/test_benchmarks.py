@@ -1,4 +1,4 @@
-"""The benchmark measures, reports and chooses as it says, and its command runs."""
+"""The benchmark: measuring, reports, choices of backends, and its command."""
 
 from __future__ import annotations
 
@@ -12,17 +12,12 @@ import pytest
 import torch
 
 import sedd_fast as sf
-from helpers.benchmark_modules import (
-    BENCHMARKS,
-    cases,
-    choices,
-    largest_batch,
-    measuring,
-    report,
-    settings,
-    sweep,
-    worker,
-)
+from benchmarks.harness import cases, measuring, records, report
+from benchmarks.harness.command import ROOT
+from benchmarks.harness.config import BenchmarkConfig
+from benchmarks.studies import choices, largest_batch
+from benchmarks.suites import sweep
+from benchmarks.suites.end_to_end import Training
 
 V = 11
 
@@ -68,15 +63,15 @@ def test_cases_measured_together_call_what_they_share_once():
                    floor_runs={"network": lambda ms=ms: ms / 2})
         for dtype, ms in (("fp32", 1100.0), ("bf16", 400.0))
     )  # fmt: skip
-    records = worker.time_records(FakeMeter(), pair, measuring.Budget(25, 4.0))
-    found = [(r["dtype"], r["implementation"], r["median_ms"], r["floor_ms"]) for r in records]
+    timed = records.time_records(FakeMeter(), pair, measuring.Budget(25, 4.0))
+    found = [(r["dtype"], r["implementation"], r["median_ms"], r["floor_ms"]) for r in timed]
     assert found == [
         ("fp32", "eager", 1500.0, 550.0), ("fp32", "fp32", 1100.0, 550.0),
         ("bf16", "eager", 1500.0, 200.0), ("bf16", "bf16", 400.0, 200.0),
     ]  # fmt: skip
     assert called.count("eager") == 1 + 3  # a call to warm up, then three that are timed
     called.clear()
-    assert [r["extra_bytes"] for r in worker.memory_records(FakeMeter(), pair)] == [7] * 4
+    assert [r["extra_bytes"] for r in records.memory_records(FakeMeter(), pair)] == [7] * 4
     assert called.count("eager") == 1
 
 
@@ -130,7 +125,7 @@ def test_ratios_stay_within_a_regime():
 
 
 def test_a_sweep_covers_its_axes():
-    small = settings.Settings(positions=4, vocab_size=101, backends=("reference",))
+    small = BenchmarkConfig(positions=4, vocab_size=101, backends=("reference",))
     swept = list(sweep.sweep_cases(small))
     for suite, axis in (("vocabulary", (32, 128)), ("noised", sweep.FRACTIONS)):
         assert sorted({case.at for case in swept if case.suite == suite}) == sorted(axis)
@@ -161,7 +156,7 @@ def test_choices_of_a_sweep():
 
 
 def test_choices_of_the_head():
-    """One measured head speaks for all, and a backend that is no device's own may win."""
+    """One measured head stands for all, and a backend that is no device's default may win."""
 
     def record(form: str, backend: str, ms: float) -> dict:
         return {
@@ -197,9 +192,9 @@ def test_a_batch_that_runs_out_of_memory_does_not_fit():
     config = sf.SEDDConfig(vocab_size=V, hidden_size=8, n_blocks=1, n_heads=1, length=4)
     model = sf.SEDD(config)
 
-    def step(run) -> None:
-        largest_batch.fused(run)
-        largest_batch.dense(run)
+    def step(run: Training) -> None:
+        run.fused()
+        run.dense()
         if len(run.x_0) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -218,14 +213,14 @@ def test_the_largest_batch_is_that_of_sedd_small():
 
 
 def test_the_head_is_timed_on_backends_that_have_one():
-    chosen = settings.Settings(backends=("reference", "cuda", "tiled"), vocab_size=V)
+    chosen = BenchmarkConfig(backends=("reference", "cuda", "tiled"), vocab_size=V)
     assert cases.backends(chosen) == ("reference", "cuda", "tiled")
     assert cases.backends(chosen, head=True) == ("reference", "tiled")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(BENCHMARKS / "run.py"), *arguments],
+        [sys.executable, str(ROOT / "benchmarks" / "run.py"), *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

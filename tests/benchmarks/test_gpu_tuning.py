@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-from helpers.benchmark_modules import BENCHMARKS, counters, gpu_summary, row_settings
+from benchmarks.harness import gpu_summary
+from benchmarks.harness.command import ROOT
+from benchmarks.studies import counters, row_settings
 
 CSV = """==PROF== Connected to process 7
 "ID","Kernel Name","Grid Size","dram__throughput.avg.pct_of_peak_sustained_elapsed",\
@@ -53,7 +54,7 @@ def test_a_profiler_that_reads_nothing_is_a_failure(tmp_path, monkeypatch):
     program = tmp_path / "ncu"
     program.write_text("#!/bin/sh\necho '==ERROR== ERR_NVGPUCTRPERM'\nexit 1\n")
     program.chmod(0o755)
-    assert counters.measure(str(program), str(tmp_path / "c.json")) == 1
+    assert counters.measure(str(program), tmp_path / "c.json") == 1
     assert "ERR_NVGPUCTRPERM" in json.loads((tmp_path / "c.json").read_text())["lines"][0]
 
 
@@ -78,7 +79,7 @@ def test_a_row_of_the_table_is_the_best_for_all_cases_of_its_kind():
 
 
 def test_the_summary_shows_the_settings_of_every_kind():
-    kinds = {(case.form, case.graph, case.dtype, case.vocab) for case in row_settings.all_cases()}
+    kinds = {(case.form, case.graph, case.dtype, case.vocab) for case in row_settings.all_calls()}
     assert len(kinds) <= gpu_summary.FIGURES
 
 
@@ -86,12 +87,12 @@ def test_the_summary_shows_the_settings_of_every_kind():
 def test_every_call_that_is_timed_is_launched_with_every_candidate():
     """In a process without Triton's interpreter, on tensors without memory; nothing is compiled."""
     code = """
-import row_settings
+from benchmarks.studies import row_settings
 from triton.runtime.jit import JITFunction
 row_settings.only_compile(90)
 launched = []
 JITFunction._do_compile = lambda this, key, *rest: launched.append((this.__name__, str(key)))
-for case in row_settings.all_cases():
+for case in row_settings.all_calls():
     kind = row_settings.compile_one(case, None)
     found = row_settings.candidates(case, kind)
     assert len(found) >= 9, (case, found)
@@ -100,22 +101,25 @@ for case in row_settings.all_cases():
 print(len(set(launched)))
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    root = str(Path(BENCHMARKS).parent)
-    environment["PYTHONPATH"] = os.pathsep.join([str(BENCHMARKS), root])
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=200
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    large = [case for case in row_settings.all_cases() if case.vocab == row_settings.LARGE]
+    large = [case for case in row_settings.all_calls() if case.vocab == row_settings.LARGE]
     assert int(done.stdout) >= 9 * len(large)
 
 
 def test_the_head_runs_at_every_workspace(tmp_path):
     file = tmp_path / "blocks.json"
-    command = [sys.executable, str(BENCHMARKS / "head_blocks.py"), "--device", "cpu", "--quick"]
+    command = [sys.executable, "-m", "benchmarks.studies.head_blocks", "--device", "cpu", "--quick"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # too little to do for more
     done = subprocess.run(
-        [*command, "--json", str(file)], capture_output=True, text=True, env=environment
+        [*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())["rows"]

@@ -1,4 +1,4 @@
-"""``make gpu``: its steps and their limits. What they find only a GPU can say."""
+"""``make gpu``: its steps and their limits. Their results can be tested on a GPU only."""
 
 from __future__ import annotations
 
@@ -8,36 +8,30 @@ import os
 import re
 import sys
 import time
-from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.benchmark_modules import (
-    cases,
-    gpu_results,
-    gpu_steps,
-    gpu_summary,
-    measuring,
-    on_gpu,
-    run,
-    worker,
-)
+from benchmarks import on_gpu, run
+from benchmarks.harness import cases, gpu_results, gpu_steps, gpu_summary, measuring, records
+from benchmarks.suites import worker
 
 PLANS = gpu_steps.PLANS
 
 
-def test_plans_and_steps_keep_their_own_order():
+def test_plans_and_steps_keep_their_own_order(capsys):
     assert on_gpu.options([]).only == gpu_steps.PLANS["all"]
     assert on_gpu.options(["--only", "sweep,build"]).only == ("build", "sweep")
     both = on_gpu.options(["--plan", "tune,first", "--commit", "0123abc"])
     assert both.only == gpu_steps.PLANS["first"] + gpu_steps.PLANS["tune"]
     assert both.commit == "0123abc"
-    with pytest.raises(argparse.ArgumentTypeError, match="'tset'"):
-        on_gpu._steps("build,tset")
-    with pytest.raises(argparse.ArgumentTypeError, match="plans are first, tune, compare, all"):
-        on_gpu._plans("second")
+    for option, value, message in (
+        ("--only", "build,tset", "got 'tset'"),
+        ("--plan", "second", "expected some of first, tune, compare, all, got 'second'"),
+    ):
+        with pytest.raises(SystemExit):
+            on_gpu.options([option, value])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--minutes", "--patience"])
@@ -48,19 +42,17 @@ def test_a_limit_is_a_number_above_0(option, value, capsys):
     assert option in capsys.readouterr().err
 
 
-def test_a_fresh_machine_builds_first(monkeypatch):
-    """One that can import the package all the same, from the folder that is current."""
-    missing = {"sedd_fast"}
-
-    def version(name: str) -> str:
-        if name in missing:
-            raise PackageNotFoundError(name)
-        return "1"
-
-    monkeypatch.setattr(on_gpu, "version", version)
+def test_a_fresh_machine_builds_first(monkeypatch, tmp_path):
+    """Also where the checkout itself has the metadata that an earlier build left in it."""
+    checkout, site = tmp_path / "checkout", tmp_path / "site"
+    for folder in (checkout, site):
+        (folder / "sedd_fast-1.dist-info").mkdir(parents=True)
+        (folder / "sedd_fast-1.dist-info" / "METADATA").write_text("Name: sedd_fast\nVersion: 1\n")
+    monkeypatch.setattr(on_gpu, "ROOT", checkout)
+    monkeypatch.setattr(sys, "path", [str(checkout)])
     assert on_gpu.with_build(("settings", "head")) == ("build", "settings", "head")
     assert on_gpu.with_build(PLANS["first"]) == PLANS["first"]
-    missing.clear()
+    sys.path.append(str(site))
     assert on_gpu.with_build(("settings",)) == ("settings",)
 
 
@@ -111,17 +103,21 @@ def machine(tmp_path) -> gpu_steps.Machine:
 
 
 def test_every_command_is_one_that_its_program_takes(tmp_path):
-    measured = 0
+    measured, studies = 0, set()
     for step in gpu_steps.STEPS.values():
         first, *_ = step.commands(machine(tmp_path))
         if first.words[0].endswith("run.py"):
             args = run.options(list(first.words[1:]))
             assert args.device == "cuda"
-            assert args.json.startswith(str(tmp_path))
+            assert args.json.is_relative_to(tmp_path)
             measured += 1
-        elif first.words[0].endswith(".py"):
-            assert '"--json"' in Path(first.words[0]).read_text()
+        for words in (command.words for command in step.commands(machine(tmp_path))):
+            if words[1].startswith("benchmarks.studies."):
+                source = gpu_steps.ROOT / f"{words[1].replace('.', '/')}.py"
+                assert "--json" not in words or '"--json"' in source.read_text()
+                studies.add(source.stem)
     assert measured == 7
+    assert studies == {"choices", "counters", "head_blocks", "largest_batch", "row_settings"}
 
 
 def test_the_build_leaves_the_cpu_module_out(tmp_path, monkeypatch):
@@ -148,7 +144,7 @@ off at 0.5">tests/ops/op_cases.py:272: in assert_near</failure></testcase>
 </testcase></testsuite></testsuites>"""
 
 
-def test_failures_are_told_once_and_figures_outlive_their_step(tmp_path, capsys):
+def test_failures_are_listed_once_and_figures_outlive_their_step(tmp_path, capsys):
     results = gpu_results.Results(tmp_path, "day-h200-abc", "abc", "NVIDIA H200")
     results.junit("smoke").write_text(REPORT)
     results.finish("smoke", 1, 12.0)
@@ -280,7 +276,7 @@ def test_a_contender_that_fails_is_left_out_and_named(capsys):
 
     both = (cases.Contender("eager", "eager", fails), cases.Contender("ours", "ours", lambda: 1.0))
     remarks: list[str] = []
-    left = worker.able(cases.Case("ops", "loss", "2 x 3", "bf16", both), remarks)
+    left = records.able(cases.Case("ops", "loss", "2 x 3", "bf16", both), remarks)
     assert [contender.name for contender in left.contenders] == ["ours"]
     assert remarks == [
         "eager is left out of loss (bf16, 2 x 3): OutOfMemoryError: CUDA out of memory"
@@ -289,21 +285,20 @@ def test_a_contender_that_fails_is_left_out_and_named(capsys):
 
 def test_a_gpu_run_that_is_cut_short_leaves_what_it_had_measured(monkeypatch, tmp_path):
     def measure(args: argparse.Namespace):
-        records: list[dict] = []
+        made: list[dict] = []
         for operation in ("loss", "step"):
             times = dict.fromkeys(("median_ms", "p20_ms", "p80_ms", "floor_ms"), 1.0)
-            records.append(
+            made.append(
                 times
                 | {"suite": "ops", "operation": operation, "shape": "2", "dtype": "bf16"}
                 | {"implementation": "ours", "kind": "ours", "calls": 1, "at": None}
                 | {"floor_bytes": 8, "tensor_bytes": None, "yardsticks_ms": {}}
             )
-            yield {"environment": {}, "remarks": [], "records": records}
+            yield {"environment": {}, "remarks": [], "records": made}
         raise KeyboardInterrupt
 
     figures, part = tmp_path / "figures.json", tmp_path / "part.json"
     monkeypatch.setattr(worker, "measure", measure)
-    monkeypatch.setitem(sys.modules, "worker", worker)
     argv = ["--device", "cuda", "--json", str(figures)]
     argv += ["--worker", "cuda", "--result", str(part)]
     with pytest.raises(KeyboardInterrupt):

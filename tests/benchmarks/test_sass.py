@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.benchmark_modules import sass
+from benchmarks.studies import sass
 
 #: A loop of two 16-byte loads with a branch around what is rare, after one of narrow loads.
 CODE = """
@@ -30,7 +30,7 @@ CODE = """
 def test_the_loop_over_a_row_is_the_one_with_the_wide_loads_the_short_way_round():
     loop = sass.row_loop(CODE)
     assert loop.loaded == 32
-    assert loop.under_way == 2
+    assert loop.in_flight == 2
     assert len(loop.code) == 7  # of ten: what is branched around is left out
     assert loop.instructions_per(2) == 7 / 16
     assert loop.local == 0
@@ -44,11 +44,11 @@ def test_registers_spilled_on_the_way_round_are_seen():
 
 def test_a_load_that_is_used_at_once_hides_nothing():
     loop = sass.row_loop(CODE.replace("[R4.64+0x800]", "[R8.64+0x800]"))
-    assert loop.under_way == 1
+    assert loop.in_flight == 1
     used = CODE.replace("FADD R16, R10, R17", "NOP").replace(
         "LDG.E.128 R12, [R4.64+0x800]", "FADD R16, R8, R17"
     )
-    assert sass.row_loop(used).under_way == 1
+    assert sass.row_loop(used).in_flight == 1
 
 
 def test_without_wide_loads_it_is_the_loop_that_loads_most_for_its_length():

@@ -1,12 +1,12 @@
-"""Rehearses ``make gpu`` where there is no GPU: every step runs up to the first CUDA call.
+"""Rehearse ``make gpu`` where there is no GPU: every step runs up to the first CUDA call.
 
-    python tests/helpers/rehearse_gpu.py --python VENV/bin/python      # all three plans of minutes
+    python tests/helpers/rehearse_gpu.py --python VENV/bin/python      # the three short plans
     python tests/helpers/rehearse_gpu.py --python VENV/bin/python --only build,smoke
 
 VENV is an environment with the packages that the GPU machine has and no more; the step "build"
 installs the package there. The tracked files are copied into a new folder without .git, and torch
-claims to see an H100 in every process that is started from it. A step passes the rehearsal where it
-succeeds, or stops because CUDA is missing; a missing package, file or option fails it. What the
+reports an H100 in every process that is started from it. A step passes the rehearsal where it
+succeeds, or stops because CUDA is missing; a missing package, file or option is a failure. What the
 benchmarks do after their first CUDA call is rehearsed on the CPU, in tiny shapes.
 """
 
@@ -44,27 +44,36 @@ class Finder(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Finder())
 """
-#: What a call says that needs a GPU, from torch without CUDA, with it, from Triton and the build.
+#: Errors of calls that need a GPU: of torch without CUDA and with it, of Triton, of the build.
 NO_GPU = re.compile(
     r"not compiled with CUDA|Found no NVIDIA driver|no NVIDIA GPU|CUDA driver|0 active drivers|"
     r"Cannot find NVIDIA|CUDA error|libcuda|has no attribute '_cuda_\w+'|_cuda_\w+",
 )
-#: What must not be the reason.
+#: Errors that are failures of the rehearsal.
 OURS = re.compile(
     r"ModuleNotFoundError|ImportError|No such file|FileNotFoundError|not a git|unrecognized arg"
 )
 
 
-#: The benchmarks of the plans, tiny and on the CPU.
-ON_CPU = (
-    ("run.py", "--quick", "--no-compile", "--suite", "ops,head,small", "--json", "all.json"),
-    ("head_blocks.py", "--device", "cpu", "--quick", "--json", "blocks.json"),
-    ("largest_batch.py", "--device", "cpu", "--quick", "--json", "batch.json"),
-)
+#: The modules of benchmarks/ that the plans run, in tiny shapes on the CPU.
+ON_CPU = {
+    "run": (
+        "benchmarks/run.py", "--quick", "--no-compile", "--suite", "ops,head,small",
+        "--json", "all.json",
+    ),
+    "head_blocks": (
+        "-m", "benchmarks.studies.head_blocks", "--device", "cpu", "--quick",
+        "--json", "blocks.json",
+    ),
+    "largest_batch": (
+        "-m", "benchmarks.studies.largest_batch", "--device", "cpu", "--quick",
+        "--json", "batch.json",
+    ),
+}  # fmt: skip
 
 
 def copy(target: Path) -> None:
-    """The files that git tracks, and those it would."""
+    """Copy the files that git tracks, and untracked ones that it does not ignore."""
     command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -77,7 +86,7 @@ def rehearse(python: str, tree: Path, site: Path, arguments: list[str]) -> Path:
     """The results of the plan in the copied tree."""
     results = tree / "results"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    # No empty entry: it would put the folder that is current on the path, and so the package.
+    # No empty entry: it would put the current folder on the path, and so the package.
     paths = [str(site), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     # As on a fresh machine: not even an earlier rehearsal's install.
@@ -92,10 +101,9 @@ def rehearse(python: str, tree: Path, site: Path, arguments: list[str]) -> Path:
 def on_cpu(python: str, tree: Path) -> dict[str, str]:
     """Whether each of ON_CPU runs to its end there."""
     found = {}
-    for words in ON_CPU:
-        command = [python, f"benchmarks/{words[0]}", *words[1:]]
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
-        found[words[0]] = f"FAILS: {done.stderr[-600:]}" if done.returncode else "done, on the CPU"
+    for name, words in ON_CPU.items():
+        done = subprocess.run([python, *words], cwd=tree, capture_output=True, text=True)
+        found[name] = f"FAILS: {done.stderr[-600:]}" if done.returncode else "done, on the CPU"
     return found
 
 
@@ -118,12 +126,12 @@ def verdicts(results: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    """The command; 1 where a step fails for another reason than the missing GPU."""
+    """Run the command; 1 where a step fails for another reason than the missing GPU."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--python", required=True, help="of the environment")
-    parser.add_argument("--only", help="steps (default: the plans first, tune and compare)")
+    parser.add_argument("--python", required=True, help="the Python of the environment")
+    parser.add_argument("--only", help="steps (default: those of the plans first, tune, compare)")
     args = parser.parse_args()
     arguments = ["--only", args.only] if args.only else ["--plan", "first,tune,compare"]
     with tempfile.TemporaryDirectory() as folder:

@@ -200,13 +200,13 @@ def test_every_block_is_read_and_written_in_whole_vectors():
     """In the PTX for sm_90, with the arguments of a launch on the first and on the last block."""
     pytest.importorskip("triton.backends.nvidia")
     code = (
-        "import sys, torch; sys.path.insert(0, 'benchmarks');"
-        "import compile_kernels as c, launches as l, triton;"
+        "import torch, triton;"
+        "from benchmarks.studies import compile_kernels as c, launches as l;"
         "from triton.backends.compiler import GPUTarget;"
         "of = l.head_launches(torch.bfloat16, 50257);"
         "of = [x for x in of if 'absorbing with_grad,' in x.name and 'no bias' not in x.name];"
         "made = [triton.compile(s, target=GPUTarget('cuda', 90, 32), options=o)"
-        " for x in of for s, o in [c.caught(x, 90)]];"
+        " for x in of for s, o in [c.recorded(x, 90)]];"
         "print([(c.widths(m.asm['ptx'], 'ld'), c.widths(m.asm['ptx'], 'st')) for m in made])"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -1,0 +1,1 @@
+"""Benchmarks of sedd_fast. Run from the root of the checkout; nothing here is installed."""

@@ -1,0 +1,1 @@
+"""What the benchmarks share: timing, cases, reports, charts, the steps of ``make gpu``."""

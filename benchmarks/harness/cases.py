@@ -1,0 +1,95 @@
+"""What is timed: a case is one operation at one shape and dtype, with every implementation of it.
+
+All contenders of a case get the same tensors, and each allocates what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import sedd_fast as sf
+from benchmarks.harness.config import DTYPES, BenchmarkConfig
+from sedd_fast.backends import registry
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation: ``kind`` is "eager", "original", "compile", "rewritten" or "ours", or
+    "yardstick" for what computes something else of the same size.
+    """
+
+    name: str
+    kind: str
+    run: Call
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation at one shape.
+
+    Attributes:
+        floor_bytes: the fewest bytes that any implementation must move; None where memory is not
+            the limit.
+        floor_runs: where ``floor_bytes`` is None, the fastest of these calls (bare matrix products,
+            the network alone) is the floor.
+        tensor: a copy of it is timed beside the contenders, for the bandwidth.
+        at: the position of the case on the axis of a sweep.
+    """
+
+    suite: str
+    operation: str
+    shape: str
+    dtype: str
+    contenders: tuple[Contender, ...]
+    floor_bytes: int | None = None
+    floor_runs: dict[str, Call] = field(default_factory=dict)
+    tensor: Tensor | None = None
+    at: float | None = None
+
+
+def backends(config: BenchmarkConfig, head: bool = False) -> tuple[str, ...]:
+    """The backends to time: those asked for, else all that run here but the reference.
+
+    ``head``: only backends that have the operations on a linear head. "tiled" has no others.
+    """
+    names = config.backends
+    if not names:
+        found = (*registry.preference(config.device), *(("tiled",) if head else ()))
+        fast = [n for n in found if registry.unavailable(n, config.device) is None]
+        names = tuple(n for n in fast if n != "reference") or ("reference",)
+    op, dtype = "linear_score_entropy", torch.float32
+    return tuple(n for n in names if not head or not registry.unsupported(n, op, dtype))
+
+
+def on_backend(backend: str, call: Call) -> Call:
+    """``call`` with every operation on that backend."""
+
+    def run() -> object:
+        with sf.use_backend(backend):
+            return call()
+
+    return run
+
+
+def ours(config: BenchmarkConfig, form: str, call: Call, head: bool = False) -> list[Contender]:
+    """Our contender on each backend.
+
+    Args:
+        form: is added to the name, and distinguishes several ways of calling one operation.
+        head: the call is one of an operation on a linear head.
+    """
+    return [
+        Contender(f"ours, {name}{form}", "ours", on_backend(name, call))
+        for name in backends(config, head)
+    ]
+
+
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """The context in which a network computes in that dtype; it does nothing for "fp32"."""
+    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "fp32")

@@ -1,0 +1,42 @@
+"""What to measure: the command line of ``run.py`` as the suites read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.harness.measuring import Budget
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What to measure, on what, and for how long.
+
+    Attributes:
+        masked: fraction of positions that noise has changed.
+        head_positions: numbers of positions of the suite "head"; None for its own choice.
+        backends: of sedd_fast; empty for all that run on the device but the reference.
+    """
+
+    suites: tuple[str, ...] = ("ops", "train", "sample")
+    device: str = "cpu"
+    dtypes: tuple[str, ...] = ("fp32",)
+    positions: int = 256
+    vocab_size: int = 50257
+    masked: float = 0.35
+    hidden_size: int = 256
+    n_blocks: int = 4
+    steps: int = 4
+    head_positions: tuple[int, ...] | None = None
+    backends: tuple[str, ...] = ()
+    compile: bool = True
+    budget: Budget = field(default_factory=Budget)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Batch and length of the positions."""
+        batch = 2 if self.positions % 2 == 0 else 1
+        return batch, self.positions // batch

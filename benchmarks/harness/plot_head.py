@@ -1,0 +1,50 @@
+"""The chart of the head: time and peak memory of loss with gradients, by number of positions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib import pyplot as plt
+
+from benchmarks.harness.style import TITLES, colours_of, machine, save, tidy
+
+OPERATION = "head, loss + gradients"
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Write one chart (PNG): the first regime measured, a row of panels for each dtype."""
+    rows = [r for r in results["results"] if r["suite"] == "head" and r["operation"] == OPERATION]
+    dtypes = list(dict.fromkeys(r["dtype"] for r in rows))
+    names = list(dict.fromkeys(r["implementation"] for r in rows))
+    colours, regime = colours_of(rows, names), next(iter(rows[0]["regimes"]))
+    figure, axes = plt.subplots(
+        len(dtypes), 2, figsize=(9, 3 * len(dtypes) + 1.2), sharex=True, squeeze=False
+    )
+    for (left, right), dtype in zip(axes, dtypes, strict=True):
+        own = [r for r in rows if r["dtype"] == dtype]
+        for name in names:
+            found = sorted((r for r in own if r["implementation"] == name), key=lambda r: r["at"])
+            line = {"marker": "o", "markersize": 4, "color": colours[name], "label": name}
+            x = [r["at"] for r in found]
+            left.plot(x, [r["regimes"][regime]["median_ms"] for r in found], **line)
+            right.plot(x, [(r.get("extra_bytes") or math.nan) / 1e6 for r in found], **line)
+        floor = {r["at"]: r["regimes"][regime]["floor_ms"] for r in own}
+        left.plot(*zip(*sorted(floor.items()), strict=True), "k--", label="bare products")
+        left.set_ylabel("ms")
+        right.set_ylabel("peak extra MB, gradients included")
+        for axis in (left, right):
+            axis.set_title(dtype, fontsize=9)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+            tidy(axis)
+    for axis in axes[-1]:
+        axis.set_xlabel("positions, half of them masked")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=9)
+    shape = rows[0]["shape"].split(" x ", 1)[1]
+    title = f"{OPERATION}, {shape}; {machine(results)}; {TITLES[regime]}"
+    save(figure, path, title, 0.12 / len(dtypes) + 0.04)
+    plt.close(figure)

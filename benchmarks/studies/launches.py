@@ -1,0 +1,237 @@
+"""Every way in which the Triton kernels are launched, on tensors without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GRAPHS = ("absorbing", "uniform")
+METHODS = ("analytic", "euler", "denoise")
+BATCH, LENGTH = 8, 1024
+
+
+def launches_of(dtype: torch.dtype, vocab: int, transition: bool) -> Iterator[Launch]:
+    """All kernels on scores or operands of that dtype; those of noising if ``transition``."""
+    yield from entropy_launches(dtype, vocab)
+    yield from reverse_launches(dtype, vocab)
+    yield from head_launches(dtype, vocab)
+    yield from sums_launches(dtype, vocab)
+    yield from tile_launches(dtype, vocab)
+    if transition:
+        yield from transition_launches(vocab)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One way in which the backend launches a kernel; ``run()`` launches it on meta tensors."""
+
+    name: str
+    kernel: Any  # triton.JITFunction
+    run: Callable[[], None]
+
+
+def scores(dim: int, dtype: torch.dtype, layout: str = "") -> Tensor:
+    """Scores (B, L, dim) without memory.
+
+    The layout is contiguous (""), has rows "padded" to 16 bytes, has "strided" states, begins one
+    state after a multiple of 16 bytes ("offset"), or has "many" rows, several for each program.
+    """
+    batch = 8 * BATCH if layout == "many" else BATCH
+    step = 2 if layout == "strided" else 1
+    row = -(-dim // 8) * 8 if layout == "padded" else dim * step
+    strides, offset = (LENGTH * row, row, step), int(layout == "offset")
+    storage = torch.empty(batch * LENGTH * row + offset, dtype=dtype, device="meta")
+    return storage.as_strided((batch, LENGTH, dim), strides, offset)
+
+
+def small(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape or (BATCH, LENGTH), dtype=dtype, device="meta")
+
+
+def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The loss, the backward, and both in one pass."""
+    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.kernels import score_entropy as op
+
+    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
+    weight, loss, grad_dtype = small(torch.float64), small(torch.float32), gradient_dtype(dtype)
+    for graph in GRAPHS:
+        dim = vocab + (graph == "absorbing")
+        # The gradient of padded scores is dense all the same.
+        for form in (
+            "loss", "loss strided", "loss offset", "loss many",
+            "backward", "with_grad", "with_grad padded",
+        ):  # fmt: skip
+            kind, _, layout = form.partition(" ")
+            grad = {"backward": dtype, "with_grad": grad_dtype}.get(kind)
+            arguments = (
+                scores(dim, dtype, layout), sigma, tokens, tokens, weight,
+                weight if kind == "backward" else None,
+                None if kind == "backward" else loss,
+                grad and scores(dim, grad), 1.0, graph, vocab,
+            )  # fmt: skip
+            yield Launch(
+                f"score_entropy {graph} {form}",
+                op._score_entropy,
+                lambda a=arguments: op.launch(*a),
+            )
+
+
+def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """Every method of both graphs."""
+    from sedd_fast.kernels import reverse_step as op
+
+    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
+    u = small(torch.float64, BATCH, LENGTH, 2)
+    for graph in GRAPHS:
+        dim = vocab + (graph == "absorbing")
+        for form in (*METHODS, "analytic strided", "euler offset", "euler many"):
+            method, _, layout = form.partition(" ")
+            of = scores(dim, dtype, layout)
+            arguments = (of, tokens, sigma, sigma, u, tokens, graph, vocab, method)
+            for scaled in (False, True) if graph == "absorbing" else (False,):
+                name = f"reverse_step {graph} {form}{' scaled' * scaled}"
+                call = (*arguments, scaled)
+                yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
+            if form in ("analytic", "euler"):
+                name, call = f"reverse_step {graph} {form} top-p", (*arguments, False, 0.8, 0.9)
+                yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
+
+
+def sums_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The sums of every term over a row, and their gradient."""
+    from sedd_fast.kernels import row_sums as op
+
+    tokens, number, dim = small(torch.int64), small(torch.float64), vocab + 1
+    rows = (tokens, tokens, number, number)
+    for term in op.TERMS:
+        for form, upstream, last in (
+            ("sum", None, number),
+            ("backward", (number, number), scores(dim, dtype)),
+        ):
+            arguments = (scores(dim, dtype), rows, upstream, (number, last), term, vocab)
+            name = f"row_sums {term} {form}"
+            yield Launch(name, op._row_sums, lambda a=arguments: op.launch(*a))
+
+
+def head_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """A head of SEDD-small: its first block, its last one (narrower), and the other kernels.
+
+    All blocks use the memory of the largest one: the rows of the last block have the same stride.
+    """
+    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.kernels import linear_score_entropy as op
+
+    rows, states = BATCH * LENGTH // 2, 5632
+    memory, tokens = small(dtype, rows, states), small(torch.int32, 2, rows)
+    of_rows = tokens, small(torch.float32, 5, rows)
+    apart = small(gradient_dtype(dtype), rows, states)
+    last = vocab // states * states
+    for graph in GRAPHS:
+        uniform = graph == "uniform"
+        sums = small(torch.float64, 1 + uniform, rows)
+        for form in ("loss", "with_grad", "with_grad, no bias"):
+            grad, bias = form != "loss", "no bias" not in form
+            partial = op.Sums.like(memory, uniform, grad and bias)
+            for block, first in (("first", 0), ("last", last)):
+                count = min(states, vocab - first)
+                into = (memory if apart.dtype == dtype else apart)[:, :count] if grad else None
+                of_bias = small(dtype, count) if bias else None
+                arguments = (memory[:, :count], of_bias, into, of_rows, partial, first, uniform)
+                yield Launch(
+                    f"linear_score_entropy {graph} {form}, {block} block",
+                    op._linear_score_entropy,
+                    lambda a=arguments: op.launch(*a),
+                )
+        call = (partial, sums, small(torch.float32, states), states, True, False)
+        yield Launch(
+            f"linear_score_entropy {graph} sums", op._add_sums, lambda a=call: op.launch_sums(*a)
+        )
+    yield from head_row_launches(dtype, vocab)
+
+
+def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """Finding, gathering and finishing the rows of a head, and the scale of its gradients."""
+    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.kernels import head_rows as op
+    from sedd_fast.kernels import scale_gradient
+
+    rows, width, grad_dtype = BATCH * LENGTH // 2, 768, gradient_dtype(dtype)
+    tokens, weight, index = small(torch.int64), small(torch.float64), small(torch.int64, rows)
+    terms = small(torch.float32, 5, rows)
+    gathered = small(dtype, rows, width), small(torch.int32, 2, rows), terms
+    hidden = small(dtype, BATCH, LENGTH, width)
+    for graph in GRAPHS:
+        uniform = graph == "uniform"
+        sigma = small(torch.float64, BATCH)
+        process = op.Process(sigma, tokens, tokens, weight, graph, vocab, not uniform)
+        operands = hidden, small(dtype, vocab + 1, width), small(dtype, vocab + 1)
+        made = small(torch.float32, rows, width), small(grad_dtype, BATCH, LENGTH, width)
+        sums = small(torch.float64, 1 + uniform, rows)
+        for name, kernel, launch, arguments in (
+            ("touched", op._touched, op.launch_touched,
+             (process, tokens.flatten(), small(torch.int64, 1))),
+            ("gather", op._gather, op.launch_gather, (process, index, operands, weight, gathered)),
+            ("scatter", op._scatter, op.launch_scatter,
+             (process, index, terms, sums, small(torch.float32), made)),
+        ):  # fmt: skip
+            yield Launch(f"head rows {graph} {name}", kernel, lambda f=launch, a=arguments: f(*a))
+    gradient, one = small(grad_dtype, vocab + 1, width), small(torch.float32, 1)
+    scale = scale_gradient
+    for name, out in (("in place", gradient), ("into another", small(dtype, vocab + 1, width))):
+        call = (gradient, one, out)
+        yield Launch(
+            f"scale_gradient {name}", scale._scale_gradient, lambda a=call: scale.launch(*a)
+        )
+
+
+def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The tile-fused head of SEDD-small: a block with and without gradient, a step, both graphs."""
+    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.kernels import tiled_reverse_step as step
+    from sedd_fast.kernels import tiled_score_entropy as entropy
+    from sedd_fast.kernels.tiles import Operands
+
+    rows, width, states = BATCH * LENGTH // 2, 768, 5376
+    hidden, live = small(dtype, rows, width), small(torch.int64, 1)
+    tokens, term = small(torch.int64, rows), small(torch.float32, rows)
+    terms = entropy.Terms(tokens, tokens, *(term,) * 4)
+    sums = small(torch.float32, 64, rows)
+    made = small(gradient_dtype(dtype), rows, states), small(torch.float32, 64, states)
+    block = Operands(hidden, small(dtype, states, width), small(torch.float32, states), live)
+    whole = Operands(hidden, small(dtype, vocab, width), small(torch.float32, vocab), live)
+    groups = step.Groups(*(small(torch.float32, -(-vocab // step.group_states(dtype)), rows),) * 2)
+    sigma, of = small(torch.float64, BATCH), small(torch.int64)
+    some = step.Step(tokens, of, sigma, sigma, small(torch.float64, BATCH, LENGTH, 2), of)
+    for uniform in (False, True):
+        graph = GRAPHS[uniform]
+        total = small(torch.float32, width) if uniform else None
+        numbers = (small(torch.float64, rows),) * 2
+        for name, kernel, launch, arguments in (
+            ("loss", entropy._tiled_score_entropy, entropy.launch,
+             (block, terms, sums, None, 5376, uniform)),
+            ("with_grad", entropy._tiled_score_entropy, entropy.launch,
+             (block, terms, sums, made, 5376, uniform)),
+            ("rows", entropy._row_scores, entropy.launch_rows, (whole, terms, total, numbers)),
+            ("step", step._group_sums, step.launch_sums, (whole, tokens, groups, 0, uniform)),
+            ("draw", step._draw, step.launch_draw,
+             (whole, some, groups, LENGTH, graph, "euler", not uniform)),
+        ):  # fmt: skip
+            yield Launch(f"tiled {graph} {name}", kernel, lambda f=launch, a=arguments: f(*a))
+
+
+def transition_launches(vocab: int) -> Iterator[Launch]:
+    """Noising, on both graphs."""
+    from sedd_fast.kernels import sample_transition as op
+
+    sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
+    u = small(torch.float64, BATCH, LENGTH, 2)
+    for graph in GRAPHS:
+        arguments = (tokens, sigma, u, tokens, graph, vocab)
+        yield Launch(
+            f"sample_transition {graph}", op._sample_transition, lambda a=arguments: op.launch(*a)
+        )

@@ -1,0 +1,195 @@
+"""The output head: loss with gradients, and a step, from hidden states; by number of positions.
+
+All contenders start from the same hidden states, weight and bias, and return their gradients (or
+the next tokens). The floor is arithmetic: the bare matrix products on the rows that noise touched,
+in the fastest form known here, without any use of their results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sedd_fast as sf
+from benchmarks.contenders import baselines, compiled, cross_entropy
+from benchmarks.contenders.compiled import compile_static
+from benchmarks.contenders.original import Original
+from benchmarks.contenders.rivals import Rivals
+from benchmarks.harness.cases import Call, Case, Contender, ours
+from benchmarks.harness.config import DTYPES, BenchmarkConfig
+
+#: Numbers of positions; beyond EAGER_UP_TO the eager formulas need most memory of a small machine.
+POSITIONS = (256, 1024, 4096)
+EAGER_UP_TO = 1024
+BLOCK = 1008  # states of the blocked products of the floor
+
+
+@dataclass(frozen=True)
+class HeadProblem:
+    """A head over the whole vocabulary, half of whose positions are masked."""
+
+    graph: sf.Absorbing
+    hidden: Tensor  # (B, L, H); hidden, weight and bias are leaves that require gradients
+    weight: Tensor  # (dim, H)
+    bias: Tensor  # (dim,)
+    x_t: Tensor
+    x_0: Tensor
+    row_weight: Tensor  # (B, L)
+    sigma: Tensor  # (B, 1)
+    removed: Tensor  # (B, 1)
+
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The tensors whose gradients are computed."""
+        return self.hidden, self.weight, self.bias
+
+    def scores(self) -> Tensor:
+        """Log scores (B, L, dim), as the original forms them."""
+        raw = F.linear(self.hidden, self.weight, self.bias).float()
+        scale = torch.log(torch.expm1(self.sigma)) + math.log(self.graph.vocab_size)
+        return (raw - scale[..., None]).scatter(-1, self.x_t[..., None], 0)
+
+    def touched(self) -> Tensor:
+        """Hidden states (R, H) of the masked positions."""
+        return self.hidden.detach()[self.x_t == self.graph.mask_index]
+
+
+def make_head(
+    config: BenchmarkConfig, positions: int, width: int, dtype: torch.dtype
+) -> HeadProblem:
+    """Random operands; exactly half of the positions masked."""
+    device = torch.device(config.device)
+    on = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    graph, noise = sf.Absorbing(config.vocab_size), sf.LogLinearNoise()
+    shape = (2, positions // 2)
+    sigma, rate = noise(torch.full((2, 1), 0.5, dtype=torch.float64, device=device))
+    x_0 = torch.randint(graph.vocab_size, shape, **on)
+    masked = torch.zeros(positions, dtype=torch.bool, device=device)
+    masked[torch.randperm(positions, **on)[: positions // 2]] = True
+
+    def normal(*size: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(size, **on) * scale).to(dtype).requires_grad_()
+
+    return HeadProblem(
+        graph,
+        normal(*shape, width),
+        normal(graph.dim, width, scale=1 / math.sqrt(width)),
+        normal(graph.dim, scale=0.1),
+        torch.where(masked.view(shape), graph.mask_index, x_0),
+        x_0,
+        (rate / 2).expand(shape).contiguous(),
+        sigma.float(),
+        (sigma - noise.sigma(torch.full_like(sigma, 0.49))).float(),
+    )
+
+
+def head_cases(config: BenchmarkConfig, original: Original | None) -> Iterator[Case]:
+    """Loss with gradients at every number of positions, then a step."""
+    rivals, width = Rivals(config, original), config.hidden_size
+    counts = POSITIONS if config.head_positions is None else config.head_positions
+    if config.device == "cuda" and config.head_positions is None:
+        counts, width = (config.positions,), 768
+    for name in config.dtypes:
+        for positions in counts:
+            problem = make_head(config, positions, width, DTYPES[name])
+            shape = f"{positions:,} x {width} x {config.vocab_size + 1:,}"
+            for title, contenders, gradients in (
+                ("head, loss + gradients", gradient, True),
+                ("head, analytic step", step, False),
+            ):
+                small = positions <= EAGER_UP_TO or config.device == "cuda"
+                found = contenders(rivals, problem, small)
+                floors = products(problem, gradients)
+                yield Case("head", title, shape, name, found, floor_runs=floors, at=positions)
+
+
+def gradient(rivals: Rivals, p: HeadProblem, eager_too: bool) -> tuple[Contender, ...]:
+    """The contenders that return the loss and the gradients of hidden states, weight and bias."""
+    inputs = (p.sigma, p.x_t, p.x_0)
+
+    def by(loss: Callable[[Tensor], Tensor]) -> Call:
+        return lambda: torch.autograd.grad(loss(p.scores()), p.leaves)
+
+    def plain(scores: Tensor) -> Tensor:
+        return compile_static(compiled.entropy)(scores, *inputs, p.row_weight, p.graph)
+
+    def eager(scores: Tensor) -> Tensor:
+        return (p.row_weight * baselines.score_entropy(scores, *inputs, p.graph)).sum()
+
+    def dense(scores: Tensor) -> Tensor:
+        return sf.score_entropy(scores, *inputs, p.graph, p.row_weight, "sum")
+
+    def fused(reduction: str) -> Call:
+        def run() -> object:
+            loss = sf.linear_score_entropy(
+                *p.leaves, *inputs, p.graph, row_weight=p.row_weight, reduction=reduction
+            )
+            return torch.autograd.grad(loss.sum(), p.leaves)
+
+        return run
+
+    found = rivals.contenders(by(eager), by(plain)) if eager_too else []
+    found += ours(rivals.config, ", dense", by(dense))
+    found += ours(rivals.config, ", fused", fused("sum"), head=True)
+    found += ours(rivals.config, ", fused, none", fused("none"), head=True)
+    return (*found, *yardsticks(p))
+
+
+def yardsticks(p: HeadProblem) -> tuple[Contender, ...]:
+    """Linear cross-entropies of the touched rows: another loss of the same size."""
+    target = p.x_0[p.x_t == p.graph.mask_index]
+    return cross_entropy.contenders(p.touched().requires_grad_(), p.weight, p.bias, target)
+
+
+def step(rivals: Rivals, p: HeadProblem, eager_too: bool) -> tuple[Contender, ...]:
+    """The contenders that return the next tokens."""
+
+    def by(draw: Callable[[Tensor], object]) -> Call:
+        return torch.no_grad()(lambda: draw(p.scores()))
+
+    def eager(scores: Tensor) -> object:
+        return baselines.reverse_step(scores, p.x_t, p.removed, p.graph, "analytic")
+
+    def plain(scores: Tensor) -> object:
+        return compile_static(compiled.race_step)(scores, p.x_t, p.removed, p.graph, "analytic")
+
+    def dense(scores: Tensor) -> object:
+        return sf.reverse_step(scores, p.x_t, p.sigma, p.removed, p.graph)
+
+    def fused() -> object:
+        return sf.linear_reverse_step(*p.leaves, p.x_t, p.sigma, p.removed, p.graph)
+
+    found = rivals.contenders(by(eager), by(plain)) if eager_too else []
+    found += ours(rivals.config, ", dense", by(dense))
+    return tuple(found + ours(rivals.config, ", fused", fused, head=True))
+
+
+def products(p: HeadProblem, gradients: bool) -> dict[str, Call]:
+    """The bare products on the touched rows: whole, padded to a multiple of 64, and blocked."""
+    h, weight = p.touched(), p.weight.detach()
+    padded = F.pad(weight, (0, 0, 0, -len(weight) % 64))
+
+    def whole(w: Tensor) -> Call:
+        def run() -> object:
+            f = h @ w.T
+            return (f, f @ w, f.T @ h) if gradients else f
+
+        return run
+
+    def blocked() -> object:
+        total, made = torch.zeros_like(h), torch.empty_like(weight)
+        memory = h.new_empty(len(h) * BLOCK)
+        for w, out in zip(weight.split(BLOCK), made.split(BLOCK), strict=True):
+            f = memory[: len(h) * len(w)].view(len(h), len(w))
+            torch.mm(h, w.T, out=f)
+            if gradients:
+                total.addmm_(f, w)
+                torch.mm(f.T, h, out=out)
+        return total, made
+
+    return {"whole": whole(weight), "padded": whole(padded), "blocked": blocked}

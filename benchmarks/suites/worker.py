@@ -1,0 +1,144 @@
+"""What one process measures: every case in one memory regime, as plain data for the report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import torch
+
+from benchmarks.contenders import compiled, cross_entropy
+from benchmarks.contenders.original import Original, why_no_network
+from benchmarks.harness.cases import Case, backends
+from benchmarks.harness.config import BenchmarkConfig
+from benchmarks.harness.cuda_graphs import WallMeter, with_graphs
+from benchmarks.harness.environment import machine, provenance
+from benchmarks.harness.measuring import Budget, last_level_cache, make_meter
+from benchmarks.harness.records import able, memory_records, time_records
+from benchmarks.suites.end_to_end import end_to_end_cases
+from benchmarks.suites.head import head_cases
+from benchmarks.suites.ops import op_cases
+from benchmarks.suites.small import small_cases
+from benchmarks.suites.sums import sums_cases
+from benchmarks.suites.sweep import sweep_cases
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Environment, remarks and a record for every contender; yields all so far after every case.
+
+    Raises:
+        SystemExit: the device or a backend asked for is missing; the reason is printed.
+    """
+    torch.manual_seed(0)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        refuse("--device cuda: torch sees no CUDA device; leave the option out to use the CPU")
+    remarks: list[str] = []
+    config = config_of(args, remarks)
+    original = original_of(args, remarks)
+    cold = not (args.quick or args.warm)
+    meter = make_meter(torch.device(args.device), evict=cold)
+    walls = WallMeter(cold) if args.device == "cuda" and not args.no_graphs else None
+    about, records = environment(args, config), []
+    for every in all_cases(config, original):
+        started = time.monotonic()
+        cases = tuple(able(case, remarks) for case in every)
+        if args.worker == "memory":
+            records += memory_records(meter, cases)
+        else:
+            timed = time_records(meter, cases, config.budget)
+            if args.device == "cuda":  # its allocator counts exactly, whatever the regime
+                timed = [t | m for t, m in zip(timed, memory_records(meter, cases), strict=True)]
+            if walls is not None:
+                timed = with_graphs(timed, (meter, walls), cases, config.budget, remarks)
+            records += timed
+        what = f"{cases[0].operation} ({', '.join(case.dtype for case in cases)})"
+        print(f"  {args.worker:7} {what}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+        yield {"environment": about, "remarks": remarks, "records": records}
+
+
+def refuse(message: str) -> NoReturn:
+    """Print one line, and exit with the status of a wrong option."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def config_of(args: argparse.Namespace, remarks: list[str]) -> BenchmarkConfig:
+    """The command line as a config; without torch.compile where it cannot run, with a remark."""
+    for backend in args.backend or ():
+        check_backend(backend, args.device)
+    reason = None if args.no_compile else compiled.why_unavailable(torch.device(args.device))
+    if reason:
+        remarks.append(f"torch.compile is left out, it cannot compile here: {reason}")
+    if "head" in args.suite:
+        remarks += cross_entropy.missing(args.device)
+    tiny: dict[str, Any] = {}
+    if args.quick:
+        tiny = {"hidden_size": 32, "n_blocks": 1, "steps": 2, "head_positions": (32, 64)}
+    config = BenchmarkConfig(
+        suites=args.suite,
+        device=args.device,
+        dtypes=args.dtype,
+        positions=args.positions,
+        vocab_size=args.vocab,
+        masked=args.masked,
+        backends=tuple(args.backend or ()),
+        compile=not args.no_compile and reason is None,
+        budget=Budget(args.rounds, args.seconds),
+        **tiny,
+    )
+    if backends(config) == ("reference",) and not config.backends:
+        remarks.append("only the reference backend runs here: it stands in for ours")
+    return config
+
+
+def check_backend(backend: str, device: str) -> None:
+    """SystemExit with the reason unless that backend runs on that device."""
+    from sedd_fast.backends import registry
+
+    if backend not in registry.BACKENDS:
+        refuse(f"--backend must be one of {', '.join(registry.BACKENDS)}, got {backend!r}")
+    if reason := registry.unavailable(backend, device):
+        refuse(f"--backend {backend}: {reason}")
+
+
+def original_of(args: argparse.Namespace, remarks: list[str]) -> Original | None:
+    """The original's code, where a checkout was given."""
+    if not args.reference:
+        return None
+    reason = why_no_network(torch.device(args.device))
+    remarks.append(
+        "the original's operations are run from its checkout, on our network; its own network is "
+        f"not timed: {reason or 'its loss and sampler are what is compared'}"
+    )
+    return Original(args.reference)
+
+
+def all_cases(config: BenchmarkConfig, original: Original | None) -> Iterator[tuple[Case, ...]]:
+    """The cases of every suite asked for; those in one tuple are measured together."""
+    if "ops" in config.suites:
+        yield from ((case,) for case in op_cases(config, original))
+        yield from ((case,) for case in sums_cases(config))
+    if "head" in config.suites:
+        yield from ((case,) for case in head_cases(config, original))
+    if "sweep" in config.suites:
+        yield from ((case,) for case in sweep_cases(config))
+    yield from ((case,) for case in end_to_end_cases(config, original))
+    if "small" in config.suites:
+        yield from small_cases(config)
+
+
+def environment(args: argparse.Namespace, config: BenchmarkConfig) -> dict[str, Any]:
+    """The machine, the versions and the config of the run."""
+    return {
+        **provenance(),
+        **machine(args.device),
+        "cache_bytes": last_level_cache(),
+        "backends": backends(config),
+        "settings": asdict(config) | {"caches": "warm" if args.warm else "cold"},
+    }
