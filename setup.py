@@ -1,8 +1,8 @@
 """Builds sedd_fast and its compiled modules; see pyproject.toml for the rest.
 
 ``sedd_fast._cpu`` needs a C++17 compiler and neither torch nor any library at build time. Its inner
-loops (csrc/cpu/simd/rows.cpp) are compiled once for every instruction set and chosen at run time, so one
-build runs on any processor of its kind.
+loops (csrc/cpu/simd/rows.cpp) are compiled once for every instruction set and chosen at run time,
+so one build runs on any processor of its kind.
 
 ``sedd_fast._cuda`` needs the CUDA toolkit (CUDA_HOME, or nvcc on PATH) and no GPU. It holds code
 for the GPUs of SEDD_FAST_CUDA_ARCHS ("80,90,100,120" by default, as far as the toolkit knows them;
