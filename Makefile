@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+CSRC := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) csrc/*/*/*.$(suffix)))
+SOURCES := setup.py pyproject.toml constraints.txt $(CSRC)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench compile-kernels gpu format clean
@@ -26,7 +27,7 @@ lint: install ## ruff, type checker, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 
 test: install lint ## lint, then all tests but the slow ones
 	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile --durations=10
@@ -43,7 +44,7 @@ gpu: ## on a GPU machine, with its own Python and torch: build, GPU tests, figur
 format: install ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh
+	$(BIN)/clang-format -i $(CSRC)
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info sedd_fast/*.so .pytest_cache .mypy_cache .ruff_cache

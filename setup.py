@@ -1,8 +1,8 @@
 """Builds sedd_fast and its compiled modules; see pyproject.toml for the rest.
 
 ``sedd_fast._cpu`` needs a C++17 compiler and neither torch nor any library at build time. Its inner
-loops (csrc/cpu/rows.cpp) are compiled once for every instruction set and chosen at run time, so one
-build runs on any processor of its kind.
+loops (csrc/cpu/simd/rows.cpp) are compiled once for every instruction set and chosen at run time,
+so one build runs on any processor of its kind.
 
 ``sedd_fast._cuda`` needs the CUDA toolkit (CUDA_HOME, or nvcc on PATH) and no GPU. It holds code
 for the GPUs of SEDD_FAST_CUDA_ARCHS ("80,90,100,120" by default, as far as the toolkit knows them;
@@ -51,12 +51,12 @@ def is_x86() -> bool:
 
 def cpu_objects() -> dict[str, tuple[str, str]]:
     """Object file -> (source, extra flags)."""
-    sources = [*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "csrc" / "bindings.cpp"]
+    sources = [*sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")), ROOT / "csrc" / "bindings.cpp"]
     define = " -DSEDD_X86" if is_x86() else ""
     made = {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
     sets = {"baseline": "", **(X86_SETS if is_x86() else {})}
     for name, flags in sets.items():
-        made[f"rows_{name}"] = ("csrc/cpu/rows.cpp", f"-DSEDD_ISA={name} {flags}")
+        made[f"rows_{name}"] = ("csrc/cpu/simd/rows.cpp", f"-DSEDD_ISA={name} {flags}")
     return {f"{name}.o": source for name, source in made.items()}
 
 

@@ -1,5 +1,6 @@
-// The Python module sedd_fast._cpu: raw addresses in, no torch. sedd_fast/backends/cpp.py is its
-// only caller and owns dtypes, lifetimes and contiguity.
+// The Python module sedd_fast._cpu. It receives raw addresses and does not use torch. Its only
+// callers, the modules of sedd_fast/backends/cpp, are responsible for dtypes, lifetimes and
+// contiguity.
 #include <pybind11/pybind11.h>
 
 #include <array>
@@ -70,7 +71,7 @@ RowSumsInputs make_row_sums(const Scores& scores, uintptr_t x_t, uintptr_t x_0, 
 }
 
 HeadBlock make_block(uintptr_t scores, int dtype, int64_t rows, int64_t states, int64_t stride,
-                     int64_t first, uintptr_t bias, uintptr_t gradient, bool wide,
+                     int64_t first, uintptr_t bias, uintptr_t gradient, bool grad_fp32,
                      uintptr_t columns) {
   return {pointer<char>(scores),
           static_cast<DType>(dtype),
@@ -80,7 +81,7 @@ HeadBlock make_block(uintptr_t scores, int dtype, int64_t rows, int64_t states, 
           first,
           pointer<const void>(bias),
           pointer<char>(gradient),
-          wide,
+          grad_fp32,
           pointer<char>(columns)};
 }
 
@@ -91,8 +92,9 @@ HeadRows make_rows(uintptr_t x_t, uintptr_t x_0, uintptr_t a, uintptr_t b, uintp
           pointer<double>(sum_log),    pointer<double>(f_x_0),      pointer<uint8_t>(overflowed)};
 }
 
-// Large blocks stay with the process instead of going back to the system at every free, so their
-// pages are not zeroed again at every allocation. False where the allocator has no such switch.
+// Makes the allocator keep large blocks after they are freed instead of returning them to the
+// system, which would have to zero their pages again at the next allocation. False where the
+// allocator has no such option.
 bool reuse_memory() {
 #if defined(__GLIBC__)
   constexpr int never = 2147483647;
@@ -187,7 +189,7 @@ PYBIND11_MODULE(_cpu, m) {
       nogil());
 
   m.def("use_openmp", &use_openmp,
-        "Run on the OpenMP runtime whose GOMP_parallel is given; 0: own.");
+        "Use the OpenMP runtime with this address of GOMP_parallel; 0: use own threads.");
   m.def("uses_openmp", &uses_openmp);
   m.def("instruction_set", &instruction_set);
   m.def("reuse_memory", &reuse_memory);

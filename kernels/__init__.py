@@ -1,8 +1,9 @@
-"""Triton kernels, one operation a file, installed as ``sedd_fast.kernels``.
+"""Triton kernels, one file per operation, installed as ``sedd_fast.kernels``.
 
-Each file holds its kernels and, below them, their launchers; ``coefficients`` has the formulas that
-they share, ``rows`` how a row of log scores is read, ``chunks`` the draw from it, ``nucleus``
-temperature and top-p, ``settings`` how kernels are launched. ``sedd_fast.backends.triton`` calls
-the launchers. Everything is written for Triton 3.6 to 3.9, for CUDA and ROCm alike: no inline
-assembly, no libdevice.
+Each file has the kernels of an operation and, below them, their launchers. Shared parts:
+``coefficients`` has the formulas of both graphs, ``rows`` reads a row of log scores, ``chunks``
+draws from a row, ``nucleus`` applies temperature and top-p, ``tiles`` forms tiles of a linear
+head's output, and ``settings`` has the launch settings. The backends ``triton`` and ``tiled`` call
+the launchers. The code supports Triton 3.6 to 3.9 on CUDA and ROCm, so it uses no inline assembly
+and no libdevice.
 """

@@ -1,11 +1,16 @@
 """A categorical draw from a row of weights by a hierarchical inverse CDF, for Triton kernels.
 
-One pass gives the weights of the row's chunks, kept in registers; a uniform picks the chunk, and
-only that one is read again. The same decisions as csrc/common/reverse_row.h.
+The state drawn is the first y with
 
-A chunk is what one warp reads of a block, neighbouring states: its sum needs no other warp, so the
-pass has no barrier. A row that is read in float64 or whose states are ``stride`` apart keeps no
-sums; the draw walks over it again.
+    sum of w_z over z <= y  >  u1 * (sum of all w_z),   w_z = max(0, exp(l_z - shift) + beta)
+
+where w is 0 at x_t. One pass over the row forms the sums of its chunks, which stay in registers.
+u1 selects a chunk, and only that chunk is read again. csrc/common/reverse_row.h does the same.
+
+A row is divided as in ``rows``: an edge before the first aligned state, whole blocks, and a tail.
+A chunk is the part of a block that one warp reads, neighbouring states, so its sum needs no other
+warp and the pass has no barrier. A row that is read in float64, or that is not contiguous, keeps no
+sums; the draw reads it a second time.
 """
 
 import triton
@@ -13,15 +18,17 @@ import triton.language as tl
 
 from sedd_fast.kernels.rows import EDGE, ends, exponential
 
-#: States of a chosen chunk that a token is drawn from at last.
+#: States of a selected chunk among which the last step of the draw chooses.
 RUN = tl.constexpr(32)
 
 
 @triton.jit
 def _weights(scores, params, PLAIN: tl.constexpr, FILTERED: tl.constexpr):
-    """max(0, exp(l - shift) + beta): in units of alpha and in the type of ``shift``; float32 is not
-    shifted. PLAIN: beta is 0. FILTERED: l - shift is multiplied by the inverse temperature, and the
-    weight is 0 where l < ``least``."""
+    """max(0, exp(l - shift) + beta), in units of alpha and in the dtype of ``shift``.
+
+    In float32 the shift is not applied. PLAIN: beta is 0. FILTERED: l - shift is multiplied by the
+    inverse temperature, and the weight is 0 where l < ``least``.
+    """
     shift, beta, inverse_temperature, least = params
     if FILTERED:
         l = scores.to(shift.dtype)
@@ -43,7 +50,7 @@ def _chunk(
     row, stride, begin, end, x_t, params,
     PLAIN: tl.constexpr, FILTERED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The weights of states begin .. begin + CHUNK - 1, 0 at x_t and from ``end`` on."""
+    """The weights of the states begin .. begin + CHUNK - 1; 0 at x_t and from ``end`` on."""
     y = begin + tl.arange(0, CHUNK)
     scores = tl.load(row + y.to(tl.int64) * stride, mask=y < end, other=0.0)
     return tl.where((y < end) & (y != x_t), _weights(scores, params, PLAIN, FILTERED), 0.0)
@@ -54,8 +61,7 @@ def _vector_sums(
     row, head, dim, x_t, params, PLAIN: tl.constexpr, FILTERED: tl.constexpr,
     VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """The weight of the edge, float64, and (WARPS, BLOCKS) that of chunk w of block n: a chunk is
-    what a warp reads of a block, neighbouring states, so that no warp waits for another."""
+    """The sum of the edge, float64, and (WARPS, BLOCKS) the sum of chunk w of block n."""
     PART: tl.constexpr = 32 * VEC
     CHUNK: tl.constexpr = VECTORS * PART
     BLOCK: tl.constexpr = WARPS * CHUNK
@@ -73,7 +79,7 @@ def _vector_sums(
     sums = tl.zeros([WARPS, BLOCKS], shift.dtype)
     number = tl.arange(0, BLOCKS)[None, :]
     whole, own = dim // BLOCK, x_t // BLOCK
-    # Whole blocks without x_t: nothing is compared with every state.
+    # Whole blocks that do not contain x_t: their states need not be compared with x_t.
     for n in range(0, whole):
         if (n != own) | (x_t < 0):
             begin = row + n * BLOCK
@@ -84,13 +90,13 @@ def _vector_sums(
             for k in tl.static_range(1, VECTORS):
                 w += _weights(vectors[k], params, PLAIN, FILTERED)
             sums = tl.where(number == n, tl.sum(w, 1)[:, None], sums)
-    # The states after them, and the block of x_t, a vector a thread.
+    # The states after the whole blocks, then the block that contains x_t; one vector per thread.
     for turn in range(0, 2):
         n = tl.where(turn == 0, whole, own)
         if (turn == 0) | ((x_t >= 0) & (own < whole)):
             part = tl.zeros([WARPS], shift.dtype)
             for first in range(n * BLOCK, n * BLOCK + CHUNK, PART):
-                # The mask is the same for all states of a vector, so that it is loaded whole.
+                # The mask is the same for all states of a vector, so the load is one vector.
                 here = y // VEC < (dim - first) // VEC
                 scores = tl.load(row + first + y, mask=here, other=0.0)
                 w = _weights(scores, params, PLAIN, FILTERED)
@@ -105,7 +111,7 @@ def _vector_sums(
 def _strided_total(
     row, stride, dim, x_t, params, PLAIN: tl.constexpr, FILTERED: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """The weight of all states, ``stride`` apart; float64."""
+    """The sum of all weights where states are ``stride`` apart; float64."""
     total = tl.zeros((), tl.float64)
     for begin in range(0, dim, CHUNK):
         w = _chunk(row, stride, begin, dim, x_t, params, PLAIN, FILTERED, CHUNK)
@@ -118,8 +124,10 @@ def chunk_sums(
     at, params, PLAIN: tl.constexpr, FILTERED: tl.constexpr, VECTORIZED: tl.constexpr,
     VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """The weight of the edge, of every chunk, and of all; ``at``: the row, its stride, the states
-    before its first aligned one, all states, and x_t. Not VECTORIZED: that of all alone."""
+    """The sums of the edge, of every chunk, and of all weights; if not VECTORIZED, only of all.
+
+    ``at``: the row, its stride, the states before its first aligned one, all states, and x_t.
+    """
     row, stride, head, dim, x_t = at
     if VECTORIZED:
         edge, sums = _vector_sums(
@@ -134,9 +142,8 @@ def chunk_sums(
 
 @triton.jit
 def chosen_chunk(sums, edge, u1):
-    """The chunk in which the running sum of weights passes u1 * total, and how far into it.
-
-    -1 is the edge, before all others.
+    """The chunk in which the running sum of weights exceeds u1 * total, and the share of that
+    chunk's weight before this point. -1 is the edge, which precedes all chunks.
     """
     index = tl.arange(0, sums.shape[0])
     running = tl.cumsum(sums, 0) + edge
@@ -146,18 +153,18 @@ def chosen_chunk(sums, edge, u1):
     chosen = tl.where(target < edge, -1, chosen)
     before = tl.where(chosen < 0, 0.0, tl.sum(tl.where(index < chosen, sums, 0.0), 0) + edge)
     chunk = tl.where(chosen < 0, edge, tl.sum(tl.where(index == chosen, sums, 0.0), 0))
-    # Added up in another order than the running sum: it may lie a rounding beyond the target, and a
-    # share below 0 would lead into what is before the chunk.
+    # ``before`` is added up in another order than the running sum, so rounding may put it beyond
+    # the target. A share below 0 would select a state before the chunk.
     return chosen, tl.maximum(target - before, 0.0) / tl.where(chunk > 0.0, chunk, 1.0)
 
 
 @triton.jit
 def chosen_state(w, share):
-    """The first of the weights at which their running sum passes ``share`` of their sum."""
-    # Rounding may leave the share past the end: the last state that has weight then.
+    """The first index at which the running sum of the weights exceeds ``share`` of their total."""
+    # If rounding puts the target beyond the total, the result is the last state that has weight.
     last_state = tl.max(tl.where(w > 0.0, tl.arange(0, w.shape[0]), 0), 0)
     w = w.to(tl.float64)
-    # Against the sum of these very weights: the one that chose the chunk was formed in float32.
+    # The total of these weights in float64; the sum that selected the chunk is of float32 terms.
     passed = tl.sum((tl.cumsum(w, 0) <= share * tl.sum(w, 0)).to(tl.int32), 0)
     return tl.minimum(passed, last_state)
 
@@ -167,14 +174,14 @@ def _strided_draw(
     row, stride, dim, x_t, params, total, u1,
     PLAIN: tl.constexpr, FILTERED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """``draw`` by walking over the chunks once more: nothing of them was kept."""
+    """``draw`` for a row whose chunk sums were not kept: all chunks are read again."""
     target = u1 * total
     running, before, weight = total * 0.0, total * 0.0, total * 0.0
     chosen = dim * 0
     for begin in range(0, dim, CHUNK):
         w = _chunk(row, stride, begin, dim, x_t, params, PLAIN, FILTERED, CHUNK)
         more = tl.sum(w, 0).to(tl.float64)
-        # The last one that has weight and begins before the target.
+        # The last chunk that has weight and begins before the target.
         here = (more > 0.0) & (running <= target)
         chosen = tl.where(here, begin, chosen)
         before, weight = tl.where(here, running, before), tl.where(here, more, weight)
@@ -188,15 +195,15 @@ def draw(
     at, params, edge, sums, total, u1, PLAIN: tl.constexpr, FILTERED: tl.constexpr,
     VECTORIZED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The first state at which the running sum of weights, in natural order, passes u1 * total."""
+    """The first state at which the running sum of weights exceeds u1 * total."""
     row, stride, head, dim, x_t = at
     if VECTORIZED:
         ordered = tl.reshape(tl.trans(sums.to(tl.float64)), [sums.shape[0] * sums.shape[1]])
         chosen, share = chosen_chunk(ordered, edge, u1)
         begin = tl.where(chosen < 0, 0, head + chosen * CHUNK)
         end = tl.where(chosen < 0, head, tl.minimum(dim, begin + CHUNK))
-        # In two stages: a running sum of the whole chunk in float64 would cost every program
-        # registers.
+        # In two stages: a running sum over the whole chunk in float64 would need registers in every
+        # program.
         w = _chunk(row, stride, begin, end, x_t, params, PLAIN, FILTERED, CHUNK).to(tl.float64)
         parts = tl.sum(tl.reshape(w, [CHUNK // RUN, RUN]), 1)
         chosen, share = chosen_chunk(parts, 0.0, share)
@@ -209,5 +216,7 @@ def draw(
 
 
 def blocks(states: int, block: int) -> int:
-    """Room for every block of a row: a power of two, and a register of each lane."""
+    """Size of the axis of blocks: a power of two of at least the blocks of a row, and at least 32,
+    one for each lane of a warp.
+    """
     return max(32, 1 << (-(-states // block) - 1).bit_length())

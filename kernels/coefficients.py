@@ -1,9 +1,12 @@
-"""The closed-form transition ratios of both graphs, for Triton kernels (the one place).
+"""The closed-form transition ratios of both graphs, for Triton kernels.
 
-The same table as ``sedd_fast.backends.coefficients``, which explains it, and
-``csrc/common/coefficients.h``. Everything is float64: k and c * l_{x_0} are near 1e6 and cancel at
-small noise. expm1 and log1p are built from exp and log (Kahan's quotients), because the math
-libraries that have them are those of one vendor.
+    loss                = a * sum exp(l_y) - b * sum l_y - c * l_{x_0} + k, sums over y != x_t
+    weight of y != x_t  = max(0, alpha * exp(l_y) + beta);  weight of x_t = max(0, gamma)
+
+No other Triton file repeats them. ``sedd_fast.backends.coefficients`` has the same formulas for
+torch, with explanations, and ``csrc/common/coefficients.h`` for C++ and CUDA. Everything is
+float64: at small noise, k and c * l_{x_0} are near 1e6 and cancel. expm1 and log1p are built from
+exp and log (Kahan's quotients), because the libraries that have them exist for one vendor only.
 """
 
 import triton
@@ -18,7 +21,7 @@ DENOISE = tl.constexpr(2)
 def expm1(x):
     """exp(x) - 1 in float64, exact to a few units in the last place for any x."""
     u = tl.exp(x)
-    # (u - 1) / ln(u) is smooth in u: its error does not see that u was rounded.
+    # (u - 1) / ln(u) is smooth in u, so the rounding of u hardly changes it.
     log_u = tl.log(tl.where(u == 0.0, 1.0, u))
     quotient = (u - 1.0) * (x / tl.where(log_u == 0.0, 1.0, log_u))
     small = tl.where(log_u == 0.0, x, quotient)
@@ -41,13 +44,13 @@ def log_expm1(x):
 
 @triton.jit
 def output_scale(sigma, vocab):
-    """Factor of exp(f) where a raw output f is the log score l = f - ln E - ln V."""
+    """exp(l) / exp(f) for raw outputs f of log scores l = f - ln E - ln V."""
     return tl.exp(-log_expm1(sigma)) / vocab.to(tl.float64)
 
 
 @triton.jit
 def entropy_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr):
-    """(a, b, c, k) of one position, float64; a is 0 exactly where the row need not be read."""
+    """(a, b, c, k) of one position, float64; a is 0 exactly where its row need not be read."""
     log_e = log_expm1(sigma)
     inv_e = tl.exp(-log_e)
     if ABSORBING:
@@ -75,7 +78,11 @@ def entropy_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr):
 def reverse_coefficients(
     sigma, dsigma, sum_exp, unit, vocab, ABSORBING: tl.constexpr, METHOD: tl.constexpr
 ):
-    """(alpha, beta, gamma) of one position that may move, float64, all scaled by ``unit``."""
+    """(alpha, beta, gamma) of one position that may move, float64.
+
+    ``sum_exp`` is S * unit, and beta and gamma are scaled by ``unit`` too: exp(-m) where the scores
+    of the row are shifted by m, else 1.
+    """
     size = vocab.to(tl.float64)
     if ABSORBING:
         if METHOD == DENOISE:

@@ -1,21 +1,23 @@
-"""What surrounds a linear head's products: which rows there are, what is gathered, what goes back.
+"""The rows of a linear head: they are listed, gathered before its products, and scattered after.
 
-One kernel lists the touched positions. One gathers some of them: hidden states, tokens, the
-coefficients of their losses, f at x_0. One writes losses, and gradients of the hidden states, to
-their positions when all blocks of the vocabulary have been added up.
+    loss = weight * (k + a * sum exp(f_y) - b * sum f_y - c * f_{x_0}), sums over y != x_t
+
+``_touched`` lists the positions that have a loss. ``_gather`` gathers the hidden states and tokens
+of some of them, and computes the coefficients of their losses and f at x_0. The blocks of the
+vocabulary then add to the sums (``linear_score_entropy``). ``_scatter`` writes the losses, and the
+gradients of the hidden states, to their positions.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sedd_fast.kernels.batches import EntropyBatch
 from sedd_fast.kernels.coefficients import entropy_coefficients
 
-#: Rows and numbers of each that a program copies at a time; positions that it looks at.
+#: Rows, and elements of each row, that a program copies at a time; positions that it checks.
 ROWS, DEPTH, POSITIONS = 16, 128, 1024
 
 
@@ -36,7 +38,9 @@ def _touched(
     x_t, row_weight, rows, count, positions, vocab,
     ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program itself counts what lies before its positions: an ordered list in one launch."""
+    """Lists positions in order. Each program counts the touched positions before its own, so that
+    one launch suffices.
+    """
     lane = tl.arange(0, BLOCK)
     before = tl.zeros([BLOCK], tl.int32)
     for block in range(0, tl.program_id(0)):
@@ -56,27 +60,27 @@ def _row(
     index, sigma, x_t, x_0, row_weight, i, rows, length, dim, vocab,
     ABSORBING: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Position, whether it is one, weight, whether all values are in range, x_t, x_0, (a, b, c, k).
+    """Position, whether there is one, weight, whether all values are valid, x_t, x_0, a, b, c, k.
 
-    SCALED: the coefficients of raw outputs f of log scores f - ln E - ln V, in which E cancels.
+    SCALED: the coefficients for raw outputs f of log scores f - ln E - ln V, in which E cancels.
     """
     at = tl.load(index + i, mask=i < rows, other=-1)
     here = at >= 0
     at = tl.maximum(at, 0)
     noise = tl.load(sigma + at // length, mask=here, other=1.0)
-    now = tl.load(x_t + at, mask=here, other=0)
+    current = tl.load(x_t + at, mask=here, other=0)
     clean = tl.load(x_0 + at, mask=here, other=0)
     weight = tl.where(here, 1.0, 0.0).to(tl.float64)
     if WEIGHTED:
         weight = tl.load(row_weight + at, mask=here, other=0.0)
     valid = (noise > 0) & (noise < float("inf"))
-    valid = valid & (now >= 0) & (now < dim) & (clean >= 0) & (clean < vocab)
+    valid = valid & (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
     noise = tl.where(valid, noise, 1.0)
-    a, b, c, k = entropy_coefficients(noise, now, clean, vocab, ABSORBING)
+    a, b, c, k = entropy_coefficients(noise, current, clean, vocab, ABSORBING)
     if SCALED:
         size = vocab.to(tl.float64)
         a, k = c / size, c * (tl.log(size) - 1.0)
-    return at, here, weight, valid, now, clean, a, b, c, k
+    return at, here, weight, valid, current, clean, a, b, c, k
 
 
 @triton.jit(do_not_specialize=["rows", "length", "dim", "vocab", "scale"])
@@ -87,7 +91,7 @@ def _gather(
     WITH_BIAS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    at, here, row_factor, valid, now, clean, a, b, c, _ = _row(
+    at, here, row_factor, valid, current, clean, a, b, c, _ = _row(
         index, sigma, x_t, x_0, row_weight, i, rows, length, dim, vocab,
         ABSORBING, SCALED, WEIGHTED,
     )  # fmt: skip
@@ -95,12 +99,12 @@ def _gather(
     if UPSTREAM:
         factor = factor * tl.load(upstream + at, mask=here, other=0.0)
     factor = tl.where(valid & (row_factor != 0), factor, 0.0)
-    # With the weight in it, a * exp(f) overflows only where the weighted loss does.
+    # a includes the weight, so that a * exp(f) overflows only where the weighted loss does.
     a = tl.where(valid, a * tl.abs(row_factor), 0.0)
     log_a = tl.where(a > 0, tl.log(tl.where(a > 0, a, 1.0)), -float("inf"))
     up = tl.where(a > 0, factor / tl.where(row_factor == 0, 1.0, tl.abs(row_factor)), 0.0)
     inside = i < rows
-    tl.store(tokens + i, now.to(tl.int32), mask=inside)
+    tl.store(tokens + i, current.to(tl.int32), mask=inside)
     tl.store(tokens + rows + i, clean.to(tl.int32), mask=inside)
     tl.store(terms + i, log_a.to(tl.float32), mask=inside)
     tl.store(terms + rows + i, up.to(tl.float32), mask=inside)
@@ -117,7 +121,7 @@ def _gather(
     for begin in range(0, width, DEPTH):
         k = (begin + tl.arange(0, DEPTH))[None, :]
         part = k < width
-        # What fills a list is not read: it may be NaN, and would spoil whole products.
+        # Entries without a position are not read: a NaN there would spread through the products.
         h = tl.load(hidden + source + k * stride_h, mask=here[:, None] & part, other=0.0)
         h = h.to(gathered.dtype.element_ty)
         tl.store(gathered + into + k, h, mask=inside[:, None] & part)
@@ -140,11 +144,11 @@ def _scatter(
         ABSORBING, SCALED, WEIGHTED,
     )  # fmt: skip
     value = weight * k
-    sum_exp = tl.load(sums + i, mask=here, other=0.0)  # has the size of the weight in it
+    sum_exp = tl.load(sums + i, mask=here, other=0.0)  # includes the absolute weight
     value += tl.where(a > 0, tl.where(weight < 0, -sum_exp, sum_exp), 0.0)
     if not ABSORBING:
         sum_log = tl.load(sums + rows + i, mask=here, other=0.0)
-        value -= tl.where(b > 0, weight * b * sum_log, 0.0)  # what is absent stays so at infinity
+        value -= tl.where(b > 0, weight * b * sum_log, 0.0)  # 0 * infinity would be NaN
     f = tl.load(terms + 4 * rows + i, mask=here, other=0.0).to(tl.float64)
     value -= tl.where(c > 0, weight * c * f, 0.0)
     value = tl.where(weight != 0, tl.where(valid, value, float("nan")), 0.0)
@@ -158,91 +162,70 @@ def _scatter(
             tl.store(gradient + into + n, g.to(gradient.dtype.element_ty), mask=inside)
 
 
-class Process(NamedTuple):
-    """A batch and its graph: (B,) sigma, (B, L) tokens and weights or None, all contiguous."""
-
-    sigma: Tensor
-    x_t: Tensor
-    x_0: Tensor
-    row_weight: Tensor | None
-    graph: str
-    vocab_size: int
-    scale_by_sigma: bool
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """As kernels take them; a pointer that is never read in place of no weights."""
-        weight = self.x_t if self.row_weight is None else self.row_weight
-        return self.sigma, self.x_t, self.x_0, weight
-
-    def numbers(self) -> tuple[int, int, int]:
-        """Length, number of states and of tokens."""
-        dim = self.vocab_size + (self.graph == "absorbing")
-        return self.x_t.shape[1], dim, self.vocab_size
-
-    def options(self) -> dict[str, bool]:
-        """What kernels are compiled for."""
-        weighted, absorbing = self.row_weight is not None, self.graph == "absorbing"
-        return {"ABSORBING": absorbing, "SCALED": self.scale_by_sigma, "WEIGHTED": weighted}
-
-
-def launch_touched(process: Process, rows: Tensor, count: Tensor) -> None:
-    """The touched positions b * L + i in order, into ``rows`` (B * L,), and how many; int64."""
-    options = process.options()
+def launch_touched(batch: EntropyBatch, rows: Tensor, count: Tensor) -> None:
+    """Write the touched positions b * L + i in order into ``rows`` (B * L,), and how many there are
+    into ``count`` (); int64.
+    """
+    options = batch.options()
     del options["SCALED"]
-    _, x_t, _, weight = process.tensors()
+    _, x_t, _, weight = batch.tensors()
     _touched[(max(1, triton.cdiv(x_t.numel(), POSITIONS)),)](
-        x_t, weight, rows, count, x_t.numel(), process.vocab_size, **options, BLOCK=POSITIONS,
+        x_t, weight, rows, count, x_t.numel(), batch.vocab_size, **options, BLOCK=POSITIONS,
         num_warps=4,
     )  # fmt: skip
 
 
 def launch_gather(
-    process: Process,
+    batch: EntropyBatch,
     index: Tensor,
     operands: tuple[Tensor, Tensor, Tensor | None],
     grad_scale: Tensor | float,
     out: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Some rows of a head, ready for its products.
+    """Gather some rows of a head for its products.
 
     Args:
         index: (R,) int64 positions, -1 for none.
-        operands: hidden (B, L, H), weight (dim, H) in any dtypes and layouts, bias (dim,) or None.
-        grad_scale: factor of every gradient, a number or (B, L) float64, contiguous.
-        out: hidden states (R, H), 0 for no position; x_t and x_0 (2, R) int32; (5, R) float32:
-            ln a, the factor of a * exp(f) in the gradient, its subtrahends b and c, and f at x_0.
+        operands: hidden (B, L, H) and weight (dim, H) in any dtypes and layouts, bias (dim,) or
+            None.
+        grad_scale: factor of all gradients, a number or (B, L) float64, contiguous.
+        out: hidden states (R, H), 0 where there is no position; x_t and x_0, (2, R) int32; terms,
+            (5, R) float32: ln a, the factor of a * exp(f) in the gradient, the b and c that the
+            gradient subtracts, and f at x_0.
     """
     hidden, weight, bias = operands
     gathered, tokens, terms = out
     upstream = isinstance(grad_scale, Tensor)
     _gather[(triton.cdiv(len(index), ROWS),)](
-        index, hidden, weight, weight if bias is None else bias, *process.tensors(),
+        index, hidden, weight, weight if bias is None else bias, *batch.tensors(),
         grad_scale if upstream else terms, gathered, tokens, terms,
-        len(index), *process.numbers(), hidden.shape[2], 1.0 if upstream else grad_scale,
+        len(index), *batch.numbers(), hidden.shape[2], 1.0 if upstream else grad_scale,
         *hidden.stride(), *weight.stride(),
-        **process.options(), UPSTREAM=upstream, WITH_BIAS=bias is not None, ROWS=ROWS, DEPTH=DEPTH,
+        **batch.options(), UPSTREAM=upstream, WITH_BIAS=bias is not None, ROWS=ROWS, DEPTH=DEPTH,
         num_warps=4,
     )  # fmt: skip
 
 
 def launch_scatter(
-    process: Process,
+    batch: EntropyBatch,
     index: Tensor,
     terms: Tensor,
     sums: Tensor,
     loss: Tensor,
     gradient: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Weighted losses to their positions in ``loss`` (B, L) float32; NaN where a value is bad.
+    """Write weighted losses to their positions in ``loss`` (B, L) float32; NaN where an input is
+    invalid.
 
     Args:
         terms: (5, R), from `launch_gather`.
-        sums: (1 or 2, R) float64: of the weight's size times a * exp(f), and of f (uniform graph).
-        gradient: (R, H) float32 of the hidden states, and where it goes, (B, L, H) contiguous.
+        sums: (1 or 2, R) float64: sums of abs(weight) * a * exp(f), and of f (uniform graph).
+        gradient: (R, H) float32 gradients of the hidden states, and the output (B, L, H) for them,
+            contiguous; or None.
     """
     total, into = (terms, terms) if gradient is None else gradient
     _scatter[(triton.cdiv(len(index), ROWS),)](
-        index, *process.tensors(), terms, sums, total, loss, into,
-        len(index), *process.numbers(), total.shape[1], **process.options(),
+        index, *batch.tensors(), terms, sums, total, loss, into,
+        len(index), *batch.numbers(), total.shape[1], **batch.options(),
         WITH_HIDDEN=gradient is not None, ROWS=ROWS, DEPTH=DEPTH, num_warps=4,
     )  # fmt: skip

@@ -1,16 +1,19 @@
-"""Score entropy of one block of a linear head's output, in place: one program for some rows and
-neighbouring states.
+"""Score entropy of one block of a linear head's output, in place.
 
-The product that made the block and those that its gradient enters are the caller's. A program walks
-its rows with the sums over rows in registers, so that nothing reads the gradient once more to add
-it up. It leaves a partial sum for every state of its tile and one for every row; `launch_sums` adds
-these up in a fixed order, so that results repeat bit by bit. The sums are of a * exp(f), with ln a
-inside the exponential: it overflows only where the loss does (of float32 operands already at
-2^127.5).
+    sums      a * sum exp(f_y) and sum f_y, over the states y != x_t of the block
+    gradient  grad_scale * a * exp(f_y) - b - c * [y = x_0], 0 at y = x_t; its sums over the rows
 
-Rows of scores are a fixed number of bytes apart, whole tiles of them: every load and store is 16
-bytes wide, also in the last block, whose columns beyond its states are read and count for nothing.
-The block is overwritten by its gradient, so no launch of it may ever be repeated to be timed.
+Here b and c include the gradient's scale. The caller computes the matrix products: the one that
+gives the block of scores, and those with its gradient. A program handles a tile: some rows and
+neighbouring states. It loops over its rows and keeps the sums over rows in registers, so that the
+gradient is not read again to add it up. It writes a partial sum for every state of its tile and for
+every row. `launch_sums` adds these in a fixed order, so that results repeat bit by bit. ln a is
+added inside the exponential, so that it overflows only where the loss does (with float32 operands,
+at 2^127.5).
+
+The stride of the rows of scores is a multiple of a tile, so every load and store is 16 bytes wide.
+This also holds in the last block: columns beyond its states are read and ignored. The gradient may
+overwrite the block, so a launch must not be repeated, for example to time it.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from torch import Tensor
 from sedd_fast.kernels.rows import LOG2_E, exponential
 
 
-class Tile(NamedTuple):
-    """States of a program, rows that it reads at once and in all, and its warps."""
+class BlockTile(NamedTuple):
+    """The tile of a program: its states, the rows read at a time, all its rows, and its warps."""
 
     states: int
     rows: int
@@ -34,16 +37,17 @@ class Tile(NamedTuple):
     warps: int
 
 
-#: Bytes of a score -> tile. A row of it is one 16-byte vector for each thread of a warp, so that a
-#: warp adds up a row by itself. From what compiles without spilling; not measured yet.
-TABLE: dict[int, Tile] = {2: Tile(256, 8, 128, 4), 4: Tile(128, 8, 128, 4)}
-#: Rows or states of a program that adds partial sums up, and how many sums it reads at once.
+#: Bytes of a score -> tile. A row of a tile is one 16-byte vector for each thread of a warp, so
+#: that one warp adds up a row. Chosen as the tiles that compile without spills; not measured yet.
+TABLE: dict[int, BlockTile] = {2: BlockTile(256, 8, 128, 4), 4: BlockTile(128, 8, 128, 4)}
+#: Rows or states whose partial sums one program of `launch_sums` adds, and partial sums that it
+#: reads at a time.
 ADDED, AT_ONCE = 128, 16
 
 
 @triton.jit
 def _exp(f, c, HALF: tl.constexpr):
-    """exp(f + c); of half operands no more exactly than they deserve, and c is times log2 e."""
+    """exp(f + c). HALF (16-bit operands): tl.exp2 is accurate enough, and c is times log2 e."""
     if HALF:
         e = tl.exp2(f * LOG2_E + c)
     else:
@@ -67,7 +71,7 @@ def _linear_score_entropy(
     b = tl.zeros([TILE], tl.float32)
     if WITH_BIAS:
         b = tl.load(bias + y, mask=inside, other=0.0).to(tl.float32)
-    # The bias as the exponential takes it, which makes nothing of columns beyond the last state.
+    # The bias as the argument of the exponential, which is 0 for columns beyond the last state.
     shift = tl.where(inside, b * LOG2_E if HALF else b, -float("inf"))[None, :]
     b, inside, state = b[None, :], inside[None, :], (first + y)[None, :]
     begin = (group * GROUP).to(tl.int64) * stride + tile * TILE
@@ -76,13 +80,13 @@ def _linear_score_entropy(
     for _ in range(0, tl.minimum(GROUP, rows - group * GROUP), ROWS):
         live = i < rows
         f = tl.load(scores + begin + at, mask=live[:, None], other=0.0).to(tl.float32)
-        f = tl.where(inside, f, 0.0)  # what lies there may be NaN
+        f = tl.where(inside, f, 0.0)  # memory beyond the last state may hold NaN
         log_a = tl.load(terms + i, mask=live, other=-float("inf"))
         e = _exp(f, shift + (log_a * LOG2_E if HALF else log_a)[:, None], HALF)
         into = row_sums + tile * rows + i[:, None]
         if UNIFORM:
-            now = tl.load(tokens + i, mask=live, other=-1)
-            stays = state == now[:, None]
+            current = tl.load(tokens + i, mask=live, other=-1)
+            stays = state == current[:, None]
             e = tl.where(stays, 0.0, e)
             logs = tl.sum(tl.where(stays, 0.0, f + b), 1, keep_dims=True)
             tl.store(into + across * rows, logs, mask=live[:, None])
@@ -99,12 +103,14 @@ def _linear_score_entropy(
             g -= less
             to = gradient + begin + at
             tl.store(to, g.to(gradient.dtype.element_ty), mask=live[:, None])
-            if WITH_COLUMNS:  # rows that belong to one thread
+            if WITH_COLUMNS:  # one thread adds its own rows
                 total += tl.sum(tl.reshape(g, [ROWS // WARPS, WARPS, TILE]), 0)
         i += ROWS
         begin += ROWS * stride.to(tl.int64)
     if WITH_COLUMNS:
-        tl.store(columns + group * stride + y, tl.sum(total, 0))  # has room for whole tiles
+        tl.store(
+            columns + group * stride + y, tl.sum(total, 0)
+        )  # ``columns`` has space for whole tiles
 
 
 @triton.jit(
@@ -116,8 +122,10 @@ def _add_sums(
     row_sums, columns, sums, bias_gradient, rows, states, last, stride, across, down,
     old_rows, old_states, KINDS: tl.constexpr, COUNT: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Programs add the partial sums of some rows, then others those of some states, to what the
-    first so many have."""
+    """Adds up partial sums. The first programs do so for rows, the others for states.
+
+    The first ``old_rows`` rows and ``old_states`` states already have a sum, which is added to.
+    """
     program = tl.program_id(0)
     of_rows = tl.cdiv(rows, COUNT)
     lane, part = tl.arange(0, COUNT), tl.arange(0, AT_ONCE)[:, None]
@@ -143,23 +151,24 @@ def _add_sums(
         tl.store(bias_gradient + y, total.to(tl.float32), mask=y < last)
 
 
-class Sums(NamedTuple):
+class PartialSums(NamedTuple):
     """Memory for the partial sums of a block, float32.
 
     Attributes:
-        rows: of a * exp(f), and of f of the uniform graph: (1 or 2, tiles, R), as many tiles as the
-            block at hand has, one behind the other.
-        columns: of the gradient: (groups of rows, stride of a row of scores), or None.
-        tile: how the kernel cuts the block.
+        rows: (1 or 2, tiles, R): the sums of a * exp(f), and for the uniform graph of f. A block
+            with fewer tiles uses the beginning of this memory.
+        columns: (groups of rows, stride of a row of scores): sums of the gradient over rows; or
+            None.
+        tile: how the kernel divides the block.
     """
 
     rows: Tensor
     columns: Tensor | None
-    tile: Tile
+    tile: BlockTile
 
     @classmethod
-    def like(cls, scores: Tensor, uniform: bool, columns: bool) -> Sums:
-        """For blocks in the memory of ``scores``, (R, states of the widest)."""
+    def like(cls, scores: Tensor, uniform: bool, columns: bool) -> PartialSums:
+        """For blocks in the memory of ``scores``, (R, states of the largest block)."""
         tile, (count, states) = TABLE[scores.element_size()], scores.shape
         shape = 1 + uniform, triton.cdiv(states, tile.states), count
         groups = triton.cdiv(count, tile.group), states
@@ -170,19 +179,20 @@ class Sums(NamedTuple):
         )
 
     def across(self, states: int) -> int:
-        """Tiles of a block."""
+        """Number of tiles across a block of that many states."""
         return triton.cdiv(states, self.tile.states)
 
 
-#: Registers of a thread, by (uniform graph, sums over the rows): with fewer, half scores spill. 80
-#: let six programs of four warps share a multiprocessor, 96 five, 112 and 128 four.
+#: (uniform graph, sums over the rows) -> registers of a thread: with fewer, 16-bit scores spill.
+#: With 80, six programs of four warps fit onto a multiprocessor; with 96 five, with 112 or 128
+#: four.
 REGISTERS = {(False, True): 80, (False, False): 96, (True, True): 112, (True, False): 128}
 
 
 def options(
     score_bytes: int, gradient_bytes: int, uniform: bool, columns: bool
 ) -> dict[str, int | bool]:
-    """How the kernel is compiled, on NVIDIA with a limit of registers."""
+    """Compile options of the kernel; on NVIDIA GPUs with a limit of registers."""
     limit = REGISTERS[uniform, columns]
     if score_bytes == 4:
         limit = 96 if uniform else 80
@@ -197,23 +207,22 @@ def launch(
     bias: Tensor | None,
     gradient: Tensor | None,
     rows: tuple[Tensor, Tensor],
-    sums: Sums,
+    sums: PartialSums,
     first: int,
-    uniform: bool,
 ) -> None:
-    """Partial sums of a block, and its gradient where asked for.
+    """Compute the partial sums of a block, and its gradient if one is given.
 
     Args:
-        scores: (R, n) in rows a multiple of 256 numbers apart; ``gradient`` has its layout and may
-            be itself.
-        bias: of those states, (n,), contiguous, in any dtype.
+        scores: (R, n); the stride of its rows is a multiple of 256.
+        bias: (n,) bias of these states, contiguous, in any dtype; or None.
+        gradient: output in the layout of the scores, may be the same memory; or None.
         rows: x_t and x_0 (2, R) int32, and the terms of `head_rows.launch_gather`.
         first: the state of column 0.
     """
     count, states = scores.shape
     if count == 0 or states == 0:
         return
-    tile = sums.tile
+    tile, uniform = sums.tile, len(sums.rows) == 2
     unused = sums.rows  # a pointer that is never read
     into = scores if gradient is None else gradient
     _linear_score_entropy[(sums.across(states) * triton.cdiv(count, tile.group),)](
@@ -228,14 +237,20 @@ def launch(
 
 
 def launch_sums(
-    partial: Sums, sums: Tensor, bias_gradient: Tensor | None, states: int, later: bool, again: bool
+    partial: PartialSums,
+    sums: Tensor,
+    bias_gradient: Tensor | None,
+    states: int,
+    later: bool,
+    again: bool,
 ) -> None:
-    """Add a block's partial sums up, always in the same order.
+    """Add up the partial sums of a block, always in the same order.
 
     Args:
-        sums: (1 or 2, R) float64, added to where the block is a ``later`` one.
-        bias_gradient: from the block's first state on, float32, added to where rows come ``again``;
-            what lies beyond the block's states gets 0.
+        sums: (1 or 2, R) float64 sums of the rows; overwritten in the first block of the
+            vocabulary, added to in ``later`` ones.
+        bias_gradient: float32, from the block's first state on; overwritten for the first rows,
+            added to if further rows follow (``again``). Entries beyond the block's states get 0.
     """
     kinds, _, rows = partial.rows.shape
     columns, into = partial.rows[0], sums

@@ -1,4 +1,12 @@
-"""Temperature and top-p for Triton kernels: the weights of a row cut to its nucleus."""
+"""Temperature and top-p for Triton kernels.
+
+    w_y = exp((l_y - shift) * inverse_temperature) if l_y >= least, else 0
+
+``least`` is the largest score for which these weights still sum to at least top_p of the sum of all
+weights. It is found by bisection over the float32 numbers, with a sum over the row at each step:
+nothing is sorted, and equal scores are all kept or all removed. ``chunks`` divides and sums the
+row.
+"""
 
 import triton
 import triton.language as tl
@@ -8,16 +16,16 @@ from sedd_fast.kernels.rows import row_max
 
 
 @triton.jit
-def _place(x, SPARE: tl.constexpr):
-    """Where a float32 lies among those whose last SPARE bits are 0, as a whole number (int64)."""
+def _ordinal(x, SPARE: tl.constexpr):
+    """The ordinal (int64) of a float32 among the float32 numbers whose last SPARE bits are 0."""
     bits = x.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) >> SPARE
 
 
 @triton.jit
-def _value(place, SPARE: tl.constexpr):
-    """The float32 at a place; of a negative one the spare bits are 1 there."""
-    at = (place * (1 << SPARE) + tl.where(place < 0, (1 << SPARE) - 1, 0)).to(tl.int32)
+def _value(ordinal, SPARE: tl.constexpr):
+    """The float32 with that ordinal; in that of a negative one the last SPARE bits are 1."""
+    at = (ordinal * (1 << SPARE) + tl.where(ordinal < 0, (1 << SPARE) - 1, 0)).to(tl.int32)
     return (at ^ ((at >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
@@ -26,7 +34,7 @@ def _sums_from(
     at, shift, inverse_temperature, least, VECTORIZED: tl.constexpr,
     VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """``chunk_sums`` of the weights at a temperature, of scores from ``least`` on."""
+    """``chunk_sums`` of the weights at a temperature, 0 for scores below ``least``."""
     params = (shift, shift * 0.0, inverse_temperature, least)
     return chunk_sums(at, params, True, True, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS)
 
@@ -36,11 +44,11 @@ def filtered_sums(
     at, shift, inverse_temperature, top_p, VECTORIZED: tl.constexpr,
     VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """``chunk_sums`` of the weights at a temperature and cut to the nucleus, the shift, and the
-    least score of the nucleus: the largest from which on the weights reach top_p of all, by
-    bisection."""
+    """``chunk_sums`` of the weights at a temperature within the nucleus, the shift, and the
+    smallest score of the nucleus.
+    """
     row, stride, _, dim, x_t = at
-    # The last bits of every bfloat16 or float16 are 0 once it is a float32: fewer passes.
+    # The last bits of a bfloat16 or float16 are 0 in float32, which saves steps of the bisection.
     HALF: tl.constexpr = 13 if row.dtype.element_ty == tl.float16 else 0
     SPARE: tl.constexpr = 16 if row.dtype.element_ty == tl.bfloat16 else HALF
     largest = row_max(row, stride, dim, x_t, VECTORS * 32 * VEC)
@@ -50,7 +58,7 @@ def filtered_sums(
         at, shift, inverse_temperature, least, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS
     )
     enough = top_p * total
-    low, high = _place(least, SPARE), _place(largest, SPARE)
+    low, high = _ordinal(least, SPARE), _ordinal(largest, SPARE)
     high = tl.where(top_p < 1.0, high, low)
     while low < high:
         middle = low + (high - low + 1) // 2

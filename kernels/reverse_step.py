@@ -1,9 +1,13 @@
-"""One reverse step: one program a position reads its row and draws its next state.
+"""One reverse step: one program per position reads its row and draws its next state.
 
-The draw is that of chunks.py: one pass, and one chunk again. The weights of the uniform graph,
-clamped at 0, need the sum S first: a second pass, which finds the row in cache, and only for the
-rows that may move. So do a temperature and top-p (nucleus.py). The same decisions as
-csrc/common/reverse_row.h.
+    weight of y != x_t: max(0, alpha * exp(l_y) + beta);  weight of x_t: max(0, gamma)
+
+``coefficients`` has alpha, beta and gamma, which depend on S, the sum of exp(l_y). ``chunks``
+describes how a row is divided and how a state is drawn: one pass over the row forms S, u0 decides
+whether the token moves, u1 selects a chunk, and only that chunk is read again. The uniform graph
+has beta < 0, so its weights need S first: a row that may move is read a second time, from cache. A
+temperature and top-p (``nucleus``) also need further passes over such rows.
+csrc/common/reverse_row.h does the same.
 """
 
 import triton
@@ -11,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sedd_fast.kernels import settings
+from sedd_fast.kernels.batches import ReverseBatch
 from sedd_fast.kernels.chunks import blocks, chunk_sums, draw
 from sedd_fast.kernels.coefficients import (
     ANALYTIC,
@@ -27,16 +32,19 @@ METHODS = {"analytic": ANALYTIC, "euler": EULER, "denoise": DENOISE}
 
 @triton.jit
 def _resolved(total, terms):
-    """Whether float32 resolves what is left of ``terms`` once beta is added: they may cancel (much
-    noise removed at once, scores nearly equal)."""
+    """Whether float32 has enough digits left where the terms of ``total`` cancel once beta is added
+    (much noise removed at once, scores nearly equal)."""
     return total > 1e-2 * terms
 
 
 @triton.jit
 def _must_stay(alpha, beta, gamma, total, u0, dim):
-    """Whether it stays whatever clamping takes away: the weight of moving is at most alpha * S, or
-    no noise is removed. The factor is for rounding; where float32 might not resolve the weights the
-    second pass finds out."""
+    """Whether the token certainly stays, so that no second pass is needed.
+
+    It does if no noise is removed, or if u0 keeps it even with alpha * S, the largest possible
+    weight of moving. The factor covers rounding. Where float32 may have too few digits left, the
+    answer is False and the second pass decides.
+    """
     least = total + beta / tl.where(alpha > 0.0, alpha, 1.0) * dim.to(tl.float64)
     stay = u0 * tl.where(gamma > 0.0, gamma, 0.0)
     certain = stay >= (1.0 - u0) * alpha * total * (1.0 + 1e-6)
@@ -50,12 +58,13 @@ def _step(
     FILTERED: tl.constexpr, EXACT: tl.constexpr, VECTORIZED: tl.constexpr, VEC: tl.constexpr,
     VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Store the next state if it moves; returns whether the arithmetic is good enough.
+    """Store the next state if the token moves; return whether range and precision sufficed.
 
     SCALED: the scores are raw outputs f of log scores f - ln E - ln V.
-    FILTERED: a temperature or top-p changes the shares of the states, of the rows that move.
-    EXACT: everything in float64, the row shifted by its maximum; always good enough. What the pass
-    over the row does not need is loaded after it: kept, it would cost the pass registers.
+    FILTERED: a temperature or top-p applies.
+    EXACT: everything is in float64, with the row shifted by its maximum, which always suffices.
+
+    Values that the pass over the row does not need are loaded after it, to save registers.
     """
     scores, stride, _, dim, x_t = at
     if EXACT:
@@ -91,7 +100,7 @@ def _step(
     alpha *= scale
     may_move = good
     if CLAMPED:
-        # Most rows of a small step stay for certain, and need no second pass.
+        # In a small step most tokens certainly stay, and need no second pass.
         may_move = good & (_must_stay(alpha, constant, gamma, total, u0, dim) == 0)
         if may_move:
             whole = total
@@ -125,13 +134,13 @@ def _step(
 
 
 @triton.jit
-def may_move(now, noise, step, u0, u1, dim, vocab, ABSORBING: tl.constexpr):
-    """Whether noise touched the token, and nothing that the params is made of is out of range."""
+def may_move(current, noise, step, u0, u1, dim, vocab, ABSORBING: tl.constexpr):
+    """Whether the token can change in a reverse step and all inputs of its position are valid."""
     valid = (noise > 0) & (noise < float("inf")) & (step >= 0) & (step < float("inf"))
-    valid = valid & (now >= 0) & (now < dim)
+    valid = valid & (current >= 0) & (current < dim)
     valid = valid & (u0 >= 0) & (u0 < 1) & (u1 >= 0) & (u1 < 1)
     if ABSORBING:
-        valid = valid & (now == vocab)
+        valid = valid & (current == vocab)
     return valid
 
 
@@ -146,12 +155,12 @@ def _position(
     log_score, x_t, sigma, dsigma, u = inputs
     length, dim, vocab, inverse_temperature, top_p = numbers
     b, i = row // length, row % length
-    now = tl.load(x_t + row)
+    current = tl.load(x_t + row)
     noise, step = tl.load(sigma + b).to(tl.float64), tl.load(dsigma + b).to(tl.float64)
     u0, u1 = tl.load(u + 2 * row), tl.load(u + 2 * row + 1)
-    tl.store(x_s + row, now)
-    if may_move(now, noise, step, u0, u1, dim, vocab, ABSORBING):
-        state = now.to(tl.int32)  # compared with every state: 32 bits are half the instructions
+    tl.store(x_s + row, current)
+    if may_move(current, noise, step, u0, u1, dim, vocab, ABSORBING):
+        state = current.to(tl.int32)  # 32 bits: it is compared with all states
         scores = log_score + (b * strides[0] + i * strides[1])
         head = dim * 0
         if CONTIGUOUS:
@@ -161,7 +170,7 @@ def _position(
             inverse_temperature, top_p, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
             False, CONTIGUOUS, VEC, VECTORS, WARPS, BLOCKS,
         )  # fmt: skip
-        if good == 0:  # overflowed, vanished or cancelled in float32
+        if good == 0:  # float32 overflowed, underflowed or lost too many digits
             _step(
                 (scores, strides[2], dim * 0, dim, state), sigma, dsigma, u, x_s, row, length,
                 vocab, inverse_temperature, top_p, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
@@ -170,67 +179,55 @@ def _position(
 
 
 @triton.jit(
-    do_not_specialize=["length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "rows", "each"]
-)
+    do_not_specialize=[
+        "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "rows", "rows_each",
+    ]
+)  # fmt: skip
 def _reverse_step(
     log_score, x_t, sigma, dsigma, u, x_s, length, dim, vocab, stride_b, stride_l, stride_y,
-    inverse_temperature, top_p, rows, each,
+    inverse_temperature, top_p, rows, rows_each,
     ABSORBING: tl.constexpr, METHOD: tl.constexpr, CLAMPED: tl.constexpr, SCALED: tl.constexpr,
     FILTERED: tl.constexpr, CONTIGUOUS: tl.constexpr, VEC: tl.constexpr, BLOCKS: tl.constexpr,
-    SEVERAL: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    SEVERAL_ROWS: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * each
+    first = tl.program_id(0).to(tl.int64) * rows_each
     inputs, strides = (log_score, x_t, sigma, dsigma, u), (stride_b, stride_l, stride_y)
     numbers = (length, dim, vocab, inverse_temperature, top_p)
-    # One row without a loop: with one the compiler keeps more in registers.
-    if not SEVERAL:
+    # A single row has no loop around it: with a loop, the compiler needs more registers.
+    if not SEVERAL_ROWS:
         _position(
             inputs, numbers, strides, x_s, first, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
             CONTIGUOUS, VEC, BLOCK // UNIT, UNIT // (32 * VEC), BLOCKS,
         )  # fmt: skip
     else:
-        for row in range(first, tl.minimum(first + each, rows)):
+        for row in range(first, tl.minimum(first + rows_each, rows)):
             _position(
                 inputs, numbers, strides, x_s, row, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
                 CONTIGUOUS, VEC, BLOCK // UNIT, UNIT // (32 * VEC), BLOCKS,
             )  # fmt: skip
 
 
-def launch(
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    u: Tensor,
-    x_s: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-    scale_by_sigma: bool = False,
-    inverse_temperature: float = 1.0,
-    top_p: float = 1.0,
-) -> None:
-    """Draw the next tokens into ``x_s`` (B, L) int64.
-
-    ``scale_by_sigma``: the scores are raw outputs f of log scores f - ln E - ln V.
-    """
-    batch, length, dim = log_score.shape
-    if batch * length == 0:
+def launch(log_score: Tensor, batch: ReverseBatch, x_s: Tensor) -> None:
+    """Draw the next tokens from scores (B, L, dim) in any layout into ``x_s`` (B, L) int64."""
+    size, length, dim = log_score.shape
+    if (rows := size * length) == 0:
         return
-    score_bytes, absorbing = log_score.element_size(), graph == "absorbing"
-    clamped, filtered = not absorbing and method != "euler", inverse_temperature != 1 or top_p < 1
-    rows, vec = batch * length, 16 // score_bytes
-    each = settings.rows_a_program(rows, log_score, absorbing)
-    kind = f"{'filtered' if filtered else 'scaled' if scale_by_sigma else graph}_step"
-    plan = settings.plan(kind, vec, dim, each, _reverse_step, KEY)
-    plan.kernel[(-(-rows // each),)](
-        log_score, x_t, sigma, dsigma, u, x_s, length, dim, vocab_size, *log_score.stride(),
-        inverse_temperature, top_p, rows, each, ABSORBING=absorbing, METHOD=METHODS[method].value,
-        CLAMPED=clamped, SCALED=scale_by_sigma, FILTERED=filtered,
+    absorbing, vec = batch.graph == "absorbing", 16 // log_score.element_size()
+    clamped = not absorbing and batch.method != "euler"
+    filtered = batch.inverse_temperature != 1 or batch.top_p < 1
+    rows_each = settings.rows_per_program(rows, log_score, absorbing)
+    kind = "filtered" if filtered else "scaled" if batch.scale_by_sigma else batch.graph
+    plan = settings.plan(f"{kind}_step", vec, dim, rows_each, _reverse_step, KEY)
+    plan.kernel[(-(-rows // rows_each),)](
+        log_score, batch.x_t, batch.sigma, batch.dsigma, batch.u, x_s,
+        length, dim, batch.vocab_size, *log_score.stride(),
+        batch.inverse_temperature, batch.top_p, rows, rows_each,
+        ABSORBING=absorbing, METHOD=METHODS[batch.method].value,
+        CLAMPED=clamped, SCALED=batch.scale_by_sigma, FILTERED=filtered,
         CONTIGUOUS=log_score.stride(2) == 1, VEC=vec, BLOCKS=blocks(dim, plan.smallest),
-        SEVERAL=each > 1, **plan.options,
+        SEVERAL_ROWS=rows_each > 1, **plan.options,
     )  # fmt: skip
 
 
-#: What a choice of settings depends on, where it is timed.
+#: The kernel arguments on which autotuned settings depend.
 KEY = ("dim", "ABSORBING", "METHOD", "CONTIGUOUS", "FILTERED")

@@ -1,6 +1,12 @@
-"""Sums of a named term over touched rows, and their gradient: one program a position, one pass.
+"""Sums of a function over touched rows, and their gradient: one program per position, one pass.
 
-A position with a = 0 returns at once; its gradient row is filled with zeros.
+    total       = sum over y != x_t of f(z_y), z_y = a * exp(l_y) + b, with f given by name (TERMS)
+    gradient_y  = grad_scale * f'(z_y) * a * exp(l_y) + grad_x_0 * [y = x_0], 0 at y = x_t
+
+grad_scale and grad_x_0 are the gradients of the total and of l at x_0. ``rows`` describes how a row
+is divided: an edge before the first aligned state, whole blocks, and a tail. A row whose sums
+overflow or underflow in float32 is read a second time in float64. A position with a = 0 does not
+read its row; its gradient row is filled with zeros.
 """
 
 import triton
@@ -13,13 +19,13 @@ from sedd_fast.kernels.rows import (
     exponential,
     fill_zero,
     row_pass,
+    score_alignment,
     strided_pass,
-    together,
 )
 
 TERMS = {"affine": 0, "square": 1, "log": 2}
 INFINITY = tl.constexpr(float("inf"))
-#: A float32 sum below this is formed again: what it was made of may have vanished.
+#: A float32 sum below this is computed again in float64, because its terms may have underflowed.
 LEAST = tl.constexpr(1e-30)
 
 
@@ -36,8 +42,8 @@ def _term(z, TERM: tl.constexpr):
 
 
 @triton.jit
-def _summands(scores, is_x_t, is_x_0, terms, PICKED: tl.constexpr, WITH_GRAD: tl.constexpr):
-    """f and f' of a * exp(l) + b, 0 at x_t, and their gradient in l."""
+def _summands(scores, is_x_t, is_x_0, terms, HAS_TOKENS: tl.constexpr, WITH_GRAD: tl.constexpr):
+    """f and f' of a * exp(l) + b, 0 at x_t, and the gradient in l."""
     a, b, grad_scale, grad_x_0, TERM = terms
     if a.dtype == tl.float64:
         scores = scores.to(tl.float64)
@@ -46,7 +52,7 @@ def _summands(scores, is_x_t, is_x_0, terms, PICKED: tl.constexpr, WITH_GRAD: tl
     g = value
     if WITH_GRAD:
         g = tl.where(grad_scale != 0, grad_scale * slope * moving, 0.0)
-    if PICKED:
+    if HAS_TOKENS:
         if WITH_GRAD:
             g = tl.where(is_x_t, 0.0, g + tl.where(is_x_0, grad_x_0, 0.0))
         value, slope = tl.where(is_x_t, 0.0, value), tl.where(is_x_t, 0.0, slope)
@@ -62,20 +68,21 @@ def _summands(scores, is_x_t, is_x_0, terms, PICKED: tl.constexpr, WITH_GRAD: tl
 def _row_sums(
     log_score, x_t, x_0, a, b, up_total, up_x_0, first_out, log_x_0, grad, length, dim, vocab,
     stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l,
-    TERM: tl.constexpr, WITH_GRAD: tl.constexpr, BOTH: tl.constexpr, CONTIGUOUS: tl.constexpr,
-    TOGETHER: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    TERM: tl.constexpr, WITH_GRAD: tl.constexpr, WITH_SLOPES: tl.constexpr,
+    CONTIGUOUS: tl.constexpr, SCORE_ALIGNMENT: tl.constexpr, VEC: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``first_out`` takes the totals, or b's gradient where the scores' is asked for."""
+    """``first_out`` receives the totals, or with WITH_GRAD the gradient in b."""
     row = tl.program_id(0).to(tl.int64)
     i_b, i_l = row // length, row % length
-    now, clean = tl.load(x_t + row), tl.load(x_0 + row)
+    current, clean = tl.load(x_t + row), tl.load(x_0 + row)
     scale, shift = tl.load(a + row), tl.load(b + row)
-    valid = (now >= 0) & (now < dim) & (clean >= 0) & (clean < vocab)
+    valid = (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
     grad_row = grad + (i_b * grad_stride_b + i_l * grad_stride_l)
     out = tl.where(valid | WITH_GRAD, 0.0, float("nan")).to(tl.float64)
     picked = out
     if valid & (scale != 0):
-        state, target = now.to(tl.int32), clean.to(tl.int32)
+        state, target = current.to(tl.int32), clean.to(tl.int32)
         scores = log_score + (i_b * stride_b + i_l * stride_l)
         grad_scale, grad_x_0 = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
         if WITH_GRAD:
@@ -87,7 +94,7 @@ def _row_sums(
         if CONTIGUOUS:
             total, slopes = row_pass(
                 scores, grad_row, dim, state, target, fp32_terms,
-                _summands, WITH_GRAD, BOTH, TOGETHER, VEC, UNIT, BLOCK,
+                _summands, WITH_GRAD, WITH_SLOPES, SCORE_ALIGNMENT, VEC, UNIT, BLOCK,
             )  # fmt: skip
         else:
             total, slopes = strided_pass(
@@ -96,7 +103,7 @@ def _row_sums(
             )  # fmt: skip
         sufficed = (tl.abs(total) > LEAST) & (tl.abs(total) < INFINITY)
         sufficed = sufficed & (tl.abs(slopes) < INFINITY)
-        if sufficed == 0:  # float32 overflowed, or vanished: the true value may not
+        if sufficed == 0:  # float32 overflowed or underflowed; the true value may not
             total, slopes = strided_pass(
                 scores, grad_row, stride_y, dim, state, target,
                 (scale, shift, grad_scale, grad_x_0, TERM), _summands, WITH_GRAD, EXACT_BLOCK,
@@ -106,7 +113,7 @@ def _row_sums(
         else:
             out = total
             here = tl.load(scores + clean * stride_y).to(tl.float64)
-            picked = tl.where(clean == now, 0.0, here)
+            picked = tl.where(clean == current, 0.0, here)
     else:
         if WITH_GRAD:
             fill_zero(grad_row, dim, VEC, UNIT)
@@ -115,7 +122,7 @@ def _row_sums(
         tl.store(log_x_0 + row, picked)
 
 
-#: What a choice of settings depends on, where it is timed.
+#: The kernel arguments on which autotuned settings depend.
 KEY = ("dim", "TERM", "WITH_GRAD", "CONTIGUOUS")
 
 
@@ -127,13 +134,14 @@ def launch(
     term: str,
     vocab_size: int,
 ) -> None:
-    """Run the kernel.
+    """Compute the sums, or their gradient.
 
     Args:
-        rows: x_t, x_0, a, b, contiguous (B, L).
+        log_score: (B, L, dim) in any layout.
+        rows: x_t, x_0, a and b, (B, L), contiguous.
         upstream: gradients of the total and of l at x_0, (B, L) float64; None: no gradient.
-        out: the totals and l at x_0, (B, L) float64; with ``upstream`` b's gradient, (B, L)
-            float64, and the scores', (B, L, dim), of unit stride over states.
+        out: the totals and l at x_0, (B, L) float64. With ``upstream``: the gradient in b, (B, L)
+            float64, and the gradient in the scores, (B, L, dim) of unit stride over states.
     """
     batch, length, dim = log_score.shape
     if batch * length == 0:
@@ -149,7 +157,7 @@ def launch(
         length, dim, vocab_size, *log_score.stride(),
         *((0, 0) if grad is None else grad.stride()[:2]),
         TERM=TERMS[term], WITH_GRAD=grad is not None,
-        BOTH=grad is not None or term != "affine",  # the slopes of f(z) = z are all 1
+        WITH_SLOPES=grad is not None or term != "affine",  # the slopes of f(z) = z are all 1
         CONTIGUOUS=log_score.stride(2) == 1,
-        TOGETHER=together(log_score, grad, vec), VEC=vec, **plan.options,
+        SCORE_ALIGNMENT=score_alignment(log_score, grad, vec), VEC=vec, **plan.options,
     )  # fmt: skip

@@ -1,8 +1,13 @@
 """How a row of log scores is read, exponentiated and summed.
 
-A row of 50,258 bf16 numbers starts anywhere within 16 bytes, and a masked load is only as wide as
-its mask is known to be constant. So a row is cut in three: the edge, which ends at the first
-address that is a multiple of 16 bytes; blocks without a mask (16-byte loads); and the tail.
+    total = sum over y != x_t of u_y,   second = sum over y != x_t of v_y
+
+where a kernel's SUMMANDS function computes u_y, v_y and the gradient of each state in one pass.
+
+A row of 50,258 bf16 numbers need not start at a multiple of 16 bytes, and the compiler makes a
+masked load only as wide as the mask is known to be constant. So a row is divided into three parts:
+the edge, which ends at the first address that is a multiple of 16 bytes; whole blocks, read without
+a mask in 16-byte loads; and the tail.
 """
 
 import math
@@ -11,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-EDGE = tl.constexpr(16)  # covers the states before the first aligned one, in any dtype
-#: States at a time where a row is repeated in float64: few, because the registers of this rare path
-#: would be those of every program.
+EDGE = tl.constexpr(16)  # at least the states before the first aligned one, in any dtype
+#: States at a time where a row is read again in float64: few, because every program would need the
+#: registers of this rare path.
 EXACT_BLOCK = tl.constexpr(256)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -23,17 +28,17 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def first_aligned(row, dim, VEC: tl.constexpr):
     """States before the first one whose address is a multiple of VEC elements; int32.
 
-    Of the address and not of the offset: a view may begin anywhere.
+    Alignment is that of the address, not of the offset, because a view may begin anywhere.
     """
     SIZE: tl.constexpr = row.dtype.element_ty.primitive_bitwidth // 8
     index = row.to(tl.int64) // SIZE
     return tl.minimum(((VEC - index % VEC) % VEC).to(tl.int32), dim)
 
 
-def together(log_score: Tensor, grad: Tensor | None, vec: int) -> int:
-    """How many states the scores of a row are aligned to where its gradient is aligned to ``vec``.
+def score_alignment(log_score: Tensor, grad: Tensor | None, vec: int) -> int:
+    """The alignment of the scores, in states, where the gradient is aligned to ``vec`` states.
 
-    1 is no alignment beyond that of a state, ``vec`` that the loads are as wide as the stores.
+    ``vec``: loads are as wide as stores. 1: single states only.
     """
     if grad is None:
         return vec
@@ -45,20 +50,20 @@ def together(log_score: Tensor, grad: Tensor | None, vec: int) -> int:
 
 @triton.jit
 def exponential(l):
-    """exp(l), float64 of float64, else float32, to two units in the last place at any l.
+    """exp(l) to two units in the last place at any l; float64 for float64 scores, else float32.
 
-    tl.exp rounds l * log2 e before it raises 2 to it, an error that grows with |l| (3e-6 at 20),
-    and near small noise S and c * l_{x_0} cancel.
+    tl.exp(l) computes 2^(l * log2 e) with a rounded product, so its error grows with |l| (3e-6 at
+    20). At small noise, S and c * l_{x_0} cancel, and such an error would show.
     """
-    # Constants in here: those of the module are compared again before every launch.
+    # Local constants, because Triton compares the globals of a kernel before every launch.
     LOG_2_E: tl.constexpr = 1.4426950408889634
     if l.dtype == tl.float64:
         e = tl.exp(l)
     elif l.dtype == tl.bfloat16:
         LOG2_E_HIGH: tl.constexpr = 47274 / 32768  # 16 bits: times a bf16 it is exact; rounded down
         LOG2_E_REST: tl.constexpr = 4.888495152143634e-06  # ln 2 * (log2 e - LOG2_E_HIGH)
-        # 2^(product) * (1 + what the product leaves out): the product is exact. A score of minus
-        # infinity would meet 0 * infinity.
+        # 2^(x * HIGH) * (1 + x * REST), where x * HIGH is exact. The lower bound avoids 0 *
+        # infinity at a score of minus infinity.
         x = tl.maximum(l.to(tl.float32), -200.0, propagate_nan=tl.PropagateNan.ALL)
         power = tl.exp2(x * LOG2_E_HIGH)
         e = power + power * (x * LOG2_E_REST)
@@ -66,7 +71,7 @@ def exponential(l):
         WHOLE: tl.constexpr = 12582912.0  # 1.5 * 2^23: adding it rounds to a whole number
         LN_2_HIGH: tl.constexpr = 0.693145751953125  # 15 bits: times a whole number below 2^9 exact
         LN_2_LOW: tl.constexpr = 1.42860682030941723e-06
-        # 2^n * exp(rest), |rest| <= ln 2 / 2; where 2^n overflows so does the caller's sum.
+        # exp(x) = 2^n * exp(rest), |rest| <= ln 2 / 2; the sum overflows where 2^n does.
         x = tl.maximum(l.to(tl.float32), -150.0, propagate_nan=tl.PropagateNan.ALL)
         x = tl.minimum(x, 100.0, propagate_nan=tl.PropagateNan.ALL)
         n = (x * LOG_2_E + WHOLE) - WHOLE
@@ -77,15 +82,18 @@ def exponential(l):
 
 @triton.jit
 def lane_sums(x, VEC: tl.constexpr, UNIT: tl.constexpr):
-    """(UNIT // VEC,) sums of what each thread holds of x: one register a thread, no exchange."""
+    """(UNIT // VEC,) sums of the elements of x that each thread holds: one register per thread, no
+    exchange between threads.
+    """
     x = tl.reshape(x, [x.shape[0] // UNIT, UNIT // VEC, VEC])
     return tl.sum(tl.sum(x, 2), 0)
 
 
 @triton.jit
 def ends(head, dim, VEC: tl.constexpr):
-    """(2 * EDGE,) the states before the first whole vector and those after the last, and whether
-    there is such a state; the first half is of the beginning."""
+    """(2 * EDGE,) states before the first whole vector (first half) and after the last one (second
+    half), and whether each of them exists.
+    """
     i = tl.arange(0, 2 * EDGE)
     last = dim - (dim - head) % VEC
     y = tl.where(i < EDGE, i, last + i - EDGE)
@@ -93,20 +101,20 @@ def ends(head, dim, VEC: tl.constexpr):
 
 
 @triton.jit
-def _terms_of(
+def _load_summands(
     row, grad_row, at, inside, x_t, x_0, terms,
-    TERM: tl.constexpr, MASKED: tl.constexpr, PICKED: tl.constexpr, WITH_GRAD: tl.constexpr,
+    SUMMANDS: tl.constexpr, MASKED: tl.constexpr, HAS_TOKENS: tl.constexpr, WITH_GRAD: tl.constexpr,
 ):  # fmt: skip
-    """The two summands of the states ``at``, 0 at x_t and where not ``inside``; stores their
+    """The two summands of the states ``at``, 0 at x_t and where not ``inside``; stores the
     gradient.
 
-    PICKED: x_t or x_0 may be among the states.
+    HAS_TOKENS: x_t or x_0 may be among the states.
     """
     if MASKED:
         scores = tl.load(row + at, mask=inside, other=0.0)
     else:
         scores = tl.load(row + at)
-    one, other, g = TERM(scores, at == x_t, at == x_0, terms, PICKED, WITH_GRAD)
+    one, other, g = SUMMANDS(scores, at == x_t, at == x_0, terms, HAS_TOKENS, WITH_GRAD)
     if MASKED:
         one, other = tl.where(inside, one, 0.0), tl.where(inside, other, 0.0)
     if WITH_GRAD:
@@ -121,31 +129,31 @@ def _terms_of(
 @triton.jit
 def row_pass(
     row, grad_row, dim, x_t, x_0, terms,
-    TERM: tl.constexpr, WITH_GRAD: tl.constexpr, BOTH: tl.constexpr, TOGETHER: tl.constexpr,
-    VEC: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    SUMMANDS: tl.constexpr, WITH_GRAD: tl.constexpr, WITH_SECOND: tl.constexpr,
+    SCORE_ALIGNMENT: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One pass over a row of neighbours: two sums over y != x_t, float64, storing the gradient.
+    """One pass over a contiguous row: two sums over y != x_t, float64; stores the gradient.
 
     Args:
-        row, grad_row: pointers to its first score and its gradient's.
-        terms: a tuple of scalars, the first of the type of the arithmetic.
-        TERM: (scores, y == x_t, y == x_0, terms, PICKED, WITH_GRAD) -> the two summands of every
-            state and its gradient; where not PICKED, neither x_t nor x_0 is among them.
-        BOTH: whether the second sum is wanted.
+        row, grad_row: pointers to the first score of the row and to its gradient.
+        terms: a tuple of scalars for SUMMANDS; the dtype of the first is that of the arithmetic.
+        SUMMANDS: (scores, y == x_t, y == x_0, terms, HAS_TOKENS, WITH_GRAD) -> the two summands and
+            the gradient of each state; if not HAS_TOKENS, neither x_t nor x_0 is among the states.
+        WITH_SECOND: whether the second sum is needed.
     """
-    # Aligned for the gradient where there is one: what a load leaves of a line is in cache for the
-    # next, but stores that are not whole vectors are written one by one.
+    # The gradient decides the alignment if there is one: a narrow load leaves the rest of its cache
+    # line in cache for the next one, but narrow stores are written one by one.
     if WITH_GRAD:
         head = first_aligned(grad_row, dim, VEC)
     else:
         head = first_aligned(row, dim, VEC)
     y, inside = ends(head, dim, VEC)
-    few, few_others = _terms_of(
-        row, grad_row, y, inside, x_t, x_0, terms, TERM, True, True, WITH_GRAD
+    few, few_others = _load_summands(
+        row, grad_row, y, inside, x_t, x_0, terms, SUMMANDS, True, True, WITH_GRAD
     )
     total, second = tl.sum(few, 0).to(tl.float64), tl.sum(few_others, 0).to(tl.float64)
-    # From here every block begins on 16 bytes, which the compiler cannot see by itself.
-    row = tl.multiple_of(row + head, TOGETHER * row.dtype.element_ty.primitive_bitwidth // 8)
+    # From here every block begins at a multiple of 16 bytes, which the compiler cannot infer.
+    row = tl.multiple_of(row + head, SCORE_ALIGNMENT * row.dtype.element_ty.primitive_bitwidth // 8)
     if WITH_GRAD:
         grad_row = tl.multiple_of(grad_row + head, 16)
     dim, x_t, x_0 = dim - head, x_t - head, x_0 - head
@@ -153,20 +161,20 @@ def row_pass(
     sums = tl.zeros([UNIT // VEC], terms[0].dtype)
     others = tl.zeros([UNIT // VEC], terms[0].dtype)
     whole = dim // BLOCK * BLOCK
-    # Whole blocks that hold neither x_t nor x_0: nothing is compared with every state.
+    # Whole blocks that contain neither x_t nor x_0: their states need not be compared with these.
     for begin in range(0, whole, BLOCK):
         away = (x_t < begin) | (x_t >= begin + BLOCK)
         if WITH_GRAD:
             away = away & ((x_0 < begin) | (x_0 >= begin + BLOCK))
         if away:
-            one, other = _terms_of(
+            one, other = _load_summands(
                 row + begin, grad_row + begin, i, i == i, x_t, x_0, terms,
-                TERM, False, False, WITH_GRAD,
+                SUMMANDS, False, False, WITH_GRAD,
             )  # fmt: skip
             sums += lane_sums(one, VEC, UNIT)
-            if BOTH:
+            if WITH_SECOND:
                 others += lane_sums(other, VEC, UNIT)
-    # The states after them, the block of x_t, and that of x_0, a vector a thread.
+    # The states after the whole blocks, the block of x_t, and that of x_0; one vector per thread.
     own, clean = x_t // BLOCK * BLOCK, x_0 // BLOCK * BLOCK
     j = tl.arange(0, UNIT)
     for turn in range(0, 3 if WITH_GRAD else 2):
@@ -176,16 +184,16 @@ def row_pass(
         left = left & ((turn < 2) | (clean != own) | (x_t < 0))
         end = tl.where(turn == 0, dim // VEC * VEC, tl.where(left, begin + BLOCK, begin))
         for first in range(begin, end, UNIT):
-            # The mask is the same for all states of a vector, so that it is loaded whole.
-            one, other = _terms_of(
+            # The mask is the same for all states of a vector, so the load is one vector.
+            one, other = _load_summands(
                 row + first, grad_row + first, j, j // VEC < (end - first) // VEC,
-                x_t - first, x_0 - first, terms, TERM, True, True, WITH_GRAD,
+                x_t - first, x_0 - first, terms, SUMMANDS, True, True, WITH_GRAD,
             )  # fmt: skip
             sums += lane_sums(one, VEC, UNIT)
-            if BOTH:
+            if WITH_SECOND:
                 others += lane_sums(other, VEC, UNIT)
     total += tl.sum(sums.to(tl.float64), 0)
-    if BOTH:
+    if WITH_SECOND:
         second += tl.sum(others.to(tl.float64), 0)
     return total, second
 
@@ -193,16 +201,16 @@ def row_pass(
 @triton.jit
 def strided_pass(
     row, grad_row, stride, dim, x_t, x_0, terms,
-    TERM: tl.constexpr, WITH_GRAD: tl.constexpr, BLOCK: tl.constexpr,
+    SUMMANDS: tl.constexpr, WITH_GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``row_pass`` of states that are ``stride`` apart, or in float64: one by one, no vectors."""
+    """``row_pass`` where states are ``stride`` apart, or in float64: without vector loads."""
     i = tl.arange(0, BLOCK)
     sums, others = tl.zeros([BLOCK], terms[0].dtype), tl.zeros([BLOCK], terms[0].dtype)
     for begin in range(0, dim, BLOCK):
         y = begin + i
         inside = y < dim
         scores = tl.load(row + y.to(tl.int64) * stride, mask=inside, other=0.0)
-        one, other, g = TERM(scores, y == x_t, y == x_0, terms, True, WITH_GRAD)
+        one, other, g = SUMMANDS(scores, y == x_t, y == x_0, terms, True, WITH_GRAD)
         if WITH_GRAD:
             g = g.to(tl.float32).to(grad_row.dtype.element_ty)
             tl.store(grad_row + y, g, mask=inside)
@@ -213,7 +221,7 @@ def strided_pass(
 
 @triton.jit
 def fill_zero(grad_row, dim, VEC: tl.constexpr, BLOCK: tl.constexpr):
-    """Zeros into the gradient row of a position that is not touched."""
+    """Fill the gradient row of a position that is not touched with zeros."""
     head = first_aligned(grad_row, dim, VEC)
     zeros = tl.zeros([BLOCK], grad_row.dtype.element_ty)
     i = tl.arange(0, EDGE)
@@ -228,8 +236,11 @@ def fill_zero(grad_row, dim, VEC: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def row_max(row, stride, dim, x_t, BLOCK: tl.constexpr):
-    """Largest score but that of x_t and NaN; few rows come here: those that overflow or vanish in
-    float32, and those that move at a temperature or top-p."""
+    """Largest score, ignoring x_t and NaN.
+
+    Few rows need it: those that overflow or underflow in float32, and those that move with a
+    temperature or top-p.
+    """
     best = tl.full([BLOCK], -float("inf"), tl.float32)
     for begin in range(0, dim, BLOCK):
         y = begin + tl.arange(0, BLOCK)

@@ -1,4 +1,7 @@
-"""Noise clean tokens: x_t ~ p(. | x_0), elementwise."""
+"""Noising of clean tokens: x_t ~ p(. | x_0), elementwise.
+
+x_t = x_0 if u0 >= 1 - exp(-sigma), else the mask (absorbing) or floor(u1 * V) (uniform)
+"""
 
 import triton
 import triton.language as tl
@@ -6,7 +9,7 @@ from torch import Tensor
 
 from sedd_fast.kernels.coefficients import expm1
 
-#: Tokens of a program, two a thread.
+#: Tokens of a program, two per thread.
 BLOCK = 256
 
 
@@ -14,7 +17,7 @@ BLOCK = 256
 def _sample_transition(
     x_0, sigma, u, x_t, length, blocks, vocab, ABSORBING: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A program a block of one sequence, whose noise is one number."""
+    """One program per block of tokens of one sequence, which share one sigma."""
     program = tl.program_id(0)
     sequence = program // blocks
     at = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -24,24 +27,24 @@ def _sample_transition(
     u0 = tl.load(u + 2 * i, mask=inside, other=1.0)
     u1 = tl.load(u + 2 * i + 1, mask=inside, other=0.0)
     noise = tl.load(sigma + sequence).to(tl.float64)
-    # A bad value leaves the token.
+    # The token is kept where an input is invalid.
     good = (noise > 0) & (noise < float("inf"))
     noised = (u0 < tl.where(good, -expm1(-noise), -float("inf"))) & (u1 >= 0) & (u1 < 1)
     if ABSORBING:
         other = tl.zeros_like(token) + vocab
     else:
-        # Of a u1 in [0, 1) as many bits as the vocabulary's size has hold the product.
+        # u1 is in [0, 1), so the product fits into the integer type of the vocabulary size.
         other = tl.minimum((u1 * vocab).to(vocab.dtype), vocab - 1).to(tl.int64)
     tl.store(x_t + i, tl.where(noised, other, token), mask=inside)
 
 
 def programs(batch: int, length: int) -> int:
-    """How many a launch has."""
+    """Number of programs of a launch."""
     return batch * triton.cdiv(length, BLOCK)
 
 
 def launch(x_0: Tensor, sigma: Tensor, u: Tensor, x_t: Tensor, graph: str, vocab_size: int) -> None:
-    """Noise ``x_0`` (B, L) into ``x_t``."""
+    """Noise the tokens ``x_0`` (B, L), with uniforms ``u`` (B, L, 2), into ``x_t``."""
     batch, length = x_0.shape
     if batch * length == 0:
         return

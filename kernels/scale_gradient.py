@@ -1,11 +1,18 @@
-"""A finished gradient times the gradient of the loss, a number on the device that is usually 1."""
+"""Scaling of a gradient that was computed in the forward pass.
+
+    out = upstream * gradient
+
+``upstream``, the gradient of the loss, is a number on the device that is usually 1. The kernel
+reads it, so the host need not. In place, it then reads and writes nothing else if it is 1.
+"""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 BLOCK = 2048
-#: Programs: enough for every multiprocessor, few enough that those with nothing to do are cheap.
+#: Programs of a launch: enough for all multiprocessors, and few enough that starting them is cheap
+#: where nothing has to be done.
 PROGRAMS = 1024
 
 
@@ -21,7 +28,7 @@ def _scale_gradient(gradient, upstream, out, count, IN_PLACE: tl.constexpr, BLOC
 
 
 def launch(gradient: Tensor, upstream: Tensor, out: Tensor) -> None:
-    """``out`` = ``upstream`` () * ``gradient``, contiguous; in place nothing is done for 1."""
+    """Write ``upstream`` () * ``gradient`` into ``out``, contiguous, which may be ``gradient``."""
     count = gradient.numel()
     if count == 0:
         return

@@ -1,15 +1,15 @@
-"""Launch settings of the row kernels, by kind of call and bytes of a score.
+"""Launch settings of the row kernels, by kind of call and bytes per score.
 
-They follow from the code compiled for sm_90 (docs/performance.md has the counts) and have not been
-measured yet. Four 16-byte loads a thread are under way before the first is used. The limit on
-registers is the lowest that does not spill; it decides how many programs a multiprocessor runs at
-a time, and so how many bytes are under way. Programs are small, four warps, because each waits for
-its own reductions; a short row gets one warp.
+They were derived from the machine code for sm_90 (docs/performance.md has the counts) and have not
+been measured yet. Each thread has four 16-byte loads in flight. The limit on registers is the
+lowest without spills. It decides how many programs a multiprocessor runs at a time, and so how many
+bytes are in flight. Programs have only four warps, because a program waits during its own
+reductions; for short rows they have one warp.
 
 SEDD_FAST_AUTOTUNE=1 times the candidates instead, once for each kind of call, on the tensors of the
-first one (which waits for the GPU, so not while a graph is captured). Only kernels that never read
-what they write are launched this way: timing runs a kernel many times. That of a head's block, in
-place, has its settings beside it.
+first call. This synchronises the device, so it must not happen during CUDA graph capture. Timing
+runs a kernel many times, so only kernels that never read their output use these settings. The
+in-place kernel of a head's block has its own settings (``linear_score_entropy``).
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ import torch
 import triton
 from torch import Tensor
 
-#: Multiplications and additions fuse, as in the C++ and CUDA kernels. Given a bound on registers,
-#: ptxas no longer spills one or two of them to fit another program on a multiprocessor.
+#: Options of all launches. Multiplications and additions are fused, as in the C++ and CUDA kernels.
 COMMON: dict[str, Any] = {"enable_fp_fusion": True}
 
 
-class Settings(NamedTuple):
-    """Vectors of 16 bytes that a thread loads before it uses the first, the warps of a program, and
-    the most registers of a thread.
+class LaunchSettings(NamedTuple):
+    """The settings of one kind of call.
+
+    Attributes:
+        vectors: of 16 bytes, that a thread loads before it uses the first.
+        warps: of a program.
+        registers: limit for a thread. Given one, ptxas does not spill registers in order to fit one
+            more program onto a multiprocessor.
     """
 
     vectors: int
@@ -37,60 +41,63 @@ class Settings(NamedTuple):
     registers: int
 
 
-#: Kind of call -> its settings for rows of more than SHORT states, in numbers of 2 and of 4 bytes.
-#: 64 registers let 8 programs of 4 warps run on a multiprocessor, 72 let 7, 80 let 6, 96 let 5.
-TABLE: dict[str, dict[int, Settings]] = {
-    "absorbing_loss": {2: Settings(4, 4, 64), 4: Settings(4, 4, 72)},
-    "absorbing_gradient": {2: Settings(4, 4, 64), 4: Settings(4, 4, 72)},
-    "uniform_loss": {2: Settings(4, 4, 80), 4: Settings(4, 4, 80)},
-    "uniform_gradient": {2: Settings(4, 4, 80), 4: Settings(4, 4, 80)},
-    "row_sums": {2: Settings(4, 4, 80), 4: Settings(4, 4, 80)},
-    "row_sums_gradient": {2: Settings(4, 4, 80), 4: Settings(4, 4, 80)},
-    "absorbing_step": {2: Settings(4, 4, 64), 4: Settings(4, 4, 64)},
-    "scaled_step": {2: Settings(4, 4, 72), 4: Settings(4, 4, 72)},
-    "uniform_step": {2: Settings(4, 4, 80), 4: Settings(4, 4, 80)},
-    "filtered_step": {2: Settings(4, 4, 128), 4: Settings(4, 4, 128)},
+#: Kind of call -> bytes per score -> settings for rows of more than SHORT states.
+#: With 64 registers, a multiprocessor runs 8 programs of 4 warps; with 72, 80, 96: 7, 6, 5.
+TABLE: dict[str, dict[int, LaunchSettings]] = {
+    "absorbing_loss": {2: LaunchSettings(4, 4, 64), 4: LaunchSettings(4, 4, 72)},
+    "absorbing_gradient": {2: LaunchSettings(4, 4, 64), 4: LaunchSettings(4, 4, 72)},
+    "uniform_loss": {2: LaunchSettings(4, 4, 80), 4: LaunchSettings(4, 4, 80)},
+    "uniform_gradient": {2: LaunchSettings(4, 4, 80), 4: LaunchSettings(4, 4, 80)},
+    "row_sums": {2: LaunchSettings(4, 4, 80), 4: LaunchSettings(4, 4, 80)},
+    "row_sums_gradient": {2: LaunchSettings(4, 4, 80), 4: LaunchSettings(4, 4, 80)},
+    "absorbing_step": {2: LaunchSettings(4, 4, 64), 4: LaunchSettings(4, 4, 64)},
+    "scaled_step": {2: LaunchSettings(4, 4, 72), 4: LaunchSettings(4, 4, 72)},
+    "uniform_step": {2: LaunchSettings(4, 4, 80), 4: LaunchSettings(4, 4, 80)},
+    "filtered_step": {2: LaunchSettings(4, 4, 128), 4: LaunchSettings(4, 4, 128)},
 }
-#: Rows up to this long get one warp, and a vector a thread.
+#: For rows of at most so many states, a program has one warp, and a thread loads one vector.
 SHORT = 1024
-#: What a loop over several rows costs in registers.
+#: Additional registers for a loop over several rows.
 LOOP = 32
-#: (vectors, warps) that SEDD_FAST_AUTOTUNE=1 times.
+#: (vectors, warps) among which SEDD_FAST_AUTOTUNE=1 chooses.
 CANDIDATES = tuple((vectors, warps) for vectors in (1, 2, 4) for warps in (2, 4, 8))
 
 
-class Plan(NamedTuple):
-    """How a kernel is launched: itself or its autotuned form, and the options of the launch."""
+class LaunchPlan(NamedTuple):
+    """How a kernel is launched: the kernel or its autotuned form, and the options of the launch."""
 
     kernel: Any
     options: dict[str, Any]
-    smallest: int  # states in the smallest block that it may run with
+    smallest: int  # states of the smallest possible block
 
 
-def plan(kind: str, vec: int, states: int, rows: int, kernel: Any, key: tuple[str, ...]) -> Plan:
-    """The table's settings for such a call, or a kernel that times the candidates itself.
+def plan(
+    kind: str, vec: int, states: int, rows: int, kernel: Any, key: tuple[str, ...]
+) -> LaunchPlan:
+    """The settings of TABLE for a call, or the autotuned kernel with SEDD_FAST_AUTOTUNE=1.
 
     Args:
         kind: a key of TABLE.
         vec: states in a vector of 16 bytes.
-        rows: that a program takes in turn.
-        key: the kernel's arguments on which a timed choice depends.
+        states: of a row.
+        rows: that one program processes.
+        key: the kernel arguments on which autotuned settings depend.
     """
     chosen = TABLE[kind][16 // vec]
     if states <= SHORT:
         chosen = chosen._replace(vectors=1, warps=1)
     options = _options(chosen, vec, rows > 1, counted())
     if os.environ.get("SEDD_FAST_AUTOTUNE", "0") != "1":
-        return Plan(kernel, options, options["BLOCK"])
+        return LaunchPlan(kernel, options, options["BLOCK"])
     timed = ("BLOCK", "UNIT", "num_warps")
     smallest = min(sizes(*candidate, vec)["BLOCK"] for candidate in CANDIDATES)
     rest = {name: value for name, value in options.items() if name not in timed}
-    return Plan(autotuned(kernel, key, vec), rest, smallest)
+    return LaunchPlan(autotuned(kernel, key, vec), rest, smallest)
 
 
 @functools.cache
-def _options(chosen: Settings, vec: int, several: bool, counted: bool) -> dict[str, Any]:
-    """The options of a launch with those settings, of one row or ``several`` a program."""
+def _options(chosen: LaunchSettings, vec: int, several: bool, counted: bool) -> dict[str, Any]:
+    """The options of a launch with those settings; ``several``: a program has several rows."""
     limit = chosen.registers + LOOP * several if counted else 128
     limited = {} if torch.version.hip else {"maxnreg": limit}  # AMD's compiler has no limit
     made = sizes(chosen.vectors, chosen.warps, vec)
@@ -98,20 +105,20 @@ def _options(chosen: Settings, vec: int, several: bool, counted: bool) -> dict[s
 
 
 def sizes(vectors: int, warps: int, vec: int) -> dict[str, int]:
-    """States that a program loads at once, and with one vector a thread."""
+    """States that a program loads at a time, and states of one vector per thread."""
     unit = 32 * warps * vec
     return {"BLOCK": vectors * unit, "UNIT": unit}
 
 
 @functools.cache
 def counted() -> bool:
-    """Whether the table's limits hold for the GPU at hand, sm_80 to sm_90: newer ones spill."""
+    """Whether the register limits of TABLE apply to this GPU (sm_80 to sm_90); newer ones spill."""
     return not torch.cuda.is_available() or torch.cuda.get_device_capability() < (10, 0)
 
 
 @functools.cache
 def autotuned(kernel: Any, key: tuple[str, ...], vec: int) -> Any:
-    """The kernel, its block and warps chosen by timing whenever an argument in ``key`` is new.
+    """The kernel with block and warps chosen by timing for each new value of the arguments ``key``.
 
     The kernel must give the same result when it runs again on the same tensors.
     """
@@ -121,27 +128,28 @@ def autotuned(kernel: Any, key: tuple[str, ...], vec: int) -> Any:
     return triton.autotune(configs, key=list(key))(kernel)
 
 
-#: Programs of a multiprocessor at a time, and programs after one another on each of those places
-#: that even out what rows cost.
+#: Programs that a multiprocessor runs at a time, and the least number of programs that should
+#: follow each other in each of these slots, so that slots with many touched rows do not finish
+#: late.
 RESIDENT, TURNS = 8, 8
 
 
-def rows_a_program(rows: int, like: Tensor, sparse: bool) -> int:
-    """Rows that a program takes in turn: more than one where many rows cost next to nothing.
+def rows_per_program(rows: int, like: Tensor, sparse: bool) -> int:
+    """Rows that one program processes: more than one where many rows cost almost nothing.
 
-    A program whose row is not touched only starts and ends. Where there are so many rows that every
-    place for a program sees more than TURNS of them, a program takes several rows; few enough that
-    the turns even out how many of them are touched.
+    ``sparse``: rows may not be touched; a program for such a row only starts and ends. If there are
+    more than TURNS rows for each slot of the GPU, a program processes several, but few enough that
+    each slot still runs TURNS programs.
     """
     if not sparse:
         return 1
-    places = RESIDENT * multiprocessors(like.device)
-    return min(16, max(1, rows // (TURNS * places)))
+    slots = RESIDENT * multiprocessors(like.device)
+    return min(16, max(1, rows // (TURNS * slots)))
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """Of a GPU; those of an H100 or H200 where there is none."""
+    """Number of multiprocessors of a GPU; for other devices, that of an H100 or H200."""
     if device.type != "cuda":
         return 132
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

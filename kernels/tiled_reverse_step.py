@@ -1,12 +1,15 @@
-"""A reverse step from hidden states without the head's output: sums of groups of states, a draw.
+"""A reverse step from hidden states that never stores the head's output.
 
-The first kernel forms tiles of the output and keeps of every group of neighbouring states its
-largest score and the sum of exp(f - largest): no sum overflows or vanishes. The second one, a
-program a row, adds these up, decides whether the token moves, chooses the group by the inverse CDF,
-and multiplies that group's weights again. Where the token stays nothing is formed twice.
+    weight of y != x_t: alpha * exp(f_y);  weight of x_t: max(0, gamma)
 
-It draws from weights alpha * exp(f). The clamped law of the uniform graph, max(0, alpha * exp(f) +
-beta) with a beta that depends on the sum over the row, is no function of such sums.
+The first kernel forms tiles of the output f. For every group of neighbouring states it stores the
+largest score and the sum of exp(f - largest), which cannot overflow or underflow. The second
+kernel, one program per row, adds these sums, decides whether the token moves, selects a group by
+the inverse CDF, and computes the scores of that group again. If the token stays, nothing is
+computed twice.
+
+A clamped distribution (uniform graph, analytic or denoise), max(0, alpha * exp(f) + beta) with a
+beta that depends on the sum over the row, cannot be computed from such sums.
 """
 
 from typing import NamedTuple
@@ -22,7 +25,7 @@ from sedd_fast.kernels.coefficients import output_scale, reverse_coefficients
 from sedd_fast.kernels.reverse_step import METHODS, may_move
 from sedd_fast.kernels.tiles import NO_SCORE, Operands, halves, origin, scores, tile
 
-#: States of a group: few, because all weights of the chosen one are read again.
+#: States of a group: few, because the head's weights of the selected group are read again.
 GROUP = 128
 DRAW_DEPTH = 64
 
@@ -32,24 +35,24 @@ def _group_sums(
     hidden, weight, bias, live, x_t, largest, sums,
     rows, states, width, stride_h, stride_w, stride_k, first,
     UNIFORM: tl.constexpr, HALVINGS: tl.constexpr,
-    EVEN: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    EVEN: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr, DOT_FP32: tl.constexpr,
     ROWS: tl.constexpr, STATES: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     f = scores(
         hidden, weight, bias, live, rows, states, width, stride_h, stride_w, stride_k,
-        EVEN, PRECISION, WIDEN, ROWS, STATES, DEPTH,
+        EVEN, PRECISION, DOT_FP32, ROWS, STATES, DEPTH,
     )  # fmt: skip
     from_row, from_state = origin(rows, ROWS, STATES)
     i = from_row + tl.arange(0, ROWS)
     WIDTH: tl.constexpr = STATES >> HALVINGS
     if UNIFORM:
-        now = tl.load(x_t + i, mask=i < rows, other=-1).to(tl.int32) - first - from_state
+        current = tl.load(x_t + i, mask=i < rows, other=-1).to(tl.int32) - first - from_state
     pieces = halves(f, HALVINGS)
     for n in tl.static_range(len(pieces)):
         piece = pieces[n]
         if UNIFORM:
             y = n * WIDTH + tl.arange(0, WIDTH)
-            piece = tl.where(y[None, :] == now[:, None], NO_SCORE, piece)
+            piece = tl.where(y[None, :] == current[:, None], NO_SCORE, piece)
         top = tl.maximum(tl.max(piece, 1), NO_SCORE)
         total = tl.sum(tl.exp(piece - top[:, None]), 1)
         at = (((first + from_state) // WIDTH + n) * rows + i).to(tl.int64)
@@ -63,7 +66,7 @@ def _group(
     row, weight, bias, begin, states, width, stride_w, stride_k,
     GROUP: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """(GROUP,) float32: the scores of the states from ``begin`` on, once more."""
+    """(GROUP,) float32: the scores of the states from ``begin`` on, computed again."""
     y = begin + tl.arange(0, GROUP)
     at = tl.minimum(y, states - 1).to(tl.int64)[:, None] * stride_w
     f = tl.zeros([GROUP], tl.float32)
@@ -85,13 +88,13 @@ def _draw(
     row = tl.program_id(0).to(tl.int64)
     position = tl.load(index + row)
     if position >= 0:
-        now, b = tl.load(x_t + position), position // length
+        current, b = tl.load(x_t + position), position // length
         noise, step = tl.load(sigma + b), tl.load(dsigma + b)
         u0, u1 = tl.load(u + 2 * position), tl.load(u + 2 * position + 1)
         dim = states
         if ABSORBING:
             dim = states + 1
-        if may_move(now, noise, step, u0, u1, dim, vocab, ABSORBING):
+        if may_move(current, noise, step, u0, u1, dim, vocab, ABSORBING):
             j = tl.arange(0, GROUPS)
             top = tl.load(largest + j * rows + row, mask=j < groups, other=NO_SCORE)
             part = tl.load(sums + j * rows + row, mask=j < groups, other=0.0)
@@ -105,32 +108,38 @@ def _draw(
                 noise, step, total * scale, tl.exp(-shift), vocab, ABSORBING, METHOD
             )
             moving = alpha * scale * total
-            law = moving + tl.where(gamma > 0.0, gamma, 0.0)
-            drawable = (alpha > 0.0) & (law > 0.0) & (law < float("inf")) & (gamma == gamma)
-            if drawable & (u0 * law < moving):
+            mass = moving + tl.where(gamma > 0.0, gamma, 0.0)
+            drawable = (alpha > 0.0) & (mass > 0.0) & (mass < float("inf")) & (gamma == gamma)
+            if drawable & (u0 * mass < moving):
                 chosen, share = chosen_chunk(weights, 0.0, u1)
                 begin = chosen * GROUP
                 f = _group(
                     hidden + row * stride_h, weight, bias, begin, states, width,
                     stride_w, stride_k, GROUP, DEPTH,
                 )  # fmt: skip
-                f = tl.where(begin + tl.arange(0, GROUP) == now, NO_SCORE, f)
+                f = tl.where(begin + tl.arange(0, GROUP) == current, NO_SCORE, f)
                 e = tl.exp(f - tl.max(f, 0))
                 tl.store(x_s + position, (begin + chosen_state(e, share)).to(tl.int64))
 
 
-class Groups(NamedTuple):
-    """(groups, R) float32, of every group of states and row: the largest score, and the sum of the
-    exponentials less that.
+class GroupSums(NamedTuple):
+    """(groups, R) float32: the largest score f of each group and row, and the sum of
+    exp(f - largest).
     """
 
     largest: Tensor
     sums: Tensor
 
 
-class Step(NamedTuple):
-    """A step of some rows: their positions (R,), -1 for none; x_t (B, L), sigma and dsigma (B,),
-    u (B, L, 2), contiguous; x_s (B, L), which holds x_t and is written where a token moves.
+class StepRows(NamedTuple):
+    """The rows of a step; all tensors contiguous.
+
+    Attributes:
+        rows: (R,) positions, -1 for none.
+        x_t: (B, L) int64 noised tokens.
+        sigma, dsigma: (B,) noise, and the noise that the step removes.
+        u: (B, L, 2) float64 uniforms in [0, 1).
+        x_s: (B, L) int64 output; must hold x_t, and changes where a token moves.
     """
 
     rows: Tensor
@@ -142,16 +151,18 @@ class Step(NamedTuple):
 
 
 def group_states(dtype: torch.dtype) -> int:
-    """States of a group for operands of that dtype: GROUP, or a whole tile."""
+    """States of a group for operands of that dtype: GROUP, or a tile if that is smaller."""
     return min(GROUP, tile(dtype).states)
 
 
-def launch_sums(operands: Operands, x_t: Tensor, groups: Groups, first: int, uniform: bool) -> None:
-    """Sums of the groups of a block of states.
+def launch_sums(
+    operands: Operands, x_t: Tensor, groups: GroupSums, first: int, uniform: bool
+) -> None:
+    """Compute the sums of the groups of a block of states.
 
     Args:
-        x_t: (R,) int64, left out of its group for ``uniform``, else not read.
-        first: the state of the block's first, the first of a group.
+        x_t: (R,) int64, excluded from its group if ``uniform``, else not read.
+        first: the first state of the block, which is the first of a group.
     """
     if operands.grid() == (0,):
         return
@@ -163,16 +174,17 @@ def launch_sums(operands: Operands, x_t: Tensor, groups: Groups, first: int, uni
 
 def launch_draw(
     operands: Operands,
-    step: Step,
-    groups: Groups,
-    length: int,
+    step: StepRows,
+    groups: GroupSums,
     graph: str,
     method: str,
     scale_by_sigma: bool,
 ) -> None:
-    """Draw where a token moves; the weight is the whole one, in any dtype.
+    """Draw the next state where a token moves.
 
-    ``length``: positions of a sequence. ``scale_by_sigma``: f of log scores f - ln E - ln V.
+    Args:
+        operands: with the whole weight, in any dtype.
+        scale_by_sigma: the head's output is f of log scores f - ln E - ln V.
     """
     if len(operands.hidden) == 0:
         return
@@ -180,7 +192,7 @@ def launch_draw(
     count = len(groups.sums)
     _draw[(len(hidden),)](
         hidden, weight, bias, *step[:-1], *groups, step.x_s,
-        *operands.numbers(), length, count, len(weight),
+        *operands.numbers(), step.x_t.shape[1], count, len(weight),
         ABSORBING=graph == "absorbing", METHOD=METHODS[method].value, SCALED=scale_by_sigma,
         GROUP=group_states(hidden.dtype), GROUPS=triton.next_power_of_2(count), DEPTH=DRAW_DEPTH,
         num_warps=4, **settings.COMMON,

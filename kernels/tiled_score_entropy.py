@@ -1,13 +1,17 @@
-"""Score entropy of a block of a linear head's output that is never stored: one program a tile.
+"""Score entropy of a block of a linear head's output that is never stored: one program per tile.
 
-What comes out of a tile's product is exponentiated in registers, summed over the states, and turned
-into its gradient, which alone is stored, for the two products that it enters. No program adds to
-what another one stored: sums over states are kept for every tile of states and sums over rows for
-every tile of rows, to be added by the caller in a fixed order.
+    sums      a * sum exp(f_y), over the states y != x_t of the block
+    gradient  grad_scale * a * exp(f_y) - b - c * [y = x_0], 0 at y = x_t; its sums over the rows
 
-Of f itself the loss needs only f at x_0 and, for the uniform graph, the sum over y != x_t, which is
-linear in the weights: dot products of a row, in a small kernel of their own. Kept in the tile they
-would cost it the registers that make it spill.
+Here b and c include the gradient's scale. A program forms a tile of f = hidden @ weight.T + bias
+(``tiles``) in registers, exponentiates it, sums it over the states, and computes its gradient. Only
+the gradient is stored, for the two matrix products with it. The sums over states are stored for
+each tile of states, and the sums over rows for each tile of rows; the caller adds them in a fixed
+order.
+
+The loss also needs f at x_0 and, for the uniform graph, the sum of f over y != x_t, which is linear
+in the weights. These are dot products of a row, computed by a small kernel of its own, because the
+tile kernel would spill registers with them.
 """
 
 from typing import NamedTuple
@@ -19,29 +23,29 @@ from torch import Tensor
 from sedd_fast.kernels import settings
 from sedd_fast.kernels.tiles import Operands, exp_of, halves, origin, row_dot, scores
 
-#: States whose exponentials and gradient are in registers at once.
+#: States of a tile whose exponentials and gradient are in registers at a time.
 PIECE = 32
 DOT_DEPTH = tl.constexpr(256)
 
 
 @triton.jit
 def _piece(
-    f, left, rows, shift, now, clean, lift, less_b, less_c, gradient, columns, stride_g,
-    UNIFORM: tl.constexpr, WITH_GRAD: tl.constexpr, HALF: tl.constexpr, WIDEN: tl.constexpr,
+    f, left, rows, shift, current, clean, grad_scale, less_b, less_c, gradient, columns, stride_g,
+    UNIFORM: tl.constexpr, WITH_GRAD: tl.constexpr, HALF: tl.constexpr, DOT_FP32: tl.constexpr,
 ):  # fmt: skip
-    """Sums of a * exp(f) over ``left`` states; stores their gradient and its sums over the rows."""
+    """Sums of a * exp(f) over ``left`` states; stores the gradient and its sums over the rows."""
     y = tl.arange(0, f.shape[1])
     e = exp_of(f, shift[:, None], HALF)
     if UNIFORM:
-        stays = y[None, :] == now[:, None]
+        stays = y[None, :] == current[:, None]
         e = tl.where(stays, 0.0, e)
     if WITH_GRAD:
         less = tl.where(y[None, :] == clean[:, None], less_c[:, None], less_b[:, None])
         if UNIFORM:
             less = tl.where(stays, 0.0, less)
-        g = (lift[:, None] * e - less).to(gradient.dtype.element_ty)
-        if g.dtype == tl.bfloat16 and not WIDEN:
-            # Tensor cores add up the rows; shuffles between threads would cost more.
+        g = (grad_scale[:, None] * e - less).to(gradient.dtype.element_ty)
+        if g.dtype == tl.bfloat16 and not DOT_FP32:
+            # A product with ones on tensor cores adds up the rows faster than shuffles would.
             ones = tl.full([f.shape[0], 16], 1.0, g.dtype)
             sums = tl.max(tl.dot(tl.trans(g), ones), 1)
         else:
@@ -55,27 +59,27 @@ def _piece(
 
 @triton.jit(do_not_specialize=["first"])
 def _tiled_score_entropy(
-    hidden, weight, bias, live, gradient, columns, sum_exp, x_t, x_0, log_a, lift, gb, gc,
+    hidden, weight, bias, live, gradient, columns, sum_exp, x_t, x_0, log_a, grad_scale, gb, gc,
     rows, states, width, stride_h, stride_w, stride_k, stride_g, first,
     UNIFORM: tl.constexpr, WITH_GRAD: tl.constexpr, HALVINGS: tl.constexpr,
-    EVEN: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    EVEN: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr, DOT_FP32: tl.constexpr,
     ROWS: tl.constexpr, STATES: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     f = scores(
         hidden, weight, bias, live, rows, states, width, stride_h, stride_w, stride_k,
-        EVEN, PRECISION, WIDEN, ROWS, STATES, DEPTH,
+        EVEN, PRECISION, DOT_FP32, ROWS, STATES, DEPTH,
     )  # fmt: skip
     from_row, from_state = origin(rows, ROWS, STATES)
     i, first = from_row + tl.arange(0, ROWS), first + from_state
     row = i < rows
     shift = tl.load(log_a + i, mask=row, other=-float("inf"))
     zero = tl.zeros([ROWS], tl.float32)
-    now, clean, up, less_b, less_c = i, i, zero, zero, zero
+    current, clean, up, less_b, less_c = i, i, zero, zero, zero
     if UNIFORM:
-        now = tl.load(x_t + i, mask=row, other=-1).to(tl.int32) - first
+        current = tl.load(x_t + i, mask=row, other=-1).to(tl.int32) - first
     if WITH_GRAD:
         clean = tl.load(x_0 + i, mask=row, other=-1).to(tl.int32) - first
-        up = tl.load(lift + i, mask=row, other=0.0)
+        up = tl.load(grad_scale + i, mask=row, other=0.0)
         less_c = tl.load(gc + i, mask=row, other=0.0)
         if UNIFORM:
             less_b = tl.load(gb + i, mask=row, other=0.0)
@@ -87,9 +91,9 @@ def _tiled_score_entropy(
     for n in tl.static_range(len(pieces)):
         at = n * (STATES >> HALVINGS)
         total += _piece(
-            pieces[n], states - from_state - at, rows - from_row, shift, now - at, clean - at,
+            pieces[n], states - from_state - at, rows - from_row, shift, current - at, clean - at,
             up, less_b, less_c, gradient + at, columns + at, stride_g,
-            UNIFORM, WITH_GRAD, HALF, WIDEN,
+            UNIFORM, WITH_GRAD, HALF, DOT_FP32,
         )  # fmt: skip
     tl.store(sum_exp + (from_state // STATES * rows + i), total, mask=row)
 
@@ -99,7 +103,9 @@ def _row_scores(
     hidden, weight, bias, total, x_t, x_0, sum_log, f_x_0, states, width,
     stride_h, stride_w, stride_k, UNIFORM: tl.constexpr,
 ):  # fmt: skip
-    """f at x_0 of one row and, of a uniform graph, the sum of f - bias over y, less f at x_t."""
+    """f at x_0 of one row and, for the uniform graph, the sum of f - bias over all y, minus f at
+    x_t.
+    """
     row = tl.program_id(0).to(tl.int64)
     h = hidden + row * stride_h
     clean = tl.load(x_0 + row)
@@ -107,41 +113,47 @@ def _row_scores(
         f = row_dot(h, weight, clean * stride_w, stride_k, width, DOT_DEPTH)
         tl.store(f_x_0 + row, (f + tl.load(bias + clean)).to(tl.float64))
     if UNIFORM:
-        now = tl.load(x_t + row)
-        if (now >= 0) & (now < states):
-            f = row_dot(h, weight, now * stride_w, stride_k, width, DOT_DEPTH)
+        current = tl.load(x_t + row)
+        if (current >= 0) & (current < states):
+            f = row_dot(h, weight, current * stride_w, stride_k, width, DOT_DEPTH)
             every = row_dot(h, total, 0, 1, width, DOT_DEPTH)
-            tl.store(sum_log + row, (every - f - tl.load(bias + now)).to(tl.float64))
+            tl.store(sum_log + row, (every - f - tl.load(bias + current)).to(tl.float64))
 
 
-class Terms(NamedTuple):
-    """Of the rows (R,): x_t and x_0, int64; ln a, the factor of a * exp(f) in the gradient, and its
-    subtrahends b and c, float32.
+class RowTerms(NamedTuple):
+    """The terms of the rows, (R,) each.
+
+    Attributes:
+        x_t, x_0: int64 tokens.
+        log_a: float32, ln a.
+        grad_scale: float32, the factor of a * exp(f) in the gradient.
+        gb, gc: float32, the b and c that the gradient subtracts.
     """
 
     x_t: Tensor
     x_0: Tensor
     log_a: Tensor
-    lift: Tensor
+    grad_scale: Tensor
     gb: Tensor
     gc: Tensor
 
 
 def launch(
     operands: Operands,
-    terms: Terms,
+    terms: RowTerms,
     sum_exp: Tensor,
     gradient: tuple[Tensor, Tensor] | None,
     first: int,
     uniform: bool,
 ) -> None:
-    """Sums of a block, and its gradient where asked for.
+    """Compute the sums of a block, and its gradient if one is given.
 
     Args:
-        terms: x_t and b are read for ``uniform`` alone, what the gradient is made of with one.
-        sum_exp: (tiles of states, R) float32, sums of a * exp(f) over y != x_t.
-        gradient: (R, n), rows contiguous, and its sums over rows, (tiles of rows, n) float32.
-        first: the state of the block's first.
+        terms: x_t and gb are read only if ``uniform``, the others but log_a only with ``gradient``.
+        sum_exp: (tiles of states, R) float32 output, sums of a * exp(f) over y != x_t.
+        gradient: outputs: (R, n) with contiguous rows, and its sums over rows, (tiles of rows, n)
+            float32; or None.
+        first: the first state of the block.
     """
     if operands.grid() == (0,):
         return
@@ -155,14 +167,15 @@ def launch(
 
 
 def launch_rows(
-    operands: Operands, terms: Terms, total: Tensor | None, sums: tuple[Tensor, Tensor]
+    operands: Operands, terms: RowTerms, total: Tensor | None, sums: tuple[Tensor, Tensor]
 ) -> None:
-    """What the loss needs of f itself, from the whole weight, in any dtype.
+    """Compute f at x_0 of each row and, for the uniform graph, the sum of f over y != x_t.
 
     Args:
-        total: of the uniform graph: (H,) float32, the sum of the weights of all states.
-        sums: (R,) float64, the sum of f - bias over y less f at x_t (of the uniform graph), and f
-            at x_0; not written where a token is none.
+        operands: with the whole weight, in any dtype.
+        total: (H,) float32, the sum of the weights of all states, for the uniform graph; else None.
+        sums: (R,) float64 outputs: the sum of f - bias over all y, minus f at x_t (uniform graph
+            only), and f at x_0. Not written where x_t or x_0 is not a state.
     """
     if len(operands.hidden) == 0:
         return

@@ -1,8 +1,10 @@
-"""A tile of a linear head's output, formed in registers: what the tile-fused kernels share.
+"""A tile of a linear head's output, formed in registers, for the tile-fused kernels.
 
-A program multiplies ROWS hidden states by the weights of STATES states in float32 accumulators and
-goes on from there; the output is never stored. Programs that follow each other share the states of
-their tile: the rows of a launch stay in the second-level cache, and the weight is read once.
+    f = hidden @ weight.T + bias, for ROWS rows and STATES states
+
+A program computes the product in float32 accumulators and continues with it in registers; the
+output is never stored. Consecutive programs have the same states and different rows: the hidden
+states of a launch stay in the L2 cache, and the weight is read from memory once.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from torch import Tensor
 
 from sedd_fast.kernels.rows import LOG2_E, exponential
 
-#: The score of a state that does not exist: its exponential is 0. Not infinite, because tensor
-#: cores add to it.
+#: The score of a state that does not exist: its exponential is 0. It is finite, because the product
+#: is added to it.
 NO_SCORE = tl.constexpr(-1e30)
 
 
@@ -32,14 +34,15 @@ def origin(rows, ROWS: tl.constexpr, STATES: tl.constexpr):
 @triton.jit
 def scores(
     hidden, weight, bias, live, rows, states, width, stride_h, stride_w, stride_k,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, DOT_FP32: tl.constexpr,
     ROWS: tl.constexpr, STATES: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """(ROWS, STATES) float32: the output f of this program's tile, NO_SCORE beyond the last state.
 
-    Rows beyond the last one are its copies. A tile that begins after the first ``live`` rows (what
-    fills a list of fixed length is at its end) is not multiplied. EVEN: DEPTH divides width. WIDEN:
-    operands in float32 (Triton's interpreter multiplies the bits of bf16).
+    Rows beyond the last one are copies of it. A tile that begins after the first ``live`` rows is
+    not multiplied: in a list of fixed length, the rows without a position are at the end. EVEN:
+    DEPTH divides width. DOT_FP32: operands are converted to float32, because Triton's interpreter
+    multiplies the bit patterns of bf16.
     """
     i, y = origin(rows, ROWS, STATES)
     k, n = tl.arange(0, DEPTH), tl.arange(0, STATES)
@@ -47,7 +50,7 @@ def scores(
     right = tl.minimum(n, states - 1 - y)[None, :] * stride_w + k[:, None] * stride_k
     hidden += i.to(tl.int64) * stride_h
     weight += y.to(tl.int64) * stride_w
-    # The bias first: added to the product it would stay in registers until then.
+    # The accumulator starts as the bias: added at the end, it would occupy registers until then.
     b = tl.load(bias + y + n, mask=n < states - y, other=NO_SCORE)
     f = tl.zeros([ROWS, STATES], tl.float32) + b[None, :]
     for begin in range(0, tl.where(i < tl.load(live), width, 0), DEPTH):
@@ -57,7 +60,7 @@ def scores(
             inside = k < width - begin
             h = tl.load(hidden + left, mask=inside[None, :], other=0.0)
             w = tl.load(weight + right, mask=inside[:, None], other=0.0)
-        if WIDEN:
+        if DOT_FP32:
             h, w = h.to(tl.float32), w.to(tl.float32)
         f = tl.dot(h, w, f, input_precision=PRECISION)
         hidden += DEPTH
@@ -87,7 +90,7 @@ def halves(f, TIMES: tl.constexpr):
 
 @triton.jit
 def exp_of(f, c, HALF: tl.constexpr):
-    """exp(f + c), float32; where the operands were half, no more exactly than they deserve."""
+    """exp(f + c), float32. HALF (16-bit operands): tl.exp2 is accurate enough."""
     if HALF:
         e = tl.exp2(f * LOG2_E + c * LOG2_E)
     else:
@@ -97,7 +100,7 @@ def exp_of(f, c, HALF: tl.constexpr):
 
 @triton.jit
 def row_dot(row, other, offset, stride, width, DEPTH: tl.constexpr):
-    """The product of a row with another one of any dtype, rounded to that of the row; float32."""
+    """The dot product (float32) of a row with another one, which is rounded to the row's dtype."""
     total = tl.zeros([DEPTH], tl.float32)
     for begin in range(0, width, DEPTH):
         k = begin + tl.arange(0, DEPTH)
@@ -107,9 +110,9 @@ def row_dot(row, other, offset, stride, width, DEPTH: tl.constexpr):
     return tl.sum(total, 0)
 
 
-class Tile(NamedTuple):
-    """Rows, states and depth of what a program multiplies at a time, its warps, and how many
-    depths are on their way at once.
+class MatmulTile(NamedTuple):
+    """The tile of a program: its rows and states, the depth that is multiplied at a time, its
+    warps, and how many depths are loaded in advance (Triton's num_stages).
     """
 
     rows: int
@@ -119,14 +122,19 @@ class Tile(NamedTuple):
     stages: int
 
 
-#: Bytes of an operand's number -> tile. From what compiles without spilling; not measured yet.
-#: float32 is multiplied exactly, without tensor cores: it is there for completeness.
-TABLE: dict[int, Tile] = {2: Tile(128, 256, 64, 8, 3), 4: Tile(64, 64, 32, 4, 2)}
+#: Bytes per element of the operands -> tile. Chosen as the tiles that compile without spills; not
+#: measured yet. float32 is multiplied exactly, without tensor cores, and is not meant to be fast.
+TABLE: dict[int, MatmulTile] = {2: MatmulTile(128, 256, 64, 8, 3), 4: MatmulTile(64, 64, 32, 4, 2)}
 
 
 class Operands(NamedTuple):
-    """What is multiplied: hidden (R, H) contiguous, weight (n, H), bias (n,) float32; and how many
-    rows stand for a position, () int64.
+    """The operands of a head's product.
+
+    Attributes:
+        hidden: (R, H), contiguous.
+        weight: (n, H).
+        bias: (n,) float32.
+        live: () int64, how many rows have a position; the others are at the end.
     """
 
     hidden: Tensor
@@ -135,22 +143,22 @@ class Operands(NamedTuple):
     live: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """As kernels take them."""
+        """The tensors in the order of the kernels' arguments."""
         return self.hidden, self.weight, self.bias, self.live
 
     def numbers(self) -> tuple[int, ...]:
-        """rows, states, width and the strides, as kernels take them."""
+        """rows, states, width and the strides, in the order of the kernels' arguments."""
         rows, width = self.hidden.shape
         return rows, len(self.weight), width, self.hidden.stride(0), *self.weight.stride()
 
     def options(self) -> dict[str, Any]:
-        """How a kernel of tiles is compiled and launched for them."""
+        """Compile-time arguments and launch options of the tile kernels."""
         of, size = tile(self.hidden.dtype), self.hidden.element_size()
         return {
             "EVEN": self.hidden.shape[1] % of.depth == 0,
             "HALF": size == 2,
             "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
-            "WIDEN": triton.knobs.runtime.interpret and self.hidden.dtype == torch.bfloat16,
+            "DOT_FP32": triton.knobs.runtime.interpret and self.hidden.dtype == torch.bfloat16,
             "ROWS": of.rows,
             "STATES": of.states,
             "DEPTH": of.depth,
@@ -160,34 +168,34 @@ class Operands(NamedTuple):
         }
 
     def halvings(self, piece: int) -> int:
-        """How often the states of a tile are halved, to pieces of at most so many."""
+        """How often the states of a tile are halved to get pieces of at most ``piece`` states."""
         return max(0, (tile(self.hidden.dtype).states // piece).bit_length() - 1)
 
     def grid(self) -> tuple[int]:
-        """One program a tile."""
+        """One program per tile."""
         down, across = tiles(len(self.hidden), len(self.weight), self.hidden.dtype)
         return (down * across,)
 
 
-def tile(dtype: torch.dtype) -> Tile:
+def tile(dtype: torch.dtype) -> MatmulTile:
     """The tile for operands of that dtype."""
     return TABLE[dtype.itemsize]
 
 
 def tiles(rows: int, states: int, dtype: torch.dtype) -> tuple[int, int]:
-    """How many tiles cover the rows, and the states."""
+    """The number of tiles that cover the rows, and the number that cover the states."""
     return triton.cdiv(rows, tile(dtype).rows), triton.cdiv(states, tile(dtype).states)
 
 
-def stages(of: Tile, size: int, shared: int) -> int:
-    """The tile's stages, or as many as fit into ``shared`` bytes a program."""
+def stages(of: MatmulTile, size: int, shared: int) -> int:
+    """The stages of the tile, but at most as many as fit into ``shared`` bytes of shared memory."""
     each = (of.rows + of.states) * of.depth * size
     return max(1, min(of.stages, shared // each))
 
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a program can have; of a data-center GPU where there is none."""
+    """Bytes of shared memory that a program may use; without a GPU, those of a data-center GPU."""
     if device.type != "cuda":
         return 160 << 10
     found = torch.cuda.get_device_properties(device)

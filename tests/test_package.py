@@ -40,7 +40,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["csrc/common/coefficients.h", "csrc/cpu/rows.cpp", "kernels/__init__.py", "setup.py",
+    ["csrc/common/coefficients.h", "csrc/cpu/simd/rows.cpp", "kernels/__init__.py", "setup.py",
      "sedd_fast/py.typed", "sedd_fast/train/presets/tiny.yaml", "tests/golden/process.safetensors",
      "benchmarks/run.py", "README.md", "LICENSE", "constraints.txt"],
 )  # fmt: skip

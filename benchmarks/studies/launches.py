@@ -56,6 +56,7 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     """The loss, the backward, and both in one pass."""
     from sedd_fast.backends.values import gradient_dtype
     from sedd_fast.kernels import score_entropy as op
+    from sedd_fast.kernels.batches import EntropyBatch
 
     sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
     weight, loss, grad_dtype = small(torch.float64), small(torch.float32), gradient_dtype(dtype)
@@ -69,11 +70,13 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
             kind, _, layout = form.partition(" ")
             grad = {"backward": dtype, "with_grad": grad_dtype}.get(kind)
             arguments = (
-                scores(dim, dtype, layout), sigma, tokens, tokens, weight,
+                scores(dim, dtype, layout),
+                EntropyBatch(sigma, tokens, tokens, weight, graph, vocab),
                 weight if kind == "backward" else None,
                 None if kind == "backward" else loss,
-                grad and scores(dim, grad), 1.0, graph, vocab,
-            )  # fmt: skip
+                grad and scores(dim, grad),
+                1.0,
+            )
             yield Launch(
                 f"score_entropy {graph} {form}",
                 op._score_entropy,
@@ -84,6 +87,7 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
 def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     """Every method of both graphs."""
     from sedd_fast.kernels import reverse_step as op
+    from sedd_fast.kernels.batches import ReverseBatch
 
     sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
     u = small(torch.float64, BATCH, LENGTH, 2)
@@ -92,13 +96,14 @@ def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
         for form in (*METHODS, "analytic strided", "euler offset", "euler many"):
             method, _, layout = form.partition(" ")
             of = scores(dim, dtype, layout)
-            arguments = (of, tokens, sigma, sigma, u, tokens, graph, vocab, method)
-            for scaled in (False, True) if graph == "absorbing" else (False,):
-                name = f"reverse_step {graph} {form}{' scaled' * scaled}"
-                call = (*arguments, scaled)
-                yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
+            batch = ReverseBatch(tokens, sigma, sigma, u, graph, vocab, method)
+            variants = {"": batch}
+            if graph == "absorbing":
+                variants[" scaled"] = batch._replace(scale_by_sigma=True)
             if form in ("analytic", "euler"):
-                name, call = f"reverse_step {graph} {form} top-p", (*arguments, False, 0.8, 0.9)
+                variants[" top-p"] = batch._replace(inverse_temperature=0.8, top_p=0.9)
+            for variant, given in variants.items():
+                name, call = f"reverse_step {graph} {form}{variant}", (of, given, tokens)
                 yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
 
 
@@ -136,12 +141,12 @@ def head_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
         sums = small(torch.float64, 1 + uniform, rows)
         for form in ("loss", "with_grad", "with_grad, no bias"):
             grad, bias = form != "loss", "no bias" not in form
-            partial = op.Sums.like(memory, uniform, grad and bias)
+            partial = op.PartialSums.like(memory, uniform, grad and bias)
             for block, first in (("first", 0), ("last", last)):
                 count = min(states, vocab - first)
                 into = (memory if apart.dtype == dtype else apart)[:, :count] if grad else None
                 of_bias = small(dtype, count) if bias else None
-                arguments = (memory[:, :count], of_bias, into, of_rows, partial, first, uniform)
+                arguments = (memory[:, :count], of_bias, into, of_rows, partial, first)
                 yield Launch(
                     f"linear_score_entropy {graph} {form}, {block} block",
                     op._linear_score_entropy,
@@ -159,6 +164,7 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     from sedd_fast.backends.values import gradient_dtype
     from sedd_fast.kernels import head_rows as op
     from sedd_fast.kernels import scale_gradient
+    from sedd_fast.kernels.batches import EntropyBatch
 
     rows, width, grad_dtype = BATCH * LENGTH // 2, 768, gradient_dtype(dtype)
     tokens, weight, index = small(torch.int64), small(torch.float64), small(torch.int64, rows)
@@ -168,16 +174,16 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     for graph in GRAPHS:
         uniform = graph == "uniform"
         sigma = small(torch.float64, BATCH)
-        process = op.Process(sigma, tokens, tokens, weight, graph, vocab, not uniform)
+        batch = EntropyBatch(sigma, tokens, tokens, weight, graph, vocab, not uniform)
         operands = hidden, small(dtype, vocab + 1, width), small(dtype, vocab + 1)
         made = small(torch.float32, rows, width), small(grad_dtype, BATCH, LENGTH, width)
         sums = small(torch.float64, 1 + uniform, rows)
         for name, kernel, launch, arguments in (
             ("touched", op._touched, op.launch_touched,
-             (process, tokens.flatten(), small(torch.int64, 1))),
-            ("gather", op._gather, op.launch_gather, (process, index, operands, weight, gathered)),
+             (batch, tokens.flatten(), small(torch.int64, 1))),
+            ("gather", op._gather, op.launch_gather, (batch, index, operands, weight, gathered)),
             ("scatter", op._scatter, op.launch_scatter,
-             (process, index, terms, sums, small(torch.float32), made)),
+             (batch, index, terms, sums, small(torch.float32), made)),
         ):  # fmt: skip
             yield Launch(f"head rows {graph} {name}", kernel, lambda f=launch, a=arguments: f(*a))
     gradient, one = small(grad_dtype, vocab + 1, width), small(torch.float32, 1)
@@ -199,14 +205,16 @@ def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     rows, width, states = BATCH * LENGTH // 2, 768, 5376
     hidden, live = small(dtype, rows, width), small(torch.int64, 1)
     tokens, term = small(torch.int64, rows), small(torch.float32, rows)
-    terms = entropy.Terms(tokens, tokens, *(term,) * 4)
+    terms = entropy.RowTerms(tokens, tokens, *(term,) * 4)
     sums = small(torch.float32, 64, rows)
     made = small(gradient_dtype(dtype), rows, states), small(torch.float32, 64, states)
     block = Operands(hidden, small(dtype, states, width), small(torch.float32, states), live)
     whole = Operands(hidden, small(dtype, vocab, width), small(torch.float32, vocab), live)
-    groups = step.Groups(*(small(torch.float32, -(-vocab // step.group_states(dtype)), rows),) * 2)
+    groups = step.GroupSums(
+        *(small(torch.float32, -(-vocab // step.group_states(dtype)), rows),) * 2
+    )
     sigma, of = small(torch.float64, BATCH), small(torch.int64)
-    some = step.Step(tokens, of, sigma, sigma, small(torch.float64, BATCH, LENGTH, 2), of)
+    some = step.StepRows(tokens, of, sigma, sigma, small(torch.float64, BATCH, LENGTH, 2), of)
     for uniform in (False, True):
         graph = GRAPHS[uniform]
         total = small(torch.float32, width) if uniform else None
@@ -219,7 +227,7 @@ def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
             ("rows", entropy._row_scores, entropy.launch_rows, (whole, terms, total, numbers)),
             ("step", step._group_sums, step.launch_sums, (whole, tokens, groups, 0, uniform)),
             ("draw", step._draw, step.launch_draw,
-             (whole, some, groups, LENGTH, graph, "euler", not uniform)),
+             (whole, some, groups, graph, "euler", not uniform)),
         ):  # fmt: skip
             yield Launch(f"tiled {graph} {name}", kernel, lambda f=launch, a=arguments: f(*a))
 

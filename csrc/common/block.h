@@ -1,8 +1,9 @@
 // Sums and searches over the threads of a block.
 //
-// A Block is anything with thread(), threads() (a multiple of 32), sync(), and shuffle(value,
-// lane), which all 32 threads of a warp call together. csrc/cuda/block.cuh is the GPU's; the tests
-// have one that runs its threads on the host, so that everything here is tested without a GPU.
+// A Block is any type with thread(), threads() (a multiple of 32), sync(), and shuffle(value,
+// lane), which all 32 threads of a warp call together. csrc/cuda/block.cuh defines the one for the
+// GPU. The tests define one whose threads run on the host, so all code here is tested without a
+// GPU.
 #pragma once
 
 #include "numbers.h"
@@ -10,7 +11,7 @@
 namespace sedd {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 32;  // at most, in a block
+constexpr int kMaxWarps = 32;  // in a block
 
 template <class Block>
 SEDD_HOST_DEVICE int lane(const Block& block) {
@@ -38,7 +39,7 @@ struct Largest {
   }
 };
 
-// The same bits in every lane: x + y and y + x round alike.
+// Every lane gets the same bits: x + y and y + x round to the same number.
 template <class Op, class Block, class V>
 SEDD_HOST_DEVICE V warp_reduce(Block& block, V value) {
   for (int distance = kWarp / 2; distance; distance /= 2) {
@@ -47,7 +48,8 @@ SEDD_HOST_DEVICE V warp_reduce(Block& block, V value) {
   return value;
 }
 
-// The same bits in every thread. `slots` (one a warp) must not be in use; synchronises.
+// Every thread gets the same bits. `slots` has one entry per warp, which no thread may be reading;
+// synchronises the block.
 template <class Op, class Block>
 SEDD_HOST_DEVICE double block_reduce(Block& block, double value, double* slots) {
   value = warp_reduce<Op>(block, value);
@@ -59,7 +61,7 @@ SEDD_HOST_DEVICE double block_reduce(Block& block, double value, double* slots) 
   return result;
 }
 
-// Sum of values[0 .. n - 1], by every warp for itself.
+// Sum of values[0 .. n - 1]; every warp computes it separately.
 template <class Block>
 SEDD_HOST_DEVICE double warp_total(Block& block, const double* values, int n) {
   double sum = 0;
@@ -68,23 +70,25 @@ SEDD_HOST_DEVICE double warp_total(Block& block, const double* values, int n) {
   return warp_reduce<Sum>(block, sum);
 }
 
-struct Found {
-  int index;     // -1: nothing has weight
-  double share;  // how far into its weight, 0 to 1
+struct SearchResult {
+  int index;     // -1 where no element has weight
+  double share;  // fraction of its weight before the target, 0 to 1
 };
 
-// The first i of [0, n) at which the running sum of weight(i) passes `share` of the total; the last
-// that has weight if rounding leaves the target past all of them (its share is then 1).
+// Inverse CDF by one warp: the first i of [0, n) at which the running sum of weight(i) exceeds
+// `share` of the total. If rounding puts the target beyond the total, the result is the last i that
+// has weight, with a share of 1.
 //
-// One warp: each lane sums a run of neighbours, a scan over lanes finds the run, its lane walks it.
+// Each lane sums a run of neighbouring elements. A scan over the lanes finds the run that contains
+// the target, and the lane of that run searches it.
 template <class Block, class Weight>
-SEDD_HOST_DEVICE Found warp_search(Block& block, int n, double share, const Weight& weight) {
+SEDD_HOST_DEVICE SearchResult warp_search(Block& block, int n, double share, const Weight& weight) {
   const int run = (n + kWarp - 1) / kWarp;
   const int begin = lane(block) * run < n ? lane(block) * run : n;
   const int end = begin + run < n ? begin + run : n;
   double sum = 0;
   int last = -1;
-  // A lane's loads are of neighbours, one after the other: four of them wait together.
+  // A lane loads neighbouring elements one after the other; unrolling keeps four loads in flight.
   SEDD_UNROLL_4
   for (int i = begin; i < end; ++i) {
     const double w = weight(i);
@@ -92,7 +96,7 @@ SEDD_HOST_DEVICE Found warp_search(Block& block, int n, double share, const Weig
     sum += counts ? w : 0;
     last = counts ? i : last;
   }
-  double through = sum;  // of this run and all before it
+  double through = sum;  // of this run and all runs before it
   for (int distance = 1; distance < kWarp; distance *= 2) {
     const int from = lane(block) - distance;
     const double below = block.shuffle(through, from < 0 ? 0 : from);
@@ -104,7 +108,7 @@ SEDD_HOST_DEVICE Found warp_search(Block& block, int n, double share, const Weig
   const int first = -warp_reduce<Largest>(block, passes ? -lane(block) : -kWarp);
   if (first == kWarp) return {warp_reduce<Largest>(block, last), 1};
   double residual = target - (lane(block) ? before : 0);
-  Found found{last, 1};
+  SearchResult found{last, 1};
   if (lane(block) == first) {
     SEDD_ROLLED
     for (int i = begin; i <= last; ++i) {

@@ -1,7 +1,8 @@
 // The closed-form transition ratios of both graphs, for host and device code.
 //
-// The one place in C++ and CUDA; sedd_fast/backends/coefficients.py is the same table for torch and
-// explains it. Everything is double: k and c * l_{x_0} are near 1e6 and cancel at small noise.
+// No other C++ or CUDA file repeats them. sedd_fast/backends/coefficients.py has the same formulas
+// for torch, with explanations. Everything is double: at small noise, k and c * l_{x_0} are near
+// 1e6 and cancel.
 #pragma once
 
 #include <cmath>
@@ -27,14 +28,13 @@ SEDD_HOST_DEVICE inline double log_expm1(double sigma) {
   return sigma + std::log(-std::expm1(-sigma));
 }
 
-// Raw outputs f of a network that is scaled by sigma are log scores l = f - ln E - ln V: the factor
-// of exp(f) that this makes.
+// For a network whose raw outputs f give log scores l = f - ln E - ln V: exp(l) = exp(f) * this.
 SEDD_HOST_DEVICE inline double output_scale(double sigma, int64_t vocab) {
   return std::exp(-log_expm1(sigma)) / static_cast<double>(vocab);
 }
 
 // loss = a * sum exp(l_y) - b * sum l_y - c * l_{x_0} + k over y != x_t.
-// a is 0 exactly where the row need not be read.
+// a is 0 exactly where the row of scores need not be read.
 struct EntropyCoefficients {
   double a, b, c, k;
 };
@@ -60,8 +60,8 @@ struct ReverseCoefficients {
   double alpha, beta, gamma;
 };
 
-// sum_exp = S * unit: a row may be shifted by its maximum m, unit = exp(-m), because the weights
-// are homogeneous of degree one in (exp(l), 1).
+// sum_exp = S * unit. The scores of a row may be shifted by their maximum m, with unit = exp(-m),
+// because the weights are homogeneous of degree one in (exp(l), 1).
 SEDD_HOST_DEVICE inline ReverseCoefficients reverse_coefficients(Graph graph, Method method,
                                                                  int64_t vocab, double sigma,
                                                                  double dsigma, double sum_exp,

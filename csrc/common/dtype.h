@@ -1,5 +1,6 @@
-// The types of scores, as Python names them (DTYPES in sedd_fast/backends). No other header is
-// included: csrc/cpu/rows.cpp, which is compiled once an instruction set, must share no function.
+// The dtypes of scores, with the codes that Python passes (DTYPES of the backends cpp and
+// cuda). This header includes no other one: csrc/cpu/simd/rows.cpp, which
+// is compiled once per instruction set, must not share an inline function with other object files.
 #pragma once
 
 namespace sedd {

@@ -1,4 +1,11 @@
-// Score entropy of one position and its gradient, by a block of threads: one pass over its row.
+// Score entropy of one position and its gradient, by a block of threads.
+//
+//   loss         = a * sum exp(l_y) - b * sum l_y - c * l_{x_0} + k, sums over y != x_t
+//   gradient_y   = grad_scale * (a * exp(l_y) - b - c * [y == x_0]), 0 at y = x_t
+//
+// One pass over the row (traverse.h says how it is divided) forms the sums and stores the gradient
+// as if x_0 were any other state; the entries of x_t and x_0 are stored after it. A row whose sum
+// overflows in float32 is read a second time in double.
 #pragma once
 
 #include <type_traits>
@@ -15,39 +22,40 @@ struct EntropyArguments {
   const int64_t* x_t;        // (B, L)
   const int64_t* x_0;        // (B, L)
   const double* row_weight;  // (B, L) or null
-  const double* upstream;    // (B, L) or null: factor of each row's gradient
-  double scale;              // factor of every row's gradient
+  const double* upstream;    // (B, L) or null: gradient of the objective in each loss
+  double scale;              // factor of all gradients
   void* loss;                // (B, L) or null; float32, float64 for float64 scores
-  void* grad;                // (B, L, dim) or null, of unit stride over states
+  void* grad;                // (B, L, dim) or null, unit stride over states
   Layout gradient;
   Process process;
 };
 
-// Two vectors in flight: with more, the kernels that a multiprocessor is to hold so many of spill.
+// Two vectors in flight: with more, kernels spill registers at the number of blocks per
+// multiprocessor that score_entropy.cu requires.
 template <class T>
 using EntropyRow = Row<T, 2>;
 
-struct NoGradient {};  // as the gradient's type: none is asked for
+struct NoGradient {};  // as the gradient's type: no gradient is computed
 template <class G>
 constexpr bool kHasGradient = !std::is_same<G, NoGradient>::value;
 
 struct EntropyShared {
-  double exp_slots[kWarps], log_slots[kWarps];
+  double exp_slots[kMaxWarps], log_slots[kMaxWarps];
   EntropyCoefficients coefficients;
 };
 
 struct EntropySums {
-  double exp, log;  // over y != x_t; log only where `logs`
+  double exp, log;  // sums of exp(l_y) and of l_y over y != x_t; log only where `logs`
 };
 
-// What a gradient row is made of: a * exp(l_y) - b, times `lift`.
+// A gradient row to be stored: data[y] = a * exp(l_y) - b; a and b include `grad_scale`.
 template <class G>
 struct GradientRow {
   G* data;
   double a, b;
 };
 
-// Stores one, or a vector of neighbours, which is aligned (Row::align_to).
+// Stores one number, or an aligned vector of neighbouring ones (Row::align_to).
 template <class G, class C, int N>
 SEDD_HOST_DEVICE void store_gradient(G* to, const C (&g)[N]) {
   if constexpr (N > 1) {
@@ -57,7 +65,7 @@ SEDD_HOST_DEVICE void store_gradient(G* to, const C (&g)[N]) {
   }
 }
 
-// One pass in C arithmetic; `vectors` where the row allows it.
+// One pass over the row, computed in type C; with `vectors`, in loads of several states.
 template <class C, bool vectors, bool logs, class T, class G, class Block>
 SEDD_HOST_DEVICE EntropySums entropy_pass(Block& block, EntropyShared& shared,
                                           const EntropyRow<T>& row, int x_t,
@@ -105,8 +113,8 @@ SEDD_HOST_DEVICE void fill_zero(Block& block, G* grad, int64_t dim) {
   if (rest < dim) narrow(0.0f, grad + rest);
 }
 
-// One position. Its numbers are read again where they are needed rather than kept: registers are
-// what limits the loads in flight.
+// One position. Its values are read from memory again where they are needed instead of being kept
+// in registers, because registers limit how many loads are in flight.
 class EntropyPosition {
  public:
   SEDD_HOST_DEVICE EntropyPosition(const EntropyArguments& in, int64_t row) : in_(in), row_(row) {}
@@ -115,15 +123,15 @@ class EntropyPosition {
   SEDD_HOST_DEVICE int64_t x_t() const { return in_.x_t[row_]; }
   SEDD_HOST_DEVICE int64_t x_0() const { return in_.x_0[row_]; }
   SEDD_HOST_DEVICE double weight() const { return in_.row_weight ? in_.row_weight[row_] : 1; }
-  // Factor of the gradient.
-  SEDD_HOST_DEVICE double lift() const {
+  // Factor of this row's gradient.
+  SEDD_HOST_DEVICE double grad_scale() const {
     return weight() * in_.scale * (in_.upstream ? in_.upstream[row_] : 1);
   }
   SEDD_HOST_DEVICE bool valid() const {
     return is_noise(sigma()) && in_.process.is_state(x_t()) && in_.process.is_token(x_0());
   }
   SEDD_HOST_DEVICE bool touched() const {
-    return lift() != 0 && (in_.process.graph == Graph::uniform || x_t() == in_.process.vocab);
+    return grad_scale() != 0 && (in_.process.graph == Graph::uniform || x_t() == in_.process.vocab);
   }
   SEDD_HOST_DEVICE EntropyCoefficients coefficients() const {
     return entropy_coefficients(in_.process.graph, in_.process.vocab, sigma(), x_t(), x_0());
@@ -137,15 +145,15 @@ class EntropyPosition {
   SEDD_HOST_DEVICE void finish_loss(const EntropyCoefficients& c, const EntropySums& sums,
                                     double l_x_0) const {
     double loss = c.k + c.a * sums.exp;
-    if (c.b > 0) loss -= c.b * sums.log;  // a term that is absent stays so at infinite scores
+    if (c.b > 0) loss -= c.b * sums.log;  // 0 times an infinite score would be NaN
     if (c.c > 0) loss -= c.c * l_x_0;
     store_loss<C>(weight() * loss);
   }
-  // What the pass could not know: the states x_t and x_0.
+  // The entries of x_t and x_0, which the pass treats like any other state.
   template <class G>
   SEDD_HOST_DEVICE void finish_gradient(const EntropyCoefficients& c, G* grad, double l_x_0) const {
     narrow(0.0f, grad + x_t());
-    if (x_0() != x_t()) narrow(lift() * (c.a * ::exp(l_x_0) - c.b - c.c), grad + x_0());
+    if (x_0() != x_t()) narrow(grad_scale() * (c.a * ::exp(l_x_0) - c.b - c.c), grad + x_0());
   }
 
  private:
@@ -153,8 +161,8 @@ class EntropyPosition {
   int64_t row_;
 };
 
-// The whole position. `G`: the gradient's type; `logs`: the sum of the scores is needed (a uniform
-// graph's loss).
+// Loss and gradient of one position. `G`: the gradient's type. `logs`: the sum of l_y is needed
+// (the loss of the uniform graph).
 template <class T, class G, bool logs, class Block>
 SEDD_HOST_DEVICE void entropy_row(Block& block, EntropyShared& shared, const EntropyArguments& in,
                                   int64_t row) {
@@ -168,12 +176,13 @@ SEDD_HOST_DEVICE void entropy_row(Block& block, EntropyShared& shared, const Ent
     if constexpr (kHasGradient<G>) fill_zero(block, gradient.data, in.scores.dim);
     return;
   }
-  // One thread evaluates the formulas, the others begin to read: double is slow on many GPUs.
+  // Only one thread evaluates the formulas, because double arithmetic is slow on many GPUs; the
+  // others start to read.
   if (leader) shared.coefficients = position.coefficients();
   if constexpr (kHasGradient<G>) {
     block.sync();
-    gradient.a = position.lift() * shared.coefficients.a;
-    gradient.b = position.lift() * shared.coefficients.b;
+    gradient.a = position.grad_scale() * shared.coefficients.a;
+    gradient.b = position.grad_scale() * shared.coefficients.b;
   }
   EntropyRow<T> scores(in.log_score, in.scores, row);
   if constexpr (kHasGradient<G>) scores.align_to(gradient.data);
@@ -182,14 +191,14 @@ SEDD_HOST_DEVICE void entropy_row(Block& block, EntropyShared& shared, const Ent
                          ? entropy_pass<C, true, logs>(block, shared, scores, x_t, gradient)
                          : entropy_pass<C, false, logs>(block, shared, scores, x_t, gradient);
   if constexpr (sizeof(C) < sizeof(double)) {
-    if (!is_finite(sums.exp)) {  // float32 overflowed: the true value may not
-      block.sync();              // all have read the slots
+    if (!is_finite(sums.exp)) {  // float32 overflowed; the true value may be finite
+      block.sync();              // until all threads have read the slots
       sums = entropy_pass<double, false, logs>(block, shared, scores, x_t, gradient);
     }
   }
   if (!leader) return;
   const double l_x_0 = scores[static_cast<int>(position.x_0())];
-  if constexpr (kHasGradient<G>) {  // the pass's stores are behind a barrier
+  if constexpr (kHasGradient<G>) {  // a barrier separates this from the stores of the pass
     position.finish_gradient(shared.coefficients, gradient.data, l_x_0);
   }
   position.finish_loss<C>(shared.coefficients, sums, l_x_0);

@@ -1,7 +1,7 @@
-// Element types on a GPU, 16 bytes of them at a time: load, unpack, pack, store.
+// Element types of the GPU kernels, in vectors of 16 bytes: load, unpack, pack, store.
 //
-// On the host the same functions exist for the tests of the row functions (tests/ops); the vector
-// types of the CPU backend are in csrc/cpu/lanes.h.
+// The same functions exist on the host, for the tests of the row functions (tests/ops). The vector
+// types of the CPU backend are in csrc/cpu/simd/lanes.h.
 #pragma once
 
 #include <cmath>
@@ -16,16 +16,16 @@
 #include <cuda_fp16.h>
 #endif
 
-// What a test does with every load and store of several bytes at once.
-#if !defined(SEDD_WIDE_LOAD)
-#define SEDD_WIDE_LOAD(address, bytes)
-#define SEDD_WIDE_STORE(address, bytes)
+// Hooks with which a test counts loads and stores and checks their alignment; empty otherwise.
+#if !defined(SEDD_COUNT_LOAD)
+#define SEDD_COUNT_LOAD(address, bytes)
+#define SEDD_COUNT_STORE(address, bytes)
 #endif
 
 #if defined(__CUDACC__)
 #define SEDD_UNROLL _Pragma("unroll")
 #define SEDD_UNROLL_4 _Pragma("unroll 4")
-#define SEDD_ROLLED _Pragma("unroll 1")  // a rare loop, which is not to cost registers
+#define SEDD_ROLLED _Pragma("unroll 1")  // for rare loops, where unrolling would cost registers
 #else
 #define SEDD_UNROLL
 #define SEDD_UNROLL_4
@@ -45,7 +45,7 @@ struct alignas(16) Vector16 {
   uint32_t word[4];
 };
 
-// The type in which a row is exponentiated and summed by a thread.
+// The type in which a thread computes: double for double scores, else float.
 template <class T>
 struct ComputeOf {
   using type = float;
@@ -118,10 +118,10 @@ SEDD_HOST_DEVICE inline void narrow(double x, Half* to) { narrow(static_cast<flo
 
 // --- 16 bytes ---------------------------------------------------------------------------------
 
-// `once`: the line is not wanted again, and should not push others out of the cache.
+// `once`: the cache line is not read again and should be evicted first.
 template <bool once>
 SEDD_HOST_DEVICE inline Vector16 load_vector(const void* address) {
-  SEDD_WIDE_LOAD(address, 16);
+  SEDD_COUNT_LOAD(address, 16);
 #if defined(__CUDA_ARCH__)
   const uint4* from = static_cast<const uint4*>(address);
   const uint4 v = once ? __ldcs(from) : __ldg(from);
@@ -133,10 +133,10 @@ SEDD_HOST_DEVICE inline Vector16 load_vector(const void* address) {
 #endif
 }
 
-// One piece of a vector. Its line is read again at once, for the other pieces, and is kept.
+// One part of a vector. Its cache line is kept, because the other parts are read next.
 template <class P>
 SEDD_HOST_DEVICE inline P load_piece(const void* address) {
-  SEDD_WIDE_LOAD(address, sizeof(P));
+  SEDD_COUNT_LOAD(address, sizeof(P));
 #if defined(__CUDA_ARCH__)
   return __ldg(static_cast<const P*>(address));
 #else
@@ -146,7 +146,7 @@ SEDD_HOST_DEVICE inline P load_piece(const void* address) {
 #endif
 }
 
-// 16 bytes from an address that is a multiple of `bytes` only: 8, 4 or 2.
+// 16 bytes from an address that is only a multiple of `bytes`: 8, 4 or 2.
 template <int bytes>
 SEDD_HOST_DEVICE inline Vector16 load_pieces(const void* address) {
   const char* from = static_cast<const char*>(address);
@@ -169,9 +169,9 @@ SEDD_HOST_DEVICE inline Vector16 load_pieces(const void* address) {
   return v;
 }
 
-// A gradient is next read by another kernel: it streams past the cache.
+// A gradient is next read by another kernel, so it is stored with the streaming cache policy.
 SEDD_HOST_DEVICE inline void store_vector(void* address, const Vector16& v) {
-  SEDD_WIDE_STORE(address, 16);
+  SEDD_COUNT_STORE(address, 16);
 #if defined(__CUDA_ARCH__)
   __stcs(static_cast<uint4*>(address), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
 #else
@@ -248,13 +248,13 @@ SEDD_HOST_DEVICE inline void store_numbers(BFloat16* to, const float (&x)[8]) {
 }
 SEDD_HOST_DEVICE inline void store_numbers(Half* to, const float (&x)[8]) { store_pairs(to, x); }
 
-// The exact expf, not __expf: the fast form multiplies by log2(e) in one rounding, so that its
-// relative error grows with |x| (2 + 1.2 |x| units in the last place: 3e-6 at a score of 20), and
-// near small noise S and c * l_{x_0} cancel. The exact one costs about two instructions more.
+// expf, not __expf: the fast form rounds x * log2(e) once, so its relative error grows with |x|
+// (2 + 1.2 |x| units in the last place: 3e-6 at a score of 20). At small noise, S and c * l_{x_0}
+// cancel, and such an error would show. expf costs about two instructions more.
 SEDD_HOST_DEVICE inline float exponential(float x) { return ::expf(x); }
 SEDD_HOST_DEVICE inline double exponential(double x) { return ::exp(x); }
 
-// 2^x by the GPU's own instruction, to two units in the last place; 0 below 2^-126.
+// 2^x by the GPU's instruction, accurate to two units in the last place; 0 below 2^-126.
 SEDD_HOST_DEVICE inline float power_of_two(float x) {
 #if defined(__CUDA_ARCH__)
   float power;
@@ -265,16 +265,17 @@ SEDD_HOST_DEVICE inline float power_of_two(float x) {
 #endif
 }
 
-// exp of a bfloat16 score in five instructions instead of eight: times log2(e) to 16 bits it is
-// exact, and what that leaves out of the exponent is a factor of 1 + x * rest. The bound is for a
-// score of minus infinity, 0 * infinity otherwise; it is not reached above exp(-200).
+// exp of a bfloat16 score in five instructions instead of eight. The product of x and log2(e)
+// rounded to 16 bits is exact; the rounded part of log2(e) is corrected by the factor 1 + x * rest.
+// The lower bound avoids 0 * infinity at a score of minus infinity; scores above -200 do not reach
+// it.
 SEDD_HOST_DEVICE inline float exponential16(float x) {
   const float high = 47274 / 32768.0f, rest = 4.888495152143634e-06f;
   const float power = power_of_two(x * high);
   return power + power * ::fmaxf(x * rest, -1e-3f);
 }
 
-// exp of a score that was read as a T.
+// exp of a score that was loaded as a T.
 template <class T, class C>
 SEDD_HOST_DEVICE inline C exponential_of(C x) {
   if constexpr (std::is_same<T, BFloat16>::value && sizeof(C) == 4) {

@@ -1,4 +1,4 @@
-// A process on tokens, as every operation receives it, and which values it accepts.
+// The noising process that every operation receives, and the checks of its arguments.
 #pragma once
 
 #include "coefficients.h"

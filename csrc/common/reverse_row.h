@@ -1,8 +1,12 @@
-// One reverse step of one position, by a block of threads: a hierarchical inverse CDF.
+// One reverse step of one position, by a block of threads: a draw by a hierarchical inverse CDF.
 //
-// One pass gives the weights of chunks; u1 picks the chunk and only that one is read again. The law
-// of the uniform graph is clamped, max(0, alpha * exp(l) + beta) with beta < 0 a function of the
-// sum S: a second pass, but only for the rows that may move (see `reverse_row`).
+//   weight of y != x_t: max(0, alpha * exp(l_y) + beta);  weight of x_t: max(0, gamma)
+//
+// alpha, beta and gamma (coefficients.h) depend on S, the sum of exp(l_y) over y != x_t. One pass
+// over the row (traverse.h says how it is divided into chunks) forms the sum of each chunk. The
+// uniform u0 decides whether the token moves; u1 selects a chunk, and only that chunk is read
+// again. The uniform graph has beta < 0: its weights need S first, so a row that may move is read a
+// second time. A temperature and top-p also need further passes over the rows that may move.
 #pragma once
 
 #include <type_traits>
@@ -23,24 +27,24 @@ struct ReverseArguments {
   int64_t* x_s;          // (B, L)
   Process process;
   Method method;
-  double inverse_temperature;  // one over the temperature of the shares of the tokens; their sum stays
-  double top_p;     // what the shares of the tokens that remain reach
+  double inverse_temperature;  // exponent of the weights of the tokens; their sum is kept
+  double top_p;                // the tokens kept have at least this share of the weight
 
-  SEDD_HOST_DEVICE bool shaped() const { return inverse_temperature != 1 || top_p < 1; }
+  SEDD_HOST_DEVICE bool filtered() const { return inverse_temperature != 1 || top_p < 1; }
 };
 
-// Four vectors in flight: every chunk costs a reduction over its warp, and larger ones are fewer.
+// Four vectors in flight: every chunk costs a reduction over its warp, and larger chunks are fewer.
 template <class T>
 using ReverseRow = Row<T, 4>;
 
 struct ReverseShared {
-  double slots[kWarps];
+  double slots[kMaxWarps];
   ReverseCoefficients coefficients;
   bool stays;
 };
 
-// weight(l) = max(0, exp((l - shift) * inverse_temperature) + beta), and 0 for l below `least`, in units of
-// alpha, which float32 need not hold. The inverse_temperature is one over the temperature.
+// weight(l) = max(0, exp((l - shift) * inverse_temperature) + beta), and 0 where l < least; in
+// units of alpha, which may be outside the range of float32.
 template <class C>
 struct Weights {
   C beta = 0, shift = 0, inverse_temperature = 1, least = static_cast<C>(-HUGE_VAL);
@@ -51,20 +55,20 @@ struct Weights {
   }
 };
 
-// What of it a pass needs: exp(l); that and beta; everything.
-enum class Form { plain, clamped, whole };
+// Which form of weight a pass computes: exp(l); max(0, exp(l) + beta); all of `Weights`.
+enum class Form { plain, clamped, general };
 
-// The weight of a score that was read as a T.
+// The weight of a score that was loaded as a T.
 template <Form form, class T, class C>
 SEDD_HOST_DEVICE C weight_of(const Weights<C>& weights, C l) {
-  if constexpr (form == Form::whole) return weights(l);
+  if constexpr (form == Form::general) return weights(l);
   const C e = exponential_of<T>(l);
   if constexpr (form == Form::plain) return e;
   const C w = e + weights.beta;
   return w < 0 ? C(0) : w;
 }
 
-// chunks[i] = sum of the weights in chunk i, x_t left out; returns their total.
+// chunks[i] = sum of the weights in chunk i, without x_t; returns the sum of all chunks.
 template <class C, bool vectors, Form form, class T, class Block>
 SEDD_HOST_DEVICE double chunk_pass(Block& block, double* chunks, const ReverseRow<T>& row, int x_t,
                                    const Weights<C>& weights) {
@@ -90,7 +94,8 @@ SEDD_HOST_DEVICE double chunk_pass(Block& block, double* chunks, const ReverseRo
   return warp_total(block, chunks, row.chunks());
 }
 
-// The same in vectors where the row can be read so, unless it is the `exact` pass in double.
+// chunk_pass in vector loads where the row is contiguous and the pass is not the `exact` one in
+// double, else in single loads.
 template <bool exact, Form form, class C, class T, class Block>
 SEDD_HOST_DEVICE double best_pass(Block& block, double* chunks, const ReverseRow<T>& row, int x_t,
                                   const Weights<C>& weights) {
@@ -100,7 +105,7 @@ SEDD_HOST_DEVICE double best_pass(Block& block, double* chunks, const ReverseRow
   return chunk_pass<C, false, form>(block, chunks, row, x_t, weights);
 }
 
-// The largest score but that of x_t and NaN.
+// The largest score, ignoring x_t and NaN.
 template <bool exact, class T, class Block>
 SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const ReverseRow<T>& row, int x_t) {
   using C = Compute<T>;
@@ -120,26 +125,26 @@ SEDD_HOST_DEVICE double row_max(Block& block, double* slots, const ReverseRow<T>
   return block_reduce<Largest>(block, best, slots);
 }
 
-// The last bits that are 0 in every T once it is a float.
+// How many of the last bits are 0 in every T once it is converted to float.
 template <class T>
 constexpr int kSpare = std::is_same<T, BFloat16>::value ? kSpareBFloat16
                        : sizeof(T) == 2                 ? kSpareHalf
                                                         : 0;
 
-// Sums of the weights at a temperature and cut to the nucleus, which are put into `weights`; beta
-// is 0. Every thread takes part.
+// Applies temperature and top-p: sets shift, inverse_temperature and least of `weights` (beta is 0)
+// and returns the sum of the weights, whose chunk sums are in `chunks`. All threads must call it.
 template <bool exact, class C, class T, class Block>
-SEDD_HOST_DEVICE double reshape(Block& block, ReverseShared& shared, double* chunks,
-                                const ReverseRow<T>& row, int x_t, const ReverseArguments& in,
-                                Weights<C>& weights) {
+SEDD_HOST_DEVICE double filtered_sums(Block& block, ReverseShared& shared, double* chunks,
+                                      const ReverseRow<T>& row, int x_t, const ReverseArguments& in,
+                                      Weights<C>& weights) {
   using Value = typename std::conditional<sizeof(T) == 8, double, float>::type;
   const double largest = row_max<exact>(block, shared.slots, row, x_t);
   weights.shift = static_cast<C>(largest);
   weights.inverse_temperature = static_cast<C>(in.inverse_temperature);
   const auto sum = [&](double least) {
     weights.least = static_cast<C>(least);
-    block.sync();  // the sums before have been read
-    return best_pass<exact, Form::whole>(block, chunks, row, x_t, weights);
+    block.sync();  // until all threads have read the sums of the last pass
+    return best_pass<exact, Form::general>(block, chunks, row, x_t, weights);
   };
   const double whole = sum(-HUGE_VAL);
   if (in.top_p >= 1) return whole;
@@ -148,19 +153,21 @@ SEDD_HOST_DEVICE double reshape(Block& block, ReverseShared& shared, double* chu
 
 SEDD_HOST_DEVICE inline double positive(double x) { return x > 0 ? x : 0; }
 
-// Whether float32 holds a sum, and whether it resolves what is left of it once beta is added (much
-// noise removed at once, scores nearly equal: the terms cancel).
+// Whether a float32 sum neither overflowed nor underflowed, and whether enough digits of it are
+// left once beta is added (the terms cancel where much noise is removed at once and scores are
+// nearly equal).
 SEDD_HOST_DEVICE inline bool in_float_range(double sum) { return sum > 1e-30 && is_finite(sum); }
 SEDD_HOST_DEVICE inline bool resolved(double sum, double terms) { return sum > 1e-2 * terms; }
 
-// By one warp: the state at which the running sum of weights, in natural order, passes u1 of it.
+// By one warp: the first state at which the running sum of weights, in the order of the states,
+// exceeds u1 times their total.
 template <Form form, class C, class T, class Block>
 SEDD_HOST_DEVICE int64_t draw(Block& block, const double* chunks, const ReverseRow<T>& row, int x_t,
                               const Weights<C>& weights, double u1) {
-  const Found chunk = warp_search(block, row.chunks(), u1, [&](int i) { return chunks[i]; });
+  const SearchResult chunk = warp_search(block, row.chunks(), u1, [&](int i) { return chunks[i]; });
   if (chunk.index < 0) return x_t;
   const int begin = row.begin(chunk.index);
-  const Found state =
+  const SearchResult state =
       warp_search(block, row.end(chunk.index) - begin, chunk.share, [&](int i) -> double {
         const C l = static_cast<C>(row[begin + i]);
         return begin + i == x_t ? 0 : weight_of<form, T>(weights, l);
@@ -168,8 +175,8 @@ SEDD_HOST_DEVICE int64_t draw(Block& block, const double* chunks, const ReverseR
   return state.index < 0 ? x_t : begin + state.index;
 }
 
-// One position. Its numbers are read again where they are needed rather than kept: registers are
-// what limits the loads in flight.
+// One position. Its values are read from memory again where they are needed instead of being kept
+// in registers, because registers limit how many loads are in flight.
 class ReversePosition {
  public:
   SEDD_HOST_DEVICE ReversePosition(const ReverseArguments& in, int64_t row) : in_(in), row_(row) {}
@@ -189,14 +196,15 @@ class ReversePosition {
     return reverse_coefficients(in_.process.graph, in_.method, in_.process.vocab, sigma(), dsigma(),
                                 sum, ::exp(-shift));
   }
-  // Whether the token moves, from its own uniform; never where the law is zero or not finite.
+  // Whether u0 makes the token move; false where the total weight is zero or not finite.
   SEDD_HOST_DEVICE bool moves(const ReverseCoefficients& c, double sum) const {
-    const double moving = c.alpha * sum, law = moving + positive(c.gamma);
-    return c.gamma == c.gamma && law > 0 && is_finite(law) && u0() * law < moving;
+    const double moving = c.alpha * sum, mass = moving + positive(c.gamma);
+    return c.gamma == c.gamma && mass > 0 && is_finite(mass) && u0() * mass < moving;
   }
-  // Whether it stays whatever clamping takes away: the weight of moving is at most alpha * S, or no
-  // noise is removed. The factor is for rounding; where float32 might not resolve the law the
-  // second pass finds out.
+  // Whether the token certainly stays, so that no second pass is needed: no noise is removed, or u0
+  // keeps it even with alpha * S, the largest possible weight of moving. The factor covers
+  // rounding. Where float32 may have too few digits left, the answer is false and the second pass
+  // decides.
   SEDD_HOST_DEVICE bool must_stay(const ReverseCoefficients& c, double sum) const {
     if (c.alpha == 0) return true;
     const double least = sum + c.beta / c.alpha * static_cast<double>(in_.scores.dim);
@@ -210,14 +218,15 @@ class ReversePosition {
   int64_t row_;
 };
 
-// The position in C arithmetic; `exact`: rows shifted by their maximum, everything in double;
-// `shaped`: a temperature or top-p, of the rows that move. False where C does not do.
-template <class C, bool exact, bool clamped, bool shaped, class T, class Block>
+// The step of one position, computed in type C. `exact`: scores are shifted by their maximum and
+// everything is in double. `filtered`: a temperature or top-p applies. Returns false where the
+// range or precision of C does not suffice.
+template <class C, bool exact, bool clamped, bool filtered, class T, class Block>
 SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chunks,
                                const ReversePosition& position, const ReverseRow<T>& scores,
                                int x_t) {
-  constexpr Form first = exact ? Form::whole : Form::plain;
-  constexpr Form last = exact || shaped ? Form::whole : clamped ? Form::clamped : Form::plain;
+  constexpr Form first = exact ? Form::general : Form::plain;
+  constexpr Form last = exact || filtered ? Form::general : clamped ? Form::clamped : Form::plain;
   const bool leader = block.thread() == 0;
   Weights<C> weights;
   if constexpr (exact) {
@@ -226,7 +235,7 @@ SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chun
   double sum = best_pass<exact, first>(block, chunks, scores, x_t, weights);
   if (!exact && !in_float_range(sum)) return false;
   if constexpr (clamped) {
-    // Most rows of a small step stay for certain, and need no second pass.
+    // In a small step most tokens certainly stay, and need no second pass.
     if (leader) {
       shared.coefficients = position.coefficients(sum, weights.shift);
       shared.stays = position.must_stay(shared.coefficients, sum);
@@ -235,20 +244,21 @@ SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chun
     if (shared.stays) return true;
     ReverseCoefficients c = shared.coefficients;
     double whole = sum;
-    if constexpr (shaped) {
-      whole = reshape<exact>(block, shared, chunks, scores, x_t, position.arguments(), weights);
+    if constexpr (filtered) {
+      whole =
+          filtered_sums<exact>(block, shared, chunks, scores, x_t, position.arguments(), weights);
       c.alpha *= sum / whole;
-      block.sync();  // the sums have been read
+      block.sync();  // until all threads have read the sums
     }
     weights.beta = static_cast<C>(c.beta / c.alpha);
     sum = best_pass<exact, last>(block, chunks, scores, x_t, weights);
     if (!exact && !resolved(sum, whole)) return false;
     if (warp(block) != 0 || !position.moves(c, sum)) return true;
-  } else if constexpr (shaped) {
+  } else if constexpr (filtered) {
     if (leader) shared.stays = !position.moves(position.coefficients(sum, weights.shift), sum);
     block.sync();
     if (shared.stays) return true;
-    reshape<exact>(block, shared, chunks, scores, x_t, position.arguments(), weights);
+    filtered_sums<exact>(block, shared, chunks, scores, x_t, position.arguments(), weights);
     if (warp(block) != 0) return true;
   } else {
     if (warp(block) != 0) return true;
@@ -260,9 +270,9 @@ SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chun
   return true;
 }
 
-// The whole position. `clamped`: beta is not 0 (uniform; analytic or denoise). `chunks` has room
-// for a double a chunk.
-template <class T, bool clamped, bool shaped, class Block>
+// One position. `clamped`: beta is not 0 (uniform graph, analytic or denoise). `chunks` has room
+// for one double per chunk.
+template <class T, bool clamped, bool filtered, class Block>
 SEDD_HOST_DEVICE void reverse_row(Block& block, ReverseShared& shared, double* chunks,
                                   const ReverseArguments& in, int64_t row) {
   const ReversePosition position(in, row);
@@ -270,10 +280,11 @@ SEDD_HOST_DEVICE void reverse_row(Block& block, ReverseShared& shared, double* c
   if (!position.may_move()) return;
   const ReverseRow<T> scores(in.log_score, in.scores, row);
   const int x_t = static_cast<int>(position.x_t());
-  if (step_row<Compute<T>, false, clamped, shaped>(block, shared, chunks, position, scores, x_t)) {
+  if (step_row<Compute<T>, false, clamped, filtered>(block, shared, chunks, position, scores,
+                                                     x_t)) {
     return;
   }
-  step_row<double, true, clamped, shaped>(block, shared, chunks, position, scores, x_t);
+  step_row<double, true, clamped, filtered>(block, shared, chunks, position, scores, x_t);
 }
 
 }  // namespace sedd

@@ -14,7 +14,8 @@ struct TransitionArguments {
   Process process;
 };
 
-// NoisedBatch when u0 < 1 - exp(-sigma), to the mask or to floor(u1 * V). A bad value leaves the token.
+// The token is replaced when u0 < 1 - exp(-sigma): by the mask, or by floor(u1 * V). It is kept
+// where an argument is invalid.
 SEDD_HOST_DEVICE inline void noise_token(const TransitionArguments& in, int64_t i) {
   const double u0 = in.u[2 * i], u1 = in.u[2 * i + 1], sigma = in.sigma[i / in.length];
   int64_t token = in.x_0[i];

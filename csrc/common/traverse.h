@@ -1,13 +1,13 @@
-// How a block reads a row of log scores.
+// How a block of threads reads a row of log scores.
 //
-// A row of 50,258 bf16 numbers begins anywhere within 16 bytes. It is cut into an edge (the states
-// before the first aligned one: chunk 0) and chunks, of Row::kChunk states, which warps read in
-// vectors of 16 bytes, each warp its own chunk. A row whose states are not neighbours in memory is
-// cut alike, with an empty edge, and read one by one.
+// A row of 50,258 bf16 numbers need not begin at a multiple of 16 bytes. It is divided into chunk 0
+// (the states before the first aligned one) and chunks of Row::kChunk states. Each warp reads its
+// own chunks, in vectors of 16 bytes. A row that is not contiguous is divided in the same way, with
+// an empty chunk 0, and read state by state.
 //
-// Where a gradient is written and its row is not aligned as the scores are (padded scores, a view
-// that begins anywhere), the gradient's alignment decides: narrow stores go to L2 one by one, while
-// what a narrow load leaves of a line is in L1 for the next.
+// Where a gradient is written and its row is aligned differently from the scores (padded scores, a
+// view), the gradient's alignment decides: narrow stores go to L2 one by one, but the rest of a
+// cache line that a narrow load fetches is in L1 for the next load.
 #pragma once
 
 #include "block.h"
@@ -37,7 +37,7 @@ SEDD_HOST_DEVICE inline int alignment(const void* address) {
   return static_cast<int>(last & (0 - last));
 }
 
-// `vectors`: how many every thread has in flight. A chunk is what a warp then reads.
+// `vectors`: how many each thread has in flight. A chunk is what a warp reads with them.
 template <class T, int vectors>
 struct Row {
   static constexpr int kChunk = kWarp * kWidth<T> * vectors;
@@ -46,7 +46,7 @@ struct Row {
   int dim;
   int64_t stride;
   int head;   // states in chunk 0
-  int bytes;  // of the loads: what the address after the head is a multiple of, 16 at most
+  int bytes;  // of one load: the address after the head is a multiple of it; at most 16
 
   SEDD_HOST_DEVICE Row(const void* tensor, const Layout& layout, int64_t row)
       : data(static_cast<const T*>(tensor) + layout.offset(row)),
@@ -55,7 +55,7 @@ struct Row {
         head(stride == 1 ? first_aligned(data, layout.dim) : 0),
         bytes(16) {}
 
-  // Cut where the stores of a gradient are aligned.
+  // Divides the row where the stores of a gradient are aligned.
   template <class G>
   SEDD_HOST_DEVICE void align_to(const G* gradient) {
     if (stride != 1 || reinterpret_cast<uintptr_t>(gradient + head) % 16 == 0) return;
@@ -72,8 +72,8 @@ struct Row {
   }
 };
 
-// Calls visit(y, l) for the scores l, a C[N], of the states y .. y + N - 1, and finish(chunk) in
-// all lanes of a warp when it is through with one. One by one.
+// Calls visit(y, l) with the scores l, a C[N], of the states y .. y + N - 1, and finish(chunk) in
+// all lanes of a warp after its last state of a chunk. Reads state by state (N = 1).
 template <class C, class Row, class Block, class Visit, class Finish>
 SEDD_HOST_DEVICE void visit_states(Block& block, const Row& row, const Visit& visit,
                                    const Finish& finish) {
@@ -88,7 +88,7 @@ SEDD_HOST_DEVICE void visit_states(Block& block, const Row& row, const Visit& vi
   }
 }
 
-// The vectors of a lane, a warp's width apart, in loads of so many bytes.
+// Loads the vectors of a lane, one warp's width apart, in loads of `bytes` bytes.
 template <int bytes, bool once, class T, int count>
 SEDD_HOST_DEVICE void load_vectors(const T* from, Vector16 (&vectors)[count]) {
   SEDD_UNROLL
@@ -102,7 +102,7 @@ SEDD_HOST_DEVICE void load_vectors(const T* from, Vector16 (&vectors)[count]) {
   }
 }
 
-// The same where only the row knows how many; the branch is the same in every thread.
+// The same with `bytes` known at run time; all threads take the same branch.
 template <bool once, class T, int count>
 SEDD_HOST_DEVICE void load_vectors(const T* from, int bytes, Vector16 (&vectors)[count]) {
   if (bytes == 16) return load_vectors<16, once>(from, vectors);
@@ -115,7 +115,7 @@ SEDD_HOST_DEVICE void load_vectors(const T* from, int bytes, Vector16 (&vectors)
   load_vectors<8, once>(from, vectors);
 }
 
-// The same in vectors, for a row of unit stride.
+// visit_states in vectors, for a row of unit stride.
 template <bool once, class T, int count, class Block, class Visit, class Finish>
 SEDD_HOST_DEVICE void visit_vectors(Block& block, const Row<T, count>& row, const Visit& visit,
                                     const Finish& finish) {
@@ -147,7 +147,7 @@ SEDD_HOST_DEVICE void visit_vectors(Block& block, const Row<T, count>& row, cons
   }
 }
 
-// Replaces the score of x_t, where it is among these.
+// Replaces the score of x_t if y <= x_t < y + N.
 template <class C, int N>
 SEDD_HOST_DEVICE void replace(C (&l)[N], int y, int x_t, C value) {
   if (static_cast<unsigned>(x_t - y) >= static_cast<unsigned>(N)) return;
@@ -155,7 +155,7 @@ SEDD_HOST_DEVICE void replace(C (&l)[N], int y, int x_t, C value) {
   for (int j = 0; j < N; ++j) l[j] = y + j == x_t ? value : l[j];
 }
 
-// Sums by halves: shorter chains, and a smaller error, than one after the other.
+// Pairwise sum: shorter dependency chains and a smaller error than a sequential one.
 template <class C, int N>
 SEDD_HOST_DEVICE C tree_sum(const C (&x)[N]) {
   C sums[N];

@@ -1,24 +1,25 @@
-// Score entropy of a linear head, one block of its output at a time: the product that made the
-// block and those that its gradient enters belong to the caller
-// (sedd_fast/backends/blocked_head.py).
+// Score entropy of one block of a linear head's output: sums of exp(f) and of f over its states,
+// and the gradient a * exp(f_y) - b - c * [y == x_0]. The caller (sedd_fast/backends) computes the
+// matrix products: the one that gives the block and those with its gradient.
 #include "operations.h"
 #include "parallel.h"
 
 namespace sedd {
 namespace {
 
-// Rows are worked on in groups, each with sums of its own over its gradients: a group is the same
-// for any number of threads, and so are the sums, which are added in order.
-constexpr int64_t kMostGroups = 64;
-constexpr int64_t kLeastGroup = 16;
+// Rows are processed in groups, each with its own sums of the gradient over the rows. The groups do
+// not depend on the number of threads, and their sums are added in order, so neither does the
+// result.
+constexpr int64_t kMaxGroups = 64;
+constexpr int64_t kMinGroup = 16;
 
-int64_t wide_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
+int64_t fp32_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
 
 const RowFunctions& row_functions(DType dtype, bool exact) {
   return (exact ? row_table().exact : row_table().fast)[static_cast<int>(dtype)];
 }
 
-// A group of rows of a block; `columns` takes the sums of its gradients.
+// A group of rows of a block; `columns` receives the sums of their gradients over the rows.
 class BlockRows {
  public:
   BlockRows(const HeadBlock& block, const HeadRows& rows, bool exact, char* columns)
@@ -26,16 +27,16 @@ class BlockRows {
         rows_(rows),
         exact_(exact),
         functions_(row_functions(block.dtype, exact)),
-        wide_size_(wide_size(block.dtype)),
+        fp32_size_(fp32_size(block.dtype)),
         columns_(columns) {}
 
-  // False where float32 overflowed; `exact` takes what comes.
+  // Returns false where float32 overflowed; never with `exact`.
   bool run(int64_t r) {
     const char* scores = block_.scores + r * block_.stride * item_size(block_.dtype);
     char* gradient = block_.gradient ? block_.gradient + r * block_.stride * grad_size() : nullptr;
     const int64_t x_0 = inside(rows_.x_0[r]), x_t = inside(rows_.x_t[r]);
-    const double f_x_0 =  // before it is overwritten
-        x_0 >= 0 ? functions_.get(scores, x_0) + functions_.get_wide(block_.bias, x_0) : 0;
+    const double f_x_0 =  // read before the gradient overwrites it
+        x_0 >= 0 ? functions_.get(scores, x_0) + functions_.get_fp32(block_.bias, x_0) : 0;
     Sums sums = {0, 0};
     add(sums, r, scores, gradient, 0, x_t >= 0 ? x_t : block_.states);
     if (x_t >= 0) add(sums, r, scores, gradient, x_t + 1, block_.states);
@@ -44,19 +45,19 @@ class BlockRows {
     rows_.sum_log[r] += sums.log;
     if (x_0 >= 0) rows_.f_x_0[r] = f_x_0;
     if (!gradient) return true;
-    if (x_t >= 0) functions_.set(gradient, x_t, 0, block_.wide);
+    if (x_t >= 0) functions_.set(gradient, x_t, 0, block_.grad_fp32);
     if (x_0 >= 0 && x_0 != x_t) {
       const double value = rows_.a[r] * std::exp(f_x_0) - rows_.b[r] - rows_.c[r];
-      functions_.set(gradient, x_0, value, block_.wide);
-      functions_.add_wide(columns_, x_0, -rows_.c[r]);
+      functions_.set(gradient, x_0, value, block_.grad_fp32);
+      functions_.add_fp32(columns_, x_0, -rows_.c[r]);
     }
     return true;
   }
 
  private:
-  int64_t grad_size() const { return block_.wide ? wide_size_ : item_size(block_.dtype); }
+  int64_t grad_size() const { return block_.grad_fp32 ? fp32_size_ : item_size(block_.dtype); }
 
-  // A state as a column of the block; -1 where it is none.
+  // The column of a state in the block, or -1 if it is not in the block.
   int64_t inside(int64_t state) const {
     const int64_t y = state - block_.first;
     return y >= 0 && y < block_.states ? y : -1;
@@ -65,13 +66,14 @@ class BlockRows {
   void add(Sums& sums, int64_t r, const char* scores, char* gradient, int64_t begin, int64_t end) {
     if (begin >= end) return;
     const char* from = scores + begin * item_size(block_.dtype);
-    const char* bias = static_cast<const char*>(block_.bias) + begin * wide_size_;
+    const char* bias = static_cast<const char*>(block_.bias) + begin * fp32_size_;
     Sums some;
     if (!gradient) {
       some = functions_.head_sums(from, bias, end - begin);
     } else {
-      const auto function = block_.wide ? functions_.head_wide_gradient : functions_.head_gradient;
-      some = function(from, bias, gradient + begin * grad_size(), columns_ + begin * wide_size_,
+      const auto function =
+          block_.grad_fp32 ? functions_.head_fp32_gradient : functions_.head_gradient;
+      some = function(from, bias, gradient + begin * grad_size(), columns_ + begin * fp32_size_,
                       end - begin, rows_.a[r], rows_.b[r]);
     }
     sums.exp += some.exp;
@@ -82,7 +84,7 @@ class BlockRows {
   const HeadRows& rows_;
   bool exact_;
   const RowFunctions& functions_;
-  int64_t wide_size_;
+  int64_t fp32_size_;
   char* columns_;
 };
 
@@ -90,9 +92,9 @@ class BlockRows {
 
 bool linear_score_entropy(const HeadBlock& block, const HeadRows& rows, bool exact, int threads) {
   std::atomic<bool> overflow{false};
-  const int64_t size = std::max(kLeastGroup, (block.rows + kMostGroups - 1) / kMostGroups);
+  const int64_t size = std::max(kMinGroup, (block.rows + kMaxGroups - 1) / kMaxGroups);
   const int64_t groups = (block.rows + size - 1) / size;
-  const int64_t bytes = block.gradient ? block.states * wide_size(block.dtype) : 0;
+  const int64_t bytes = block.gradient ? block.states * fp32_size(block.dtype) : 0;
   std::vector<char> columns(groups * bytes);
   parallel_for(groups, size * block.states, threads, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {

@@ -1,4 +1,4 @@
-// Large blocks of memory.
+// How large results are stored.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,12 @@
 
 namespace sedd {
 
-// Results from this size on are written past the caches, which they would only sweep, and into
-// large pages.
+// Bytes from which on a result is stored past the caches, whose content it would only replace, and
+// into large pages.
 constexpr int64_t kLarge = int64_t{16} << 20;
 
-// A large block is fresh memory, and finding its pages one by one can take longer than computing
-// what goes there: ask for pages of 2 MiB where the system gives them on request.
+// The pages of a large new block are mapped at their first use. One by one, that can take longer
+// than computing the result, so pages of 2 MiB are requested where the system offers them.
 inline void ask_for_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = uintptr_t{2} << 20;

@@ -1,5 +1,6 @@
-// The operations on the CPU. Each returns whether every value was in range; outputs of a bad row
-// are harmless (NaN loss, zero gradient, the token unchanged) and the caller raises.
+// The operations on the CPU. Each returns whether all arguments were in range. If not, the outputs
+// of the invalid rows are well defined (NaN loss, zero gradient, token unchanged) and the caller
+// raises.
 #pragma once
 
 #include <algorithm>
@@ -24,11 +25,11 @@ struct ReverseInputs {
   const double* dsigma;  // (B,)
   Process process;
   Method method;
-  bool scale_by_sigma;  // the scores are raw outputs f, of l = f - ln E - ln V
-  double inverse_temperature;      // one over the temperature of the shares of the tokens; their sum stays
-  double top_p;         // what the shares of the tokens that remain reach
+  bool scale_by_sigma;         // the scores are raw outputs f of l = f - ln E - ln V
+  double inverse_temperature;  // exponent of the weights of the tokens; their sum is kept
+  double top_p;                // the tokens kept have at least this share of the weight
 
-  bool shaped() const { return inverse_temperature != 1 || top_p < 1; }
+  bool filtered() const { return inverse_temperature != 1 || top_p < 1; }
 };
 
 struct RowSumsInputs {
@@ -50,40 +51,41 @@ bool score_entropy_backward(const EntropyInputs& inputs, const double* grad_loss
 bool score_entropy_with_grad(const EntropyInputs& inputs, double scale, double* loss, void* grad,
                              int threads);
 
-// Sums over y != x_t of f(a exp(l_y) + b), and l at x_0; (B, L).
+// total: the sums over y != x_t of f(a exp(l_y) + b); log_x_0: l at x_0; both (B, L).
 bool row_sums(const RowSumsInputs& inputs, double* total, double* log_x_0, int threads);
-// Their gradients: in the scores, in the dtype of these, and in b, (B, L).
+// The gradients in the scores, in the dtype of these, and in b, (B, L).
 bool row_sums_backward(const RowSumsInputs& inputs, const double* grad_total,
                        const double* grad_log_x_0, void* grad, double* grad_b, int threads);
 
 // One block of a linear head's output: the raw scores f = scores + bias of neighbouring states at
-// some positions. "Wide" is float32, or float64 for float64 scores.
+// some positions. fp32 stands for float32, or float64 where the scores are float64.
 struct HeadBlock {
   char* scores;  // (rows, states), rows `stride` elements apart
   DType dtype;
   int64_t rows, states, stride;
   int64_t first;     // the state of column 0
-  const void* bias;  // (states,), wide
-  char* gradient;  // takes the gradient, in the layout of the scores; it may be the scores. Or null
-  bool wide;       // the gradient's dtype is wide
-  char* columns;   // (states,), wide: += the sums of the gradient over the rows
+  const void* bias;  // (states,), fp32
+  char* gradient;    // output in the layout of the scores, may be the same memory; or null
+  bool grad_fp32;    // the gradient is fp32, else it has the dtype of the scores
+  char* columns;     // (states,), fp32: += the sums of the gradient over the rows
 };
 
-// What a block needs to know of its rows, and what it adds to them.
+// The inputs of the rows of a block, (rows,) each, and the sums that a block adds to.
 struct HeadRows {
-  const int64_t* x_t;  // never part of a sum; of zero gradient
+  const int64_t* x_t;  // excluded from the sums; its gradient is zero
   const int64_t* x_0;
   const double* a;  // gradient: a * exp(f_y) - b - c * [y == x_0]
   const double* b;
   const double* c;
   double* sum_exp;      // += sum of exp(f_y) over y != x_t
   double* sum_log;      // += sum of f_y over y != x_t
-  double* f_x_0;        // f at x_0, where it is in the block
-  uint8_t* overflowed;  // set where float32 overflowed; such a row has added nothing
+  double* f_x_0;        // = f at x_0, where x_0 is in the block
+  uint8_t* overflowed;  // = 1 where float32 overflowed; such a row adds nothing to the sums
 };
 
-// Adds the block to the sums of its rows and, with a gradient, forms that. `exact` computes in
-// double. Returns whether a row overflowed: its gradient and all column sums are of no use then.
+// Adds a block to the sums of its rows and computes its gradient if one is given. `exact` computes
+// in double. Returns whether a row overflowed; the gradient of that row and all column sums are
+// then invalid.
 bool linear_score_entropy(const HeadBlock& block, const HeadRows& rows, bool exact, int threads);
 
 bool reverse_step(const ReverseInputs& inputs, const double* u, int64_t* x_s, int64_t* undrawable,

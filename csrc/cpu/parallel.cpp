@@ -15,14 +15,14 @@ namespace sedd {
 namespace {
 
 constexpr int64_t kPiecesPerThread = 32;
-constexpr int64_t kLeastWork = 1 << 16;  // elements a thread: about what it costs to wake one
+constexpr int64_t kMinWork = 1 << 16;  // elements per thread: about the cost of waking one
 
 struct Job {
   const std::function<void(int64_t, int64_t)>* body;
   int64_t count, piece;
   std::atomic<int64_t> next{0};
   std::mutex mutex;
-  std::exception_ptr error;  // the first; for the caller's thread
+  std::exception_ptr error;  // the first one, rethrown on the caller's thread
 
   void work() noexcept {
     try {
@@ -37,7 +37,8 @@ struct Job {
   }
 };
 
-// Threads that sleep between jobs. One job at a time; a second caller works alone.
+// Threads that sleep between jobs. It runs one job at a time; a second concurrent caller runs its
+// job on its own thread only.
 class Pool {
  public:
   void run(Job& job, int threads) {
@@ -47,25 +48,25 @@ class Pool {
     if (busy) finish();
   }
 
-  // The threads do not exist in a forked child: forget them.
+  // A forked child does not have the threads of its parent.
   void forget_threads() { new (this) Pool; }
 
  private:
-  void start(Job& job, int helpers) {
+  void start(Job& job, int count) {
     std::lock_guard<std::mutex> lock(mutex_);
     try {
-      for (; size_ < helpers; ++size_) std::thread([this, id = size_] { loop(id); }).detach();
-    } catch (const std::system_error&) {  // no more threads to be had: go on with those there are
+      for (; size_ < count; ++size_) std::thread([this, id = size_] { loop(id); }).detach();
+    } catch (const std::system_error&) {  // no more threads available: use the existing ones
     }
     job_ = &job;
-    wanted_ = helpers;
+    wanted_ = count;
     ++generation_;
     wake_.notify_all();
   }
 
   void finish() {
     std::unique_lock<std::mutex> lock(mutex_);
-    job_ = nullptr;  // a helper that has not woken yet comes too late
+    job_ = nullptr;  // a thread that wakes up from now on finds no work
     done_.wait(lock, [this] { return working_ == 0; });
   }
 
@@ -92,7 +93,7 @@ class Pool {
   uint64_t generation_ = 0;
 };
 
-// Never destroyed: its threads outlive static destructors.
+// Never destroyed, because its threads outlive static destructors.
 Pool& pool() {
   static Pool* instance = [] {
     static Pool* made = new Pool;
@@ -113,7 +114,7 @@ void use_openmp(uintptr_t address) { gomp_parallel = reinterpret_cast<GompParall
 void parallel_for(int64_t count, int64_t cost, int threads,
                   const std::function<void(int64_t, int64_t)>& body) {
   if (count <= 0) return;
-  threads = static_cast<int>(std::min<int64_t>({threads, count, count * cost / kLeastWork}));
+  threads = static_cast<int>(std::min<int64_t>({threads, count, count * cost / kMinWork}));
   if (threads <= 1) return body(0, count);
   Job job;
   job.body = &body;

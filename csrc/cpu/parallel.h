@@ -1,4 +1,4 @@
-// Rows shared out among threads.
+// Parallel loops over rows.
 #pragma once
 
 #include <cstdint>
@@ -6,14 +6,16 @@
 
 namespace sedd {
 
-// Calls body(begin, end) on pieces of [0, count) from at most `threads` threads, the caller's among
-// them, and returns when all are done. Pieces are taken as threads come free: items cost unequally.
-// `cost` is that of an item in elements read; little work stays on the caller's thread.
+// Calls body(begin, end) for pieces of [0, count) on at most `threads` threads, one of which is the
+// caller's, and returns when all pieces are done. Threads take pieces dynamically, because the cost
+// of items differs. `cost` is the number of elements read per item; a small loop runs on the
+// caller's thread alone.
 void parallel_for(int64_t count, int64_t cost, int threads,
                   const std::function<void(int64_t, int64_t)>& body);
 
-// Use an OpenMP runtime that is already in the process (torch's): the address of its GOMP_parallel,
-// or 0 for the pool of our own. Two runtimes spin against each other for the same cores.
+// Selects an OpenMP runtime that the process has already loaded (torch's) by the address of its
+// GOMP_parallel, or with 0 the thread pool of this module. With two pools, idle threads of one
+// would spin on the cores that the other needs.
 void use_openmp(uintptr_t gomp_parallel);
 bool uses_openmp();
 

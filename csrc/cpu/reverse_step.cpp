@@ -1,7 +1,12 @@
-// One reverse step: a categorical draw a position by a hierarchical inverse CDF, and its law
-// written out. One pass gives the weights of chunks of states, u1 picks the chunk, only that one is
-// read again; the clamped law of the uniform graph needs the sum S first, so a second pass. A
-// temperature and top-p take more, of the rows that move only.
+// One reverse step: one categorical draw per position by a hierarchical inverse CDF
+// (`reverse_step`), and the probabilities of that draw (`reverse_probs`).
+//
+//   weight of y != x_t: max(0, alpha * exp(l_y) + beta);  weight of x_t: max(0, gamma)
+//
+// One pass over a row forms the sums of chunks of states. u0 decides whether the token moves, u1
+// selects a chunk, and only that chunk is read again. The uniform graph has a beta < 0 that depends
+// on S, the sum of exp(l_y), so its rows are read a second time. A temperature and top-p need
+// further passes, over rows that move only.
 #include <limits>
 
 #include "common/nucleus.h"
@@ -16,10 +21,10 @@ struct Scratch {
   std::vector<double> chunks;
 };
 
-// The law of one position: weights of the states y != x_t, in units of alpha (which float32 need
-// not hold), their sum, and the weight of x_t. Where scores are raw outputs their scale is in alpha
-// too, and in beta.
-struct Law {
+// The distribution of the next token of one position: the weights of the states y != x_t in units
+// of alpha (which may be outside the range of float32), their sum, and the weight of x_t. If the
+// scores are raw outputs, alpha and beta include output_scale.
+struct Distribution {
   const RowFunctions* row;
   const void* l;
   Weights weights;
@@ -31,82 +36,85 @@ struct Law {
   bool drawable() const { return total() > 0 && std::isfinite(total()); }
 };
 
-// Sums S * unit of the row shifted so; false where float32 overflowed or all but vanished.
+// Whether a float32 sum neither overflowed nor nearly underflowed.
 bool in_float_range(double sum) { return sum > 1e-30 && std::isfinite(sum); }
 
-// False where so little is left of the terms that cancel that float32 does not resolve it (much
-// noise removed at once, scores nearly equal).
+// Whether float32 has enough digits left where the terms cancel (much noise removed at once, scores
+// nearly equal).
 bool resolved(double sum, double terms) { return sum > 1e-2 * terms; }
 
-// Puts the shares of the states at a temperature and cuts them to the nucleus. Their sum stays:
-// what the weights gain or lose, alpha takes back.
-void reshape(const ReverseInputs& in, int64_t r, Law& law, Scratch& scratch) {
+// Applies temperature and top-p to the weights of the states. The probability of moving is kept:
+// alpha changes so that alpha * sum stays the same.
+void apply_filter(const ReverseInputs& in, int64_t r, Distribution& d, Scratch& scratch) {
   const int64_t dim = in.scores.dim, x_t = in.x_t[r];
-  const double before = law.sum;
+  const double before = d.sum;
   if (!(before > 0) || !std::isfinite(before)) return;
-  law.weights.shift = law.row->max(law.l, dim, x_t);
-  law.weights.inverse_temperature = in.inverse_temperature;
+  d.weights.shift = d.row->max(d.l, dim, x_t);
+  d.weights.inverse_temperature = in.inverse_temperature;
   const auto sum = [&](double least) {
-    law.weights.least = least;
-    return law.row->chunk_weights(law.l, dim, x_t, law.weights, scratch.chunks.data());
+    d.weights.least = least;
+    return d.row->chunk_weights(d.l, dim, x_t, d.weights, scratch.chunks.data());
   };
   const double whole = sum(-std::numeric_limits<double>::infinity());
-  law.sum = whole;
+  d.sum = whole;
   if (in.top_p < 1) {
-    const double largest = law.weights.shift, enough = in.top_p * whole;
+    const double largest = d.weights.shift, enough = in.top_p * whole;
     const int spare = in.scores.dtype == DType::bfloat16  ? kSpareBFloat16
                       : in.scores.dtype == DType::float16 ? kSpareHalf
                                                           : 0;
-    law.sum = sum(in.scores.dtype == DType::float64 ? nucleus<double>(largest, enough, 0, sum)
-                                                    : nucleus<float>(largest, enough, spare, sum));
+    d.sum = sum(in.scores.dtype == DType::float64 ? nucleus<double>(largest, enough, 0, sum)
+                                                  : nucleus<float>(largest, enough, spare, sum));
   }
-  law.alpha *= before / law.sum;
+  d.alpha *= before / d.sum;
 }
 
-// The law before `reshape`, but for one that is clamped, which needs it first; or, where the
-// uniform u0 is such that the position stays whatever clamping takes away, only that it stays.
-Law law(const ReverseInputs& in, int64_t r, Scratch& scratch, double u0 = 0, bool exact = false) {
+// The distribution before `apply_filter`; a clamped one is returned after it, because beta needs
+// the filtered sum. If u0 certainly keeps the token, the result only says that it stays.
+Distribution distribution_of(const ReverseInputs& in, int64_t r, Scratch& scratch, double u0 = 0,
+                             bool exact = false) {
   const Scores& scores = in.scores;
   const int64_t b = r / scores.length, x_t = in.x_t[r], dim = scores.dim;
   const int dtype = static_cast<int>(scores.dtype);
-  Law law{&row_table().fast[dtype], scores.row(r, scratch.row), {}, 0, 0, 0};
+  Distribution d{&row_table().fast[dtype], scores.row(r, scratch.row), {}, 0, 0, 0};
   scratch.chunks.resize((dim + kChunk - 1) / kChunk);
   double* chunks = scratch.chunks.data();
 
-  double sum = exact ? 0 : law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
+  double sum = exact ? 0 : d.row->chunk_weights(d.l, dim, x_t, d.weights, chunks);
   double unit = 1;
   exact = !in_float_range(sum);
   if (exact) {  // shift by the maximum and sum in double
-    law.row = &row_table().exact[dtype];
-    law.weights.shift = std::max(law.row->max(law.l, dim, x_t), -700.0);
-    unit = std::exp(-law.weights.shift);
-    sum = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
+    d.row = &row_table().exact[dtype];
+    d.weights.shift = std::max(d.row->max(d.l, dim, x_t), -700.0);
+    unit = std::exp(-d.weights.shift);
+    sum = d.row->chunk_weights(d.l, dim, x_t, d.weights, chunks);
   }
   const double scale = in.scale_by_sigma ? output_scale(in.sigma[b], in.process.vocab) : 1;
   const auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
                                       in.dsigma[b], sum * scale, unit);
-  const Law stays{law.row, law.l, law.weights, 0, 0, 1};
+  const Distribution stays{d.row, d.l, d.weights, 0, 0, 1};
   if (c.alpha == 0) return stays;  // no noise removed
-  law.alpha = c.alpha * scale;
-  law.sum = sum;
-  law.stay = std::isnan(c.gamma) ? c.gamma : std::max(c.gamma, 0.0);
+  d.alpha = c.alpha * scale;
+  d.sum = sum;
+  d.stay = std::isnan(c.gamma) ? c.gamma : std::max(c.gamma, 0.0);
   if (c.beta != 0) {
-    // Of a small step most rows: the weight of moving is at most alpha * S. The factor is for
-    // rounding; where float32 might not resolve the law the second pass finds out.
-    const bool plain = resolved(sum + c.beta / law.alpha * static_cast<double>(dim), sum);
-    if (plain && u0 * law.stay >= (1 - u0) * law.moving() * (1 + 1e-6)) return stays;
-    if (in.shaped()) reshape(in, r, law, scratch);
-    sum = law.sum;
-    law.weights.beta = c.beta / law.alpha;
-    law.sum = law.row->chunk_weights(law.l, dim, x_t, law.weights, chunks);
-    if (!exact && !resolved(law.sum, sum)) return ::sedd::law(in, r, scratch, u0, true);
+    // In a small step most tokens certainly stay, because the weight of moving is at most alpha *
+    // S. The factor covers rounding. Where float32 may have too few digits, the second pass
+    // decides.
+    const bool plain = resolved(sum + c.beta / d.alpha * static_cast<double>(dim), sum);
+    if (plain && u0 * d.stay >= (1 - u0) * d.moving() * (1 + 1e-6)) return stays;
+    if (in.filtered()) apply_filter(in, r, d, scratch);
+    sum = d.sum;
+    d.weights.beta = c.beta / d.alpha;
+    d.sum = d.row->chunk_weights(d.l, dim, x_t, d.weights, chunks);
+    if (!exact && !resolved(d.sum, sum)) return distribution_of(in, r, scratch, u0, true);
   }
-  return law;
+  return d;
 }
 
-// The state at which the running sum of weights, in natural order, passes u1 times their sum.
-int64_t draw(const Law& law, const Scratch& scratch, int64_t dim, int64_t x_t, double u1) {
-  double target = u1 * law.sum, share = 1;
+// The first state at which the running sum of weights, in the order of the states, exceeds u1 times
+// their total.
+int64_t draw(const Distribution& d, const Scratch& scratch, int64_t dim, int64_t x_t, double u1) {
+  double target = u1 * d.sum, share = 1;
   const int64_t chunks = static_cast<int64_t>(scratch.chunks.size());
   int64_t chosen = 0;
   for (int64_t i = 0; i < chunks; ++i) {
@@ -119,9 +127,10 @@ int64_t draw(const Law& law, const Scratch& scratch, int64_t dim, int64_t x_t, d
     }
     target -= weight;
   }
-  // Rounding may leave the target past the last chunk that has weight (share is 1): its last state.
+  // If rounding puts the target beyond the total, `chosen` is the last chunk with weight and share
+  // is 1, which selects its last state.
   const int64_t begin = chosen * kChunk;
-  return law.row->walk(law.l, begin, std::min(begin + kChunk, dim), x_t, law.weights, share);
+  return d.row->walk(d.l, begin, std::min(begin + kChunk, dim), x_t, d.weights, share);
 }
 
 bool stays(const ReverseInputs& in, int64_t r) {
@@ -133,7 +142,8 @@ bool has_values(const ReverseInputs& in, int64_t r) {
   return in.process.is_state(in.x_t[r]) && is_noise(in.sigma[b]) && is_step(in.dsigma[b]);
 }
 
-// Runs every position that may move; `move(r, scratch)` says whether it could be drawn.
+// Calls stay(r) or move(r, scratch) for every position; `move` returns false if no token can be
+// drawn.
 template <class Valid, class Stay, class Move>
 bool run(const ReverseInputs& in, int64_t* undrawable, int threads, const Valid& valid,
          const Stay& stay, const Move& move) {
@@ -165,11 +175,11 @@ bool reverse_step(const ReverseInputs& in, const double* u, int64_t* x_s, int64_
   const auto stay = [&](int64_t r) { x_s[r] = in.x_t[r]; };
   return run(in, undrawable, threads, valid, stay, [&](int64_t r, Scratch& scratch) {
     stay(r);
-    Law l = law(in, r, scratch, u[2 * r]);
-    if (!l.drawable()) return false;
-    if (u[2 * r] * l.total() < l.moving()) {
-      if (in.shaped() && !l.clamped()) reshape(in, r, l, scratch);
-      const int64_t state = draw(l, scratch, in.scores.dim, in.x_t[r], u[2 * r + 1]);
+    Distribution d = distribution_of(in, r, scratch, u[2 * r]);
+    if (!d.drawable()) return false;
+    if (u[2 * r] * d.total() < d.moving()) {
+      if (in.filtered() && !d.clamped()) apply_filter(in, r, d, scratch);
+      const int64_t state = draw(d, scratch, in.scores.dim, in.x_t[r], u[2 * r + 1]);
       if (state >= 0) x_s[r] = state;
     }
     return true;
@@ -196,11 +206,11 @@ bool reverse_probs(const ReverseInputs& in, void* probs, int64_t* undrawable, in
   };
   const auto valid = [&](int64_t r) { return has_values(in, r); };
   return run(in, undrawable, threads, valid, stay, [&](int64_t r, Scratch& scratch) {
-    Law l = law(in, r, scratch);
-    if (in.shaped() && !l.clamped()) reshape(in, r, l, scratch);
-    l.row->probs(l.l, out(r), scores.dim, l.weights, l.alpha / l.total());
-    put(r, l.stay / l.total());
-    return l.drawable();
+    Distribution d = distribution_of(in, r, scratch);
+    if (in.filtered() && !d.clamped()) apply_filter(in, r, d, scratch);
+    d.row->probs(d.l, out(r), scores.dim, d.weights, d.alpha / d.total());
+    put(r, d.stay / d.total());
+    return d.drawable();
   });
 }
 

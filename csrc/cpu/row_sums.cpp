@@ -1,4 +1,9 @@
-// Sums of a named term over the touched rows, and their gradient. A row with a = 0 is never read.
+// Sums over y != x_t of f(z_y), z_y = a * exp(l_y) + b, with f given by name (Term), and the
+// gradient
+//
+//   grad_y = grad_scale * f'(z_y) * a * exp(l_y) + grad_x_0 * [y == x_0], 0 at y = x_t
+//
+// A row with a = 0 is never read; its sums and its gradient are 0.
 #include <limits>
 
 #include "memory.h"
@@ -24,25 +29,25 @@ class TermPosition {
     *log_x_0 = x_0_ == x_t_ ? 0 : functions(table().exact).get(l, x_0_);
   }
 
-  // The gradient row, and what b's is.
-  double gradient(std::vector<char>& buffer, double lift, double lift_x_0, char* grad) const {
+  // Stores the gradient row and returns the gradient in b.
+  double gradient(std::vector<char>& buffer, double grad_scale, double grad_x_0, char* grad) const {
     const char* l = row(buffer);
     TermSums sums{0, 0};
-    if (lift == 0) {
+    if (grad_scale == 0) {
       std::memset(grad, 0, inputs_.scores.dim * inputs_.scores.item_size());
     } else {
-      sums = pass(table().fast, l, grad, lift);
-      if (!in_range(sums)) sums = pass(table().exact, l, grad, lift);
+      sums = pass(table().fast, l, grad, grad_scale);
+      if (!in_range(sums)) sums = pass(table().exact, l, grad, grad_scale);
     }
     const RowFunctions& of = functions(table().exact);
     of.set(grad, x_t_, 0, false);
-    if (x_0_ != x_t_) of.set(grad, x_0_, at(of.get(l, x_0_), lift) + lift_x_0, false);
-    return lift * sums.slope;
+    if (x_0_ != x_t_) of.set(grad, x_0_, at(of.get(l, x_0_), grad_scale) + grad_x_0, false);
+    return grad_scale * sums.slope;
   }
 
  private:
   static const RowTable& table() { return row_table(); }
-  // Whether float32 sufficed: nothing overflowed, or vanished though the true value may not.
+  // Whether float32 neither overflowed nor underflowed.
   static bool in_range(const TermSums& s) {
     return std::isfinite(s.value) && std::isfinite(s.slope) && std::fabs(s.value) > 1e-30;
   }
@@ -54,7 +59,7 @@ class TermPosition {
     return static_cast<const char*>(inputs_.scores.row(r_, buffer));
   }
 
-  TermSums pass(const RowFunctions* of, const char* l, char* grad, double lift) const {
+  TermSums pass(const RowFunctions* of, const char* l, char* grad, double grad_scale) const {
     const Scores& scores = inputs_.scores;
     const double a = inputs_.a[r_], b = inputs_.b[r_];
     const int64_t begins[2] = {0, x_t_ + 1}, ends[2] = {x_t_, scores.dim};
@@ -63,7 +68,7 @@ class TermPosition {
       const int64_t count = ends[part] - begins[part], skipped = begins[part] * scores.item_size();
       if (count <= 0) continue;
       const TermSums some = grad ? functions(of).term_gradient(l + skipped, grad + skipped, count,
-                                                               inputs_.term, a, b, lift)
+                                                               inputs_.term, a, b, grad_scale)
                                  : functions(of).term_sums(l + skipped, count, inputs_.term, a, b);
       sums.value += some.value;
       sums.slope += some.slope;
@@ -71,14 +76,14 @@ class TermPosition {
     return sums;
   }
 
-  // lift * f'(z) * a exp(l)
-  double at(double l, double lift) const {
-    if (lift == 0) return 0;
+  // grad_scale * f'(z) * a * exp(l), the gradient in one score.
+  double at(double l, double grad_scale) const {
+    if (grad_scale == 0) return 0;
     const double moving = inputs_.a[r_] * std::exp(l), z = moving + inputs_.b[r_];
     const double slope = inputs_.term == Term::affine ? 1
                          : inputs_.term == Term::log  ? 1 / z
                                                       : 2 * z;
-    return lift * slope * moving;
+    return grad_scale * slope * moving;
   }
 
   const RowSumsInputs& inputs_;
@@ -86,7 +91,8 @@ class TermPosition {
   int64_t x_t_, x_0_;
 };
 
-// Calls `touched(position, r, buffer)` or `rest(r, valid)` for every position.
+// Calls `touched(position, r, buffer)` for every position with a != 0, `rest(r, valid)` for the
+// others.
 template <class Touched, class Rest>
 bool run(const RowSumsInputs& inputs, int threads, const Touched& touched, const Rest& rest) {
   std::atomic<bool> bad{false};

@@ -1,3 +1,5 @@
+// Noising of clean tokens: x_t ~ p(. | x_0). A token is replaced when u0 < 1 - exp(-sigma): by the
+// mask, or by floor(u1 * V).
 #include "operations.h"
 #include "parallel.h"
 

@@ -1,5 +1,10 @@
-// Score entropy of every position and its gradient. A position is a row of log scores; one that is
-// not touched (absorbing and not masked, or of weight 0) is never read.
+// Score entropy of every position and its gradient.
+//
+//   loss         = a * sum exp(l_y) - b * sum l_y - c * l_{x_0} + k, sums over y != x_t
+//   gradient_y   = grad_scale * (a * exp(l_y) - b - c * [y == x_0]), 0 at y = x_t
+//
+// Each position has a row of log scores. The row is not read where loss and gradient are 0: at an
+// unmasked token of the absorbing graph, and where the weight is 0.
 #include <limits>
 
 #include "memory.h"
@@ -9,15 +14,16 @@
 namespace sedd {
 namespace {
 
-// A gradient row: where it goes and in which dtype ("wide": float32, or float64 for float64 rows).
+// The memory of a gradient row. `fp32`: it is float32, or float64 where the scores are float64;
+// else it has the dtype of the scores.
 struct GradientRow {
   char* data;
-  bool wide, stream;
+  bool fp32, stream;
   DType dtype;
 
   int64_t item_size() const {
     if (dtype == DType::float64) return 8;
-    return wide || dtype == DType::float32 ? 4 : 2;
+    return fp32 || dtype == DType::float32 ? 4 : 2;
   }
 
   void clear(int64_t dim) const {
@@ -25,7 +31,7 @@ struct GradientRow {
   }
 };
 
-// The sums over y != x_t, and with a gradient a * exp(l_y) - b stored as they are read.
+// The sums over y != x_t; with a gradient row, a * exp(l_y) - b is stored in the same pass.
 Sums pass(const RowFunctions& row, const Scores& scores, const char* l, int64_t x_t,
           const GradientRow* gradient, double a, double b) {
   const int64_t begins[2] = {0, x_t + 1}, ends[2] = {x_t, scores.dim};
@@ -39,7 +45,7 @@ Sums pass(const RowFunctions& row, const Scores& scores, const char* l, int64_t 
       some = row.sums(from, count);
     } else {
       char* to = gradient->data + begin * gradient->item_size();
-      const auto function = gradient->wide ? row.sums_and_wide_gradient : row.sums_and_gradient;
+      const auto function = gradient->fp32 ? row.sums_and_fp32_gradient : row.sums_and_gradient;
       some = function(from, to, count, a, b, gradient->stream);
     }
     sums.exp += some.exp;
@@ -62,34 +68,34 @@ class Position {
     return is_noise(sigma_) && inputs_.process.is_state(x_t_) && inputs_.process.is_token(x_0_);
   }
 
-  // The loss, and the gradient of `upstream * loss` where a gradient row is given.
+  // Returns the loss; stores the gradient of `upstream * loss` if a gradient row is given.
   double run(std::vector<char>& buffer, double upstream, const GradientRow* gradient) const {
     const Scores& scores = inputs_.scores;
     const auto c =
         entropy_coefficients(inputs_.process.graph, inputs_.process.vocab, sigma_, x_t_, x_0_);
-    const double lift = weight_ * upstream;
-    if (c.a == 0 || lift == 0) {
+    const double grad_scale = weight_ * upstream;
+    if (c.a == 0 || grad_scale == 0) {
       if (gradient) gradient->clear(scores.dim);
       return 0;
     }
     const char* l = static_cast<const char*>(scores.row(r_, buffer));
     const int dtype = static_cast<int>(scores.dtype);
     const RowFunctions* row = &row_table().fast[dtype];
-    Sums sums = pass(*row, scores, l, x_t_, gradient, lift * c.a, lift * c.b);
-    if (!std::isfinite(sums.exp)) {  // float32 overflowed: the true value may not
+    Sums sums = pass(*row, scores, l, x_t_, gradient, grad_scale * c.a, grad_scale * c.b);
+    if (!std::isfinite(sums.exp)) {  // float32 overflowed; the true value may be finite
       row = &row_table().exact[dtype];
-      sums = pass(*row, scores, l, x_t_, gradient, lift * c.a, lift * c.b);
+      sums = pass(*row, scores, l, x_t_, gradient, grad_scale * c.a, grad_scale * c.b);
     }
     const double l_x_0 = row->get(l, x_0_);
     if (gradient) {
-      row->set(gradient->data, x_t_, 0, gradient->wide);
+      row->set(gradient->data, x_t_, 0, gradient->fp32);
       if (x_0_ != x_t_) {
-        const double at_x_0 = lift * (c.a * std::exp(l_x_0) - c.b - c.c);
-        row->set(gradient->data, x_0_, at_x_0, gradient->wide);
+        const double at_x_0 = grad_scale * (c.a * std::exp(l_x_0) - c.b - c.c);
+        row->set(gradient->data, x_0_, at_x_0, gradient->fp32);
       }
     }
     double loss = c.k + c.a * sums.exp;
-    if (c.b > 0) loss -= c.b * sums.log;  // a term that is absent stays so at infinite scores
+    if (c.b > 0) loss -= c.b * sums.log;  // 0 times an infinite score would be NaN
     if (c.c > 0) loss -= c.c * l_x_0;
     return weight_ * loss;
   }
@@ -102,13 +108,13 @@ class Position {
   double weight_;
 };
 
-// Runs every position; `upstream(r)` is the factor of its gradient.
+// Runs all positions; `upstream(r)` is the factor of the gradient of position r.
 template <class Upstream>
-bool run(const EntropyInputs& inputs, double* loss, char* grad, bool wide, int threads,
+bool run(const EntropyInputs& inputs, double* loss, char* grad, bool fp32, int threads,
          const Upstream& upstream) {
   std::atomic<bool> bad{false};
   const Scores& scores = inputs.scores;
-  GradientRow first{grad, wide, false, scores.dtype};
+  GradientRow first{grad, fp32, false, scores.dtype};
   const int64_t row_bytes = scores.dim * first.item_size();
   first.stream = scores.rows() * row_bytes >= kLarge;
   if (grad && first.stream) ask_for_huge_pages(grad, scores.rows() * row_bytes);
@@ -145,8 +151,8 @@ bool score_entropy_backward(const EntropyInputs& inputs, const double* grad_loss
 
 bool score_entropy_with_grad(const EntropyInputs& inputs, double scale, double* loss, void* grad,
                              int threads) {
-  const bool wide = inputs.scores.dtype == DType::float16;
-  return run(inputs, loss, static_cast<char*>(grad), wide, threads, [=](int64_t) { return scale; });
+  const bool fp32 = inputs.scores.dtype == DType::float16;
+  return run(inputs, loss, static_cast<char*>(grad), fp32, threads, [=](int64_t) { return scale; });
 }
 
 }  // namespace sedd

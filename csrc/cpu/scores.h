@@ -1,5 +1,4 @@
-// A (B, L, dim) tensor of log scores in memory, and the checks of values that every operation
-// makes.
+// A (B, L, dim) tensor of log scores in memory, and the invalid arguments that a loop found.
 #pragma once
 
 #include <atomic>
@@ -8,7 +7,7 @@
 #include <vector>
 
 #include "common/process.h"
-#include "rows.h"
+#include "simd/rows.h"
 
 namespace sedd {
 
@@ -26,7 +25,7 @@ struct Scores {
   int64_t rows() const { return batch * length; }
   int64_t item_size() const { return ::sedd::item_size(dtype); }
 
-  // The row as contiguous memory: in place where it is, else gathered into `buffer`.
+  // A contiguous row: in place if possible, else copied into `buffer`.
   const void* row(int64_t r, std::vector<char>& buffer) const {
     const char* start =
         data + (r / length * stride_batch + r % length * stride_length) * item_size();
@@ -54,8 +53,8 @@ struct Scores {
   }
 };
 
-// What went wrong first, for the caller to word: a value out of range anywhere, or a row of scores
-// from which no token can be drawn (its index; -1 if none).
+// Errors found in a parallel loop: whether any argument is out of range, and the first row of
+// scores from which no token can be drawn (-1 if none).
 struct Faults {
   std::atomic<bool> bad_value{false};
   std::atomic<int64_t> undrawable{-1};

@@ -1,5 +1,5 @@
-// The Python module sedd_fast._cuda: raw addresses and a stream in, no torch.
-// sedd_fast/backends/cuda.py is its only caller and owns dtypes, layouts and lifetimes.
+// The Python module sedd_fast._cuda. It receives raw addresses and a stream and does not use torch.
+// Its only caller, sedd_fast.backends.cuda, is responsible for dtypes, layouts and lifetimes.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -17,7 +17,7 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// A (B, L, dim) tensor; its gradient has the same shape, and unit stride over states.
+// A (B, L, dim) tensor of scores, or its gradient, which has unit stride over states.
 struct Tensor {
   uintptr_t data;
   DType dtype;
@@ -56,7 +56,7 @@ void set_gradient(EntropyCall& call, const Tensor& gradient, uintptr_t upstream,
   call.arguments.gradient = gradient.layout;
   call.arguments.upstream = pointer<const double>(upstream);
   call.arguments.scale = scale;
-  call.wide = gradient.dtype != call.dtype;
+  call.grad_fp32 = gradient.dtype != call.dtype;
 }
 
 ReverseCall make_reverse(const Tensor& scores, uintptr_t x_t, uintptr_t sigma, uintptr_t dsigma,
@@ -88,7 +88,7 @@ TransitionArguments make_transition(uintptr_t x_0, uintptr_t sigma, uintptr_t u,
           {static_cast<Graph>(graph), vocab}};
 }
 
-// A launch that failed is a RuntimeError that names the operation.
+// Raises a RuntimeError that names the operation if a launch failed.
 void check(const char* op, int device, Message message) {
   if (!message) return;
   throw std::runtime_error(std::string(op) + " on cuda:" + std::to_string(device) +
@@ -133,6 +133,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "most_states",
       [](int dtype, int device) { return most_states(static_cast<DType>(dtype), device); },
-      "The most states that reverse_step takes on a device.", nogil());
+      "The most states that reverse_step supports on a device.", nogil());
   m.def("unsupported", &unsupported, "Why the kernels do not run on a device, or None.", nogil());
 }

@@ -1,4 +1,4 @@
-// The threads of a GPU's block, as csrc/common/block.h wants them.
+// The Block of csrc/common/block.h for CUDA threads.
 #pragma once
 
 namespace sedd {

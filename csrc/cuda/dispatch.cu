@@ -1,4 +1,5 @@
-// The choice by type of the scores: their kernels are compiled apart, one object a type.
+// Selects the kernels by the dtype of the scores. They are compiled separately, one object file per
+// dtype.
 #include "launch.cuh"
 
 namespace sedd {
@@ -22,12 +23,12 @@ Message launch_reverse<double>(const ReverseCall&, Stream);
 
 namespace {
 
-// The device first: this library's runtime is its own (linked statically), and need not know of a
-// device that torch's has chosen.
+// Selects the device: this library has its own, statically linked CUDA runtime, which may not know
+// the device that torch's runtime selected.
 template <class Call>
 Message prepare(const Call& call, int device) {
   if (Message error = too_large(call.rows, call.arguments.scores.dim)) return error;
-  return in_words(cudaSetDevice(device));
+  return error_message(cudaSetDevice(device));
 }
 
 }  // namespace
@@ -65,7 +66,7 @@ Message reverse_step(const ReverseCall& call, int device, Stream stream) {
 int64_t most_states(DType dtype, int device) {
   int shared = 0;
   const auto limit = cudaDevAttrMaxSharedMemoryPerBlockOptin;
-  if (in_words(cudaDeviceGetAttribute(&shared, limit, device))) return 0;
+  if (error_message(cudaDeviceGetAttribute(&shared, limit, device))) return 0;
   return most_states(dtype, static_cast<int64_t>(shared));
 }
 

@@ -1,4 +1,4 @@
-// What every launch needs: the number of threads, and CUDA's error in words.
+// Helpers of every launch: the number of threads, and error messages.
 #pragma once
 
 #include <algorithm>
@@ -8,19 +8,20 @@
 
 namespace sedd {
 
-// CUDA keeps an error until it is asked for: the next launch is not to report this one.
-inline Message in_words(cudaError_t error) {
+// CUDA keeps an error until it is read. It is read here, so that the next launch does not report
+// it.
+inline Message error_message(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();
   return cudaGetErrorString(error);
 }
 
 inline Message too_large(int64_t rows, int64_t dim) {
-  if (rows > kMostRows) return "more than 2,147,483,647 positions";
-  return dim > kMostStates ? "more than 1,073,741,824 states" : nullptr;
+  if (rows > kMaxRows) return "more than 2,147,483,647 positions";
+  return dim > kMaxStates ? "more than 1,073,741,824 states" : nullptr;
 }
 
-// Enough for one trip of every warp, in whole warps.
+// A multiple of a warp: as many threads as read the whole row in one iteration, at most `most`.
 template <class Row>
 int threads_for(int64_t dim, int most) {
   const int64_t warps = (dim + Row::kChunk - 1) / Row::kChunk;

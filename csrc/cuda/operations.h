@@ -1,6 +1,5 @@
-// The operations on the GPU: each puts its kernel on a stream and returns at once.
-//
-// They return null, or what CUDA said about the launch; nothing is allocated, nothing waits.
+// The operations on the GPU. Each launches its kernel on a stream and returns at once, with null or
+// CUDA's message about a failed launch. None allocates memory or synchronises the device.
 #pragma once
 
 #include "common/entropy_row.h"
@@ -10,13 +9,13 @@
 namespace sedd {
 
 using Stream = void*;         // a cudaStream_t
-using Message = const char*;  // null, or an error in words
+using Message = const char*;  // null, or an error message
 
 struct EntropyCall {
   EntropyArguments arguments;
   int64_t rows;
   DType dtype;
-  bool wide;  // the gradient of float16 scores is float32
+  bool grad_fp32;  // the gradient of float16 scores is float32
 };
 
 struct ReverseCall {
@@ -29,14 +28,14 @@ Message score_entropy(const EntropyCall& call, int device, Stream stream);
 Message reverse_step(const ReverseCall& call, int device, Stream stream);
 Message sample_transition(const TransitionArguments& arguments, int device, Stream stream);
 
-// The most states that reverse_step takes on that device, for its shared memory; 0 where CUDA does
-// not tell.
+// The most states that reverse_step supports on that device, limited by its shared memory; 0 if
+// CUDA reports an error.
 int64_t most_states(DType dtype, int device);
 
-// Null where the kernels run on that device: they were compiled for its architecture.
+// Null if the kernels were compiled for the architecture of that device, else CUDA's error message.
 Message unsupported(int device);
 
-// --- one object a type (csrc/cuda/score_entropy.cu, reverse_step.cu) ---------------------------
+// --- one object file per dtype (csrc/cuda/score_entropy.cu, reverse_step.cu) --------------------
 
 template <class T>
 Message launch_entropy(const EntropyCall& call, Stream stream);

@@ -1,65 +1,67 @@
-// One reverse step, a block a position; compiled once for every type of the scores (setup.py passes
-// SEDD_TYPE). Everything but the launch is csrc/common/reverse_row.h.
+// One reverse step, one block of threads per position. Compiled once for each dtype of the scores
+// (setup.py passes SEDD_TYPE). csrc/common/reverse_row.h has everything but the launch.
 #include "block.cuh"
 #include "launch.cuh"
 
 namespace sedd {
 namespace {
 
-// A clamped distribution reads some rows twice, a temperature or top-p more often. What is in
-// flight is to stay in the L2 cache meanwhile (50 MB on sm_90): two rows of 50,258 16-bit states a
-// multiprocessor are 27 MB, and so is one of 32 bits. Two blocks rather than one of twice as many
-// threads, so that one reads while the other reduces. Those that read once need no such care.
-template <class T, bool clamped, bool shaped>
-constexpr int kThreads = !clamped && !shaped ? 256
-                         : sizeof(T) == 8    ? 512
-                         : sizeof(T) == 4    ? (shaped ? 512 : 1024)
-                                             : (shaped ? 256 : 512);
-// Blocks on a multiprocessor that the registers must allow: the most without spills.
-template <class T, bool clamped, bool shaped>
-constexpr int kBlocks = !clamped && !shaped ? 4
-                        : sizeof(T) == 2    ? 2
-                                            : 1;
+// A clamped distribution reads some rows twice, a temperature or top-p more often. All rows in work
+// should then stay in the L2 cache (50 MB on sm_90). Two rows of 50,258 16-bit states on each
+// multiprocessor take 27 MB, and so does one row of 32-bit states. Two blocks are better than one
+// of twice as many threads, because one reads while the other reduces. Kernels that read every row
+// once have no such limit.
+template <class T, bool clamped, bool filtered>
+constexpr int kThreads = !clamped && !filtered ? 256
+                         : sizeof(T) == 8      ? 512
+                         : sizeof(T) == 4      ? (filtered ? 512 : 1024)
+                                               : (filtered ? 256 : 512);
+// Blocks that must fit onto a multiprocessor at a time: the most for which no register spills.
+template <class T, bool clamped, bool filtered>
+constexpr int kBlocks = !clamped && !filtered ? 4
+                        : sizeof(T) == 2      ? 2
+                                              : 1;
 
-template <class T, bool clamped, bool shaped>
-__global__ void __launch_bounds__(kThreads<T, clamped, shaped>, kBlocks<T, clamped, shaped>)
+template <class T, bool clamped, bool filtered>
+__global__ void __launch_bounds__(kThreads<T, clamped, filtered>, kBlocks<T, clamped, filtered>)
     reverse_step_kernel(const __grid_constant__ ReverseArguments in) {
   extern __shared__ double chunks[];
   __shared__ ReverseShared shared;
   CudaBlock block;
-  reverse_row<T, clamped, shaped>(block, shared, chunks, in, blockIdx.x);
+  reverse_row<T, clamped, filtered>(block, shared, chunks, in, blockIdx.x);
 }
 
-// Beyond 48 KB a kernel has to ask, on every device: for all that there is, so that no thread's
-// smaller request undoes another's larger one. `fixed`: what the kernel has besides.
+// Above 48 KB of shared memory a kernel's limit must be raised, on every device. It is raised to
+// the device's maximum, so that a smaller request of another host thread cannot lower it again.
+// `fixed`: the bytes of the kernel's static shared memory.
 template <class Kernel>
-Message ask_for_shared(Kernel kernel, int fixed, int64_t bytes) {
-  if (fixed + bytes <= kSharedUnasked) return nullptr;
+Message raise_shared_limit(Kernel kernel, int fixed, int64_t bytes) {
+  if (fixed + bytes <= kDefaultShared) return nullptr;
   int device = 0, most = 0;
-  if (Message error = in_words(cudaGetDevice(&device))) return error;
+  if (Message error = error_message(cudaGetDevice(&device))) return error;
   const auto limit = cudaDevAttrMaxSharedMemoryPerBlockOptin;
-  if (Message error = in_words(cudaDeviceGetAttribute(&most, limit, device))) return error;
+  if (Message error = error_message(cudaDeviceGetAttribute(&most, limit, device))) return error;
   if (fixed + bytes > most) return "more states than a block's shared memory has room for";
   const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-  return in_words(cudaFuncSetAttribute(kernel, attribute, most - fixed));
+  return error_message(cudaFuncSetAttribute(kernel, attribute, most - fixed));
 }
 
-template <class T, bool clamped, bool shaped>
+template <class T, bool clamped, bool filtered>
 Message launch(const ReverseCall& call, Stream stream) {
   const int64_t dim = call.arguments.scores.dim;
-  const int threads = threads_for<ReverseRow<T>>(dim, kThreads<T, clamped, shaped>);
+  const int threads = threads_for<ReverseRow<T>>(dim, kThreads<T, clamped, filtered>);
   const auto blocks = static_cast<unsigned>(call.rows);
   const int64_t chunks = chunk_bytes<T>(dim);
-  const auto kernel = reverse_step_kernel<T, clamped, shaped>;
-  if (Message error = ask_for_shared(kernel, sizeof(ReverseShared), chunks)) return error;
+  const auto kernel = reverse_step_kernel<T, clamped, filtered>;
+  if (Message error = raise_shared_limit(kernel, sizeof(ReverseShared), chunks)) return error;
   kernel<<<blocks, threads, chunks, static_cast<cudaStream_t>(stream)>>>(call.arguments);
-  return in_words(cudaGetLastError());
+  return error_message(cudaGetLastError());
 }
 
 template <bool clamped>
 Message launch_any(const ReverseCall& call, Stream stream) {
-  return call.arguments.shaped() ? launch<SEDD_TYPE, clamped, true>(call, stream)
-                                 : launch<SEDD_TYPE, clamped, false>(call, stream);
+  return call.arguments.filtered() ? launch<SEDD_TYPE, clamped, true>(call, stream)
+                                   : launch<SEDD_TYPE, clamped, false>(call, stream);
 }
 
 }  // namespace

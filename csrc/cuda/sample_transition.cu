@@ -1,4 +1,4 @@
-// Noising, a thread a token.
+// Noising of clean tokens, one thread per token.
 #include "launch.cuh"
 
 namespace sedd {
@@ -21,16 +21,16 @@ __global__ void __launch_bounds__(kThreads)
 Message sample_transition(const TransitionArguments& arguments, int device, Stream stream) {
   const int64_t count = arguments.batch * arguments.length;
   if (count == 0) return nullptr;
-  if (Message error = in_words(cudaSetDevice(device))) return error;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>((count + 255) / kThreads, kMostRows));
+  if (Message error = error_message(cudaSetDevice(device))) return error;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>((count + 255) / kThreads, kMaxRows));
   sample_transition_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments);
-  return in_words(cudaGetLastError());
+  return error_message(cudaGetLastError());
 }
 
 Message unsupported(int device) {
-  if (Message error = in_words(cudaSetDevice(device))) return error;
+  if (Message error = error_message(cudaSetDevice(device))) return error;
   cudaFuncAttributes attributes;
-  return in_words(cudaFuncGetAttributes(&attributes, sample_transition_kernel));
+  return error_message(cudaFuncGetAttributes(&attributes, sample_transition_kernel));
 }
 
 }  // namespace sedd

@@ -1,5 +1,6 @@
-// Score entropy and its gradient, a block a position; compiled once for every type of the scores
-// (setup.py passes SEDD_TYPE). Everything but the launch is csrc/common/entropy_row.h.
+// Score entropy and its gradient, one block of threads per position. Compiled once for each dtype
+// of the scores (setup.py passes SEDD_TYPE). csrc/common/entropy_row.h has everything but the
+// launch.
 #include "block.cuh"
 #include "launch.cuh"
 
@@ -7,7 +8,7 @@ namespace sedd {
 namespace {
 
 constexpr int kThreads = 512;
-// Blocks on a multiprocessor that the registers must allow: the most without spills.
+// Blocks that must fit onto a multiprocessor at a time: the most for which no register spills.
 template <class T, class G>
 constexpr int kBlocks = (kHasGradient<G> ? 2 : 3) - (sizeof(T) == 8);
 
@@ -25,10 +26,10 @@ Message launch(const EntropyCall& call, Stream stream) {
   const auto blocks = static_cast<unsigned>(call.rows);
   score_entropy_kernel<T, G, logs>
       <<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(call.arguments);
-  return in_words(cudaGetLastError());
+  return error_message(cudaGetLastError());
 }
 
-// The sum of the scores is part of a uniform graph's loss only.
+// Only the loss of the uniform graph contains the sum of the scores.
 template <class T, class G>
 Message launch(const EntropyCall& call, Stream stream) {
   const bool logs = call.arguments.process.graph == Graph::uniform && call.arguments.loss;
@@ -42,7 +43,7 @@ Message launch_entropy<SEDD_TYPE>(const EntropyCall& call, Stream stream) {
   using T = SEDD_TYPE;
   if (!call.arguments.grad) return launch<T, NoGradient>(call, stream);
   if constexpr (std::is_same<T, Half>::value) {
-    if (call.wide) return launch<T, float>(call, stream);
+    if (call.grad_fp32) return launch<T, float>(call, stream);
   }
   return launch<T, T>(call, stream);
 }

@@ -42,12 +42,12 @@ def test_programs_take_several_rows_only_where_most_cost_nothing_and_there_are_m
     places = settings.RESIDENT * settings.multiprocessors(like.device)
     assert settings.multiprocessors(like.device) == 132
     for rows in (1, 100, 8192, 10**7):
-        assert settings.rows_a_program(rows, like, sparse=False) == 1
-        some = settings.rows_a_program(rows, like, sparse=True)
+        assert settings.rows_per_program(rows, like, sparse=False) == 1
+        some = settings.rows_per_program(rows, like, sparse=True)
         assert some == 1 or rows // some >= settings.TURNS * places
-    assert settings.rows_a_program(8192, like, sparse=True) == 1
-    assert settings.rows_a_program(32_768, like, sparse=True) == 3
-    assert settings.rows_a_program(10**7, like, sparse=True) == 16
+    assert settings.rows_per_program(8192, like, sparse=True) == 1
+    assert settings.rows_per_program(32_768, like, sparse=True) == 3
+    assert settings.rows_per_program(10**7, like, sparse=True) == 16
 
 
 def test_several_rows_a_program_give_what_one_gives(monkeypatch):
@@ -66,7 +66,7 @@ def test_several_rows_a_program_give_what_one_gives(monkeypatch):
     loss, x_s = both()
     seen: list[bool] = []
     monkeypatch.setattr(
-        settings, "rows_a_program", lambda rows, like, sparse: seen.append(sparse) or 3
+        settings, "rows_per_program", lambda rows, like, sparse: seen.append(sparse) or 3
     )
     again, x_again = both()
     assert seen == [True, True]

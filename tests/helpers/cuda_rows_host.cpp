@@ -23,8 +23,8 @@ void count(int64_t (&of)[17], const void* address, int bytes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes) ++accesses.misaligned;
 }
 }  // namespace
-#define SEDD_WIDE_LOAD(address, bytes) count(accesses.loads, address, bytes)
-#define SEDD_WIDE_STORE(address, bytes) count(accesses.stores, address, bytes)
+#define SEDD_COUNT_LOAD(address, bytes) count(accesses.loads, address, bytes)
+#define SEDD_COUNT_STORE(address, bytes) count(accesses.stores, address, bytes)
 
 #include "common/entropy_row.h"
 #include "common/limits.h"
@@ -215,12 +215,12 @@ int reverse(const ReverseArguments& in, int64_t rows, int threads, bool reversed
   std::vector<double> chunks(chunk_bytes<T>(in.scores.dim) / sizeof(double));
   chunks.push_back(kBehind);
   const bool clamped = in.process.graph == Graph::uniform && in.method != Method::euler;
-  const bool shaped = in.shaped();
+  const bool filtered = in.filtered();
   const int status = for_rows(rows, threads, reversed, [&](HostBlock& block, int64_t row) {
-    const auto run = clamped ? (shaped ? reverse_row<T, true, true, HostBlock>
-                                       : reverse_row<T, true, false, HostBlock>)
-                             : (shaped ? reverse_row<T, false, true, HostBlock>
-                                       : reverse_row<T, false, false, HostBlock>);
+    const auto run = clamped ? (filtered ? reverse_row<T, true, true, HostBlock>
+                                         : reverse_row<T, true, false, HostBlock>)
+                             : (filtered ? reverse_row<T, false, true, HostBlock>
+                                         : reverse_row<T, false, false, HostBlock>);
     run(block, shared, chunks.data(), in, row);
   });
   return chunks.back() == kBehind ? status : overrun;

@@ -129,12 +129,12 @@ def small_blocks(backend: Backend) -> Iterator[None]:
     from sedd_fast.kernels import linear_score_entropy as head
     from sedd_fast.kernels import settings, tiled_reverse_step, tiles
 
-    small = {2: settings.Settings(1, 2, 128), 4: settings.Settings(2, 2, 128)}
-    tile = tiles.Tile(rows=8, states=64, depth=16, warps=1, stages=1)
+    small = {2: settings.LaunchSettings(1, 2, 128), 4: settings.LaunchSettings(2, 2, 128)}
+    tile = tiles.MatmulTile(rows=8, states=64, depth=16, warps=1, stages=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "TABLE", dict.fromkeys(settings.TABLE, small))
         patch.setattr(settings, "SHORT", 0)
-        patch.setattr(head, "TABLE", dict.fromkeys(head.TABLE, head.Tile(64, 4, 8, 2)))
+        patch.setattr(head, "TABLE", dict.fromkeys(head.TABLE, head.BlockTile(64, 4, 8, 2)))
         patch.setattr(tiles, "TABLE", dict.fromkeys(tiles.TABLE, tile))
         patch.setattr(tiled_reverse_step, "GROUP", 32)
         yield

@@ -174,14 +174,14 @@ def test_all_rows_of_a_uniform_graph_need_no_waiting(monkeypatch):
 @pytest.mark.parametrize("weighted", [True, False])
 def test_touched_positions_are_listed_in_order(count, weighted):
     from sedd_fast.backends.triton.linear_score_entropy import touched
-    from sedd_fast.kernels.head_rows import Process
+    from sedd_fast.kernels.batches import EntropyBatch
 
     generator = torch.Generator().manual_seed(count)
     x_t = torch.where(torch.rand(1, count, generator=generator) < 0.5, 7, 3)
     weight = (torch.rand(1, count, generator=generator) < 0.5).double() if weighted else None
-    process = Process(torch.ones(1).double(), x_t, x_t, weight, "absorbing", 7, True)
+    batch = EntropyBatch(torch.ones(1).double(), x_t, x_t, weight, "absorbing", 7, True)
     expected = (x_t == 7) & (True if weight is None else weight != 0)
-    assert torch.equal(touched(process), expected.flatten().nonzero().squeeze(1))
+    assert torch.equal(touched(batch), expected.flatten().nonzero().squeeze(1))
 
 
 @by_dtype

@@ -14,7 +14,7 @@ from sedd_fast.backends.head import Linear
 from sedd_fast.backends.inputs import Reverse
 
 if TYPE_CHECKING:
-    from sedd_fast.kernels.tiled_reverse_step import Groups, Step
+    from sedd_fast.kernels.tiled_reverse_step import GroupSums, StepRows
 
 #: States of a weight of another dtype that are converted at a time: enough tiles for a GPU.
 STATES = 8192
@@ -50,7 +50,7 @@ class _Run:
             self.states = -(-STATES // tile.states) * tile.states
 
     def __call__(self) -> Tensor:
-        from sedd_fast.kernels.tiled_reverse_step import Step
+        from sedd_fast.kernels.tiled_reverse_step import StepRows
 
         reverse = self.reverse.contiguous()
         assert reverse.u is not None
@@ -58,7 +58,7 @@ class _Run:
         x_s = x_t.clone()
         noise = reverse.sigma, reverse.dsigma
         for some in rows.split(self._count(len(rows))) if len(rows) else ():
-            step = Step(some.contiguous(), x_t, *noise, reverse.u, x_s)
+            step = StepRows(some.contiguous(), x_t, *noise, reverse.u, x_s)
             self._draw(step, self.linear.gathered(some))
         return x_s
 
@@ -68,7 +68,7 @@ class _Run:
         each = groups * 8 + self.linear.hidden.shape[-1] * self.linear.dtype.itemsize
         return max(1, min(self.linear.workspace // each, rows))
 
-    def _draw(self, step: Step, hidden: Tensor) -> None:
+    def _draw(self, step: StepRows, hidden: Tensor) -> None:
         import triton
 
         from sedd_fast.kernels import tiled_reverse_step as kernel
@@ -79,18 +79,16 @@ class _Run:
         with launching("linear_reverse_step", hidden, triton.TritonError):
             groups = self._groups(step, hidden, live)
             whole = tiles.Operands(hidden, self.weight, self.bias, live)
-            kernel.launch_draw(
-                whole, step, groups, reverse.x_t.shape[1],
-                reverse.graph, reverse.method, reverse.scale_by_sigma,
-            )  # fmt: skip
+            process = reverse.graph, reverse.method, reverse.scale_by_sigma
+            kernel.launch_draw(whole, step, groups, *process)
 
-    def _groups(self, step: Step, hidden: Tensor, live: Tensor) -> Groups:
+    def _groups(self, step: StepRows, hidden: Tensor, live: Tensor) -> GroupSums:
         """The sums of all groups of states."""
         from sedd_fast.kernels import tiled_reverse_step as kernel
         from sedd_fast.kernels import tiles
 
         shape = -(-len(self.weight) // self.group), len(hidden)
-        made = kernel.Groups(*hidden.new_empty((2, *shape), dtype=torch.float32))
+        made = kernel.GroupSums(*hidden.new_empty((2, *shape), dtype=torch.float32))
         x_t = step.x_t.flatten()[step.rows.clamp(min=0)]
         uniform = self.reverse.graph == "uniform"
         for first in range(0, len(self.weight), self.states):

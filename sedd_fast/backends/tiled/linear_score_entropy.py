@@ -89,7 +89,7 @@ class Tiles:
         from sedd_fast.kernels import tiled_score_entropy as kernel
         from sedd_fast.kernels import tiles
 
-        self._terms = kernel.Terms(rows.x_t, rows.x_0, *coefficients(rows))
+        self._terms = kernel.RowTerms(rows.x_t, rows.x_0, *coefficients(rows))
         self._live = (rows.rows >= 0).sum()
         self._sum = torch.zeros_like(rows.sum_exp)
         whole = tiles.Operands(block.hidden, self.weight, self.bias, self._live)

@@ -138,28 +138,30 @@ def _entropy(
     scale: float,
 ) -> None:
     from sedd_fast.kernels import score_entropy as kernel
+    from sedd_fast.kernels.batches import EntropyBatch
 
     values.check(entropy)
     entropy = entropy.contiguous(keep_fp32=True)
     small = (entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight)
+    batch = EntropyBatch(*small, entropy.graph, entropy.vocab_size)
     with _launching("score_entropy", log_score):
-        kernel.launch(
-            log_score, *small, upstream, loss, grad, scale, entropy.graph, entropy.vocab_size
-        )
+        kernel.launch(log_score, batch, upstream, loss, grad, scale)
 
 
 def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
     """x_s (B, L): one read of every row that may move, and one chunk of it again."""
     from sedd_fast.kernels import reverse_step as kernel
+    from sedd_fast.kernels.batches import ReverseBatch
 
     values.check(reverse)
     reverse = reverse.contiguous(keep_fp32=True)
     assert reverse.u is not None
     x_s = _empty(reverse.x_t, reverse.x_t.dtype)
-    small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s)
+    small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u)
     process = (reverse.graph, reverse.vocab_size, reverse.method, reverse.scale_by_sigma)
+    batch = ReverseBatch(*small, *process, reverse.inverse_temperature, reverse.top_p)
     with _launching("reverse_step", log_score):
-        kernel.launch(log_score, *small, *process, reverse.inverse_temperature, reverse.top_p)
+        kernel.launch(log_score, batch, x_s)
     return x_s
 
 

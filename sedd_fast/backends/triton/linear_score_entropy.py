@@ -20,8 +20,8 @@ from sedd_fast.backends.inputs import Entropy
 from sedd_fast.backends.products import accumulate
 
 if TYPE_CHECKING:
-    from sedd_fast.kernels.head_rows import Process
-    from sedd_fast.kernels.linear_score_entropy import Sums
+    from sedd_fast.kernels.batches import EntropyBatch
+    from sedd_fast.kernels.linear_score_entropy import PartialSums
 
 
 def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
@@ -52,14 +52,14 @@ class _Run:
     def __init__(
         self, linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
     ) -> None:
-        from sedd_fast.kernels.head_rows import Process
+        from sedd_fast.kernels.batches import EntropyBatch
 
         self.linear, self.needs, self.vocab = linear, needs, entropy.vocab_size
         self.scale = grad_scale.contiguous() if isinstance(grad_scale, Tensor) else grad_scale
         entropy = entropy.contiguous()
         small = entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight
         kind = entropy.graph, entropy.vocab_size, entropy.scale_by_sigma
-        self.process = Process(*small, *kind)
+        self.batch = EntropyBatch(*small, *kind)
         self.uniform = entropy.graph == "uniform"
         self.bias = None if linear.bias is None else linear.bias.contiguous()
         self.with_grad = needs.hidden or needs.weight or needs.bias
@@ -73,7 +73,7 @@ class _Run:
         """(R,) positions, -1 for none; the only place that waits for the GPU, if none are given."""
         if given is not None:
             return given.contiguous()
-        return touched(self.process)
+        return touched(self.batch)
 
     def _plan(self) -> head_plan.Plan:
         from sedd_fast.kernels import linear_score_entropy as kernel
@@ -143,7 +143,7 @@ class _Part:
         self.sums = self._empty(1 + run.uniform, count, dtype=torch.float64)
         out = self.hidden, self.tokens, self.terms
         operands = linear.hidden, linear.weight, run.bias
-        head_rows.launch_gather(run.process, rows, operands, run.scale, out)
+        head_rows.launch_gather(run.batch, rows, operands, run.scale, out)
         # Products take operands of one dtype.
         self.factor = self.hidden.to(run.grad_dtype) if run.with_grad else self.hidden
         self.total = self._empty(*self.hidden.shape) if run.needs.hidden else None
@@ -157,14 +157,14 @@ class _Part:
         gradient = scores
         if run.grad_dtype != scores.dtype:
             gradient = self._empty(*scores.shape, dtype=run.grad_dtype)
-        partial = kernel.Sums.like(scores, run.uniform, run.needs.bias)
+        partial = kernel.PartialSums.like(scores, run.uniform, run.needs.bias)
         for begin in range(0, run.vocab, states):
             at = slice(begin, min(begin + states, run.vocab))
             self._block(at, scores[:, : at.stop - begin], gradient, partial)
         into = None if self.total is None else (self.total, run.gradients.hidden)
-        head_rows.launch_scatter(run.process, self.rows, self.terms, self.sums, run.loss, into)
+        head_rows.launch_scatter(run.batch, self.rows, self.terms, self.sums, run.loss, into)
 
-    def _block(self, at: slice, scores: Tensor, gradient: Tensor, partial: Sums) -> None:
+    def _block(self, at: slice, scores: Tensor, gradient: Tensor, partial: PartialSums) -> None:
         """The scores (R, n) of some states, their gradient in place, and where that goes."""
         from sedd_fast.kernels import linear_score_entropy as kernel
 
@@ -173,7 +173,7 @@ class _Part:
         torch.mm(self.hidden, w.T, out=scores)
         bias = None if run.bias is None else run.bias[at]
         g = gradient[:, : len(w)] if run.with_grad else None
-        kernel.launch(scores, bias, g, (self.tokens, self.terms), partial, at.start, run.uniform)
+        kernel.launch(scores, bias, g, (self.tokens, self.terms), partial, at.start)
         if g is not None:
             self._products(g, w.to(g.dtype), at)
         of_bias = None
@@ -192,14 +192,14 @@ class _Part:
         return torch.empty(shape, dtype=dtype, device=self.rows.device)
 
 
-def touched(process: Process) -> Tensor:
+def touched(batch: EntropyBatch) -> Tensor:
     """(R,) the touched positions; a GPU is waited for, to learn how many, unless it is all."""
     from sedd_fast.kernels import head_rows
 
-    positions, device = process.x_t.numel(), process.x_t.device
-    if process.graph == "uniform" and process.row_weight is None:
+    positions, device = batch.x_t.numel(), batch.x_t.device
+    if batch.graph == "uniform" and batch.row_weight is None:
         return torch.arange(positions, device=device)
     rows = torch.empty(positions, dtype=torch.int64, device=device)
     count = torch.empty((), dtype=torch.int64, device=device)
-    head_rows.launch_touched(process, rows, count)
+    head_rows.launch_touched(batch, rows, count)
     return rows[: int(count)]

@@ -1,4 +1,5 @@
-// Row functions, compiled once for every instruction set (setup.py passes the flags and SEDD_ISA).
+// The row functions of rows.h. Compiled once per instruction set (setup.py passes the flags and
+// SEDD_ISA).
 #include "rows.h"
 
 #include "entropy_lanes.h"
@@ -7,7 +8,7 @@
 
 namespace {
 
-template <class T, class C, class Wide>
+template <class T, class C, class Fp32>
 struct Row {
   static Sums sums(const void* row, int64_t n) {
     return sum_row<T, C>(static_cast<const T*>(row), static_cast<NoGradient*>(nullptr), n, C(0),
@@ -19,9 +20,9 @@ struct Row {
     return with_gradient<T>(row, grad, n, a, b, stream);
   }
 
-  static Sums sums_and_wide_gradient(const void* row, void* grad, int64_t n, double a, double b,
+  static Sums sums_and_fp32_gradient(const void* row, void* grad, int64_t n, double a, double b,
                                      bool stream) {
-    return with_gradient<Wide>(row, grad, n, a, b, stream);
+    return with_gradient<Fp32>(row, grad, n, a, b, stream);
   }
 
   template <class G>
@@ -36,22 +37,22 @@ struct Row {
   }
 
   static Sums head_sums(const void* row, const void* bias, int64_t n) {
-    return head_row<T, C, NoGradient, Wide>(static_cast<const T*>(row),
-                                            static_cast<const Wide*>(bias), nullptr, nullptr, n,
+    return head_row<T, C, NoGradient, Fp32>(static_cast<const T*>(row),
+                                            static_cast<const Fp32*>(bias), nullptr, nullptr, n,
                                             C(0), C(0));
   }
 
   static Sums head_gradient(const void* row, const void* bias, void* grad, void* columns, int64_t n,
                             double a, double b) {
-    return head_row<T, C, T, Wide>(static_cast<const T*>(row), static_cast<const Wide*>(bias),
-                                   static_cast<T*>(grad), static_cast<Wide*>(columns), n, C(a),
+    return head_row<T, C, T, Fp32>(static_cast<const T*>(row), static_cast<const Fp32*>(bias),
+                                   static_cast<T*>(grad), static_cast<Fp32*>(columns), n, C(a),
                                    C(b));
   }
 
-  static Sums head_wide_gradient(const void* row, const void* bias, void* grad, void* columns,
+  static Sums head_fp32_gradient(const void* row, const void* bias, void* grad, void* columns,
                                  int64_t n, double a, double b) {
-    return head_row<T, C, Wide, Wide>(static_cast<const T*>(row), static_cast<const Wide*>(bias),
-                                      static_cast<Wide*>(grad), static_cast<Wide*>(columns), n,
+    return head_row<T, C, Fp32, Fp32>(static_cast<const T*>(row), static_cast<const Fp32*>(bias),
+                                      static_cast<Fp32*>(grad), static_cast<Fp32*>(columns), n,
                                       C(a), C(b));
   }
 
@@ -61,9 +62,9 @@ struct Row {
   }
 
   static TermSums term_gradient(const void* row, void* grad, int64_t n, Term term, double a,
-                                double b, double lift) {
+                                double b, double grad_scale) {
     return term_of<T, C, T>(term, static_cast<const T*>(row), static_cast<T*>(grad), n,
-                            {C(a), C(b), C(lift)});
+                            {C(a), C(b), C(grad_scale)});
   }
 
   static void zero(void* grad, int64_t bytes, bool stream) {
@@ -86,25 +87,25 @@ struct Row {
     return load_tail<C>(static_cast<const T*>(row) + y, 1)[0];
   }
 
-  static void set(void* grad, int64_t y, double value, bool wide) {
+  static void set(void* grad, int64_t y, double value, bool fp32) {
     const typename Lanes<C>::vec v = typename Lanes<C>::vec{} + C(value);
-    if (wide) {
-      store_tail<C>(static_cast<Wide*>(grad) + y, v, 1);
+    if (fp32) {
+      store_tail<C>(static_cast<Fp32*>(grad) + y, v, 1);
     } else {
       store_tail<C>(static_cast<T*>(grad) + y, v, 1);
     }
   }
 
-  static double get_wide(const void* numbers, int64_t y) {
-    return static_cast<const Wide*>(numbers)[y];
+  static double get_fp32(const void* numbers, int64_t y) {
+    return static_cast<const Fp32*>(numbers)[y];
   }
 
-  static void add_wide(void* numbers, int64_t y, double value) {
-    static_cast<Wide*>(numbers)[y] += static_cast<Wide>(value);
+  static void add_fp32(void* numbers, int64_t y, double value) {
+    static_cast<Fp32*>(numbers)[y] += static_cast<Fp32>(value);
   }
 
   static void accumulate(void* to, const void* from, int64_t n) {
-    for (int64_t y = 0; y < n; ++y) static_cast<Wide*>(to)[y] += static_cast<const Wide*>(from)[y];
+    for (int64_t y = 0; y < n; ++y) static_cast<Fp32*>(to)[y] += static_cast<const Fp32*>(from)[y];
   }
 
   static double max(const void* row, int64_t n, int64_t skip) {
@@ -116,27 +117,28 @@ struct Row {
 
   static double chunk_weights(const void* row, int64_t n, int64_t skip, Weights w, double* out) {
     const T* scores = static_cast<const T*>(row);
-    return shaped(w) ? sum_chunks<T, C>(scores, n, skip, Shaped<C>(w), out)
-                     : sum_chunks<T, C>(scores, n, skip, Plain<C>(w), out);
+    return is_filtered(w) ? sum_chunks<T, C>(scores, n, skip, FilteredWeights<C>(w), out)
+                          : sum_chunks<T, C>(scores, n, skip, PlainWeights<C>(w), out);
   }
 
   static int64_t walk(const void* row, int64_t begin, int64_t end, int64_t skip, Weights w,
                       double share) {
-    return walk_chunk<T, C>(static_cast<const T*>(row), begin, end, skip, Shaped<C>(w), share);
+    return walk_chunk<T, C>(static_cast<const T*>(row), begin, end, skip, FilteredWeights<C>(w),
+                            share);
   }
 
   static void probs(const void* row, void* probs, int64_t n, Weights w, double scale) {
-    store_weights<T, C>(static_cast<const T*>(row), static_cast<Wide*>(probs), n, Shaped<C>(w),
-                        C(scale));
+    store_weights<T, C>(static_cast<const T*>(row), static_cast<Fp32*>(probs), n,
+                        FilteredWeights<C>(w), C(scale));
   }
 
   static constexpr sedd::RowFunctions functions() {
     return {sums,
             sums_and_gradient,
-            sums_and_wide_gradient,
+            sums_and_fp32_gradient,
             head_sums,
             head_gradient,
-            head_wide_gradient,
+            head_fp32_gradient,
             term_sums,
             term_gradient,
             zero,
@@ -145,8 +147,8 @@ struct Row {
             walk,
             get,
             set,
-            get_wide,
-            add_wide,
+            get_fp32,
+            add_fp32,
             accumulate,
             probs};
   }

@@ -1,4 +1,5 @@
-// What score entropy asks of a row of scores: its sums, and its gradient on the way.
+// The pass of score entropy over a row of scores: sums of exp(l) and of l, and the gradient row
+// a * exp(l) - b.
 #pragma once
 
 #include "lanes.h"
@@ -18,15 +19,15 @@ SEDD_INLINE void sum_few(const T* row, G* grad, int n, C a, C b, Sums& sums) {
   if constexpr (!same<G, NoGradient>) store_tail<C>(grad, a * e - b, n);
 }
 
-// Elements before the first that may be stored past the caches.
+// Elements before the first aligned one: streaming stores need aligned addresses.
 template <class C, class G>
 SEDD_INLINE int unaligned(const G* grad) {
   constexpr uintptr_t bytes = Lanes<C>::width * sizeof(G);
   return static_cast<int>((bytes - reinterpret_cast<uintptr_t>(grad) % bytes) % bytes / sizeof(G));
 }
 
-// Sums over n states, in lanes for a block and in double from block to block. With a gradient row,
-// a * exp(l) - b is stored on the way; `Stream`: past the caches.
+// Sums over n states. A block of kBlock states is summed in vector lanes, and blocks are added in
+// double. With a gradient row, a * exp(l) - b is stored; with `Stream`, past the caches.
 template <class T, class C, class G, bool Stream = false>
 SEDD_INLINE Sums sum_row(const T* row, G* grad, int64_t n, C a, C b) {
   typedef typename Lanes<C>::vec vec;
@@ -60,7 +61,7 @@ SEDD_INLINE Sums sum_row(const T* row, G* grad, int64_t n, C a, C b) {
   return sums;
 }
 
-// The states of a vector, or the first `count` of it, of a head's row.
+// One vector of a head's row, of which the first `count` elements are states.
 template <class T, class C, class G, class W>
 SEDD_INLINE void head_lanes(const T* row, const W* bias, G* grad, W* columns, int count, C a, C b,
                             typename Lanes<C>::vec& sum_exp, typename Lanes<C>::vec& sum_log) {
@@ -87,7 +88,7 @@ SEDD_INLINE void head_lanes(const T* row, const W* bias, G* grad, W* columns, in
   }
 }
 
-// A head's row, as sum_row.
+// sum_row for a row of a linear head: l = row + bias. The gradient is also added to `columns`.
 template <class T, class C, class G, class W>
 SEDD_INLINE Sums head_row(const T* row, const W* bias, G* grad, W* columns, int64_t n, C a, C b) {
   typedef typename Lanes<C>::vec vec;

@@ -1,4 +1,5 @@
-// What row_sums asks of a row of scores: the sum of a named term, and its gradient on the way.
+// The pass of row_sums over a row of scores: sums of f(z) and f'(z), z = a * exp(l) + b, and the
+// gradient row grad_scale * f'(z) * a * exp(l).
 #pragma once
 
 #include "lanes.h"
@@ -23,13 +24,13 @@ SEDD_INLINE V term_slope(V z) {
   if constexpr (term == Term::log) return 1 / z;
 }
 
-// Coefficients of a row's term, in the type that it is computed in.
+// Coefficients of a row's term, in the compute type.
 template <class C>
 struct TermNumbers {
-  C a, b, lift;
+  C a, b, grad_scale;
 };
 
-// The states of a vector, or the first `count` of it, of a row of terms.
+// One vector of a row, of which the first `count` elements are states.
 template <Term term, class T, class C, class G>
 SEDD_INLINE void term_lanes(const T* row, G* grad, int count, const TermNumbers<C>& numbers,
                             typename Lanes<C>::vec& value, typename Lanes<C>::vec& slope) {
@@ -41,7 +42,7 @@ SEDD_INLINE void term_lanes(const T* row, G* grad, int count, const TermNumbers<
   const vec z = moving + numbers.b;
   vec f = term_value<term>(z), df = term_slope<term>(z);
   if constexpr (!same<G, NoGradient>) {
-    const vec g = numbers.lift * df * moving;
+    const vec g = numbers.grad_scale * df * moving;
     if (whole) {
       store<C>(grad, g);
     } else {
@@ -55,7 +56,7 @@ SEDD_INLINE void term_lanes(const T* row, G* grad, int count, const TermNumbers<
   slope += df;
 }
 
-// Sums of a term over n states, as sum_row.
+// Sums of a term over n states, blocked as in sum_row.
 template <Term term, class T, class C, class G>
 SEDD_INLINE TermSums term_row(const T* row, G* grad, int64_t n, TermNumbers<C> numbers) {
   typedef typename Lanes<C>::vec vec;

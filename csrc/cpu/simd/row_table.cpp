@@ -1,4 +1,4 @@
-// Which row functions this processor runs: chosen once, at first use.
+// Selects the row functions for the instruction set of this processor, once, at first use.
 #include <cstdlib>
 #include <cstring>
 
@@ -25,7 +25,7 @@ struct Choice {
   const char* name;
 };
 
-// SEDD_FAST_ISA=baseline or avx2 asks for less than the processor has: to test and to compare.
+// SEDD_FAST_ISA=baseline or avx2 selects a smaller instruction set, for tests and comparisons.
 Choice choose() {
 #if defined(SEDD_X86)
   const char* limit = std::getenv("SEDD_FAST_ISA");

@@ -1,9 +1,10 @@
-// 64 bytes of numbers at a time: loads, stores and exp for every element type.
+// SIMD vectors of 64 bytes: loads, stores, exp and log for every element type.
 //
-// Plain vector types of GCC and clang, which the compiler lowers to whatever the target has, so one
-// source serves SSE2, AVX2, AVX-512 and Arm. Everything lives in an unnamed namespace and no
-// standard header's inline function is used: rows.cpp is compiled several times with different
-// flags, and a function shared by name between those objects could be the wrong one at run time.
+// These are the vector extensions of GCC and clang. The compiler translates them to the
+// instructions of the target, so the same source serves SSE2, AVX2, AVX-512 and Arm. Everything is
+// in an unnamed namespace, and no inline function of a standard header is used: rows.cpp is
+// compiled several times with different flags, and if two of its object files shared a function by
+// name, the linker could keep the one with instructions that the processor does not have.
 #pragma once
 
 #include <stdint.h>
@@ -174,7 +175,7 @@ SEDD_INLINE void end_of_stream() {  // before another thread reads
 #endif
 }
 
-// Lanes rounded to T, as bits.
+// Stores the lanes, rounded to T, past the caches.
 template <class C, class T>
 SEDD_INLINE void stream_lanes(T* p, typename Lanes<C>::vec v) {
   constexpr int n = Lanes<C>::width;
@@ -199,7 +200,8 @@ SEDD_INLINE V clamped(V x, V low, V high) {  // keeps NaN
 SEDD_INLINE Pack<16>::f32 exp_lanes(Pack<16>::f32 x) {
   typedef Pack<16>::f32 f32;
 #if defined(__AVX512F__)
-  // One instruction a bound, and NaN (the second operand) passes; the ternary takes two.
+  // One instruction per bound, which returns NaN if its second operand is NaN; the ternary needs
+  // two.
   x = (f32)_mm512_min_ps((__m512)(f32{} + 110.0f),
                          _mm512_max_ps((__m512)(f32{} - 110.0f), (__m512)x));
   const f32 n = (f32)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
@@ -256,8 +258,8 @@ SEDD_INLINE Pack<8>::f64 exp_lanes(Pack<8>::f64 x) {
 
 // --- log --------------------------------------------------------------------------------------
 // ln x = n ln 2 + ln m, m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh(s), s = (m - 1) / (m + 1), by
-// its series (relative error 1e-9 for float, 1e-18 for double). ln 0 = -inf, ln of what is below is
-// NaN; keeps inf and NaN.
+// its series (relative error 1e-9 for float, 1e-18 for double). ln 0 = -inf, the log of a negative
+// number is NaN; keeps inf and NaN.
 
 template <class V>
 SEDD_INLINE V log_specials(V x, V result) {
@@ -305,7 +307,7 @@ SEDD_INLINE Pack<8>::f64 log_lanes(Pack<8>::f64 x) {
 
 constexpr int64_t kBlock = 2048;  // states summed in lanes before they are added in double
 
-// Sum of all lanes, by halves: one after the other they would wait for each other.
+// Pairwise sum of all lanes: a sequential sum would be one long dependency chain.
 template <class C>
 SEDD_INLINE double total(typename Lanes<C>::vec v) {
   double lanes[Lanes<C>::width];
@@ -324,7 +326,7 @@ SEDD_INLINE double total(typename Lanes<C>::vec v, int n) {
   return sum;
 }
 
-// Reads fewer than a vector's worth of elements; the rest are 0.
+// Loads n elements, fewer than a vector has; the other lanes are 0.
 template <class C, class T>
 SEDD_INLINE typename Lanes<C>::vec load_tail(const T* p, int n) {
   T buffer[Lanes<C>::width] = {};

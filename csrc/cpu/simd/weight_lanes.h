@@ -1,4 +1,4 @@
-// What a reverse step asks of a row of scores: the weights of its law, by chunks and one by one.
+// The passes of a reverse step over a row of scores: weights summed by chunk, searched and stored.
 #pragma once
 
 #include "lanes.h"
@@ -8,12 +8,12 @@ namespace {
 
 using sedd::Weights;
 
-// The weights of a vector of scores.
+// The weights of a vector of scores, without temperature and top-p.
 template <class C>
-struct Plain {
+struct PlainWeights {
   C beta, shift;
 
-  explicit Plain(Weights w) : beta(C(w.beta)), shift(C(w.shift)) {}
+  explicit PlainWeights(Weights w) : beta(C(w.beta)), shift(C(w.shift)) {}
   SEDD_INLINE typename Lanes<C>::vec operator()(typename Lanes<C>::vec l) const {
     typedef typename Lanes<C>::vec vec;
     const vec w = exp_lanes(l - shift) + beta;
@@ -21,13 +21,16 @@ struct Plain {
   }
 };
 
-// The same at any temperature and without the states below `least`.
+// The same with a temperature, and 0 below `least` (top-p).
 template <class C>
-struct Shaped {
+struct FilteredWeights {
   C beta, shift, inverse_temperature, least;
 
-  explicit Shaped(Weights w)
-      : beta(C(w.beta)), shift(C(w.shift)), inverse_temperature(C(w.inverse_temperature)), least(C(w.least)) {}
+  explicit FilteredWeights(Weights w)
+      : beta(C(w.beta)),
+        shift(C(w.shift)),
+        inverse_temperature(C(w.inverse_temperature)),
+        least(C(w.least)) {}
   SEDD_INLINE typename Lanes<C>::vec operator()(typename Lanes<C>::vec l) const {
     typedef typename Lanes<C>::vec vec;
     const vec w = exp_lanes((l - shift) * inverse_temperature) + beta;
@@ -35,9 +38,11 @@ struct Shaped {
   }
 };
 
-inline bool shaped(Weights w) { return w.inverse_temperature != 1 || w.least > -__builtin_inf(); }
+inline bool is_filtered(Weights w) {
+  return w.inverse_temperature != 1 || w.least > -__builtin_inf();
+}
 
-// The largest of n scores; NaN is passed over.
+// The largest of n scores, ignoring NaN.
 template <class T, class C>
 SEDD_INLINE double largest(const T* row, int64_t n) {
   typedef typename Lanes<C>::vec vec;
@@ -114,8 +119,8 @@ SEDD_INLINE int64_t walk_chunk(const T* row, int64_t begin, int64_t end, int64_t
   return last;
 }
 
-template <class T, class C, class Wide, class Weigh>
-SEDD_INLINE void store_weights(const T* row, Wide* out, int64_t n, Weigh weigh, C scale) {
+template <class T, class C, class Fp32, class Weigh>
+SEDD_INLINE void store_weights(const T* row, Fp32* out, int64_t n, Weigh weigh, C scale) {
   constexpr int width = Lanes<C>::width;
   for (int64_t y = 0; y < n; y += width) {
     const int count = static_cast<int>(n - y < width ? n - y : width);
