@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from sedd_fast.cli.network import Network, Precision
+from sedd_fast.cli.options import (
+    COUNT,
+    SEED,
+    DeviceName,
+    Dtype,
+    Length,
+    TokenizerName,
+    expand_options,
+)
+from sedd_fast.cli.options import Model as Model
 from sedd_fast.sampling.api import METHODS
 from sedd_fast.sampling.remask import Remask
 
 #: How a step goes from a noise level to the next.
 Method = Enum("Method", [(name, name) for name in METHODS], type=str)  # type: ignore[misc]
 DEFAULT = Method("analytic")
-#: More steps, tokens or texts than anybody means.
-MOST = 1_000_000
-#: What every option that counts something, and every seed, has in common.
-COUNT: dict[str, Any] = {"metavar": "N", "min": 1, "max": MOST}
-SEED: dict[str, Any] = {"metavar": "N", "min": 0, "max": 2**63 - 1}
+sharing = expand_options
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        help="A run directory of train, a directory of weights, or a hub name.",
-    ),
-]
 Batch = Annotated[int, typer.Option("--batch", "-n", **COUNT, help="Texts to draw.")]
 AtOnce = Annotated[
     int,
@@ -40,16 +35,6 @@ AtOnce = Annotated[
         "--at-once",
         **COUNT,
         help="Texts drawn together: more take more memory.",
-    ),
-]
-Length = Annotated[
-    int | None,
-    typer.Option(
-        "--length",
-        "-l",
-        **COUNT,
-        help="Tokens of a text.",
-        show_default="as trained",
     ),
 ]
 Steps = Annotated[
@@ -110,29 +95,6 @@ Seed = Annotated[
         show_default="a new one",
     ),
 ]
-DeviceName = Annotated[
-    str,
-    typer.Option(
-        "--device", metavar="NAME", help="auto, cpu, cuda or cuda:N; auto: a GPU if there is one."
-    ),
-]
-Dtype = Annotated[
-    Precision,
-    typer.Option(
-        "--dtype",
-        metavar="NAME",
-        help="float32, bfloat16 or float16: of matrix products; scores are always float32.",
-    ),
-]
-TokenizerName = Annotated[
-    str | None,
-    typer.Option(
-        "--tokenizer",
-        metavar="NAME",
-        help="bytes, a file, a directory or a hub name.",
-        show_default="the one beside the weights",
-    ),
-]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON object a line: text, tokens, given, settings.")
 ]
@@ -166,32 +128,6 @@ class Chosen:
     no_denoise: NoDenoise = False
     keep_after_eot: KeepAll = False
     as_json: Json = False
-
-
-def sharing(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, its last parameter `chosen` replaced by the options of :class:`Chosen`."""
-    parameters = dict(inspect.signature(command).parameters)
-    hints = get_type_hints(command, include_extras=True)
-    shared = get_type_hints(Chosen, include_extras=True)
-    del parameters["chosen"], hints["chosen"]
-
-    def run(**given: Any) -> None:
-        command(chosen=Chosen(**{name: given.pop(name) for name in shared}), **given)
-
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    run.__annotations__ = {**hints, **shared}
-    defaults = {name: p.default for name, p in parameters.items()}
-    defaults |= {field.name: field.default for field in fields(Chosen)}
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default,
-                annotation=run.__annotations__[name],
-            )
-            for name, default in defaults.items()
-        ]
-    )  # fmt: skip
-    return run
 
 
 #: The settings that `sedd_fast.infill` takes as they are.
