@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from sedd_fast.cli import (
-    demo,
-    errors,
-    evaluate,
-    genppl,
-    infill,
-    info,
-    mauve,
-    sample,
-    tradeoff,
-    train,
-)
+from sedd_fast.cli import demo, errors, genppl, infill, info, mauve, sample, tradeoff, train
+from sedd_fast.cli.eval import evaluate
 from sedd_fast.environment import reuse_memory
 from sedd_fast.version import __version__
 
 
 class Commands(TyperGroup):
-    """typer turns Ctrl-C into a silent exit; say where things stand before it does."""
+    """The commands; Ctrl-C is reported as one line, where typer would exit without a word."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise typer.Exit(errors.report(stop)) from stop
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)  # as they were added, not by name
 
 
 app = typer.Typer(
@@ -48,15 +35,19 @@ app = typer.Typer(
     "(one line says what and the remedy), 130 stopped with Ctrl-C. "
     "SEDD_FAST_DEBUG=1 adds the traceback.",
 )
-app.command("demo")(demo.demo)
-app.command("train")(train.train)
-app.command("sample")(sample.sample)
-app.command("infill")(infill.infill)
-app.command("eval")(evaluate.evaluate)
-app.command("genppl")(genppl.genppl)
-app.command("mauve")(mauve.mauve)
-app.command("tradeoff")(tradeoff.tradeoff)
-app.command("info")(info.info)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "train": train.train,
+    "sample": sample.sample,
+    "infill": infill.infill,
+    "eval": evaluate,
+    "genppl": genppl.genppl,
+    "mauve": mauve.mauve,
+    "tradeoff": tradeoff.tradeoff,
+    "info": info.info,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def _version(asked: bool) -> None:
@@ -68,8 +59,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
     reuse: Annotated[
         bool,

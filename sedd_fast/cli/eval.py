@@ -2,79 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import asdict, dataclass
-from enum import Enum
-from typing import Annotated, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
 
-from sedd_fast.cli.errors import refuse_given
-from sedd_fast.cli.eval_text import find_text
-from sedd_fast.cli.network import Baseline, Network, Precision, load_any
-from sedd_fast.cli.output import SaveTo, pairs, results, save_json, write_json
+from sedd_fast.cli import options as shared
+from sedd_fast.cli.network import Baseline, Network, Precision, corpus_of_run, load_any
+from sedd_fast.cli.output import Result, figure
 from sedd_fast.cli.progress import counted
-from sedd_fast.cli.sampler_options import (
-    COUNT,
-    SEED,
-    DeviceName,
-    Dtype,
-    Model,
-    TokenizerName,
-)
 from sedd_fast.data.datasets import NAMED
+from sedd_fast.data.sources import read_documents
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
-from sedd_fast.evaluate.corpus import Wrapped
+from sedd_fast.evaluate.corpus import Wrapped, wrap
+from sedd_fast.evaluate.datasets import named_rows
 from sedd_fast.evaluate.likelihood import exact_likelihood
 from sedd_fast.version import __version__
 
 _ROWS = 256  # noised blocks between two reports of progress
-
-
-class Mode(str, Enum):
-    """The three bounds of `likelihood_bound`."""
-
-    exact = "exact"
-    paper = "paper"
-    normalised = "normalised"
-
-
-class Times(str, Enum):
-    """How a block's noise levels are placed."""
-
-    stratified = "stratified"
-    antithetic = "antithetic"
-
-
-class Wrap(str, Enum):
-    """How a text falls into blocks."""
-
-    sedd = "sedd"
-    mdlm = "mdlm"
-    separate = "separate"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of one evaluation; they stand in the record. `eps` is the lowest time of training."""
-
-    mode: str
-    times: str
-    samples: int
-    batch_size: int
-    max_blocks: int | None
-    seed: int
-    eps: float = 1e-3
-
-
-#: Options of a bound, which an autoregressive network does not need.
+_EPS = 1e-3  # the lowest time of training
+#: Options of the bound, which an autoregressive network does not need.
 OF_BOUND = ("mode", "samples", "times", "seed")
 
 
-def evaluate(
-    context: typer.Context,
-    model: Model,
+@dataclass(frozen=True)
+class EvalOptions:
+    """The options of `sedd-fast eval`."""
+
+    model: shared.Model
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -82,7 +41,7 @@ def evaluate(
             help="Files in UTF-8, globs too; or one of " + ", ".join(NAMED) + ".",
             show_default="the text that the run --model held out",
         ),
-    ] = None,
+    ] = None
     data: Annotated[
         str | None,
         typer.Option(
@@ -90,76 +49,72 @@ def evaluate(
             help="A copy on disk of the data set that TEXT names: a file or a directory.",
             show_default="from the hub",
         ),
-    ] = None,
+    ] = None
     split: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of the data set.", show_default="that of the papers"),
-    ] = None,
-    wrapping: Annotated[
-        Wrap,
         typer.Option(
-            "--wrap",
-            help="sedd: rows joined, end-of-text after each, cut into blocks. mdlm: the same with "
-            "an end-of-text at both ends of a block. separate: each row alone.",
+            metavar="NAME",
+            help="The split of the data set that TEXT names.",
+            show_default="that of the papers",
         ),
-    ] = Wrap.sedd,
+    ] = None
+    wrap: Annotated[
+        Literal["sedd", "mdlm", "separate"],
+        typer.Option(
+            help="How the text is cut into blocks. sedd: rows are joined, with an end-of-text "
+            "after each, and cut. mdlm: the same with an end-of-text at both ends of a block. "
+            "separate: each row is a block."
+        ),
+    ] = "sedd"
     mode: Annotated[
-        Mode,
+        Literal["exact", "paper", "normalised"],
         typer.Option(
-            help="exact: a strict upper bound. normalised: one of the model with its scores made "
-            "to sum to one (absorbing). paper: the integral as published, not a strict bound."
+            help="The bound. exact: a strict upper bound. normalised: a strict bound for the model "
+            "whose scores are made to sum to one (absorbing graph only). paper: the integral as "
+            "published, not a strict bound."
         ),
-    ] = Mode.exact,
+    ] = "exact"
     samples: Annotated[
         int,
         typer.Option(
-            metavar="N", min=2, help="Noise levels for each block; the error falls as 1/sqrt."
+            metavar="N", min=2, help="Noise levels for each block; the error falls as 1/sqrt(N)."
         ),
-    ] = 32,
+    ] = 32
     times: Annotated[
-        Times,
+        Literal["stratified", "antithetic"],
         typer.Option(
-            help="stratified: a level in each of --samples slices. antithetic: in mirrored pairs."
+            help="How the noise levels of a block are drawn. stratified: one in each of --samples "
+            "slices. antithetic: in mirrored pairs."
         ),
-    ] = Times.stratified,
+    ] = "stratified"
     max_blocks: Annotated[
         int | None,
         typer.Option(
-            "--max-blocks",
-            **COUNT,
-            help="Take so many blocks, evenly spaced.",
+            **shared.COUNT,
+            help="Number of blocks to evaluate, evenly spaced over the text.",
             show_default="all",
         ),
-    ] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(
-            "--length",
-            "-l",
-            **COUNT,
-            help="Tokens of a block.",
-            show_default="as trained",
-        ),
-    ] = None,
-    batch: Annotated[
-        int,
-        typer.Option("--batch", "-n", **COUNT, help="Blocks in a network call."),
-    ] = 16,
-    seed: Annotated[int, typer.Option(**SEED, help="Of the noise.")] = 0,
-    device: DeviceName = "auto",
-    dtype: Dtype = Precision.float32,
-    tokenizer: TokenizerName = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    save: SaveTo = None,
-) -> None:
+    ] = None
+    length: shared.Length = None
+    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch", "-n"))] = 16
+    seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed for the noise.")] = 0
+    device: shared.DeviceName = "auto"
+    dtype: shared.Dtype = Precision.float32
+    tokenizer: shared.TokenizerName = None
+    as_json: shared.Json = False
+    save: shared.SaveTo = None
+
+
+@shared.expand_options
+def evaluate(context: typer.Context, options: EvalOptions) -> None:
     """Bound the likelihood of a text: perplexity, bits per token and character.
 
     The text is cut into blocks, each read on its own; -log p of every block
     is bounded from above by Monte Carlo over noise levels. Standard errors
     are those of this estimate on this text. Tokens at the end that fill no
-    block are left out and counted. A data set by name is detokenised as the
-    published zero-shot perplexities assume. Of an autoregressive network the
-    likelihood itself is computed, without error.
+    block are left out and counted. A named data set is detokenised as the
+    published zero-shot perplexities assume. For an autoregressive network
+    the likelihood itself is computed, without error.
 
     [bold]Examples[/]
       sedd-fast eval --model runs/demo
@@ -172,65 +127,88 @@ def evaluate(
       2    a wrong option, value or path
       130  stopped with Ctrl-C
     """
-    network = load_any(model, tokenizer, device, dtype)
+    network = load_any(options.model, options.tokenizer, options.device, options.dtype)
     if isinstance(network, Baseline):
-        refuse_given(context, OF_BOUND, "the likelihood of an autoregressive model is exact")
-    length = length or network.model.config.length
-    text = find_text(network, model, files or [], (data, split), length, wrapping.value)
-    settings = Settings(mode.value, times.value, samples, batch, max_blocks, seed)
-    record = _record(network, text, _bound(network, text, settings), settings)
-    if save is not None:
-        save_json(record, save)
-    if as_json:
-        write_json(record)
-    else:
-        _show(record)
+        shared.refuse_given(context, OF_BOUND, "the likelihood of an autoregressive model is exact")
+    text = _find_text(network, options)
+    bound = _bound(network, text, options)
+    record = _record(network, text, bound, options)
+    _result(record).write(options.save, options.as_json)
 
 
-def _bound(network: Network | Baseline, text: Wrapped, settings: Settings) -> LikelihoodBound:
-    """The bound of all blocks, some at a time, so that progress can be told."""
-    generator, parts = torch.Generator().manual_seed(settings.seed), []
-    groups = text.blocks(settings.max_blocks)
+def _find_text(network: Network | Baseline, options: EvalOptions) -> Wrapped:
+    """The text to evaluate, in blocks: a named data set, files, or what the run held out."""
+    length = options.length or network.model.config.length
+    names, copy, split = options.files or [], options.data, options.split
+    named = len(names) == 1 and names[0] in NAMED and not Path(names[0]).is_file()
+    if not named and (copy or split):
+        raise ValueError(
+            f"--data, --split: only valid with the name of one data set ({', '.join(NAMED)}), got "
+            f"{' '.join(names) or 'no name'}; a file needs no option: sedd-fast eval FILE"
+        )
+    if named:
+        if split and copy and Path(copy).expanduser().is_file():
+            raise ValueError(f"--split: {copy} is a file, all of it is read; leave out --split")
+        name = f"{names[0]}, {split or NAMED[names[0]].evaluated}"
+        name += f", from {copy}" if copy else ""
+        documents = named_rows(names[0], split, copy)
+        return wrap(documents, network.tokenizer, length, options.wrap, name)
+    if names:
+        _check_files(names)
+        documents = read_documents(names)
+        return wrap(documents, network.tokenizer, length, options.wrap, ", ".join(names))
+    if options.wrap != "sedd":
+        raise ValueError(
+            f"--wrap: the held-out text is in blocks already, got {options.wrap}; name a TEXT"
+        )
+    name, corpus = corpus_of_run(options.model, network, length) or ("", None)
+    if corpus is None or corpus.held_out is None or corpus.chars_per_token is None:
+        raise ValueError(
+            f"eval: {options.model} is no run directory with a held-out text; name a TEXT"
+        )
+    name = f"the held-out part of {name}"
+    return Wrapped.of_blocks(corpus.held_out, corpus.chars_per_token, name)
+
+
+def _check_files(names: list[str]) -> None:
+    """Raise ValueError for a file that does not exist and is nearly the name of a data set."""
+    for name in names:
+        close = difflib.get_close_matches(name, NAMED, n=1, cutoff=0.8)
+        if close and not Path(name).expanduser().exists():
+            raise ValueError(
+                f"eval: there is no file {name!r}; did you mean the data set {close[0]}? It is "
+                f"named alone: sedd-fast eval {close[0]}"
+            )
+
+
+def _bound(network: Network | Baseline, text: Wrapped, options: EvalOptions) -> LikelihoodBound:
+    """The bound of all blocks, a few at a time, so that progress can be reported."""
+    generator, parts = torch.Generator().manual_seed(options.seed), []
+    groups = text.blocks(options.max_blocks)
     total, done = sum(map(len, groups)), 0
     with network.autocast(), counted("bounding", "blocks") as report:
-        for some in (s for g in groups for s in g.split(max(1, _ROWS // settings.samples))):
-            parts.append(_part(network, some, settings, generator))
-            done += len(some)
+        for blocks in (b for g in groups for b in g.split(max(1, _ROWS // options.samples))):
+            if isinstance(network, Baseline):
+                part = exact_likelihood(network.model, blocks, options.batch_size)
+            else:
+                model = network.model
+                part = evaluate_corpus(
+                    model, blocks, model.graph, model.noise, options.samples, options.mode,
+                    generator, options.batch_size, _EPS, times=options.times,
+                )  # fmt: skip
+            parts.append(part)
+            done += len(blocks)
             report(done, total)
     return join(parts)
 
 
-def _part(
-    network: Network | Baseline,
-    blocks: torch.Tensor,
-    settings: Settings,
-    generator: torch.Generator,
-) -> LikelihoodBound:
-    if isinstance(network, Baseline):
-        return exact_likelihood(network.model, blocks, settings.batch_size)
-    model = network.model
-    return evaluate_corpus(
-        model, blocks, model.graph, model.noise, settings.samples, settings.mode, generator,
-        settings.batch_size, settings.eps, times=settings.times,
-    )  # fmt: skip
-
-
 def _record(
-    network: Network | Baseline, text: Wrapped, bound: LikelihoodBound, settings: Settings
+    network: Network | Baseline, text: Wrapped, bound: LikelihoodBound, options: EvalOptions
 ) -> dict[str, Any]:
     per_char = 1 / text.chars_per_token if text.chars_per_token else math.nan
-    drawn = asdict(settings) | {"mode": bound.mode, "samples": bound.samples}
+    drawn: dict[str, Any] = {"times": options.times, "seed": options.seed, "eps": _EPS}
     if isinstance(network, Baseline):
-        drawn |= dict.fromkeys(("times", "seed", "eps"))  # nothing is drawn
-    figures = {
-        "perplexity": bound.perplexity,
-        "perplexity_stderr": bound.perplexity_stderr,
-        "bits_per_token": bound.bits_per_token,
-        "bits_per_token_stderr": bound.bits_per_token_stderr,
-        "bits_per_char": bound.bits_per_token * per_char,
-        "bits_per_char_stderr": bound.bits_per_token_stderr * per_char,
-        "nats": bound.total_nats,
-    }
+        drawn = dict.fromkeys(drawn)  # an exact likelihood draws no noise
     return {
         "version": __version__,
         "model": network.source,
@@ -238,9 +216,18 @@ def _record(
         "text": text.name,
         "estimator": bound.description,
         "strict": bound.strict,
+        "mode": bound.mode,
+        "samples": bound.samples,
+        "batch_size": options.batch_size,
+        "max_blocks": options.max_blocks,
         **drawn,
-        # JSON knows neither infinity nor NaN
-        **{name: value if math.isfinite(value) else None for name, value in figures.items()},
+        "perplexity": bound.perplexity,
+        "perplexity_stderr": bound.perplexity_stderr,
+        "bits_per_token": bound.bits_per_token,
+        "bits_per_token_stderr": bound.bits_per_token_stderr,
+        "bits_per_char": bound.bits_per_token * per_char,
+        "bits_per_char_stderr": bound.bits_per_token_stderr * per_char,
+        "nats": bound.total_nats,
         "tokens": bound.total_tokens,
         "blocks": len(bound.nats),
         "blocks_in_text": len(text),
@@ -253,40 +240,27 @@ def _record(
     }
 
 
-def _show(record: dict[str, Any]) -> None:
-    about = {
-        "model": record["model"],
-        "tokenizer": record["tokenizer"],
-        "text": record["text"],
-        "tokens": _tokens(record),
-        "wrapping": record["wrap"],
-        "estimator": record["estimator"],
-        "network": "{dtype} on {device}, {batch_size} blocks at once".format(**record),
-    }
-    if record["seed"] is not None:
-        about["noise"] = "seed {seed}, lowest time {eps:g}".format(**record)
-    figures = {
-        "perplexity": _figure(record, "perplexity"),
-        "bits/token": _figure(record, "bits_per_token"),
-        "bits/char": _figure(record, "bits_per_char"),
-    }
-    console, width = results(), len("bits/token")
-    console.print(pairs(about, ("dim", ""), width))
-    console.print()
-    console.print(pairs(figures, ("dim", "bold"), width))
-
-
-def _tokens(record: dict[str, Any]) -> str:
+def _result(record: dict[str, Any]) -> Result:
     of = "of {blocks_in_text:,} ".format(**record) * (record["max_blocks"] is not None)
     upto = "up to " * (record["wrap"] == "separate")
     tokens = "{tokens:,} in {blocks:,} {0}blocks of {1}{block_length}".format(of, upto, **record)
     if record["tokens_left_over"]:
         tokens += ", {tokens_left_over} at the end of the text left out".format(**record)
-    return tokens
-
-
-def _figure(record: dict[str, Any], name: str) -> str:
-    value, error = record[name], record[f"{name}_stderr"]
-    if value is None:
-        return "infinite"
-    return f"{value:.4f} ± {error:.4f}" if error else f"{value:.4f}"
+    about = {
+        "model": record["model"],
+        "tokenizer": record["tokenizer"],
+        "text": record["text"],
+        "tokens": tokens,
+        "wrapping": record["wrap"],
+        "estimator": record["estimator"],
+        "network": "{dtype} on {device}, {batch_size} blocks at a time".format(**record),
+    }
+    if record["seed"] is not None:
+        about["noise"] = "seed {seed}, lowest time {eps:g}".format(**record)
+    names = {
+        "perplexity": "perplexity", "bits/token": "bits_per_token", "bits/char": "bits_per_char",
+    }  # fmt: skip
+    figures = {
+        shown: figure(record[name], record[f"{name}_stderr"], 4) for shown, name in names.items()
+    }
+    return Result(record, about, figures)

@@ -10,9 +10,7 @@ from sedd_fast import environment
 from sedd_fast.cli.output import results, write_json
 
 
-def info(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
+def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
     """Show versions, devices, and which backend runs where and why.
 
     What belongs into a bug report: versions, processor and instruction set,

@@ -1,18 +1,19 @@
-"""Quality against compute: texts drawn with every sampler and number of steps, timed and judged.
+"""Quality against compute: samples of every sampler and number of steps, timed and measured.
 
-For each setting a :class:`Point`: seconds and network rows a text, and how far the drawn texts are
-from real ones. The figures need no likelihood of the sampler:
+Each setting gives a :class:`Point`: seconds and network rows per sample, and how far the samples
+are from real text. The metrics need no likelihood of the sampler:
 
-    js         Jensen-Shannon divergence, in bits, of the frequencies of character n-grams in drawn
-               and in held-out text, the mean over n = 1 .. 4
-    ngram      bits a token of the drawn text under a Kneser-Ney model of the training text: near
-               that of real text is good, below it the text is too tame
-    entropy    unigram entropy of a text, nats
-    genppl     generative perplexity (exponential of the mean) where a judge is given
+    js         Jensen-Shannon divergence, in bits, between the frequencies of character n-grams in
+               the samples and in held-out text, the mean over n = 1 .. 4
+    ngram      bits per token of the samples under a Kneser-Ney model of the training text; a value
+               near that of real text is good, a value below it means text that is too likely
+    entropy    unigram entropy of a sample, nats
+    genppl     generative perplexity (exponential of the mean), where a judge is given
 
-Real text has its own figures, `Quality.real`, what a perfect model would get: of the held-out text,
-as many texts as are drawn, evenly spaced; but for js, which needs two texts and is biased upwards
-where they are short, of as much training text as is drawn against the held-out text.
+`Quality.real` has the same metrics of real text, which a perfect model would reach. They are those
+of the held-out text, in as many evenly spaced rows as samples are drawn. For js, which compares
+two texts and is biased upwards where they are short, they are those of training text, as much of it
+as is drawn, against the held-out text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,30 +38,29 @@ from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import sample
 
 ORDERS = (1, 2, 3, 4)
-METRICS = ("js", "ngram", "entropy", "genppl")
-#: What each metric is compared by: nearness to real text, or simply less is better.
+#: Metric -> its description in the picture and the table.
 LABELS = {
     "js": "n-gram divergence from held-out text, bits",
     "ngram": "bits per token under a Kneser-Ney 5-gram",
     "entropy": "unigram entropy, nats",
     "genppl": "generative perplexity",
 }
-_COUNTED = 2_000_000  # tokens of training text that the n-gram model reads at most
+_COUNTED = 2_000_000  # largest number of training tokens that the n-gram model reads
 
 Decode = Callable[[list[int]], str]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One way of drawing texts.
+    """What one way of drawing costs and how good its samples are.
 
     Attributes:
-        sampler: a method of `sample`, or "ar" with its nucleus, as in "ar, top-p 0.95".
-        steps: of the sampler; for the autoregressive model the tokens of a text.
-        seconds: a text, in batches as measured.
-        rows: sequences sent through the network for a text.
-        positions: tokens sent through the network for a text.
-        metrics: name -> figure.
+        sampler: a method of `sample`, or "ar" with its top-p, as in "ar, top-p 0.95".
+        steps: steps of the sampler; for the autoregressive model the tokens of a sample.
+        seconds: time per sample, drawn in batches.
+        rows: sequences that pass through the network per sample.
+        positions: tokens that pass through the network per sample.
+        metrics: name -> value.
     """
 
     sampler: str
@@ -76,28 +76,32 @@ class Budget:
     """How much is drawn.
 
     Args:
-        texts: for each point.
-        batch: texts drawn at once.
-        length: tokens of a text.
-        seed: of every point.
+        num_samples: number of samples of each point.
+        batch_size: samples drawn at a time.
+        length: tokens of a sample.
+        seed: random seed of every point.
     """
 
-    texts: int
-    batch: int
+    num_samples: int
+    batch_size: int
     length: int
     seed: int = 0
+
+    def one_batch(self) -> Budget:
+        """The same for one batch."""
+        return replace(self, num_samples=self.batch_size)
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What drawn texts are measured by; make one with :meth:`of_text`.
+    """Computes the metrics of samples; make one with :meth:`of_text`.
 
     Attributes:
         held_out: real text, as characters.
         decode: tokens -> text.
         ngram: a model of the training text.
-        real: the figures of real text.
-        judge: for generative perplexity; None: without.
+        judge: the judge of generative perplexity; None: that metric is left out.
+        real: the metrics of real text.
     """
 
     held_out: str
@@ -121,22 +125,23 @@ class Quality:
         Raises:
             ValueError: the training text is shorter than what is drawn.
         """
-        amount = budget.texts * budget.length
+        amount = budget.num_samples * budget.length
         if len(train) < amount:
             raise ValueError(
-                f"texts: {budget.texts} of {budget.length} tokens are more than the {len(train)} "
-                "of the training text, which must give as many to compare with; draw fewer"
+                f"num_samples: {budget.num_samples} of {budget.length} tokens are more than the "
+                f"{len(train)} of the training text, which must give as many to compare with; "
+                "draw fewer"
             )
         ngram = NGram.fit(train[:_COUNTED], vocab_size, min(5, len(train)))
         text = decode(held_out.tolist())
         empty = cls(text, decode, ngram, judge, {})
-        real = empty(spaced_rows(held_out, budget.length, budget.texts).tolist())
-        last = spaced_rows(train[-amount:], budget.length, budget.texts)
+        real = empty(spaced_rows(held_out, budget.length, budget.num_samples).tolist())
+        last = spaced_rows(train[-amount:], budget.length, budget.num_samples)
         real |= empty.divergences([decode(row) for row in last.tolist()])
         return cls(text, decode, ngram, judge, real)
 
     def __call__(self, rows: Sequence[list[int]]) -> dict[str, float]:
-        """The figures of texts given as tokens."""
+        """The metrics of samples, each a list of tokens."""
         texts = [self.decode(row) for row in rows]
         figures = self.divergences(texts)
         figures["ngram"] = float(np.mean([self.ngram.bits_per_token(row) for row in rows]))
@@ -146,14 +151,14 @@ class Quality:
         return figures
 
     def divergences(self, texts: Sequence[str]) -> dict[str, float]:
-        """js_1 .. js_4 of texts against the held-out text, and their mean js."""
+        """js_1 .. js_4 between texts and the held-out text, and their mean js."""
         found = {f"js_{n}": ngram_divergence(texts, [self.held_out], n) for n in ORDERS}
         return {**found, "js": sum(found.values()) / len(ORDERS)}
 
 
 @dataclass
 class Load:
-    """What went through a network inside :func:`counted`."""
+    """How much passed through a network inside :func:`counted`."""
 
     rows: int = 0
     positions: int = 0
@@ -161,7 +166,10 @@ class Load:
 
 @contextmanager
 def counted(model: SEDD | Autoregressive) -> Iterator[Load]:
-    """Count what a network reads, whichever of its methods is called: at its embedding."""
+    """Count the rows and positions that a network reads, by a hook at its embedding.
+
+    Every method of the network passes through the embedding.
+    """
     load = Load()
 
     def count(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -214,19 +222,19 @@ def _measure(
     rows: list[list[int]] = []
     seconds = 0.0
     with counted(model) as load:
-        for start in range(0, budget.texts, budget.batch):
-            size = min(budget.batch, budget.texts - start)
+        for start in range(0, budget.num_samples, budget.batch_size):
+            size = min(budget.batch_size, budget.num_samples - start)
             began = _now(model)
             tokens = draw((size, budget.length), generator)
             seconds += _now(model) - began
             rows += tokens.tolist()
-    n = budget.texts
+    n = budget.num_samples
     figures = quality(rows) if quality is not None else {}
     return Point(name, steps, seconds / n, load.rows / n, load.positions / n, figures)
 
 
 def spaced_rows(tokens: np.ndarray, length: int, most: int) -> np.ndarray:
-    """Rows of a text (N,), evenly spaced over it: (at most `most`, length) int64.
+    """Rows of a text (N,), evenly spaced over it: (R, length) int64, R at most `most`.
 
     A text shorter than `length` is one row.
     """
@@ -236,7 +244,7 @@ def spaced_rows(tokens: np.ndarray, length: int, most: int) -> np.ndarray:
 
 
 def _now(model: nn.Module) -> float:
-    """Seconds, once the device has done what it was asked."""
+    """Time in seconds; synchronises the device first."""
     if device_of(model).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -252,7 +260,8 @@ def matches(
 ) -> dict[str, Point | None]:
     """For each sampler its point of fewest steps that is as near to real text as the baseline.
 
-    None for a sampler that never is. The figures have sampling errors: a match within them is one.
+    None for a sampler that has no such point. The metrics have sampling errors, and a match within
+    them counts.
     """
     limit = distance(metric, baseline, real)
     found: dict[str, Point | None] = {}
@@ -266,8 +275,8 @@ def matches(
 def as_fast(points: Sequence[Point], baseline: Point) -> dict[str, Point | None]:
     """For each sampler its point of most steps that takes no longer than the baseline.
 
-    Of what was measured: nothing is read off between points or beyond them. None for a sampler
-    whose every point is slower.
+    Only measured points count: nothing is interpolated. None for a sampler whose every point is
+    slower.
     """
     found: dict[str, Point | None] = {}
     for point in sorted(points, key=lambda p: p.steps):

@@ -13,8 +13,9 @@ from sedd_fast.cli import errors
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["trian"], "no such command: trian; did you mean train?"),
-        (["train", "--preste", "tiny"], "no such option: --preste; did you mean --preset"),
+        (["trian"], "no such command 'trian'. Did you mean 'train'? see sedd-fast --help"),
+        (["train", "--preste", "tiny"], "no such option: --preste"),
+        (["train", "--preste", "tiny"], "--preset"),
         (["sample"], "--model"),
         (["sample", "--model", "x", "--steps", "many"], "--steps"),
         (["sample", "--model", "x", "--steps", "0"], "--steps"),

@@ -28,7 +28,7 @@ from sedd_fast.models.autoregressive import Autoregressive
 
 V = 6
 CONFIG = sf.SEDDConfig(V, hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2, length=10)
-BUDGET = Budget(texts=5, batch=2, length=10)
+BUDGET = Budget(num_samples=5, batch_size=2, length=10)
 
 
 def decode(row: list[int]) -> str:
@@ -64,7 +64,9 @@ def test_seconds_are_of_a_text_and_of_the_drawing_alone(monkeypatch):
     clock = count()
     monkeypatch.setattr(tradeoff, "_now", lambda model: next(clock))
     batches = 3  # of 2, 2 and 1 texts
-    assert measure_sampler(sf.SEDD(CONFIG), "hit", 3, BUDGET).seconds == batches / BUDGET.texts
+    assert (
+        measure_sampler(sf.SEDD(CONFIG), "hit", 3, BUDGET).seconds == batches / BUDGET.num_samples
+    )
 
 
 def test_same_seed_same_texts():
@@ -101,7 +103,7 @@ def test_rows_stand_evenly_spaced_over_a_text():
 
 
 def test_more_text_than_there_is():
-    with pytest.raises(ValueError, match=r"texts: 5 of 10 tokens are more than the 49"):
+    with pytest.raises(ValueError, match=r"num_samples: 5 of 10 tokens are more than the 49"):
         Quality.of_text(cycle(0, 49), cycle(0, 20), V, decode, BUDGET)
 
 
