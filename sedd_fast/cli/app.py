@@ -1,4 +1,4 @@
-"""The table of commands, and the exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+"""The list of commands, and the exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def options(
         typer.Option(
             "--reuse-memory/--no-reuse-memory",
             help="Keep the memory of freed tensors instead of giving it back to the system: "
-            "faster on a CPU. Stands before the command.",
+            "faster on a CPU. Must stand before the command.",
         ),
     ] = True,
 ) -> None:
@@ -81,10 +81,10 @@ def options(
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line; return the exit code.
 
     Args:
-        args: without the program's name; None takes those of the process.
+        args: the arguments without the program's name; None: those of the process.
     """
     command = typer.main.get_command(app)
     arguments = None if args is None else list(args)

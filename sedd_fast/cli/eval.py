@@ -25,6 +25,7 @@ from sedd_fast.version import __version__
 
 _ROWS = 256  # noised blocks between two reports of progress
 _EPS = 1e-3  # the lowest time of training
+_FIGURES = ("perplexity", "perplexity_stderr", "bits_per_token", "bits_per_token_stderr")
 #: Options of the bound, which an autoregressive network does not need.
 OF_BOUND = ("mode", "samples", "times", "seed")
 
@@ -221,10 +222,7 @@ def _record(
         "batch_size": options.batch_size,
         "max_blocks": options.max_blocks,
         **drawn,
-        "perplexity": bound.perplexity,
-        "perplexity_stderr": bound.perplexity_stderr,
-        "bits_per_token": bound.bits_per_token,
-        "bits_per_token_stderr": bound.bits_per_token_stderr,
+        **{name: getattr(bound, name) for name in _FIGURES},
         "bits_per_char": bound.bits_per_token * per_char,
         "bits_per_char_stderr": bound.bits_per_token_stderr * per_char,
         "nats": bound.total_nats,

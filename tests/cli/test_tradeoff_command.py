@@ -14,19 +14,8 @@ from sedd_fast.train.config import load_config, override
 
 
 def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):
-    args = [
-        "tradeoff",
-        "-m",
-        run_dir,
-        "--ar",
-        tmp_path / "ar",
-        "--steps",
-        "2,4",
-        "-n",
-        6,
-        "--batch-size",
-        4,
-    ]
+    args = ["tradeoff", "-m", run_dir, "--ar", tmp_path / "ar", "--steps", "2,4"]
+    args += ["-n", 6, "--batch-size", 4]
     result = call(*args, "--out", tmp_path)
     assert result.code == 0
     record = json.loads((tmp_path / "tradeoff.json").read_text())

@@ -1,4 +1,4 @@
-"""Quality against steps: counting, figures of drawn text, matches, the picture, the command."""
+"""Quality against steps: counting, metrics of samples, matches, the picture."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ def test_points_of_sedd_and_of_the_baseline():
     assert baseline.rows == baseline.positions == 10
 
 
-def test_seconds_are_of_a_text_and_of_the_drawing_alone(monkeypatch):
-    """A clock that ticks when it is read: one second a batch, whatever judging the texts takes."""
+def test_seconds_count_the_drawing_alone_and_are_per_sample(monkeypatch):
+    """The clock of this test advances when it is read: drawing takes one second a batch."""
     clock = count()
     monkeypatch.setattr(tradeoff, "_now", lambda model: next(clock))
-    batches = 3  # of 2, 2 and 1 texts
+    batches = 3  # of 2, 2 and 1 samples
     assert (
         measure_sampler(sf.SEDD(CONFIG), "hit", 3, BUDGET).seconds == batches / BUDGET.num_samples
     )
 
 
-def test_same_seed_same_texts():
+def test_same_seed_same_samples():
     quality = Quality.of_text(cycle(0, 300), cycle(0, 60), V, decode, BUDGET)
     model = sf.SEDD(CONFIG)
     first, again = (measure_sampler(model, "analytic", 4, BUDGET, quality) for _ in range(2))
@@ -78,7 +78,7 @@ def test_same_seed_same_texts():
     assert other.metrics != first.metrics
 
 
-def test_figures_tell_real_text_from_noise():
+def test_metrics_distinguish_real_text_from_noise():
     quality = Quality.of_text(cycle(0, 300), cycle(0, 60), V, decode, BUDGET)
     assert quality.real["js"] < 0.01
     noise = torch.randint(V, (5, 10), generator=torch.Generator().manual_seed(0)).tolist()
@@ -117,7 +117,7 @@ def test_matches_take_the_fewest_steps():
     assert (found["a"].steps, found["b"]) == (8, None)
     near = [point("a", 4, 0, 2.0), point("a", 8, 0, 3.4), point("a", 16, 0, 2.9)]
     found = matches(near, point("ar", 10, 0, 3.3), "ngram", {"ngram": 3.0})
-    assert found["a"].steps == 16  # 2.0 is tamer than real text, not better
+    assert found["a"].steps == 16  # 2.0 is likelier than real text, not better
 
 
 def test_as_fast_takes_the_most_steps_that_were_measured():
