@@ -24,27 +24,21 @@ SEED: dict[str, Any] = {"metavar": "N", "min": 0, "max": 2**63 - 1}
 Model = Annotated[
     str,
     typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        help="A run directory of train, a directory of weights, or a hub name.",
+        "--model", "-m", metavar="NAME", help="Run directory, directory of weights, or hub name."
     ),
 ]
 NumSamples = Annotated[
     int, typer.Option("--num-samples", "-n", **COUNT, help="Number of samples to draw.")
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", **COUNT, help="Sequences at a time; more take more memory.")
+    int, typer.Option("--batch-size", **COUNT, help="Sequences per batch; more need more memory.")
 ]
 Length = Annotated[
     int | None,
-    typer.Option(
-        "--length", "-l", **COUNT, help="Length of a sequence in tokens.", show_default="as trained"
-    ),
+    typer.Option("--length", "-l", **COUNT, help="Length in tokens.", show_default="as trained"),
 ]
 DeviceName = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N; auto: a GPU if there is one."),
+    str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N; auto: a GPU if available.")
 ]
 Dtype = Annotated[
     Precision,

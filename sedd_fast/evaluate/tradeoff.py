@@ -1,19 +1,19 @@
-"""Quality against compute: samples of every sampler and number of steps, timed and measured.
+"""Quality against compute: every sampler at every number of steps, timed and scored.
 
 Each setting gives a :class:`Point`: seconds and network rows per sample, and how far the samples
 are from real text. The metrics need no likelihood of the sampler:
 
     js         Jensen-Shannon divergence, in bits, between the frequencies of character n-grams in
                the samples and in held-out text, the mean over n = 1 .. 4
-    ngram      bits per token of the samples under a Kneser-Ney model of the training text; a value
-               near that of real text is good, a value below it means text that is too likely
+    ngram      bits per token of the samples under a Kneser-Ney model of the training text: near
+               the value of real text is good, below it the samples vary too little
     entropy    unigram entropy of a sample, nats
-    genppl     generative perplexity (exponential of the mean), where a judge is given
+    genppl     generative perplexity (exponential of the mean), if there is a judge
 
-`Quality.real` has the same metrics of real text, which a perfect model would reach. They are those
-of the held-out text, in as many evenly spaced rows as samples are drawn. For js, which compares
-two texts and is biased upwards where they are short, they are those of training text, as much of it
-as is drawn, against the held-out text.
+`Quality.real` has the values of real text, which a perfect model would reach. They are computed on
+the held-out text, from as many sequences as are sampled, evenly spaced. Only js, which compares two
+texts and is biased upwards where they are short, compares as much training text as is sampled with
+the held-out text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,28 +37,28 @@ from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import sample
 
 ORDERS = (1, 2, 3, 4)
-#: Metric -> its description in the picture and the table.
+#: Axis labels of the metrics.
 LABELS = {
     "js": "n-gram divergence from held-out text, bits",
     "ngram": "bits per token under a Kneser-Ney 5-gram",
     "entropy": "unigram entropy, nats",
     "genppl": "generative perplexity",
 }
-_COUNTED = 2_000_000  # largest number of training tokens that the n-gram model reads
+_COUNTED = 2_000_000  # tokens of training text that the n-gram model reads at most
 
 Decode = Callable[[list[int]], str]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one way of drawing costs and how good its samples are.
+    """The measurements of one sampler at one number of steps.
 
     Attributes:
-        sampler: a method of `sample`, or "ar" with its top-p, as in "ar, top-p 0.95".
+        sampler: a method of `sample`, or "ar" with its nucleus, as in "ar, top-p 0.95".
         steps: steps of the sampler; for the autoregressive model the tokens of a sample.
-        seconds: time per sample, drawn in batches.
-        rows: sequences that pass through the network per sample.
-        positions: tokens that pass through the network per sample.
+        seconds: time per sample, sampled in batches.
+        rows: sequences sent through the network per sample.
+        positions: tokens sent through the network per sample.
         metrics: name -> value.
     """
 
@@ -73,13 +72,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is drawn.
+    """How much is sampled for each point.
 
     Args:
-        num_samples: number of samples of each point.
-        batch_size: samples drawn at a time.
+        num_samples: number of samples.
+        batch_size: samples in a batch.
         length: tokens of a sample.
-        seed: random seed of every point.
+        seed: random seed.
     """
 
     num_samples: int
@@ -88,19 +87,19 @@ class Budget:
     seed: int = 0
 
     def one_batch(self) -> Budget:
-        """The same for one batch."""
+        """A budget of one batch."""
         return replace(self, num_samples=self.batch_size)
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Computes the metrics of samples; make one with :meth:`of_text`.
+    """The metrics of samples; make one with :meth:`of_text`.
 
     Attributes:
-        held_out: real text, as characters.
+        held_out: the held-out text, as characters.
         decode: tokens -> text.
-        ngram: a model of the training text.
-        judge: the judge of generative perplexity; None: that metric is left out.
+        ngram: an n-gram model of the training text.
+        judge: the judge of generative perplexity; None: leave it out.
         real: the metrics of real text.
     """
 
@@ -123,62 +122,48 @@ class Quality:
         """From the tokens of training and held-out text, (N,) and (M,).
 
         Raises:
-            ValueError: the training text is shorter than what is drawn.
+            ValueError: the training text is shorter than the samples together.
         """
         amount = budget.num_samples * budget.length
         if len(train) < amount:
             raise ValueError(
                 f"num_samples: {budget.num_samples} of {budget.length} tokens are more than the "
-                f"{len(train)} of the training text, which must give as many to compare with; "
-                "draw fewer"
+                f"{len(train)} of the training text, which must be as long, to be compared; draw "
+                "fewer"
             )
         ngram = NGram.fit(train[:_COUNTED], vocab_size, min(5, len(train)))
         text = decode(held_out.tolist())
-        empty = cls(text, decode, ngram, judge, {})
-        real = empty(spaced_rows(held_out, budget.length, budget.num_samples).tolist())
+        quality = cls(text, decode, ngram, judge, {})
+        real = quality(spaced_rows(held_out, budget.length, budget.num_samples).tolist())
         last = spaced_rows(train[-amount:], budget.length, budget.num_samples)
-        real |= empty.divergences([decode(row) for row in last.tolist()])
-        return cls(text, decode, ngram, judge, real)
+        real |= quality.divergences([decode(row) for row in last.tolist()])
+        return replace(quality, real=real)
 
     def __call__(self, rows: Sequence[list[int]]) -> dict[str, float]:
-        """The metrics of samples, each a list of tokens."""
+        """The metrics of samples, given as tokens."""
         texts = [self.decode(row) for row in rows]
-        figures = self.divergences(texts)
-        figures["ngram"] = float(np.mean([self.ngram.bits_per_token(row) for row in rows]))
-        figures["entropy"] = unigram_entropy(rows)
+        metrics = self.divergences(texts)
+        metrics["ngram"] = float(np.mean([self.ngram.bits_per_token(row) for row in rows]))
+        metrics["entropy"] = unigram_entropy(rows)
         if self.judge is not None:
-            figures["genppl"] = generative_perplexity(self.judge, texts).exponential_of_mean
-        return figures
+            metrics["genppl"] = generative_perplexity(self.judge, texts).exponential_of_mean
+        return metrics
 
     def divergences(self, texts: Sequence[str]) -> dict[str, float]:
-        """js_1 .. js_4 between texts and the held-out text, and their mean js."""
+        """js_1 .. js_4 of samples against the held-out text, and their mean js."""
         found = {f"js_{n}": ngram_divergence(texts, [self.held_out], n) for n in ORDERS}
         return {**found, "js": sum(found.values()) / len(ORDERS)}
 
 
-@dataclass
-class Load:
-    """How much passed through a network inside :func:`counted`."""
-
-    rows: int = 0
-    positions: int = 0
-
-
 @contextmanager
-def counted(model: SEDD | Autoregressive) -> Iterator[Load]:
-    """Count the rows and positions that a network reads, by a hook at its embedding.
-
-    Every method of the network passes through the embedding.
-    """
-    load = Load()
-
-    def count(module: nn.Module, given: tuple[Any, ...]) -> None:
-        load.rows += given[0].shape[0]
-        load.positions += given[0].numel()
-
-    handle = model.vocab_embed.register_forward_pre_hook(count)
+def counted(model: SEDD | Autoregressive) -> Iterator[list[torch.Size]]:
+    """The shapes (B, L) of a network's inputs, recorded at its embedding, in the order of calls."""
+    shapes: list[torch.Size] = []
+    handle = model.vocab_embed.register_forward_pre_hook(
+        lambda module, inputs: shapes.append(inputs[0].shape)
+    )
     try:
-        yield load
+        yield shapes
     finally:
         handle.remove()
 
@@ -221,7 +206,7 @@ def _measure(
     generator = torch.Generator().manual_seed(budget.seed)
     rows: list[list[int]] = []
     seconds = 0.0
-    with counted(model) as load:
+    with counted(model) as shapes:
         for start in range(0, budget.num_samples, budget.batch_size):
             size = min(budget.batch_size, budget.num_samples - start)
             began = _now(model)
@@ -229,12 +214,14 @@ def _measure(
             seconds += _now(model) - began
             rows += tokens.tolist()
     n = budget.num_samples
-    figures = quality(rows) if quality is not None else {}
-    return Point(name, steps, seconds / n, load.rows / n, load.positions / n, figures)
+    metrics = quality(rows) if quality is not None else {}
+    network_rows = sum(shape[0] for shape in shapes)
+    positions = sum(shape.numel() for shape in shapes)
+    return Point(name, steps, seconds / n, network_rows / n, positions / n, metrics)
 
 
 def spaced_rows(tokens: np.ndarray, length: int, most: int) -> np.ndarray:
-    """Rows of a text (N,), evenly spaced over it: (R, length) int64, R at most `most`.
+    """Rows of a text (N,), evenly spaced over it: (at most `most`, length) int64.
 
     A text shorter than `length` is one row.
     """
@@ -244,14 +231,14 @@ def spaced_rows(tokens: np.ndarray, length: int, most: int) -> np.ndarray:
 
 
 def _now(model: nn.Module) -> float:
-    """Time in seconds; synchronises the device first."""
+    """The time in seconds, after the work on the model's device has finished (synchronises it)."""
     if device_of(model).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def distance(metric: str, point: Point, real: dict[str, float]) -> float:
-    """How far a point is from real text: for "js" the figure itself, else |figure - real|."""
+    """How far a point is from real text: for "js" the metric itself, else |metric - real|."""
     return point.metrics[metric] if metric == "js" else abs(point.metrics[metric] - real[metric])
 
 
@@ -260,22 +247,21 @@ def matches(
 ) -> dict[str, Point | None]:
     """For each sampler its point of fewest steps that is as near to real text as the baseline.
 
-    None for a sampler that has no such point. The metrics have sampling errors, and a match within
-    them counts.
+    None for a sampler without such a point. The metrics have sampling errors, which are not taken
+    into account.
     """
     limit = distance(metric, baseline, real)
     found: dict[str, Point | None] = {}
     for point in sorted(points, key=lambda p: p.steps):
-        reached = distance(metric, point, real) <= limit
         if found.get(point.sampler) is None:
-            found[point.sampler] = point if reached else None
+            found[point.sampler] = point if distance(metric, point, real) <= limit else None
     return found
 
 
 def as_fast(points: Sequence[Point], baseline: Point) -> dict[str, Point | None]:
     """For each sampler its point of most steps that takes no longer than the baseline.
 
-    Only measured points count: nothing is interpolated. None for a sampler whose every point is
+    Only measured points count, without interpolation. None for a sampler whose every point is
     slower.
     """
     found: dict[str, Point | None] = {}
