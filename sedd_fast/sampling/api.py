@@ -1,9 +1,9 @@
-"""Drawing text from a score network: from nothing (``sample``) or around given text (``infill``).
+"""Sampling from a score network: from nothing (``sample``) or around given tokens (``infill``).
 
-Both start at time 1, in pure noise, and make the steps that a sampler
-(``sedd_fast.sampling.methods``) has planned; the prompt of ``infill`` is set before each of them.
-Most samplers walk a uniform grid of times down to ``eps`` (``timesteps``) and take all remaining
-noise away in a last denoising step.
+Both start at time 1, in pure noise, and make the steps of a sampler
+(``sedd_fast.sampling.methods``); the known tokens of ``infill`` are set before each of them. Most
+samplers walk a uniform grid of times down to ``eps`` (``timesteps``) and remove all remaining noise
+in a last denoising step.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 4, algorithms 2 and 3.
 """
@@ -12,40 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sedd_fast.models.interface import ScoreModel, device_of, evaluating
 from sedd_fast.ops import _arguments as arguments
-from sedd_fast.process.dense_graph import DenseGraph
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 from sedd_fast.progress import tracked
-from sedd_fast.sampling.config import Run, timesteps
-from sedd_fast.sampling.draw import Drawing
+from sedd_fast.sampling.config import SamplerConfig
 from sedd_fast.sampling.methods import SAMPLERS
 from sedd_fast.sampling.remask import Remask
-from sedd_fast.sampling.shape import Shape
+from sedd_fast.sampling.reverse_process import ReverseProcess
 
 #: The names of the samplers.
 METHODS = tuple(SAMPLERS)
 
-__all__ = ["METHODS", "Callback", "Remask", "Step", "infill", "sample", "timesteps"]
-
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback is given after every step.
+    """What a callback receives after every step.
 
     Attributes:
         index: number of the step just made, from 0.
-        steps: how many there are in all, the denoising step counted.
+        steps: number of all steps, the denoising step included.
         t: the time reached; 0 after the denoising step.
-        tokens: (B, L) int64 at that time, the prompt in place; read it, do not write to it.
+        tokens: (B, L) int64 at that time, known tokens in place; read it, do not write to it.
     """
 
     index: int
@@ -125,12 +118,13 @@ def sample(
         >>> tokens = sample(model, graph, noise, shape=(4, 1024), steps=256)
         >>> texts = [tokenizer.decode(row.tolist()) for row in tokens]
     """
-    _check_process(graph, method)
-    drawing = Drawing(graph, generator, Shape(temperature, top_p), legacy_fp32_gumbel)
-    run = Run(noise, drawing, method, steps, denoise, eps, theta, remask)
+    config = SamplerConfig(
+        method, steps, denoise, eps, theta, remask, temperature, top_p, legacy_fp32_gumbel
+    )
+    process = ReverseProcess(model, graph, noise, config, generator)
     _check_shape(shape)
     start = graph.sample_limit(shape, device or device_of(model), generator)
-    return _walk(run, model, start, None, callback, progress)
+    return _run(process, start, None, callback, progress)
 
 
 def infill(
@@ -180,45 +174,41 @@ def infill(
         >>> tokens[:, : len(prompt)], known[:, : len(prompt)] = prompt, True
         >>> filled = infill(model, graph, noise, tokens, known)
     """
-    _check_process(graph, method)
-    drawing = Drawing(graph, generator, Shape(temperature, top_p), legacy_fp32_gumbel)
-    run = Run(noise, drawing, method, steps, denoise, eps, theta, remask)
+    config = SamplerConfig(
+        method, steps, denoise, eps, theta, remask, temperature, top_p, legacy_fp32_gumbel
+    )
+    process = ReverseProcess(model, graph, noise, config, generator)
     _check_prompt(tokens, known, graph)
     start = graph.sample_limit(tuple(tokens.shape), tokens.device, generator)
-    return _walk(run, model, start, (tokens, known), callback, progress)
+    return _run(process, start, (tokens, known), callback, progress)
 
 
-def _walk(
-    run: Run,
-    model: ScoreModel,
+def _run(
+    process: ReverseProcess,
     x: Tensor,
     prompt: tuple[Tensor, Tensor] | None,
     callback: Callback | None,
     progress: bool,
 ) -> Tensor:
     """From x at time 1 to the result; ``prompt`` is (tokens, known)."""
-    x = _hold(x, prompt)
-    if x.numel() == 0:
-        return x
-    stages = SAMPLERS[run.method](run, x)
-    with evaluating(model), torch.no_grad():
-        for i, stage in enumerate(tracked(stages, "sampling", progress)):
-            x = _hold(stage.advance(model, x), prompt)
-            if callback is not None:
-                callback(Step(i, len(stages), stage.t, x))
-    return x
-
-
-def _check_process(graph: Graph, method: str) -> None:
-    if not isinstance(graph, DenseGraph):
-        arguments.check_graph(graph)
-    if method not in METHODS:
+    method = process.config.method
+    if method not in SAMPLERS:
         hint = "; for a last denoising step pass denoise=True" * (method == "denoise")
         known = ", ".join(map(repr, METHODS))
         raise ValueError(f"method must be one of {known}, got {method!r}{hint}")
+    x = _with_prompt(x, prompt)
+    if x.numel() == 0:
+        return x
+    sampler = SAMPLERS[method](process, x)
+    with evaluating(process.model), torch.no_grad():
+        for i, t in enumerate(tracked(sampler.times, "sampling", progress)):
+            x = _with_prompt(sampler.step(i, x), prompt)
+            if callback is not None:
+                callback(Step(i, len(sampler.times), t, x))
+    return x
 
 
-def _hold(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
+def _with_prompt(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
     """The tokens x with the known ones in place."""
     if prompt is None:
         return x
@@ -226,12 +216,10 @@ def _hold(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
     return torch.where(known, tokens, x)
 
 
-def _check_shape(shape: tuple[int, ...]) -> None:
-    wrong = ValueError(f"shape must be (B, L), two whole numbers of at least 0, got {shape!r}")
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise wrong
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
-        raise wrong
+def _check_shape(shape: tuple[int, int]) -> None:
+    is_pair = isinstance(shape, (tuple, list)) and len(shape) == 2
+    if not is_pair or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"shape must be (B, L), two whole numbers of at least 0, got {shape!r}")
 
 
 def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:

@@ -79,7 +79,7 @@ def test_every_method_draws(args, run_dir, call):
         (["--remask", "loop"], "--remask: expected cap or rescale, with an eta"),
         (["--remask", "cap:much"], "as in cap:0.02, got 'cap:much'"),
         (["--remask", "cap:0.1:0.5:1"], "--remask: expected cap or rescale"),
-        (["--remask", "cap", "--method", "hit"], "remask goes with the absorbing graph"),
+        (["--remask", "cap", "--method", "hit"], "remask works with the absorbing graph"),
         (["--temperature", 0], "temperature must be positive"),
         (["--top-p", 2], "top_p must lie in"),
     ],

@@ -10,8 +10,7 @@ import sedd_fast as sf
 from helpers.toy_world import L, ToyWorld, V, chain_law, chi_square_p, data_law, states
 from helpers.toy_world import total_variation as tv
 from sedd_fast.process import dense_graph as dense
-from sedd_fast.sampling.draw import Drawing
-from sedd_fast.sampling.shape import Shape
+from sedd_fast.sampling.config import SamplerConfig
 
 PAIRS = [
     (graph, sf.DenseGraph(graph.rate_matrix(), graph.vocab_size))
@@ -179,8 +178,8 @@ def test_refuses_elsewhere() -> None:
     with pytest.raises(ValueError, match=r"graph has kind 'dense'.* into sample, infill and Dense"):
         sf.reverse_step(torch.zeros(1, 1, 5), torch.zeros(1, 1).long(), 1.0, 0.1, graph)
     with sf.use_backend("cpp"), pytest.raises(ValueError, match="a DenseGraph is plain torch"):
-        Drawing(graph)
+        SamplerConfig().check_graph(graph)
     with pytest.raises(ValueError, match="takes no temperature"):
-        Drawing(graph, shape=Shape(0.5))
+        SamplerConfig(temperature=0.5).check_graph(graph)
     with pytest.raises(ValueError, match="'hit' needs the absorbing graph"):
         sf.sample(ToyWorld(graph, data_law()), graph, NOISE, (1, L), 2, "hit")

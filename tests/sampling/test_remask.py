@@ -137,5 +137,5 @@ def test_remask_refuses(settings: dict, message: str) -> None:
 
 @pytest.mark.parametrize(("graph", "method"), [(GRAPHS[1], "analytic"), (GRAPHS[0], "euler")])
 def test_sample_refuses_remask_elsewhere(graph: sf.Graph, method: str) -> None:
-    with pytest.raises(ValueError, match="remask goes with the absorbing graph and method"):
+    with pytest.raises(ValueError, match="remask works with the absorbing graph and method"):
         sample(WORLD, graph, NOISE, (1, L), 2, method, remask=Remask())

@@ -11,8 +11,8 @@ import sedd_fast as sf
 from helpers.toy_world import GRAPHS, SCHEDULES, L, ToyWorld, V, chain_law, data_law, walked_law
 from helpers.toy_world import total_variation as tv
 from sedd_fast.ops._uniforms import uniforms
-from sedd_fast.sampling.leap import leap, total_rate
-from sedd_fast.sampling.trapezoidal import extrapolated
+from sedd_fast.sampling.tau_leap import tau_leap, total_rate
+from sedd_fast.sampling.trapezoidal import extrapolate
 
 each_graph = pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.kind)
 FIRST_ORDER = ["analytic", "euler", "tau_leaping"]
@@ -81,13 +81,13 @@ def test_total_rate_counts_every_other_state(graph: sf.Graph) -> None:
 
 @each_graph
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_leap_has_its_law(graph: sf.Graph, dtype: torch.dtype) -> None:
+def test_tau_leap_has_its_law(graph: sf.Graph, dtype: torch.dtype) -> None:
     """stays: exp(-h R); jumps: in proportion to the rates. Chi-square on 40,000 positions."""
     count, h = 40_000, torch.tensor(0.7, dtype=torch.float64)
     row = (torch.randn(graph.dim, generator=seeded(2), dtype=torch.float64) - 0.5).to(dtype)
     state = V if graph.kind == "absorbing" else 1
     x = torch.full((1, count), state)
-    drawn = leap(row.expand(1, count, -1), x, h, graph, seeded(3))
+    drawn = tau_leap(row.expand(1, count, -1), x, h, graph, seeded(3))
     rates = graph.rate_matrix()[state] * row.double().exp()
     rates[state] = 0
     law = -torch.expm1(-h * rates.sum()) * rates / rates.sum()
@@ -97,25 +97,25 @@ def test_leap_has_its_law(graph: sf.Graph, dtype: torch.dtype) -> None:
     assert statistic < 25  # 4 degrees of freedom at most: p = 5e-5
 
 
-def test_leap_reads_no_row_that_cannot_move_and_survives_infinities() -> None:
+def test_tau_leap_reads_no_row_that_cannot_move_and_survives_infinities() -> None:
     graph = sf.Absorbing(V)
     x = torch.tensor([[0, V, V, V]])
     log_score = torch.full((1, 4, V + 1), -torch.inf)
     log_score[0, 0] = torch.nan  # not masked: never read
     log_score[0, 1, 2] = 800.0  # jumps surely
     log_score[0, 2, 3] = -200.0  # as good as never
-    drawn = leap(log_score, x, torch.tensor(1.0).double(), graph, seeded(4))
+    drawn = tau_leap(log_score, x, torch.tensor(1.0).double(), graph, seeded(4))
     assert drawn.tolist() == [[0, 2, V, V]]  # the last one has nowhere to go
 
 
-def test_leap_with_one_generator_is_reproducible() -> None:
+def test_tau_leap_with_one_generator_is_reproducible() -> None:
     graph, x = sf.Uniform(V), torch.zeros(2, 9, dtype=torch.int64)
     log_score = torch.zeros(2, 9, V)
     h = torch.tensor(0.5, dtype=torch.float64)
-    assert torch.equal(*(leap(log_score, x, h, graph, seeded(5)) for _ in range(2)))
+    assert torch.equal(*(tau_leap(log_score, x, h, graph, seeded(5)) for _ in range(2)))
     u = uniforms(x, None, seeded(5))
     stays = u[..., 0] >= -torch.expm1(-h * (V - 1) / V)
-    assert torch.equal(leap(log_score, x, h, graph, seeded(5)) == x, stays)
+    assert torch.equal(tau_leap(log_score, x, h, graph, seeded(5)) == x, stays)
 
 
 def test_extrapolated_rates() -> None:
@@ -124,7 +124,7 @@ def test_extrapolated_rates() -> None:
     moved = torch.tensor([[False, True, False], [True, False, False]])
     gain, loss = torch.tensor(2.2, dtype=torch.float64), torch.tensor(1.3, dtype=torch.float64)
     expected = gain * second.exp() - loss * first.exp() * ~moved[..., None]
-    got = extrapolated(second, gain, first, loss, moved).exp()
+    got = extrapolate(second, gain, first, loss, moved).exp()
     torch.testing.assert_close(got, expected.clamp(min=0), rtol=1e-12, atol=1e-14)
     assert (expected < 0).any()
 
