@@ -19,10 +19,10 @@ from sedd_fast.cli.sampler_options import (
     DeviceName,
     Dtype,
     Length,
+    SamplerMethod,
     Steps,
     TokenizerName,
     TopP,
-    Way,
 )
 from sedd_fast.cli.samples import (
     Draw,
@@ -63,7 +63,7 @@ def genppl(
     judge: JudgeName = "gpt2-large",
     texts: Texts = 64,
     steps: Steps = 128,
-    method: Way = DEFAULT,
+    method: SamplerMethod = DEFAULT,
     top_p: TopP = 1.0,
     length: Length = None,
     batch: Annotated[
