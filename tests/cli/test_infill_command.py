@@ -92,7 +92,7 @@ def test_infill_of_a_file(run_dir, call, jsonl):
     assert "8 of 8" in plain.out
 
 
-def test_texts_drawn_together_are_each_their_own(run_dir, call, jsonl, monkeypatch):
+def test_samples_of_one_batch_have_their_own_prompts(run_dir, call, jsonl, monkeypatch):
     sizes = []
 
     def watched(*args, **options):
