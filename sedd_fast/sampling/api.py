@@ -71,8 +71,8 @@ def sample(
 ) -> Tensor:
     """Draw sequences from the network, starting at pure noise.
 
-    Within a step every position is drawn independently, so the law is exact only as ``steps``
-    grows. The methods (each has a file beside this one; docs/sampling.md compares them):
+    Within a step every position is drawn independently, so the distribution is exact only in the
+    limit of many steps. The methods (docs/sampling.md compares them):
 
     - "analytic": a step removes the noise sigma(t) - sigma(s); error of order 1 / steps.
     - "euler": an Euler step of the reverse rates; the same order.
@@ -80,8 +80,8 @@ def sample(
     - "theta_trapezoidal": two network calls a step; a smaller error, of order 1 / steps^2 where no
       rate changes by half within a step.
     - "hit": absorbing graph only. The times of unmasking are drawn first, and only sequences in
-      which a position unmasks are computed: at most min(steps, L) + 1 network rows a sequence.
-      The law of "analytic" for a network with normalised scores.
+      which a position is unmasked are computed: at most min(steps, L) + 1 network rows a sequence.
+      For a network with normalised scores the distribution is that of "analytic".
 
     Args:
         model: ``(tokens (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``; an ``nn.Module``
@@ -95,24 +95,25 @@ def sample(
         denoise: end with a step that removes all noise left at ``eps``. Without it an absorbing
             result may still hold masks.
         generator: source of all randomness, on the CPU or on the device; torch's own if None.
-        eps: the time at which the walk ends.
-        callback: called with a :class:`Step` after every step made: ``steps + denoise`` times, for
-            "hit" fewer.
+        eps: the last time of the grid.
+        callback: called with a :class:`Step` after every step: ``steps + denoise`` times, fewer
+            with "hit".
         progress: show a progress bar on stderr.
         device: where to sample; the model's own device if None.
-        theta: of "theta_trapezoidal", in (0, 1): the second network call is made at t - theta h.
-        remask: with "analytic" on an absorbing graph, a :class:`Remask`: a step may take tokens
-            back and draw them anew.
-        temperature, top_p: which token a position jumps to, not when; 1 and 1, the default, is the
-            model's law, anything else leaves it.
-        legacy_fp32_gumbel: with "analytic" or "euler", draw as the original code does, with its
-            float32 Gumbel noise, to reproduce what papers sampled.
+        theta: for "theta_trapezoidal", in (0, 1): the second network call is made at t - theta h.
+        remask: for "analytic" on an absorbing graph, a :class:`Remask`: a step may mask tokens
+            again, to be drawn anew.
+        temperature, top_p: change which token a position jumps to, not when. With 1 and 1, the
+            defaults, samples have the model's own distribution.
+        legacy_fp32_gumbel: for "analytic" or "euler": draw as the original code does, with its
+            float32 Gumbel noise, to reproduce published samples.
 
     Returns:
         (B, L) int64.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind or out of range; the message names it.
+        TypeError, ValueError: an argument has the wrong type or is out of range; the message names
+            it.
 
     Example:
         >>> tokens = sample(model, graph, noise, shape=(4, 1024), steps=256)
@@ -149,22 +150,21 @@ def infill(
     """Draw the unknown positions of sequences, given the known ones, wherever these are.
 
     The known tokens are set before every step and at the end, so they are exact in the result.
-    With exact scores and many steps an absorbing graph gives the exact conditional law: a token
-    once unmasked stays, and its time of unmasking does not matter. For a uniform graph it is an
-    approximation: the network reads the clean prompt as if it bore the noise of time t.
+    With exact scores and many steps an absorbing graph gives the exact conditional distribution: a
+    token once unmasked stays, and its time of unmasking does not matter. For a uniform graph it is
+    an approximation: the network reads the clean prompt as if it had the noise of time t.
 
     Args:
-        model, graph, noise, steps, method, denoise, generator, eps, callback, progress,
-            theta, remask, temperature, top_p, legacy_fp32_gumbel: as in
-            :func:`sample`.
-        tokens: (B, L) int64; what is unknown may hold any value.
+        model, graph, noise, steps, method, denoise, generator, eps, callback, progress, theta,
+            remask, temperature, top_p, legacy_fp32_gumbel: as in :func:`sample`.
+        tokens: (B, L) int64; unknown positions may hold any value.
         known: (B, L) bool, True where the token is given.
 
     Returns:
         (B, L) int64 on the device of ``tokens``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind or out of range; a known token that
+        TypeError, ValueError: an argument has the wrong type or is out of range, or a known token
             is the mask or outside the vocabulary.
 
     Example:
