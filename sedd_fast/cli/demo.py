@@ -18,8 +18,8 @@ from rich.text import Text
 
 from sedd_fast.cli.display import TrainingDisplay, duration
 from sedd_fast.cli.network import check_backend
+from sedd_fast.cli.options import SEED
 from sedd_fast.cli.output import heading, marked, pairs, progress, results, show_text
-from sedd_fast.cli.sampler_options import SEED
 from sedd_fast.cli.train import commands
 from sedd_fast.train import demo as work
 from sedd_fast.train.progress import TrainingInterrupted, TrainResult

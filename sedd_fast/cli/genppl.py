@@ -34,7 +34,7 @@ class GenpplOptions:
     judge: shared.JudgeName = "gpt2-large"
     num_samples: Annotated[shared.NumSamples, shared.Renamed(("--texts", "-t"))] = 64
     steps: sampler_options.Steps = 128
-    method: sampler_options.Way = sampler_options.DEFAULT
+    method: sampler_options.SamplerMethod = sampler_options.DEFAULT
     top_p: sampler_options.TopP = 1.0
     length: shared.Length = None
     batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch",))] = 16

@@ -20,6 +20,7 @@ from sedd_fast.evaluate.tradeoff import (
     measure_baseline,
     measure_sampler,
 )
+from sedd_fast.sampling.config import SamplerConfig
 
 
 @expand_options
@@ -87,7 +88,9 @@ def _points(compared: Compared, grid: Grid) -> tuple[list[Point], dict[str, str]
     with compared.autocast(), counted("drawing", "points") as report:
         for method, steps in chosen:
             points.append(
-                measure_sampler(compared.sedd, method, steps, compared.budget, compared.quality)
+                measure_sampler(
+                    compared.sedd, SamplerConfig(method, steps), compared.budget, compared.quality
+                )
             )
             report(len(points), len(chosen))
     return points, left_out
@@ -102,7 +105,9 @@ def _unusable(compared: Compared, methods: tuple[str, ...]) -> dict[str, str]:
     for method in methods:
         try:
             with compared.autocast():
-                measure_sampler(compared.sedd, method, 1, compared.budget.one_batch())
+                measure_sampler(
+                    compared.sedd, SamplerConfig(method, 1), compared.budget.one_batch()
+                )
         except ValueError as error:
             refused[method] = str(error)
     return refused

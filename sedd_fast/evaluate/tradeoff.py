@@ -35,6 +35,7 @@ from sedd_fast.models.autoregressive import Autoregressive, generate
 from sedd_fast.models.interface import device_of
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import sample
+from sedd_fast.sampling.config import SamplerConfig
 
 ORDERS = (1, 2, 3, 4)
 #: Axis labels of the metrics.
@@ -169,9 +170,9 @@ def counted(model: SEDD | Autoregressive) -> Iterator[list[torch.Size]]:
 
 
 def measure_sampler(
-    model: SEDD, method: str, steps: int, budget: Budget, quality: Quality | None = None
+    model: SEDD, config: SamplerConfig, budget: Budget, quality: Quality | None = None
 ) -> Point:
-    """Draw with one method at one number of steps.
+    """Draw with one sampler at one number of steps.
 
     Raises:
         ValueError: the method is not for the model's graph.
@@ -179,9 +180,9 @@ def measure_sampler(
 
     def draw(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         process = (model, model.graph, model.noise)
-        return sample(*process, shape, steps, method, generator=generator)
+        return sample(*process, shape, generator=generator, **vars(config))
 
-    return _measure(model, method, steps, draw, budget, quality)
+    return _measure(model, config.method, config.steps or budget.length, draw, budget, quality)
 
 
 def measure_baseline(

@@ -25,6 +25,7 @@ from sedd_fast.evaluate.tradeoff import (
     spaced_rows,
 )
 from sedd_fast.models.autoregressive import Autoregressive
+from sedd_fast.sampling.config import SamplerConfig
 
 V = 6
 CONFIG = sf.SEDDConfig(V, hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2, length=10)
@@ -49,7 +50,7 @@ def test_rows_are_counted_at_the_network():
 
 
 def test_points_of_sedd_and_of_the_baseline():
-    point = measure_sampler(sf.SEDD(CONFIG), "euler", 3, BUDGET)
+    point = measure_sampler(sf.SEDD(CONFIG), SamplerConfig("euler", 3), BUDGET)
     assert (point.sampler, point.steps, point.metrics) == ("euler", 3, {})
     assert 1 <= point.rows <= 4  # three steps and the denoising one; fewer once all is unmasked
     assert point.positions == 10 * point.rows
@@ -64,16 +65,17 @@ def test_seconds_count_the_drawing_alone_and_are_per_sample(monkeypatch):
     clock = count()
     monkeypatch.setattr(tradeoff, "_now", lambda model: next(clock))
     batches = 3  # of 2, 2 and 1 samples
-    point = measure_sampler(sf.SEDD(CONFIG), "hit", 3, BUDGET)
+    point = measure_sampler(sf.SEDD(CONFIG), SamplerConfig("hit", 3), BUDGET)
     assert point.seconds == batches / BUDGET.num_samples
 
 
 def test_same_seed_same_samples():
     quality = Quality.of_text(cycle(0, 300), cycle(0, 60), V, decode, BUDGET)
     model = sf.SEDD(CONFIG)
-    first, again = (measure_sampler(model, "analytic", 4, BUDGET, quality) for _ in range(2))
+    config = SamplerConfig("analytic", 4)
+    first, again = (measure_sampler(model, config, BUDGET, quality) for _ in range(2))
     assert first.metrics == again.metrics
-    other = measure_sampler(model, "analytic", 4, Budget(5, 2, 10, seed=1), quality)
+    other = measure_sampler(model, config, Budget(5, 2, 10, seed=1), quality)
     assert other.metrics != first.metrics
 
 
