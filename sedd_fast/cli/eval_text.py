@@ -6,11 +6,11 @@ import difflib
 from pathlib import Path
 
 from sedd_fast.cli.network import Baseline, Network
+from sedd_fast.data.copies import named_rows
 from sedd_fast.data.corpus import load_corpus
 from sedd_fast.data.datasets import NAMED
 from sedd_fast.data.sources import read_documents
-from sedd_fast.evaluate.corpus import Wrapped, wrap
-from sedd_fast.evaluate.datasets import named_rows
+from sedd_fast.evaluate.wrapping import Wrapped, wrap
 from sedd_fast.train.config import load_config
 from sedd_fast.train.run_directory import RunDirectory
 

@@ -25,8 +25,8 @@ from sedd_fast.cli.sampler_options import (
 )
 from sedd_fast.data.datasets import NAMED
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
-from sedd_fast.evaluate.corpus import Wrapped
 from sedd_fast.evaluate.likelihood import exact_likelihood
+from sedd_fast.evaluate.wrapping import Wrapped
 from sedd_fast.version import __version__
 
 _ROWS = 256  # noised blocks between two reports of progress

@@ -9,7 +9,7 @@ import typer
 from sedd_fast.cli import requests
 from sedd_fast.cli import sampler_options as options
 from sedd_fast.cli.network import Network, load_network
-from sedd_fast.data.texts import Piece
+from sedd_fast.data.prompts import Piece
 
 
 @options.sharing

@@ -17,9 +17,8 @@ from sedd_fast.cli.network import Network
 from sedd_fast.cli.output import heading, show_text, write_json
 from sedd_fast.cli.progress import Report, counted
 from sedd_fast.cli.sampler_options import Settings
-from sedd_fast.data.prompts import read_template
+from sedd_fast.data.prompts import Piece, Sample, decode_samples, lay_out, read_template
 from sedd_fast.data.sources import read_text
-from sedd_fast.data.texts import Drawn, Piece, lay_out, read_texts
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.sampling.api import Step
 from sedd_fast.sampling.api import infill as fill
@@ -33,7 +32,7 @@ class Request:
     """A text to be drawn around what is given.
 
     Args:
-        tokens, known: (L,), as :func:`sedd_fast.data.texts.lay_out` makes them.
+        tokens, known: (L,), as :func:`sedd_fast.data.prompts.lay_out` makes them.
         label: what JSON records carry besides, such as its line.
     """
 
@@ -145,7 +144,7 @@ def draw(
     total = len(requests) * settings.batch
     for number, row in _drawn(requests, network, settings):
         request = requests[number // settings.batch]
-        (text,) = read_texts(row[None], request.known, network.tokenizer, mask, keep_after_eot)
+        (text,) = decode_samples(row[None], request.known, network.tokenizer, mask, keep_after_eot)
         if as_json:
             write_json(_record(text, request, settings))
             continue
@@ -154,7 +153,7 @@ def draw(
         show_text(text.text, text.marks)
 
 
-def _record(text: Drawn, request: Request, settings: Settings) -> dict[str, Any]:
+def _record(text: Sample, request: Request, settings: Settings) -> dict[str, Any]:
     drawn = {"text": text.text, "tokens": text.tokens, "given": text.given}
     length = {"length": len(request.tokens)}
     return {**request.label, **drawn, "settings": {**settings.record(), **length}}

@@ -9,7 +9,7 @@ import typer
 from sedd_fast.cli import requests
 from sedd_fast.cli import sampler_options as options
 from sedd_fast.cli.network import load_network
-from sedd_fast.data.texts import Piece, lay_out
+from sedd_fast.data.prompts import Piece, lay_out
 
 
 @options.sharing

@@ -12,10 +12,10 @@ import torch
 from sedd_fast.data import datasets as named_data
 from sedd_fast.data import sources
 from sedd_fast.data.blocks import Blocks
+from sedd_fast.data.copies import named_rows
 from sedd_fast.data.datasets import NAMED
 from sedd_fast.data.tokenizers import ByteTokenizer
-from sedd_fast.evaluate.corpus import WRAPS, Wrapped, wrap
-from sedd_fast.evaluate.datasets import named_rows
+from sedd_fast.evaluate.wrapping import WRAPS, Wrapped, wrap
 
 EOT = ByteTokenizer().eot
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sedd_fast.data.blocks import Blocks
 from sedd_fast.data.corpus import pack
-from sedd_fast.data.sources import characters_in
 from sedd_fast.data.tokenizers import Tokenizer
 
 WRAPS = ("sedd", "mdlm", "separate")
@@ -109,7 +108,7 @@ def wrap(
             f"wrap 'mdlm' puts an end-of-text at both ends of a block: got length {length} and "
             f"end-of-text {tokenizer.eot}; use 'sedd', or a length of at least 3"
         )
-    characters = characters_in(rows)
+    characters = sum(map(len, rows))
     tokens = pack(rows, tokenizer)
     if not characters:
         raise ValueError(f"{name or 'rows'}: it holds no text; check the file and the split")
