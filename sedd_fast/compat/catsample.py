@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sedd_fast.backends.inverse_cdf import inverse_cdf
 from sedd_fast.backends.values import check_drawable
 
 
 def gumbel_softmax(categorical_probs: Tensor, hard: bool = False, eps: float = 1e-9) -> Tensor:
-    """A differentiable relaxed draw (torch's own); probabilities below ``eps`` are lifted to it."""
+    """A differentiable relaxed draw (torch's own); probabilities below ``eps`` become ``eps``."""
     return F.gumbel_softmax(categorical_probs.clamp(min=eps).log(), hard=hard)
 
 
@@ -30,11 +31,8 @@ def sample_categorical(categorical_probs: Tensor, method: str = "hard") -> Tenso
     """
     if method != "hard":
         raise ValueError(f"method must be 'hard', got {method!r}")
-    cdf = categorical_probs.double().clamp(min=0).cumsum(-1)  # (..., n)
-    total = cdf[..., -1:].contiguous()
-    check_drawable(((total > 0) & torch.isfinite(total)).squeeze(-1))
+    running = categorical_probs.double().clamp(min=0).cumsum(-1)  # (..., n)
+    total = running[..., -1].contiguous()
+    check_drawable((total > 0) & torch.isfinite(total))
     u = torch.rand(total.shape, dtype=torch.float64, device=total.device)
-    state = torch.searchsorted(cdf, u * total, right=True)
-    # u * total may round up to total itself: the last state that has weight then.
-    last = torch.searchsorted(cdf, total, right=False)
-    return torch.minimum(state, last).squeeze(-1)
+    return inverse_cdf(running, u)

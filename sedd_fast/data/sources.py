@@ -89,9 +89,8 @@ class HubDataset:
         return self.clean(row[self.text_column] for row in dataset)
 
     def clean(self, rows: Iterable[str]) -> Iterator[str]:
-        """Raw rows of this data set as text."""
-        detokenize = self.entry.detokenizer
-        return (detokenize(row) if detokenize else row for row in rows)
+        """Raw rows of this data set as text, detokenised."""
+        return map(self.entry.detokenizer, rows) if self.entry.detokenizer else iter(rows)
 
 
 def is_hub_name(source: str | Sequence[str]) -> bool:
@@ -159,12 +158,12 @@ def _expand(name: str) -> list[Path]:
     expanded = str(Path(name).expanduser())
     if Path(expanded).is_file():
         return [Path(expanded)]
+    found = [Path(path) for path in sorted(glob.glob(expanded, recursive=True))]
+    if files := [path for path in found if path.is_file()]:
+        return files
     if glob.has_magic(expanded):
-        found = sorted(path for path in glob.glob(expanded, recursive=True) if Path(path).is_file())
-        if found:
-            return [Path(path) for path in found]
         raise ValueError(f"data: no file matches {name!r}; check the pattern (** is recursive)")
-    if Path(expanded).is_dir():
+    if found:
         raise ValueError(f"data: {name!r} is a directory; name its files, as in '{name}/*.txt'")
     raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
 

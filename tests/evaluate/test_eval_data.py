@@ -29,8 +29,6 @@ def test_every_entry_is_named_in_one_table():
     assert set(NAMED) == {
         "wikitext2", "wikitext103", "ptb", "lm1b", "lambada", "text8", "openwebtext",
     }  # fmt: skip
-    assert named_data.is_named("ptb")
-    assert not named_data.is_named(["ptb"])
     for entry in NAMED.values():
         assert entry.path
         assert entry.evaluated

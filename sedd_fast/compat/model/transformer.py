@@ -80,7 +80,7 @@ def _as_omegaconf(config: Any) -> Any:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """The sections that the network reads; others may hold what only hydra can resolve."""
+    """The sections that the network reads; others may hold values that only hydra can resolve."""
     from omegaconf import OmegaConf
 
     parts = {key: config[key] for key in _SECTIONS if key in config}
