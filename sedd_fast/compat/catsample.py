@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sedd_fast.backends.inverse_cdf import inverse_cdf
 from sedd_fast.backends.values import check_drawable
 
 
@@ -31,8 +30,11 @@ def sample_categorical(categorical_probs: Tensor, method: str = "hard") -> Tenso
     """
     if method != "hard":
         raise ValueError(f"method must be 'hard', got {method!r}")
-    running = categorical_probs.double().clamp(min=0).cumsum(-1)  # (..., n)
-    total = running[..., -1].contiguous()
-    check_drawable((total > 0) & torch.isfinite(total))
+    cdf = categorical_probs.double().clamp(min=0).cumsum(-1)  # (..., n)
+    total = cdf[..., -1:].contiguous()
+    check_drawable(((total > 0) & torch.isfinite(total)).squeeze(-1))
     u = torch.rand(total.shape, dtype=torch.float64, device=total.device)
-    return inverse_cdf(running, u)
+    state = torch.searchsorted(cdf, u * total, right=True)
+    # u * total may round up to total itself: the last state that has weight then.
+    last = torch.searchsorted(cdf, total, right=False)
+    return torch.minimum(state, last).squeeze(-1)

@@ -1,10 +1,10 @@
 """Corpora: documents tokenised, packed into blocks, and split into training and held-out text.
 
 Documents are tokenised, end-of-text is put after each, all are joined, and the stream is cut into
-blocks of `length` tokens; the remainder is dropped (as the original's training does, which drops
-one per thousand documents). Held-out text, unless `data.valid` or `data.valid_split` names some, is
-the last `data.held_out` (default 5 %) of the training source: of its characters where it is text
-files, of its rows where it is a data set, and of a stream its first `data.stream_held_out` rows.
+blocks of `length` tokens. The remainder at the end is dropped (the original code drops one after
+every thousand documents). `data.valid` or `data.valid_split` names the held-out text. Where neither
+is set, it is cut from the training source: the last `data.held_out` (default 5 %) of the characters
+of text files, or of the rows of a data set, or the first `data.stream_held_out` rows of a stream.
 """
 
 from __future__ import annotations
@@ -16,26 +16,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sedd_fast.data.blocks import BlockOrder, Blocks, StreamOrder, with_end
+from sedd_fast.data.config import DataConfig
 from sedd_fast.data.sources import HubDataset, is_hub_name, read_documents, split_documents
 from sedd_fast.data.tokenizers import Tokenizer, make_tokenizer
-
-if TYPE_CHECKING:
-    from sedd_fast.data.config import DataConfig
 
 _ROWS = 1000  # documents tokenised at a time
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What training reads: the tokenizer, the training order, the held-out blocks.
+    """The tokenizer, the training blocks in their order, and the held-out blocks.
 
     `chars_per_token` is measured on the held-out text (end-of-text counts as a token): bits per
-    character are bits per token divided by it. It and `held_out` are None where none is held out.
+    character are bits per token divided by it. It and `held_out` are None without held-out text.
     """
 
     tokenizer: Tokenizer
@@ -73,8 +71,8 @@ def load_corpus(
     Args:
         config: sources, split and tokenizer (see `DataConfig`).
         length: tokens per block.
-        seed: of the order of the blocks.
-        tokenizer: use this one (a resumed run's) in place of `config.tokenizer`.
+        seed: random seed of the order of the blocks.
+        tokenizer: the tokenizer of a resumed run; None: make the one of `config.tokenizer`.
     """
     hub = is_hub_name(config.train)
     separate = config.valid is not None or (hub and config.valid_split is not None)
@@ -89,7 +87,7 @@ def load_corpus(
     return Corpus(tokenizer, order, Blocks(tokens, length, name), chars_per_token)
 
 
-#: Tokenizer, training order, and the documents that were cut off as held-out text.
+#: Tokenizer, training blocks, and the documents that were cut from them as held-out text.
 _Loaded = tuple[Tokenizer, BlockOrder | StreamOrder, list[str]]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sedd_fast.data.libraries import explained, import_library
 
@@ -133,9 +134,8 @@ class Judge:
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, L) padded on the right, lengths (B,), and attention mask (B, L)."""
         lengths = torch.tensor([len(row) for row in rows])
-        longest = int(lengths.max())
-        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        attention = (torch.arange(longest) < lengths[:, None]).long()
+        padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        attention = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
         return padded.to(self.device), lengths.to(self.device), attention.to(self.device)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sedd_fast.data.libraries import import_library
+from sedd_fast.data.libraries import explained, import_library
 from sedd_fast.evaluate.judge import Judge
 
 
@@ -63,17 +63,17 @@ class Features:
     @classmethod
     def load(cls, path: str | Path) -> Features:
         """Read what `save` wrote; ValueError for any other file."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                about = json.loads(str(stored["about"]))
-                return cls(stored["values"], about["judge"], about["max_tokens"])
-        except FileNotFoundError:
-            raise ValueError(f"--reference: no file {str(path)!r}; check the path") from None
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"--reference: {path} holds no features ({error}); make them from real texts with "
-                "--reference REAL.jsonl --keep FEATURES.npz"
-            ) from error
+        if not Path(path).is_file():
+            raise ValueError(f"--reference: no file {str(path)!r}; check the path")
+        remedy = "make them from real texts with --reference REAL.jsonl --keep FEATURES.npz"
+        wrong = (ValueError, KeyError, OSError, zipfile.BadZipFile)
+        with (
+            explained(f"--reference: {path} holds no features", remedy, *wrong),
+            np.load(path, allow_pickle=False) as stored,
+        ):
+            about = json.loads(str(stored["about"]))
+            features = cls(stored["values"], about["judge"], about["max_tokens"])
+        return features
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,11 @@ def cycle(phase: int, count: int) -> np.ndarray:
 
 def test_rows_are_counted_at_the_network():
     model = sf.SEDD(CONFIG)
-    with counted(model) as shapes:
+    with counted(model) as load:
         model(torch.zeros(3, 7, dtype=torch.int64), torch.ones(3))
         model.features(torch.zeros(2, 4, dtype=torch.int64), torch.ones(2))
     model(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1))
-    assert shapes == [(3, 7), (2, 4)]
+    assert (load.rows, load.positions) == (5, 29)
 
 
 def test_points_of_sedd_and_of_the_baseline():
