@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from sedd_fast.data.blocks import with_end
-from sedd_fast.data.datasets import NAMED, Detokenizer
+from sedd_fast.data.datasets import NAMED
 from sedd_fast.data.detokenizers import (
     lambada_detokenizer,
     lm1b_detokenizer,
@@ -75,32 +76,22 @@ def get_dataset(
     """
     from datasets import load_dataset
 
-    entry = HubDataset(name).entry
+    source = HubDataset(name)
     if name == "lambada":
         data = get_lambada_test_dataset()
     else:
-        options = {"cache_dir": cache_dir, **entry.options}
-        data = load_dataset(entry.path, entry.configuration, **options)[mode]
-    cut = {
-        "tokenizer": load_tokenizer("gpt2"),
-        "column": entry.column,
-        "block_size": block_size,
-        "detokenize": entry.detokenizer,
-    }
-    columns = data.column_names
-    blocks = data.map(_cut, batched=True, num_proc=num_proc, remove_columns=columns, fn_kwargs=cut)
+        options = {"cache_dir": cache_dir, **source.entry.options}
+        data = load_dataset(source.entry.path, source.entry.configuration, **options)[mode]
+    cut = partial(_cut, load_tokenizer("gpt2"), source, block_size)
+    blocks = data.map(cut, batched=True, num_proc=num_proc, remove_columns=data.column_names)
     return blocks.with_format("torch")
 
 
 def _cut(
-    rows: dict[str, list[str]],
-    tokenizer: Tokenizer,
-    column: str,
-    block_size: int,
-    detokenize: Detokenizer | None,
+    tokenizer: Tokenizer, source: HubDataset, block_size: int, rows: dict[str, list[str]]
 ) -> dict[str, list[list[int]]]:
     """A batch of rows -> blocks of tokens."""
-    texts = [detokenize(text) if detokenize else text for text in rows[column]]
+    texts = list(source.clean(rows[source.text_column]))
     joined = list(chain.from_iterable(with_end(tokenizer, texts)))
     starts = range(0, len(joined) - block_size + 1, block_size)
     return {"input_ids": [joined[start : start + block_size] for start in starts]}

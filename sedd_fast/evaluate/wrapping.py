@@ -23,6 +23,7 @@ from torch import Tensor
 from sedd_fast.data.blocks import Blocks, with_end
 from sedd_fast.data.corpus import pack
 from sedd_fast.data.tokenizers import Tokenizer
+from sedd_fast.ops._arguments import check_choice
 
 WRAPS = ("sedd", "mdlm", "separate")
 
@@ -103,8 +104,7 @@ def wrap(
         >>> wrapped = wrap(["a b", "c"], tokenizer, length=1024, how="separate")
         >>> sum(block.numel() for block in wrapped.blocks())
     """
-    if how not in WRAPS:
-        raise ValueError(f"wrap must be one of {', '.join(WRAPS)}, got {how!r}")
+    check_choice("wrap", how, WRAPS)
     if how == "mdlm" and (tokenizer.eot is None or length < 3):
         raise ValueError(
             f"wrap 'mdlm' puts an end-of-text at both ends of a block: got length {length} and "

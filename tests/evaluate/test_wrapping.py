@@ -68,7 +68,7 @@ def test_blocks_of_a_run():
 
 
 def test_wrapping_refuses():
-    with pytest.raises(ValueError, match="wrap must be one of sedd, mdlm, separate"):
+    with pytest.raises(ValueError, match="wrap must be one of 'sedd', 'mdlm', 'separate'"):
         wrap(["a"], ByteTokenizer(), 4, "padded")
     with pytest.raises(ValueError, match="end-of-text at both ends"):
         wrap(["a"], ByteTokenizer(), 2, "mdlm")
