@@ -141,7 +141,7 @@ def _verdict(report: work.DemoReport) -> Text:
     )
 
 
-def _text(console: Console, title: str, drawn: work.Drawn) -> None:
+def _text(console: Console, title: str, drawn: work.Sample) -> None:
     if not console.is_terminal:
         heading(title)
         show_text(drawn.text)

@@ -18,9 +18,8 @@ from sedd_fast.cli.network import Network
 from sedd_fast.cli.output import heading, show_text, write_json
 from sedd_fast.cli.progress import Report, counted
 from sedd_fast.cli.sampler_options import SamplingOptions
-from sedd_fast.data.prompts import read_template
+from sedd_fast.data.prompts import Piece, decode_samples, lay_out, read_template
 from sedd_fast.data.sources import read_text
-from sedd_fast.data.texts import Piece, lay_out, read_texts
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.sampling.api import Step
 from sedd_fast.sampling.api import infill as fill
@@ -34,7 +33,7 @@ class Request:
     """A text to complete around its known tokens.
 
     Args:
-        tokens, known: (L,), from :func:`sedd_fast.data.texts.lay_out`.
+        tokens, known: (L,), from :func:`sedd_fast.data.prompts.lay_out`.
         label: further entries of its JSON records, such as its line.
     """
 
@@ -133,7 +132,7 @@ def draw(requests: Sequence[Request], network: Network, options: SamplingOptions
     settings = options.record(network, seed)
     wanted = [request for request in requests for _ in range(options.num_samples)]
     for number, (request, row) in enumerate(_drawn(wanted, network, options, seed), start=1):
-        (text,) = read_texts(
+        (text,) = decode_samples(
             row[None], request.known, network.tokenizer, mask, options.keep_after_eot
         )
         if options.as_json:

@@ -8,7 +8,7 @@ from sedd_fast.cli.network import load_network
 from sedd_fast.cli.options import Model, expand_options
 from sedd_fast.cli.requests import Request, draw
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
-from sedd_fast.data.texts import Piece, lay_out
+from sedd_fast.data.prompts import Piece, lay_out
 
 
 @expand_options

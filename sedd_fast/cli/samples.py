@@ -14,8 +14,8 @@ import typer
 from sedd_fast.cli.network import Baseline, Network
 from sedd_fast.cli.progress import counted
 from sedd_fast.cli.sampler_options import text_option
+from sedd_fast.data.prompts import decode_samples
 from sedd_fast.data.sources import read_text
-from sedd_fast.data.texts import read_texts
 from sedd_fast.models.autoregressive import generate
 from sedd_fast.sampling.api import sample
 
@@ -115,7 +115,7 @@ def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
             report(start + shape[0], draw.num_samples)
     nothing = torch.zeros(length, dtype=torch.bool)
     mask = None if isinstance(network, Baseline) else network.model.graph.mask_index
-    drawn = read_texts(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
+    drawn = decode_samples(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
     settings = asdict(draw)
     if isinstance(network, Baseline):
         del settings["steps"], settings["method"]

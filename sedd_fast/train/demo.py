@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sedd_fast.data.blocks import BlockOrder
 from sedd_fast.data.corpus import load_corpus
-from sedd_fast.data.texts import Drawn, Piece, lay_out, read_texts
+from sedd_fast.data.prompts import Piece, Sample, decode_samples, lay_out
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.ngram import baseline_bits
@@ -80,8 +80,8 @@ class DemoReport:
     bound: LikelihoodBound
     chars_per_token: float
     baselines: dict[str, float]
-    samples: list[Drawn]
-    filled: Drawn
+    samples: list[Sample]
+    filled: Sample
     picture: Path
 
     @property
@@ -190,13 +190,13 @@ class _Network:
         m = self.model
         return evaluate_corpus(m, blocks, m.graph, m.noise, samples, generator=generator)
 
-    def draw(self, length: int) -> list[Drawn]:
+    def draw(self, length: int) -> list[Sample]:
         generator, m = torch.Generator().manual_seed(self.seed), self.model
         tokens = sample(m, m.graph, m.noise, (SAMPLES, length), self.steps, generator=generator)
         nothing = torch.zeros(length, dtype=torch.bool)
-        return read_texts(tokens, nothing, self.tokenizer, m.graph.mask_index)
+        return decode_samples(tokens, nothing, self.tokenizer, m.graph.mask_index)
 
-    def fill(self, length: int) -> Drawn:
+    def fill(self, length: int) -> Sample:
         generator, m = torch.Generator().manual_seed(self.seed), self.model
         start, middle, end = GIVEN
         pieces = [Piece(start, 0), Piece(middle, (length - len(middle)) // 2), Piece(end, None)]
@@ -204,7 +204,7 @@ class _Network:
         filled = infill(
             m, m.graph, m.noise, tokens[None], known[None], self.steps, generator=generator
         )
-        return read_texts(filled, known, self.tokenizer, m.graph.mask_index)[0]
+        return decode_samples(filled, known, self.tokenizer, m.graph.mask_index)[0]
 
 
 def _default_directories() -> Iterator[Path]:
