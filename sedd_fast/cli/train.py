@@ -18,6 +18,7 @@ from sedd_fast.train import api as trainer
 from sedd_fast.train.config import load_config
 from sedd_fast.train.metrics import read_metrics
 from sedd_fast.train.plots import plot_training
+from sedd_fast.train.progress import TrainResult
 from sedd_fast.train.run_directory import RunDirectory
 from sedd_fast.train.settings import TrainConfig
 
@@ -153,7 +154,7 @@ def _refuse_with_resume(files: list[str], preset: Preset | None, run_dir: Path |
         )
 
 
-def _report(finished: trainer.TrainResult) -> None:
+def _report(finished: TrainResult) -> None:
     console, run = results(), RunDirectory(finished.run_dir)
     files = {
         str(finished.export): "averaged weights and tokenizer",
@@ -174,7 +175,7 @@ def _report(finished: trainer.TrainResult) -> None:
     console.print(commands(finished))
 
 
-def commands(finished: trainer.TrainResult, prefix: str = "The ") -> Text:
+def commands(finished: TrainResult, prefix: str = "The ") -> Text:
     """What to do with a run, ready to paste."""
     run = shlex.quote(str(finished.run_dir))
     onward = {
@@ -195,7 +196,7 @@ def commands(finished: trainer.TrainResult, prefix: str = "The ") -> Text:
     )
 
 
-def _can_encode(finished: trainer.TrainResult, text: str) -> bool:
+def _can_encode(finished: TrainResult, text: str) -> bool:
     try:
         load_tokenizer(finished.export).encode(text)
     except ValueError:
@@ -203,7 +204,7 @@ def _can_encode(finished: trainer.TrainResult, text: str) -> bool:
     return True
 
 
-def _longer(finished: trainer.TrainResult) -> str:
+def _longer(finished: TrainResult) -> str:
     """The setting under which a finished run goes on as long again."""
     section = load_config(files=[RunDirectory(finished.run_dir).config]).training
     if section.max_minutes is None or finished.step >= section.n_iters:

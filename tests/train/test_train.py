@@ -123,7 +123,7 @@ def test_half_written_checkpoint_is_ignored_and_removed(whole, text_file, tmp_pa
         patch.setattr(RunDirectory, "commit", power_cut)
         with pytest.raises(OSError, match="power cut"):
             train(settings(text_file, run.path))
-    assert list(run.checkpoints.iterdir()) == [run.staging(3)]
+    assert list(run.checkpoints.iterdir()) == [run.checkpoint(3, staging=True)]
     assert run.latest() is None
     resume(run.path)
     assert losses(run.path) == losses(whole.run_dir)
@@ -156,8 +156,7 @@ def test_non_finite_stops_with_batch_saved_and_weights_untouched(
     part, text_file, tmp_path, monkeypatch
 ):
     config = settings(text_file, tmp_path / "run", "training.accum=2")
-    run = RunDirectory(tmp_path / "run")
-    trainer = Trainer(config, run, make_accelerator(config))
+    trainer = Trainer(config, make_accelerator(config))
     honest, batches, weights = ScoreEntropyLoss.__call__, [], {}
 
     def objective(self, model, x_0, **options):
@@ -233,8 +232,8 @@ def test_variants_train(more, text_file, tmp_path):
         "training.eval_freq=0",
         "training.snapshot_freq=0",
     ]
-    all_unmasked = settings(text_file, tmp_path / "run", *options, "optim.lr=1e-2")
-    result = train(all_unmasked, on_step=seen.append)
+    config = settings(text_file, tmp_path / "run", *options, "optim.lr=1e-2")
+    result = train(config, on_step=seen.append)
     assert sum(i.loss for i in seen[-8:]) < 0.8 * sum(i.loss for i in seen[:8])
     assert SEDD.from_pretrained(result.export).config.graph in ("absorbing", "uniform")
 
