@@ -14,7 +14,6 @@ from sedd_fast.cli.errors import refuse_given
 from sedd_fast.cli.eval_text import find_text
 from sedd_fast.cli.network import Baseline, Network, Precision, load_any
 from sedd_fast.cli.output import SaveTo, pairs, results, save_json, write_json
-from sedd_fast.cli.progress import counted
 from sedd_fast.cli.sampler_options import (
     COUNT,
     SEED,
@@ -27,6 +26,7 @@ from sedd_fast.data.datasets import NAMED
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
 from sedd_fast.evaluate.corpus import Wrapped
 from sedd_fast.evaluate.likelihood import exact_likelihood
+from sedd_fast.progress import counted
 from sedd_fast.version import __version__
 
 _ROWS = 256  # noised blocks between two reports of progress

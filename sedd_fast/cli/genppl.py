@@ -11,7 +11,6 @@ import typer
 from sedd_fast.cli.errors import refuse_given
 from sedd_fast.cli.network import Baseline, Precision, choose_device, load_any
 from sedd_fast.cli.output import SaveTo, pairs, results, save_json, write_json
-from sedd_fast.cli.progress import counted
 from sedd_fast.cli.sampler_options import (
     COUNT,
     DEFAULT,
@@ -35,6 +34,7 @@ from sedd_fast.cli.samples import (
 )
 from sedd_fast.evaluate.generative import ORDERS, GenerativePerplexity, generative_perplexity
 from sedd_fast.evaluate.judge import Judge
+from sedd_fast.progress import counted
 
 JudgeName = Annotated[
     str,

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from sedd_fast.progress import stderr_console
+
 
 def writable(path: Path | None) -> Path | None:
     """A path that a file can be written to, found out before the work and not after it.
@@ -58,19 +60,13 @@ SaveTo = Annotated[
 _CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
+#: Where a command reports its progress.
+progress = stderr_console
+
+
 def results() -> Console:
     """Where a command's result goes."""
     return Console(highlight=False, soft_wrap=True)
-
-
-def progress() -> Console:
-    """Where a command tells what it does; of many processes only the first one speaks."""
-    return Console(stderr=True, highlight=False, quiet=not is_main_process())
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that speaks for all (of torchrun or `accelerate launch`)."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def write_json(record: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ import typer
 from sedd_fast.cli.compared import DEMO, Compared, Sources, of_demo, of_preset, of_runs
 from sedd_fast.cli.network import Precision
 from sedd_fast.cli.output import creatable, save_json, write_json
-from sedd_fast.cli.progress import counted
 from sedd_fast.cli.sampler_options import COUNT, MOST, SEED, DeviceName, Dtype, Length
 from sedd_fast.cli.samples import ModelOrNone
 from sedd_fast.cli.tradeoff_report import show
@@ -27,6 +26,7 @@ from sedd_fast.evaluate.tradeoff import (
     measure_baseline,
     measure_sampler,
 )
+from sedd_fast.progress import counted
 from sedd_fast.sampling.api import METHODS
 
 RECORD, PICTURE = "tradeoff.json", "tradeoff.png"

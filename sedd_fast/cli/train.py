@@ -12,8 +12,9 @@ from rich.text import Text
 
 from sedd_fast.cli.display import TrainingDisplay, shown
 from sedd_fast.cli.network import check_backend
-from sedd_fast.cli.output import is_main_process, pairs, results
+from sedd_fast.cli.output import pairs, results
 from sedd_fast.data.tokenizers import load_tokenizer
+from sedd_fast.progress import is_main_process
 from sedd_fast.train import api as trainer
 from sedd_fast.train.config import load_config
 from sedd_fast.train.metrics import read_metrics
