@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sedd_fast.train.run_directory import write_text
 from sedd_fast.train.settings import TrainConfig
 
 PRESETS = ("tiny", "small", "medium")
@@ -44,7 +45,7 @@ def save_config(config: TrainConfig, path: str | Path) -> None:
     """Write every setting as YAML; `load_config(files=[path])` reads it back."""
     from omegaconf import OmegaConf
 
-    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")
+    write_text(Path(path), OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
 
 
 def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from sedd_fast.train.api import is_finished, resume, train
 from sedd_fast.train.config import load_config
 from sedd_fast.train.plots import plot_training
 from sedd_fast.train.progress import OnStep, TrainResult
-from sedd_fast.train.run_directory import RunDirectory
+from sedd_fast.train.run_directory import RunDirectory, write_text
 
 RECORD, PICTURE = "demo.json", "curves.png"
 SAMPLES = 3
@@ -136,14 +136,11 @@ def train_demo(settings: DemoSettings, path: Path, on_step: OnStep | None = None
         return resume(path, [limit], on_step)
     path.mkdir(parents=True, exist_ok=True)
     _write(path / RECORD, {"finished": False})
-    overrides = [
-        limit,
-        f"training.seed={settings.seed}",
-        f"run_dir={json.dumps(str(path))}",  # quoted, as YAML quotes: it may look like a number
-    ]
+    overrides = [limit, f"training.seed={settings.seed}"]
     if settings.minutes < 1:
         overrides.append("training.log_freq=1")  # a curve needs points, and the steps are few
-    return train(load_config("tiny", (), overrides), on_step)
+    config = load_config("tiny", overrides=overrides)
+    return train(replace(config, run_dir=str(path)), on_step)
 
 
 def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> DemoReport:
@@ -219,4 +216,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections import deque
 from contextlib import ExitStack, nullcontext
@@ -115,9 +114,7 @@ class Trainer:
             self.run.clean()
             if not self.run.config.is_file():
                 write_directory(self.run.tokenizer, self.corpus.tokenizer.save)
-            staged = self.run.config.with_name(".config.yaml")
-            save_config(self.config, staged)
-            os.replace(staged, self.run.config)
+            save_config(self.config, self.run.config)
             log = self.config.log
             self._metrics = MetricsLog(
                 self.run.metrics,

@@ -22,6 +22,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from sedd_fast.train.run_directory import write_text
+
 _log = logging.getLogger(__name__)
 
 
@@ -114,12 +116,7 @@ def rewind(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [record for record in read_metrics(path) if record["step"] <= step]
-    staged = path.with_name(f".{path.name}")
-    with staged.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -46,9 +46,7 @@ class RunDirectory:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        if not self.checkpoints.is_dir():
-            return []
-        matches = (_STEP.fullmatch(p.name) for p in self.checkpoints.iterdir() if p.is_dir())
+        matches = (_STEP.fullmatch(p.name) for p in self.checkpoints.glob("*") if p.is_dir())
         return sorted(int(m.group(1)) for m in matches if m)
 
     def latest(self) -> Path | None:
@@ -74,10 +72,16 @@ class RunDirectory:
 
 def save_file(content: Any, path: Path) -> None:
     """`torch.save`, flushed to the disk."""
-    with path.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    torch.save(content, path)
+    _flush(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, flushed to the disk; a file of that name is replaced at once."""
+    staged = path.with_name(f".{path.name}")
+    staged.write_text(text, encoding="utf-8")
+    _flush(staged)
+    os.replace(staged, path)
 
 
 def load_file(path: Path, mmap: bool = False) -> Any:
@@ -101,13 +105,12 @@ def replace_directory(staged: Path, final: Path) -> None:
     for file in staged.rglob("*"):
         _flush(file)
     _flush(staged)
+    old = final.with_name(f".{final.name}-old")
     if final.exists():
-        old = final.with_name(f".{final.name}-old")
         os.replace(final, old)
-        os.replace(staged, final)
+    os.replace(staged, final)
+    if old.exists():
         shutil.rmtree(old)
-    else:
-        os.replace(staged, final)
     _flush(final.parent)
 
 
