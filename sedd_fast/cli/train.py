@@ -152,7 +152,7 @@ def _report(finished: TrainResult) -> None:
     }
     if any("loss" in record for record in read_metrics(run.metrics)):
         picture = plot_training(run.metrics, run.path / PICTURE)
-        files[str(picture)] = "the same as a picture"
+        files[str(picture)] = "picture of the training curves"
     if held := finished.held_out:
         unit, factor = unit_of(held)
         loss, error = factor * held.nats_per_token, factor * held.stderr

@@ -115,13 +115,7 @@ class Trainer:
             if not self.run.config.is_file():
                 write_directory(self.run.tokenizer, self.corpus.tokenizer.save)
             save_config(self.config, self.run.config)
-            log = self.config.log
-            self._metrics = MetricsLog(
-                self.run.metrics,
-                self.step,
-                self.run.tensorboard if log.tensorboard else None,
-                _wandb_settings(self.config, self.run) if log.wandb else None,
-            )
+            self._metrics = MetricsLog(self.run, self.config, self.step)
         self.accelerator.wait_for_everyone()
         _log.info(
             "%s: step %d, %d parameters, %s, %d process(es)",
@@ -133,9 +127,10 @@ class Trainer:
     def _train_step(self, stop: bool) -> tuple[StepInfo, bool]:
         """One optimiser step; the bool says whether any process has been asked to stop."""
         step, config, a = self.step + 1, self.config, self.accelerator
-        lr = learning_rate(config.optim, step, self._progress())
-        size = config.training.batch_size
-        x_0 = self.corpus.train.take(size, a.process_index, a.num_processes).to(a.device)  # (B, L)
+        section = config.training
+        lr = learning_rate(config.optim, step, section.progress(self.step, self.elapsed))
+        x_0 = self.corpus.train.take(section.batch_size, a.process_index, a.num_processes)
+        x_0 = x_0.to(a.device)  # (B, L)
         mean = self.learner.accumulate(x_0, step).double().item()
         everyone = self._gather(mean, float(stop), time.monotonic() - self._began)
         finite = everyone[:, 0].isfinite().tolist()
@@ -152,12 +147,6 @@ class Trainer:
         self._pace.append((step, self.elapsed))
         loss = float(everyone[:, 0].mean()) / config.model.length
         return self._info(loss, lr, grad_norm), bool(everyone[:, 1].any())
-
-    def _progress(self) -> float:
-        """The fraction of the run that is done, by steps or by time, whichever is larger."""
-        section = self.config.training
-        minutes = self.elapsed / (60 * section.max_minutes) if section.max_minutes else 0.0
-        return max(self.step / section.n_iters, minutes)
 
     def _gather(self, *values: float) -> Tensor:
         """(processes, len(values)) float64 on the CPU, the same in every process."""
@@ -312,17 +301,6 @@ def _check_same_model(config: TrainConfig, saved: TrainConfig) -> None:
                     f"{section}.{key}: the run was trained with {value}, got {now[key]}; a resumed "
                     "run keeps its model and objective: start a new one with another run_dir"
                 )
-
-
-def _wandb_settings(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
-    return {
-        "project": config.log.wandb_project,
-        "name": run.path.name,
-        "id": "-".join(run.path.absolute().parts[-2:]),
-        "resume": "allow",
-        "dir": str(run.path),
-        "config": asdict(config),
-    }
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -19,10 +19,12 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sedd_fast.train.run_directory import write_text
+from sedd_fast.train.run_directory import RunDirectory, write_text
+from sedd_fast.train.settings import TrainConfig
 
 _log = logging.getLogger(__name__)
 
@@ -30,32 +32,23 @@ _log = logging.getLogger(__name__)
 class MetricsLog(ExitStack):
     """Writes records to metrics.jsonl and to the other trackers; closes them as a context manager.
 
-    Args:
-        path: metrics.jsonl. Lines after `step` are dropped: their steps will be run again, or the
-            last line was cut off when the process was killed.
-        step: the step from which the run resumes; 0 for a new one.
-        tensorboard: directory of the event files, or None.
-        wandb: arguments of `wandb.init`, or None.
+    Lines of metrics.jsonl after `step` are dropped, where `step` is that from which the run resumes
+    (0 for a new one): their steps will be run again, or the last line was cut off when the process
+    was killed.
 
     Raises:
-        ValueError: Weights & Biases was requested and is not installed.
+        ValueError: the settings ask for Weights & Biases, which is not installed.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        step: int = 0,
-        tensorboard: Path | None = None,
-        wandb: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, run: RunDirectory, config: TrainConfig, step: int) -> None:
         super().__init__()
-        rewind(path, step)
-        self._file = self.enter_context(path.open("a", encoding="utf-8"))
+        rewind(run.metrics, step)
+        self._file = self.enter_context(run.metrics.open("a", encoding="utf-8"))
         self._trackers: list[Callable[[dict[str, float], int], object]] = []
-        if tensorboard is not None:
-            self._open_tensorboard(tensorboard, step)
-        if wandb is not None:
-            self._open_wandb(wandb)
+        if config.log.tensorboard:
+            self._open_tensorboard(run.tensorboard, step)
+        if config.log.wandb:
+            self._open_wandb(run.path, config)
 
     def write(self, record: Mapping[str, float | int | None]) -> None:
         """Write one record; it must have "step". Values that are not finite become null."""
@@ -85,7 +78,7 @@ class MetricsLog(ExitStack):
         self.callback(writer.close)
         self._trackers.append(log)
 
-    def _open_wandb(self, settings: Mapping[str, Any]) -> None:
+    def _open_wandb(self, path: Path, config: TrainConfig) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -93,7 +86,14 @@ class MetricsLog(ExitStack):
                 "log.wandb: Weights & Biases is not installed: pip install wandb, or set "
                 "log.wandb=false"
             ) from error
-        run = wandb.init(**settings)
+        run = wandb.init(
+            project=config.log.wandb_project,
+            name=path.name,
+            id="-".join(path.absolute().parts[-2:]),
+            resume="allow",
+            dir=str(path),
+            config=asdict(config),
+        )
         self.callback(run.finish)
         self._trackers.append(lambda values, step: run.log(values, step=step))
 

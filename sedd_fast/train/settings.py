@@ -7,6 +7,7 @@ where it has them (optim.warmup, training.n_iters, ...).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -150,8 +151,12 @@ class TrainingSection:
 
     def is_over(self, step: int, elapsed: float) -> bool:
         """Whether a run has reached its end after `step` steps and `elapsed` seconds."""
-        out_of_time = self.max_minutes is not None and elapsed >= 60 * self.max_minutes
-        return out_of_time or step >= self.n_iters
+        return self.progress(step, elapsed) >= 1
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """The fraction of the run that is done, by steps or by time, whichever is larger."""
+        seconds = math.inf if self.max_minutes is None else 60 * self.max_minutes
+        return max(step / self.n_iters, elapsed / seconds if seconds else 1.0)
 
 
 @dataclass(frozen=True)
