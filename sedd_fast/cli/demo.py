@@ -62,7 +62,7 @@ def demo(
       0    done
       2    a wrong option, value or path
       130  stopped with Ctrl-C, everything saved; the message names
-         the command to resume
+         the command that resumes
     """
     check_backend("cpu")
     began = time.monotonic()
@@ -107,9 +107,7 @@ def _stages() -> Iterator[Callable[[str], None]]:
 
 def _show(run: TrainResult, report: work.DemoReport) -> None:
     console = results()
-    console.print()
-    console.print(_bits_table(report), soft_wrap=False)
-    console.print(_verdict(report), soft_wrap=False)
+    console.print("", _bits_table(report), _verdict(report), sep="\n", soft_wrap=False)
     for number, drawn in enumerate(report.samples, start=1):
         _text(console, f"sample {number} of {len(report.samples)}", drawn)
     _text(console, "infill with given start, middle and end", report.filled)
@@ -119,52 +117,39 @@ def _show(run: TrainResult, report: work.DemoReport) -> None:
         str(report.picture): "picture of the training curves",
         str(run.run_dir / work.RECORD): "the figures above",
     }
-    console.print()
-    console.print(pairs(files, styles=("cyan", "dim")))
-    console.print()
-    console.print(commands(run))
+    console.print("", pairs(files, styles=("cyan", "dim")), "", commands(run), sep="\n")
 
 
 def _verdict(report: work.DemoReport) -> Text:
     share = abs(report.gain) / report.baselines["unigram"]
-    verb, style = ("below", "bold green") if report.gain > 0 else ("above", "bold yellow")
-    blocks = len(report.bound.nats)
-    return Text.assemble(
-        "The model is ",
-        (
-            f"{abs(report.gain):.2f} bits per character ({share:.0%}) {verb} the unigram model",
-            style,
-        ),
-        ".\n",
-        (
-            f"Its figure is an upper bound ± standard error, {report.bound.samples} noise levels "
-            f"for each of {blocks} blocks.\n"
-            "Python's help repeats passages across topics; that helps the model and the 5-gram.\n",
-            "dim",
-        ),
+    side, style = ("below", "bold green") if report.gain > 0 else ("above", "bold yellow")
+    gain = f"{abs(report.gain):.2f} bits per character ({share:.0%}) {side} the unigram model"
+    notes = (
+        f"Its figure is an upper bound ± standard error, {report.bound.samples} noise levels "
+        f"for each of {len(report.bound.nats)} blocks.\n"
+        "Python's help repeats passages across topics; that helps the model and the 5-gram.\n"
     )
+    return Text.assemble("The model is ", (gain, style), ".\n", (notes, "dim"))
 
 
 def _text(console: Console, title: str, drawn: work.Drawn) -> None:
-    if not console.is_terminal:
+    if console.is_terminal:
+        shown = marked(drawn.text.rstrip("\n"), drawn.marks)
+        panel = Panel(shown, title=Text(title), title_align="left", border_style="dim")
+        console.print(panel, soft_wrap=False)
+    else:
         heading(title)
         show_text(drawn.text)
-        return
-    shown = marked(drawn.text.rstrip("\n"), drawn.marks)
-    panel = Panel(shown, title=Text(title), title_align="left", border_style="dim")
-    console.print(panel, soft_wrap=False)
 
 
 def _bits_table(report: work.DemoReport) -> Table:
     """Bits per held-out character of each model, in descending order."""
     rows = {**report.baselines, "SEDD": report.bits}
     largest = max(rows.values())
-    table = Table(box=SIMPLE_HEAD, title="Held-out text, bits per character (less is better)")
-    table.title_justify = "left"
-    table.title_style = "bold"
-    table.add_column("model")
-    table.add_column("bits/char", justify="right")
-    table.add_column("")
+    title = "Held-out text, bits per character (less is better)"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for header in ("model", "bits/char", ""):
+        table.add_column(header, justify="right" if header == "bits/char" else "left")
     for name, bits in sorted(rows.items(), key=lambda row: -row[1]):
         ours = name == "SEDD"
         figure = f"≤ {bits:.3f} ± {report.stderr:.3f}" if ours else f"{bits:.3f}        "

@@ -160,9 +160,7 @@ def _report(finished: TrainResult) -> None:
             f"\nHeld out: [bold]{loss:.3f} ± {error:.3f} {unit}[/], training objective with the "
             "averaged weights.\n"
         )
-    console.print(pairs(files, styles=("cyan", "dim")))
-    console.print()
-    console.print(commands(finished))
+    console.print(pairs(files, styles=("cyan", "dim")), "", commands(finished), sep="\n")
 
 
 def commands(finished: TrainResult) -> Text:

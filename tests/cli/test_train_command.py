@@ -1,4 +1,4 @@
-"""`sedd-fast train`: what it says, and Ctrl-C."""
+"""`sedd-fast train`: its report, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from helpers.small_run import SMALL
 from sedd_fast.train.metrics import read_metrics
 
 
-def test_train_names_the_way_to_train_on_a_text(text_file, call):
+def test_train_explains_how_to_train_on_a_text(text_file, call):
     assert f"data.train={text_file}" in call("train", text_file).err
 
 
-def test_train_tells_where_things_lie(run_dir, call, tmp_path):
+def test_train_reports_its_files(run_dir, call, tmp_path):
     run_dir = shutil.copytree(run_dir, tmp_path / "run")
     result = call("train", "--resume", run_dir, "training.n_iters=30")
     assert result.code == 0

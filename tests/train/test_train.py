@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ def test_half_written_checkpoint_is_ignored_and_removed(whole, text_file, tmp_pa
     ]  # fmt: skip
 
 
-def test_resuming_a_finished_run_changes_nothing_and_more_steps_go_on(text_file, tmp_path):
+def test_resuming_a_finished_run_changes_nothing_and_more_steps_continue(text_file, tmp_path):
     run_dir = tmp_path / "run"
     train(settings(text_file, run_dir, "training.n_iters=4"))
     before = losses(run_dir)
@@ -336,6 +337,26 @@ def test_wandb_missing_is_explained(text_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
         train(settings(text_file, tmp_path / "run", "log.wandb=true"))
+
+
+def test_wandb_gets_the_figures(text_file, tmp_path, monkeypatch):
+    given, logged, finished = {}, [], []
+
+    def init(**options):
+        given.update(options)
+        return SimpleNamespace(
+            log=lambda values, step: logged.append((step, values)),
+            finish=lambda: finished.append(True),
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    train(settings(text_file, tmp_path / "run", "log.wandb=true", "training.n_iters=4"))
+    assert (given["project"], given["name"], given["resume"]) == ("sedd-fast", "run", "allow")
+    assert given["config"]["training"]["n_iters"] == 4
+    assert [step for step, _ in logged] == [1, 2, 3, 4, 4]
+    assert "train/loss" in logged[0][1]
+    assert "held_out/loss" in logged[-1][1]
+    assert finished == [True]
 
 
 @pytest.mark.slow
