@@ -8,7 +8,6 @@ They share:
     requests.py         what `sample` and `infill` draw
     samples.py          samples to judge, read from a file or drawn
     output.py           what goes to stdout, to stderr and into files
-    progress.py         the progress of a piece of work
     display.py          the progress of a training
     errors.py           an error as one line with the remedy, and the exit codes
 

@@ -14,13 +14,13 @@ import typer
 from sedd_fast.cli import options as shared
 from sedd_fast.cli.network import Baseline, Network, Precision, corpus_of_run, load_any
 from sedd_fast.cli.output import Result, figure
-from sedd_fast.cli.progress import counted
 from sedd_fast.data.copies import named_rows
 from sedd_fast.data.datasets import NAMED
 from sedd_fast.data.sources import read_documents
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
 from sedd_fast.evaluate.likelihood import exact_likelihood
 from sedd_fast.evaluate.wrapping import Wrapped, wrap
+from sedd_fast.progress import counted
 from sedd_fast.version import __version__
 
 _ROWS = 256  # noised blocks between two reports of progress

@@ -12,10 +12,10 @@ from sedd_fast.cli import options as shared
 from sedd_fast.cli import sampler_options
 from sedd_fast.cli.network import Baseline, Precision, choose_device, load_any
 from sedd_fast.cli.output import Result, figure
-from sedd_fast.cli.progress import counted
 from sedd_fast.cli.samples import Draw, File, ModelOrNone, Samples, draw_samples, read_samples
 from sedd_fast.evaluate.generative import ORDERS, GenerativePerplexity, generative_perplexity
 from sedd_fast.evaluate.judge import Judge
+from sedd_fast.progress import counted
 
 #: Options of the drawing, and those of them that only SEDD has.
 DRAWING = (

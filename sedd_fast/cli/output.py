@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from sedd_fast.progress import stderr_console
+
 
 def writable(path: Path | None) -> Path | None:
     """The path, if a file can be written to it: checked before the work and not after it.
@@ -49,19 +51,13 @@ def creatable(folder: Path | None) -> Path | None:
 _CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
+#: The console that a command writes its progress to.
+progress = stderr_console
+
+
 def results() -> Console:
     """The console that a command writes its result to."""
     return Console(highlight=False, soft_wrap=True)
-
-
-def progress() -> Console:
-    """The console that a command writes its progress to, from the main process alone."""
-    return Console(stderr=True, highlight=False, quiet=not is_main_process())
-
-
-def is_main_process() -> bool:
-    """Whether this is the main process of torchrun or `accelerate launch`, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def write_json(record: dict[str, Any]) -> None:

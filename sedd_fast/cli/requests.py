@@ -16,11 +16,11 @@ from torch import Tensor
 
 from sedd_fast.cli.network import Network
 from sedd_fast.cli.output import heading, show_text, write_json
-from sedd_fast.cli.progress import Report, counted
 from sedd_fast.cli.sampler_options import SamplingOptions
 from sedd_fast.data.prompts import Piece, decode_samples, lay_out, read_template
 from sedd_fast.data.sources import read_text
 from sedd_fast.data.tokenizers import Tokenizer
+from sedd_fast.progress import Report, counted
 from sedd_fast.sampling.api import Step
 from sedd_fast.sampling.api import infill as fill
 

@@ -12,11 +12,11 @@ import torch
 import typer
 
 from sedd_fast.cli.network import Baseline, Network
-from sedd_fast.cli.progress import counted
 from sedd_fast.cli.sampler_options import text_option
 from sedd_fast.data.prompts import decode_samples
 from sedd_fast.data.sources import read_text
 from sedd_fast.models.autoregressive import generate
+from sedd_fast.progress import counted
 from sedd_fast.sampling.api import sample
 
 File = Annotated[

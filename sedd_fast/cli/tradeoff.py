@@ -7,7 +7,6 @@ from typing import Any
 
 from sedd_fast.cli.options import expand_options
 from sedd_fast.cli.output import save_json, write_json
-from sedd_fast.cli.progress import counted
 from sedd_fast.cli.tradeoff_networks import Compared, find_networks
 from sedd_fast.cli.tradeoff_options import PICTURE, RECORD, Grid, TradeoffOptions
 from sedd_fast.cli.tradeoff_report import show
@@ -20,6 +19,7 @@ from sedd_fast.evaluate.tradeoff import (
     measure_baseline,
     measure_sampler,
 )
+from sedd_fast.progress import counted
 from sedd_fast.sampling.config import SamplerConfig
 
 

@@ -32,7 +32,7 @@ from sedd_fast.cli import errors
         (["train", "data.train=./none.txt"], "no file './none.txt'"),
         (["train", "--preset", "huge"], "medium"),
         (["train", "--resume", "/no/run"], "holds no run"),
-        (["train", "--resume", "r", "--preset", "tiny"], "--preset cannot go with it"),
+        (["train", "--resume", "r", "--preset", "tiny"], "--preset cannot be combined with it"),
         (["demo", "--minutes", "-1"], "minutes: expected a positive number"),
         (["info", "extra"], "extra"),
     ],
