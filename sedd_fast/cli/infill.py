@@ -6,15 +6,11 @@ from typing import Annotated, Any
 
 from sedd_fast.cli import requests
 from sedd_fast.cli.network import Network, load_network
-from sedd_fast.cli.sampler_options import (
-    Model,
-    SamplingOptions,
-    takes_sampling_options,
-    text_option,
-)
+from sedd_fast.cli.options import Model, expand_options
+from sedd_fast.cli.sampler_options import SamplingOptions, text_option
 
 
-@takes_sampling_options
+@expand_options
 def infill(
     model: Model,
     template: Annotated[

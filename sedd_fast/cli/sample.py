@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from sedd_fast.cli.network import load_network
+from sedd_fast.cli.options import Model, expand_options
 from sedd_fast.cli.requests import Request, draw
-from sedd_fast.cli.sampler_options import (
-    Model,
-    SamplingOptions,
-    takes_sampling_options,
-    text_option,
-)
+from sedd_fast.cli.sampler_options import SamplingOptions, text_option
 from sedd_fast.data.texts import Piece, lay_out
 
 
-@takes_sampling_options
+@expand_options
 def sample(
     model: Model,
     prompt: Annotated[str, text_option("--prompt", "-p", help="Text at the start.")] = "",

@@ -1,31 +1,32 @@
-"""The options that `sample` and `infill` share (SamplingOptions), and options of other commands."""
+"""The options of the samplers: those that `sample` and `infill` share are SamplingOptions."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
-from functools import cached_property, wraps
-from typing import Annotated, Any, get_type_hints
+from functools import cached_property
+from typing import Annotated, Any
 
 import typer
 
 from sedd_fast.cli.network import Network, Precision
-from sedd_fast.cli.output import progress
+from sedd_fast.cli.options import (
+    COUNT,
+    SEED,
+    BatchSize,
+    DeviceName,
+    Dtype,
+    Length,
+    NumSamples,
+    Renamed,
+    TokenizerName,
+)
 from sedd_fast.sampling.api import METHODS
 from sedd_fast.sampling.config import SamplerConfig
 from sedd_fast.sampling.remask import Remask
 
 Method = Enum("Method", [(name, name) for name in METHODS], type=str)  # type: ignore[misc]
 DEFAULT = Method("analytic")
-#: The most steps, tokens or samples that an option accepts.
-MOST = 1_000_000
-#: The settings of every option that counts something, and of every seed.
-COUNT: dict[str, Any] = {"metavar": "N", "min": 1, "max": MOST}
-SEED: dict[str, Any] = {"metavar": "N", "min": 0, "max": 2**63 - 1}
-#: Options that have a new name; the old one is hidden, and works with a warning.
-RENAMED = {"batch": "num_samples", "at_once": "batch_size"}
 
 
 def text_option(*names: str, help: str, metavar: str = "TEXT") -> Any:
@@ -33,22 +34,6 @@ def text_option(*names: str, help: str, metavar: str = "TEXT") -> Any:
     return typer.Option(*names, metavar=metavar, help=help, show_default=False)
 
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", metavar="NAME", help="Run directory, directory of weights, or hub name."
-    ),
-]
-NumSamples = Annotated[
-    int, typer.Option("--num-samples", "-n", **COUNT, help="Number of samples to draw.")
-]
-BatchSize = Annotated[
-    int, typer.Option("--batch-size", **COUNT, help="Samples per batch; more need more memory.")
-]
-Length = Annotated[
-    int | None,
-    typer.Option("--length", "-l", **COUNT, help="Length in tokens.", show_default="as trained"),
-]
 Steps = Annotated[
     int, typer.Option("--steps", "-s", **COUNT, help="Number of steps; more is better.")
 ]
@@ -64,20 +49,6 @@ TopP = Annotated[
     float,
     typer.Option(metavar="P", help="Draw from the likeliest tokens whose probabilities reach P."),
 ]
-DeviceName = Annotated[
-    str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N; auto: a GPU if available.")
-]
-Dtype = Annotated[
-    Precision, typer.Option(help="Precision of matrix products; scores are always float32.")
-]
-TokenizerName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="bytes, a file, a directory or a hub name.",
-        show_default="the one beside the weights",
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -87,10 +58,8 @@ class SamplingOptions:
     A field with the name of one of :class:`SamplerConfig` sets it.
     """
 
-    num_samples: NumSamples = 1
-    batch_size: BatchSize = 16
-    batch: Annotated[int | None, typer.Option("--batch", **COUNT, hidden=True)] = None
-    at_once: Annotated[int | None, typer.Option("--at-once", **COUNT, hidden=True)] = None
+    num_samples: Annotated[NumSamples, Renamed(("--batch",))] = 1
+    batch_size: Annotated[BatchSize, Renamed(("--at-once",))] = 16
     length: Length = None
     steps: Steps = 128
     method: SamplerMethod = DEFAULT
@@ -150,13 +119,6 @@ class SamplingOptions:
         typer.Option("--json", help="Write one JSON object a line: text, tokens, given, settings."),
     ] = False
 
-    def __post_init__(self) -> None:
-        for old, new in RENAMED.items():
-            if (value := getattr(self, old)) is not None:
-                old, now = (f"--{name.replace('_', '-')}" for name in (old, new))
-                progress().print(f"warning: {old} is deprecated and will be removed; use {now}")
-                object.__setattr__(self, new, value)
-
     @cached_property
     def sampler(self) -> SamplerConfig:
         """The sampler that the options describe.
@@ -209,23 +171,3 @@ def read_remask(text: str) -> Remask:
             "--remask: expected cap or rescale, with an eta, as in cap:0.02, "
             f"got {text!r} ({error})"
         ) from error
-
-
-def takes_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, its last parameter `options` replaced by the fields of SamplingOptions."""
-    own = list(inspect.signature(command).parameters.values())[:-1]
-    shared = inspect.signature(SamplingOptions).parameters
-    hints = get_type_hints(command, include_extras=True)
-    hints |= get_type_hints(SamplingOptions, include_extras=True)
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        command(options=SamplingOptions(**{name: given.pop(name) for name in shared}), **given)
-
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
-            for parameter in (*own, *shared.values())
-        ]
-    )
-    return run

@@ -13,7 +13,7 @@ import typer
 
 from sedd_fast.cli.network import Baseline, Network
 from sedd_fast.cli.progress import counted
-from sedd_fast.cli.sampler_options import COUNT, text_option
+from sedd_fast.cli.sampler_options import text_option
 from sedd_fast.data.sources import read_text
 from sedd_fast.data.texts import read_texts
 from sedd_fast.models.autoregressive import generate
@@ -36,9 +36,6 @@ ModelOrNone = Annotated[
         help="Draw samples from this model: run directory, directory of weights, or hub name.",
     ),
 ]
-Texts = Annotated[
-    int, typer.Option("--texts", "-t", **COUNT, help="Number of samples to draw from --model.")
-]
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Samples:
 class Draw:
     """How samples are drawn from a model; the record contains it."""
 
-    texts: int
+    num_samples: int
     length: int | None
     steps: int
     method: str
@@ -112,10 +109,10 @@ def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
     generator = torch.Generator().manual_seed(draw.seed)
     rows: list[torch.Tensor] = []
     with network.autocast(), counted("sampling", "texts") as report:
-        for start in range(0, draw.texts, draw.batch_size):
-            shape = (min(draw.batch_size, draw.texts - start), length)
+        for start in range(0, draw.num_samples, draw.batch_size):
+            shape = (min(draw.batch_size, draw.num_samples - start), length)
             rows.append(_draw_batch(network, draw, shape, generator).cpu())
-            report(start + shape[0], draw.texts)
+            report(start + shape[0], draw.num_samples)
     nothing = torch.zeros(length, dtype=torch.bool)
     mask = None if isinstance(network, Baseline) else network.model.graph.mask_index
     drawn = read_texts(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
