@@ -124,9 +124,8 @@ class ReverseProcess:
     @property
     def _is_fused(self) -> bool:
         """Whether the network draws the tokens itself, and computes no scores besides."""
-        return not self.config.legacy_fp32_gumbel and takes_request(
-            self.model, self.graph, ReverseStepRequest
-        )
+        fused = takes_request(self.model, self.graph, ReverseStepRequest)
+        return fused and not self.config.legacy_fp32_gumbel
 
 
 def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -7,6 +7,8 @@ jumps to y with probability r_y / sum(r). Unlike Euler's 1 - h sum(r) no probabi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,7 @@ def tau_leap(
     h: Tensor,
     graph: Graph,
     generator: torch.Generator | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    **shares: Any,
 ) -> Tensor:
     """Tokens after a leap of size h along the rates r_y = Q[x, y] exp(l_y), y != x.
 
@@ -37,7 +38,7 @@ def tau_leap(
         h: () float64, step size times noise rate.
         graph: ``Absorbing(V)``, ``Uniform(V)`` or a ``DenseGraph``, with its own Q.
         generator: source of the uniforms: u0 decides whether to jump, u1 where.
-        temperature, top_p: which token is jumped to; not for a ``DenseGraph``.
+        shares: temperature and top_p of :func:`sedd_fast.reverse_step`; not for a ``DenseGraph``.
 
     Returns:
         (B, L) int64.
@@ -48,9 +49,7 @@ def tau_leap(
     jumps = u[..., 0] < -torch.expm1(-h * total_rate(log_score, x, graph))
     # An Euler step with u0 = 0 always moves where it can, to y in proportion to exp(l_y).
     moves = torch.stack((torch.zeros_like(u[..., 1]), u[..., 1]), -1)
-    drawn = reverse_step(
-        log_score, x, 1.0, 1.0, graph, "euler", u=moves, temperature=temperature, top_p=top_p
-    )
+    drawn = reverse_step(log_score, x, 1.0, 1.0, graph, "euler", u=moves, **shares)
     return torch.where(jumps, drawn, x)
 
 
