@@ -4,8 +4,10 @@
     python docs/sampling_figures.py normalisation --model runs/demo/export
     python docs/sampling_figures.py gumbel
 
-The first computes laws in the toy world of the tests, without a draw; the second takes a trained
-absorbing model. Each prints tables; the seed is fixed. They need the test tools (`make install`).
+The first computes exact distributions in the toy world of the tests, without a draw; the second
+takes a trained absorbing model; the third computes how the original code draws from a Zipf
+distribution.
+Each prints tables; the seed is fixed. They need the test tools (`make install`).
 """
 
 from __future__ import annotations
@@ -19,44 +21,58 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
-from sedd_fast.sampling.legacy import gumbel_argmax
+from sedd_fast.sampling.legacy_gumbel import gumbel_argmax
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from toy_world import GRAPHS, SCHEDULES, Step, ToyWorld, chain_law, data_law
+from helpers.toy_world import (
+    GRAPHS,
+    SCHEDULES,
+    Step,
+    ToyWorld,
+    data_distribution,
+    sampler_distribution,
+)
 
 
 def toy() -> None:
-    """Total variation between the exact laws of samplers and the data's, by network calls."""
-    law = data_law()
+    """Total variation between the exact distributions of samplers and data, by network calls."""
+    data = data_distribution()
     print("graph, method, network calls " + " ".join(f"{2**k:6d}" for k in range(3, 9)))
     for graph in GRAPHS:
-        world, noise = ToyWorld(graph, law), SCHEDULES[graph.kind]
+        world, noise = ToyWorld(graph, data), SCHEDULES[graph.kind]
         for method in ("analytic", "euler", "tau_leaping", "theta_trapezoidal"):
             calls = 2 if method == "theta_trapezoidal" else 1
-            laws = [chain_law(world, noise, 2**k // calls, method) for k in range(3, 9)]
-            print(f"{graph.kind + ', ' + method:29s}", *(f"{distance(p, law):.4f}" for p in laws))
+            reached = [
+                sampler_distribution(world, noise, 2**k // calls, method) for k in range(3, 9)
+            ]
+            print(
+                f"{graph.kind + ', ' + method:29s}", *(f"{distance(p, data):.4f}" for p in reached)
+            )
     print("analytic, scores times Z, steps     8     32    128    512")
     for z in (0.5, 0.8, 1.0, 1.25, 2.0):
-        laws = [scaled_law(law, z, steps) for steps in (8, 32, 128, 512)]
-        print(f"{z:<29g}", *(f"{distance(p, law):.4f}" for p in laws))
+        reached = [scaled_distribution(data, z, steps) for steps in (8, 32, 128, 512)]
+        print(f"{z:<29g}", *(f"{distance(p, data):.4f}" for p in reached))
     print("remasking, cap with eta = 4 / steps    32    128    512")
-    print(f"{'':36s}", *(f"{distance(remasked_law(law, n), law):.4f}" for n in (32, 128, 512)))
+    print(
+        f"{'':36s}",
+        *(f"{distance(remasked_distribution(data, n), data):.4f}" for n in (32, 128, 512)),
+    )
 
 
-def scaled_law(law: Tensor, z: float, steps: int) -> Tensor:
-    """The law of "analytic" with all scores of the absorbing graph multiplied by z."""
+def scaled_distribution(data: Tensor, z: float, steps: int) -> Tensor:
+    """The distribution of "analytic" with all scores of the absorbing graph multiplied by z."""
 
     class Scaled(ToyWorld):
         def __call__(self, indices: Tensor, sigma: Tensor) -> Tensor:
             scaled = super().__call__(indices, sigma) + math.log(z)
             return scaled.scatter(-1, indices[..., None], 0.0)
 
-    return chain_law(Scaled(GRAPHS[0], law), SCHEDULES["absorbing"], steps, "analytic")
+    return sampler_distribution(Scaled(GRAPHS[0], data), SCHEDULES["absorbing"], steps, "analytic")
 
 
-def remasked_law(law: Tensor, steps: int, eps: float = 1e-5) -> Tensor:
-    """The law of "analytic" that takes tokens back, at most a share of 4 / steps in a step."""
-    world, noise, h = ToyWorld(GRAPHS[0], law), SCHEDULES["absorbing"], (1 - eps) / steps
+def remasked_distribution(data: Tensor, steps: int, eps: float = 1e-5) -> Tensor:
+    """The distribution of "analytic" that masks a share of at most 4 / steps again in a step."""
+    world, noise, h = ToyWorld(GRAPHS[0], data), SCHEDULES["absorbing"], (1 - eps) / steps
     times = sf.sampling.timesteps(steps, eps)
     states = torch.zeros((world.graph.vocab_size + 1) ** 3, dtype=torch.float64)
     states[-1] = 1  # all masked
@@ -88,10 +104,10 @@ def distance(p: Tensor, q: Tensor) -> float:
 
 @torch.no_grad()
 def normalisation(directory: str, batch: int, steps: int) -> None:
-    """Z of a network on its own texts, and what "analytic" and "hit" make of it."""
+    """Z of a network on its own samples, and what "analytic" and "hit" make of it."""
     model = sf.SEDD.from_pretrained(directory).eval()
     process, length = (model, model.graph, model.noise), model.config.length
-    texts = {
+    samples = {
         name: sf.sample(*process, (batch, length), steps, method, generator=seeded(seed))
         for name, method, seed in (
             ("analytic", "analytic", 1),
@@ -99,18 +115,18 @@ def normalisation(directory: str, batch: int, steps: int) -> None:
             ("hit", "hit", 3),
         )
     }
-    print(f"{batch} texts of {length} tokens, {steps} steps")
+    print(f"{batch} samples of {length} tokens, {steps} steps")
     print("t     mean Z   Z - 1 - ln Z (nats)")
     for t in (0.05, 0.2, 0.5, 0.8, 0.95):
-        z = _partition(model, texts["analytic"], t)
+        z = _partition(model, samples["analytic"], t)
         print(f"{t:.2f}  {z.mean():.4f}   {(z - 1 - z.log()).mean():.2e}")
     size = model.graph.vocab_size
-    pairs = {name: _pairs(tokens, size) for name, tokens in texts.items()}
+    pairs = {name: _pairs(tokens, size) for name, tokens in samples.items()}
     print("against analytic, total variation    single tokens   pairs of neighbours")
     for name in ("analytic again", "hit"):
-        single = distance(shares(texts[name], size), shares(texts["analytic"], size))
+        single = distance(shares(samples[name], size), shares(samples["analytic"], size))
         print(f"{name:36s} {single:.4f}          {distance(pairs[name], pairs['analytic']):.4f}")
-    for name, tokens in texts.items():
+    for name, tokens in samples.items():
         print(f"unigram entropy, {name:19s} {entropy(shares(tokens, size)):.3f} bits")
 
 
@@ -119,7 +135,7 @@ def _pairs(tokens: Tensor, size: int) -> Tensor:
 
 
 def _partition(model: sf.SEDD, tokens: Tensor, t: float) -> Tensor:
-    """Z = expm1(sigma) sum(s) at the masked positions of noised texts."""
+    """Z = expm1(sigma) sum(s) at the masked positions of noised samples."""
     sigma = model.noise.sigma(torch.tensor(t, dtype=torch.float64))
     x = sf.sample_transition(tokens, sigma, model.graph, generator=seeded(4))
     log_score = model(x, sigma.float().expand(len(x)))[x == model.graph.mask_index]
@@ -127,13 +143,16 @@ def _partition(model: sf.SEDD, tokens: Tensor, t: float) -> Tensor:
 
 
 def gumbel(size: int, counts: list[int]) -> None:
-    """Texts of independent tokens from Zipf's law, as the original's draw would make them."""
-    law, many = zipf(size)
-    print(f"Zipf's law over {size:,} tokens: {unigram_entropy(law, many):.3f} bits, ", end="")
-    print(f"{law[:100].sum():.3f} on the top 100; the law of the original's samples:")
+    """Samples of independent tokens with a Zipf distribution, by the original's draw."""
+    weight, many = zipf(size)
+    print(
+        f"Zipf distribution over {size:,}: {unigram_entropy(weight, many):.3f} bits, ",
+        end="",
+    )
+    print(f"{weight[:100].sum():.3f} on the top 100; the distribution of the original's samples:")
     print("steps   entropy (bits)   on the top 100   masked at t = 0.5")
     for steps in counts:
-        drawn, middle = sampled_law(law, many, steps)
+        drawn, middle = sampled_distribution(weight, many, steps)
         figures = unigram_entropy(drawn, many), float(drawn[:100].sum())
         print(f"{steps:5d}   {figures[0]:.3f}           {figures[1]:.3f}            {middle:.3f}")
     print(f"one draw: a state of weight 1 - w against {size:,} equal ones of w together")
@@ -163,7 +182,7 @@ def winners(weight: Tensor, many: Tensor) -> Tensor:
     """(G,): how often each group wins the original's argmax of p / e; weight is of whole groups.
 
     u = k / 2^24, so that P(e >= x) = (floor(2^24 exp(-x)) + 1) / 2^24, and 0 above -ln(1e-10). The
-    law of the largest p / e is the product over states; ties count for the group that is larger.
+    distribution of the largest p / e is the product over states; ties count for the larger group.
     """
     p = weight.double() / many
     grid = torch.logspace(-12, 12, 40_001, dtype=torch.float64)
@@ -176,8 +195,8 @@ def winners(weight: Tensor, many: Tensor) -> Tensor:
     return won / won.sum()
 
 
-def sampled_law(law: Tensor, many: Tensor, steps: int) -> tuple[Tensor, float]:
-    """The law of a token after ``steps`` analytic steps, and the share masked half way.
+def sampled_distribution(weight: Tensor, many: Tensor, steps: int) -> tuple[Tensor, float]:
+    """The distribution of a token after ``steps`` analytic steps, and the share masked half way.
 
     With a mask probability t a masked position moves with probability 1 / (steps - i) at step i;
     what wins depends on that alone, and is interpolated between 40 values of it.
@@ -186,11 +205,13 @@ def sampled_law(law: Tensor, many: Tensor, steps: int) -> tuple[Tensor, float]:
     nodes = torch.logspace(-math.log10(steps), 0, 40, dtype=torch.float64)
     table = torch.stack(
         [
-            winners(torch.cat((1 - w, w * law)), torch.cat((torch.ones(1, dtype=torch.long), many)))
+            winners(
+                torch.cat((1 - w, w * weight)), torch.cat((torch.ones(1, dtype=torch.long), many))
+            )
             for w in nodes.split(1)
         ]
     )  # (40, 1 + G)
-    masked, drawn, middle = 1.0, torch.zeros_like(law), 1.0
+    masked, drawn, middle = 1.0, torch.zeros_like(weight), 1.0
     for i, w in enumerate(moves):
         j = int(torch.searchsorted(nodes, w).clamp(1, len(nodes) - 1))
         share = float((w / nodes[j - 1]).log() / (nodes[j] / nodes[j - 1]).log())

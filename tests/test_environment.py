@@ -50,7 +50,7 @@ def test_chosen_backend_is_the_one_that_runs():
         report = sf.info()
     assert report.requested == "reference"
     assert [n for n, b in backends(report).items() if b.chosen] == ["reference"]
-    assert "asked for" in str(report)
+    assert "requested" in str(report)
 
 
 def test_missing_compiled_module_is_reported(monkeypatch):
@@ -74,7 +74,7 @@ def test_instruction_set_is_one_that_was_built():
     cpp.unavailable() is not None or platform.libc_ver()[0] != "glibc", reason="needs glibc"
 )
 def test_memory_reuse_keeps_pages():
-    """After some rounds a tensor of the same size takes no new pages."""
+    """After some rounds of allocations a tensor of the same size takes no new pages."""
     code = """
 import resource, torch, sedd_fast as sf
 assert not sf.info().memory_reuse
@@ -82,7 +82,7 @@ assert sf.reuse_memory()
 assert sf.info().memory_reuse
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for i in range(64):  # it settles when the large free blocks have been split as often as needed
+for i in range(64):  # it takes effect when the large free blocks are split as needed
     if i == 60:
         before = faults()
     torch.ones(20_000_000)

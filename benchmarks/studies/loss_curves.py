@@ -41,7 +41,6 @@ from benchmarks.harness.environment import provenance
 from sedd_fast.data.corpus import Corpus, load_corpus
 from sedd_fast.train.api import make_accelerator
 from sedd_fast.train.config import load_config
-from sedd_fast.train.held_out import held_out_loss
 from sedd_fast.train.settings import TrainConfig
 from sedd_fast.train.step import Learner, learning_rate
 
@@ -97,10 +96,7 @@ def run(
         learner.clip_gradients()
         learner.apply(learning_rate(config.optim, step, step / len(batches)))
     learner.plain.eval()
-    found = held_out_loss(
-        learner.plain, corpus.held_out, replace(learner.objective, reduction="none"),
-        config.training.eval_sequences, config.training.batch_size, learner.accelerator.device,
-    )  # fmt: skip
+    found = learner.held_out_losses(corpus.held_out)
     per_token = torch.stack(losses).cpu() / config.model.length
     return TrainingRun(per_token, float(found.double().mean()), start, flat(learner))
 

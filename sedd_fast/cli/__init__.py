@@ -1,11 +1,17 @@
-"""The command line `sedd-fast`: demo, train, sample, infill, eval, info.
+"""The command line `sedd-fast`. Each command has a file of its own name; app.py lists them.
 
-app.py     the commands' table, exit codes
-errors.py  an error as one line with the remedy
-output.py  what goes to stdout and to stderr
-display.py training, seen live
-network.py a trained network with its tokenizer, from --model
-One more file for each command; the work itself is in the package, where it can be imported.
+They share:
+
+    options.py          options of several commands; a command's options as one dataclass
+    sampler_options.py  the options of the samplers
+    network.py          a trained network with its tokenizer, from --model
+    requests.py         what `sample` and `infill` draw
+    samples.py          samples to judge, read from a file or drawn
+    output.py           what goes to stdout, to stderr and into files
+    display.py          the progress of a training
+    errors.py           an error as one line with the remedy, and the exit codes
+
+The work itself is in the other packages, where it can be imported.
 """
 
 from sedd_fast.cli.app import main

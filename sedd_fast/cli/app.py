@@ -1,40 +1,27 @@
-"""The table of commands, and the exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+"""The list of commands, and the exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from sedd_fast.cli import (
-    demo,
-    errors,
-    evaluate,
-    genppl,
-    infill,
-    info,
-    mauve,
-    sample,
-    tradeoff,
-    train,
-)
+from sedd_fast.cli import demo, errors, genppl, infill, info, mauve, sample, tradeoff, train
+from sedd_fast.cli.eval import evaluate
 from sedd_fast.environment import reuse_memory
 from sedd_fast.version import __version__
 
 
 class Commands(TyperGroup):
-    """typer turns Ctrl-C into a silent exit; say where things stand before it does."""
+    """The commands; Ctrl-C is reported as one line, where typer would exit without a word."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise typer.Exit(errors.report(stop)) from stop
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)  # as they were added, not by name
 
 
 app = typer.Typer(
@@ -48,15 +35,19 @@ app = typer.Typer(
     "(one line says what and the remedy), 130 stopped with Ctrl-C. "
     "SEDD_FAST_DEBUG=1 adds the traceback.",
 )
-app.command("demo")(demo.demo)
-app.command("train")(train.train)
-app.command("sample")(sample.sample)
-app.command("infill")(infill.infill)
-app.command("eval")(evaluate.evaluate)
-app.command("genppl")(genppl.genppl)
-app.command("mauve")(mauve.mauve)
-app.command("tradeoff")(tradeoff.tradeoff)
-app.command("info")(info.info)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "train": train.train,
+    "sample": sample.sample,
+    "infill": infill.infill,
+    "eval": evaluate,
+    "genppl": genppl.genppl,
+    "mauve": mauve.mauve,
+    "tradeoff": tradeoff.tradeoff,
+    "info": info.info,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def _version(asked: bool) -> None:
@@ -68,15 +59,14 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
     reuse: Annotated[
         bool,
         typer.Option(
             "--reuse-memory/--no-reuse-memory",
             help="Keep the memory of freed tensors instead of giving it back to the system: "
-            "faster on a CPU. Stands before the command.",
+            "faster on a CPU. Must stand before the command.",
         ),
     ] = True,
 ) -> None:
@@ -91,10 +81,10 @@ def options(
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line; return the exit code.
 
     Args:
-        args: without the program's name; None takes those of the process.
+        args: the arguments without the program's name; None: those of the process.
     """
     command = typer.main.get_command(app)
     arguments = None if args is None else list(args)

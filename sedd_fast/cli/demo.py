@@ -18,8 +18,8 @@ from rich.text import Text
 
 from sedd_fast.cli.display import TrainingDisplay, duration
 from sedd_fast.cli.network import check_backend
+from sedd_fast.cli.options import SEED
 from sedd_fast.cli.output import heading, marked, pairs, progress, results, show_text
-from sedd_fast.cli.sampler_options import SEED
 from sedd_fast.cli.train import commands
 from sedd_fast.train import demo as work
 from sedd_fast.train.progress import TrainingInterrupted, TrainResult
@@ -34,31 +34,35 @@ def demo(
         typer.Option(
             "--run-dir",
             metavar="DIR",
-            help="A new directory for the run, or one of a demo that was interrupted.",
+            help="A new directory for the run, or that of an interrupted demo, to resume it.",
             show_default="runs/demo, or the next free runs/demo-2, ...",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(**SEED, help="Of weights, noise and samples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(**SEED, help="Random seed for weights, noise and samples.")
+    ] = 0,
 ) -> None:
-    """Train a small model in five minutes and see what it can do; no download.
+    """Train a small model in five minutes and evaluate it; no download.
 
     The text is Python's own help (pydoc_data.topics, 460,000 characters);
-    the model (preset tiny) reads and writes single characters; 5 % of the
-    text is held out. After training it shows
+    the tokens of the model (preset tiny) are single characters; 5 % of
+    the text is held out. After training the demo prints
 
       bits     per held-out character, beside uniform, unigram and 5-gram
-      samples  three from nothing, one around a given start, middle and end
-      files    checkpoint, picture of the curves, and commands to go on
+      samples  three unconditional, one with given start, middle and end
+      files    checkpoint and picture of the curves
+      commands for further work with the model
 
     [bold]Examples[/]
       sedd-fast demo
       sedd-fast demo --minutes 30 --run-dir runs/longer
-      sedd-fast demo --minutes 0.2     only to see it run
+      sedd-fast demo --minutes 0.2     a quick trial
 
     [bold]Exit codes[/]
       0    done
       2    a wrong option, value or path
-      130  stopped with Ctrl-C, everything saved: the same command goes on
+      130  stopped with Ctrl-C, everything saved; the message names
+         the command that resumes
     """
     check_backend("cpu")
     began = time.monotonic()
@@ -82,7 +86,7 @@ def _train(settings: work.DemoSettings, path: Path, display: TrainingDisplay) ->
 
 
 def _announce(settings: work.DemoSettings, path: Path) -> None:
-    verb = "Going on with" if work.is_interrupted(path) else "Training"
+    verb = "Resuming" if work.is_interrupted(path) else "Training"
     progress().print(
         f"{verb} a character model on Python's own help texts, {settings.minutes:g} minutes, "
         f"in {path}\n",
@@ -92,7 +96,7 @@ def _announce(settings: work.DemoSettings, path: Path) -> None:
 
 @contextmanager
 def _stages() -> Iterator[Callable[[str], None]]:
-    """A spinner with what is done now; plain lines where there is no terminal."""
+    """A spinner that names the present stage; a plain line per stage without a terminal."""
     console = progress()
     if not console.is_terminal:
         yield lambda stage: console.print(f"{stage} ...")
@@ -103,64 +107,49 @@ def _stages() -> Iterator[Callable[[str], None]]:
 
 def _show(run: TrainResult, report: work.DemoReport) -> None:
     console = results()
-    console.print()
-    console.print(_bits_table(report), soft_wrap=False)
-    console.print(_verdict(report), soft_wrap=False)
+    console.print("", _bits_table(report), _verdict(report), sep="\n", soft_wrap=False)
     for number, drawn in enumerate(report.samples, start=1):
         _text(console, f"sample {number} of {len(report.samples)}", drawn)
-    _text(console, "infill: start, middle and end were given", report.filled)
+    _text(console, "infill with given start, middle and end", report.filled)
     files = {
         str(run.export): "averaged weights and tokenizer",
-        str(run.checkpoint): "checkpoint to train on from",
-        str(report.picture): "the curves as a picture",
+        str(run.checkpoint): "checkpoint to resume from",
+        str(report.picture): "picture of the training curves",
         str(run.run_dir / work.RECORD): "the figures above",
     }
-    console.print()
-    console.print(pairs(files, styles=("cyan", "dim")))
-    console.print()
-    console.print(commands(run))
+    console.print("", pairs(files, styles=("cyan", "dim")), "", commands(run), sep="\n")
 
 
 def _verdict(report: work.DemoReport) -> Text:
     share = abs(report.gain) / report.baselines["unigram"]
-    verb, style = ("below", "bold green") if report.gain > 0 else ("above", "bold yellow")
-    blocks = len(report.bound.nats)
-    return Text.assemble(
-        "The model is ",
-        (
-            f"{abs(report.gain):.2f} bits per character ({share:.0%}) {verb} the unigram model",
-            style,
-        ),
-        ".\n",
-        (
-            f"Its figure is an upper bound ± standard error, {report.bound.samples} noise levels "
-            f"for each of {blocks} blocks.\n"
-            "Python's help repeats passages across topics; that helps the model and the 5-gram.\n",
-            "dim",
-        ),
+    side, style = ("below", "bold green") if report.gain > 0 else ("above", "bold yellow")
+    gain = f"{abs(report.gain):.2f} bits per character ({share:.0%}) {side} the unigram model"
+    notes = (
+        f"Its figure is an upper bound ± standard error, {report.bound.samples} noise levels "
+        f"for each of {len(report.bound.nats)} blocks.\n"
+        "Python's help repeats passages across topics; that helps the model and the 5-gram.\n"
     )
+    return Text.assemble("The model is ", (gain, style), ".\n", (notes, "dim"))
 
 
-def _text(console: Console, title: str, drawn: work.Drawn) -> None:
-    if not console.is_terminal:
+def _text(console: Console, title: str, drawn: work.Sample) -> None:
+    if console.is_terminal:
+        shown = marked(drawn.text.rstrip("\n"), drawn.marks)
+        panel = Panel(shown, title=Text(title), title_align="left", border_style="dim")
+        console.print(panel, soft_wrap=False)
+    else:
         heading(title)
         show_text(drawn.text)
-        return
-    shown = marked(drawn.text.rstrip("\n"), drawn.marks)
-    panel = Panel(shown, title=Text(title), title_align="left", border_style="dim")
-    console.print(panel, soft_wrap=False)
 
 
 def _bits_table(report: work.DemoReport) -> Table:
-    """Bits per held-out character of each model, the worst first."""
+    """Bits per held-out character of each model, in descending order."""
     rows = {**report.baselines, "SEDD": report.bits}
     largest = max(rows.values())
-    table = Table(box=SIMPLE_HEAD, title="Held-out text, bits per character (less is better)")
-    table.title_justify = "left"
-    table.title_style = "bold"
-    table.add_column("model")
-    table.add_column("bits/char", justify="right")
-    table.add_column("")
+    title = "Held-out text, bits per character (less is better)"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for header in ("model", "bits/char", ""):
+        table.add_column(header, justify="right" if header == "bits/char" else "left")
     for name, bits in sorted(rows.items(), key=lambda row: -row[1]):
         ours = name == "SEDD"
         figure = f"≤ {bits:.3f} ± {report.stderr:.3f}" if ours else f"{bits:.3f}        "

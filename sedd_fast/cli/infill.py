@@ -4,63 +4,47 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from sedd_fast.cli import requests
-from sedd_fast.cli import sampler_options as options
 from sedd_fast.cli.network import Network, load_network
-from sedd_fast.data.texts import Piece
+from sedd_fast.cli.options import Model, expand_options
+from sedd_fast.cli.sampler_options import SamplingOptions, text_option
 
 
-@options.sharing
+@expand_options
 def infill(
-    model: options.Model,
+    model: Model,
     template: Annotated[
         str,
-        typer.Option(
-            metavar="TEXT",
-            help="The text with gaps: [8] is one of 8 tokens. A bracket that is meant is written "
-            r"with a backslash.",
-            show_default=False,
+        text_option(
+            help="Text with gaps: [8] is a gap of 8 tokens. Write a literal bracket with a "
+            "backslash before it.",
         ),
     ] = "",
-    prefix: Annotated[
-        str,
-        typer.Option(
-            "--prefix", metavar="TEXT", help="The text starts with this.", show_default=False
-        ),
-    ] = "",
+    prefix: Annotated[str, text_option(help="Text at the start.")] = "",
     middle: Annotated[
         list[str] | None,
-        typer.Option(
+        text_option(
             metavar="TEXT@POS",
-            help="TEXT stands from token POS on, counted from 0 (with characters as tokens: from "
-            "that character). May be given several times.",
-            show_default=False,
+            help="TEXT starts at token POS, counted from 0 (with characters as tokens: at that "
+            "character). May be given several times.",
         ),
     ] = None,
-    suffix: Annotated[
-        str,
-        typer.Option(
-            "--suffix", metavar="TEXT", help="The text ends with this.", show_default=False
-        ),
-    ] = "",
+    suffix: Annotated[str, text_option(help="Text at the end.")] = "",
     source: Annotated[
         str,
-        typer.Option(
+        text_option(
             "--from",
             metavar="FILE",
-            help="One text a line, as JSON; - is the standard input.",
-            show_default=False,
+            help="A file of texts to complete, one JSON object a line; - is the standard input.",
         ),
     ] = "",
     *,
-    chosen: options.Chosen,
+    options: SamplingOptions,
 ) -> None:
-    """Fill the gaps around given text, wherever it stands.
+    """Fill the gaps around given text, wherever it is.
 
-    What is given is exact in the result, and bold on a terminal; the rest is
-    drawn. A text is cut at the first end-of-text after everything given.
+    The given text is exact in the result, and bold on a terminal; the rest is
+    drawn. A sample is cut at the first end-of-text after all given text.
 
     [bold]Examples[/]
       sedd-fast infill -m runs/demo --prefix "The " --suffix " is raised."
@@ -77,42 +61,36 @@ def infill(
       2    a wrong option, value or path; texts that overlap or do not fit
       130  stopped with Ctrl-C
     """
-    network = load_network(model, chosen.tokenizer, chosen.device, chosen.dtype)
-    settings = options.Settings.of(network, chosen)
+    network = load_network(model, options.tokenizer, options.device, options.dtype)
     given = {
-        "template": template, "prefix": prefix, "middle": middle, "suffix": suffix,
-        "length": chosen.length, "from": source,
+        "template": template, "prefix": prefix, "suffix": suffix,
+        "middle": [_placed(text) for text in middle or []],
+        "length": options.length, "from": source,
     }  # fmt: skip
-    wanted = _requests({name: value for name, value in given.items() if value}, network, settings)
-    requests.draw(wanted, network, settings, chosen.keep_after_eot, chosen.as_json)
+    given = {name: value for name, value in given.items() if value}
+    requests.draw(_requests(given, network), network, options)
 
 
-def _requests(
-    given: dict[str, Any], network: Network, settings: options.Settings
-) -> list[requests.Request]:
-    texts = given.keys() - {"length"}
+def _requests(given: dict[str, Any], network: Network) -> list[requests.Request]:
+    texts, length = given.keys() - {"length"}, given.get("length", network.model.config.length)
     if not texts:
         raise ValueError(
             "infill: nothing is given; use --template, --prefix, --middle, --suffix or --from, "
-            "or sample"
+            "or the command sample"
         )
     if "from" in given:
         if others := sorted(texts - {"from"}):
             raise ValueError(f"--from: every line says what is given, so not with --{others[0]}")
-        return requests.from_file(given["from"], network.tokenizer, settings.length)
-    if "template" in given:
-        others = sorted(f"--{name}" for name in given.keys() - {"template"})
-        return [requests.from_template(given["template"], others, network.tokenizer, "--template")]
-    middle = [_middle(text) for text in given.get("middle", [])]
-    ends = given.get("prefix", ""), given.get("suffix", "")
-    return [requests.from_pieces(*ends, middle, network.tokenizer, settings.length, "--")]
+        return requests.from_file(given["from"], network.tokenizer, length)
+    return [requests.from_record(given, network.tokenizer, length, "--")]
 
 
-def _middle(text: str) -> Piece:
-    words, at, position = text.rpartition("@")
-    if not at or not position.isdecimal() or not words:
+def _placed(text: str) -> list[str | int]:
+    """The [TEXT, POS] of TEXT@POS."""
+    piece, at, position = text.rpartition("@")
+    if not at or not position.isdecimal() or not piece:
         raise ValueError(
-            f"--middle: expected TEXT@POS, POS the number of a token from 0, got {text!r}; "
+            f"--middle: expected TEXT@POS, POS a token number from 0, got {text!r}; "
             "as in --middle 'then @50'"
         )
-    return Piece(words, int(position), f"--middle {text!r}")
+    return [piece, int(position)]

@@ -10,14 +10,12 @@ from sedd_fast import environment
 from sedd_fast.cli.output import results, write_json
 
 
-def info(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
+def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
     """Show versions, devices, and which backend runs where and why.
 
-    What belongs into a bug report: versions, processor and instruction set,
-    threads and whose they are, every backend with the reason where it cannot
-    run, and whether memory is reused.
+    Please add this report to a bug report. It names versions, processor and
+    instruction set, number and pool of threads, every backend with the reason
+    where it cannot run, and whether memory is reused.
 
     [bold]Environment[/]
       SEDD_FAST_BACKEND=reference|cpp   run everything on one backend

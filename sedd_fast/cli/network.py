@@ -1,9 +1,7 @@
-"""A trained network with its tokenizer, as --model, --tokenizer, --device and --dtype name it."""
+"""A trained network with its tokenizer and the text of its run, as the options name them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,11 +9,13 @@ from pathlib import Path
 import torch
 
 from sedd_fast.backends import registry
+from sedd_fast.data.corpus import Corpus, load_corpus
 from sedd_fast.data.tokenizers import MARKER, Tokenizer, load_tokenizer, make_tokenizer
 from sedd_fast.models import networks
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.checkpoint import CONFIG
 from sedd_fast.models.sedd import SEDD
+from sedd_fast.train.config import load_config
 from sedd_fast.train.run_directory import RunDirectory
 
 _TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
@@ -23,7 +23,7 @@ GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2
 
 
 class Precision(str, Enum):
-    """Of the network's matrix products; scores and sums are float32 in any case."""
+    """The data type of the network's matrix products; scores and sums are always float32."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -32,45 +32,50 @@ class Precision(str, Enum):
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What the commands ask of --model. `source` is where the weights were found."""
+    """What --model names. `source` is where the weights were found."""
 
     source: str
     tokenizer: Tokenizer
     device: torch.device
     precision: Precision
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Run the network in `precision` inside the block."""
-        dtype = getattr(torch, self.precision.value)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            yield
+    def autocast(self) -> torch.autocast:
+        """A context in which the network runs in `precision`."""
+        return autocast(self.device, self.precision)
 
 
 @dataclass(frozen=True)
 class Network(_Loaded):
-    """SEDD."""
+    """A SEDD network."""
 
     model: SEDD
 
 
 @dataclass(frozen=True)
 class Baseline(_Loaded):
-    """The autoregressive baseline."""
+    """An autoregressive network, the baseline that SEDD is compared with."""
 
     model: Autoregressive
 
 
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """A context in which matrix products on the device have the data type `precision`."""
+    dtype = getattr(torch, precision.value)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
 def load_network(name: str, tokenizer: str | None, device: str, precision: Precision) -> Network:
-    """Read the weights and the tokenizer.
+    """Read the weights and the tokenizer of a SEDD network.
 
     Args:
         name: a run directory of `train`, a directory of weights, or a hub name.
-        tokenizer: in place of the one beside the weights.
+        tokenizer: used in place of the one beside the weights; None: the one beside the weights.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: the data type of the network's matrix products.
 
     Raises:
-        ValueError, FileNotFoundError: nothing there, or it does not fit; says what to do.
+        ValueError, FileNotFoundError: there is no such network, its kind is another, or the
+            tokenizer or the device does not fit it; the message says what to do.
     """
     found = load_any(name, tokenizer, device, precision)
     if isinstance(found, Baseline):
@@ -84,41 +89,52 @@ def load_network(name: str, tokenizer: str | None, device: str, precision: Preci
 def load_any(
     name: str, tokenizer: str | None, device: str, precision: Precision
 ) -> Network | Baseline:
-    """As `load_network`, of whichever kind it is."""
-    where = choose_device(device)
+    """As `load_network`, for a network of either kind."""
+    place = choose_device(device)
     if name == "":
         raise ValueError("--model: got an empty name; give a run directory or a hub name")
     source = weights_of(name)
-    model = networks.load(source, device=where)
+    model = networks.load(source, device=place)
+    size = model.config.vocab_size
     if tokenizer is not None:
-        words = make_tokenizer(tokenizer)
+        found = make_tokenizer(tokenizer)
     else:
-        words = load_tokenizer(_tokenizer_of(source, model.config.vocab_size))
-    if words.vocab_size > model.config.vocab_size:
+        found = load_tokenizer(_tokenizer_of(source, size))
+    if found.vocab_size > size:
         raise ValueError(
-            f"--tokenizer: it has {words.vocab_size} tokens, the model only "
-            f"{model.config.vocab_size}; give the tokenizer the model was trained with"
+            f"--tokenizer: it has {found.vocab_size} tokens, the model only {size}; give the "
+            "tokenizer the model was trained with"
         )
     if isinstance(model, Autoregressive):
-        return Baseline(source, words, where, precision, model)
-    return Network(source, words, where, precision, model)
+        return Baseline(source, found, place, precision, model)
+    return Network(source, found, place, precision, model)
+
+
+def corpus_of_run(name: str, network: Network | Baseline, length: int) -> tuple[str, Corpus] | None:
+    """The name of a run's training text and its blocks; None where `name` is no run directory."""
+    run = RunDirectory(Path(name).expanduser())
+    if not run.config.is_file():
+        return None
+    config = load_config(files=[run.config])
+    corpus = load_corpus(config.data, length, config.training.seed, network.tokenizer)
+    return str(config.data.train), corpus
 
 
 def weights_of(name: str) -> str:
-    """The directory of weights in a run directory; any other name as it is."""
+    """The directory of weights in a run directory; any other name unchanged."""
     run = RunDirectory(Path(name).expanduser())
     if run.export.is_dir():
         return str(run.export)
     if run.config.is_file() and not (run.path / CONFIG).is_file():
         raise ValueError(
             f"--model: the run {run.path} holds no weights yet (they are written with the first "
-            f"checkpoint); go on with: sedd-fast train --resume {run.path}"
+            f"checkpoint); continue it with: sedd-fast train --resume {run.path}"
         )
     return name
 
 
 def choose_device(name: str) -> torch.device:
-    """The device; ValueError where it is not there or its backend cannot run."""
+    """The device of that name; ValueError where it is absent or its backend cannot run on it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -130,14 +146,14 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"--device: {name} is not there (torch sees {torch.cuda.device_count()} CUDA devices); "
-            "use --device cpu, and sedd-fast info to see why"
+            "use --device cpu; sedd-fast info says why"
         )
     check_backend(device.type)
     return device
 
 
 def check_backend(device_type: str) -> None:
-    """ValueError where the backend asked for cannot run on that kind of device."""
+    """Raise ValueError where the requested backend cannot run on that kind of device."""
     try:
         registry.choose(device_type)
     except RuntimeError as error:

@@ -1,23 +1,26 @@
-"""What goes where: results to stdout, everything about progress to stderr."""
+"""Where a command writes: results to stdout, progress to stderr, records into files."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
+from sedd_fast.progress import stderr_console
+
 
 def writable(path: Path | None) -> Path | None:
-    """A path that a file can be written to, found out before the work and not after it.
+    """The path, if a file can be written to it: checked before the work and not after it.
 
     Raises:
-        ValueError: its folder is not there, it is a folder itself, or it may not be written.
+        ValueError: its folder does not exist, it is a folder itself, or it may not be written.
     """
     if path is None:
         return None
@@ -32,7 +35,7 @@ def writable(path: Path | None) -> Path | None:
 
 
 def creatable(folder: Path | None) -> Path | None:
-    """A folder that is there, or can be made, and may be written to; ValueError otherwise."""
+    """The folder, if it may be written to or can be made; ValueError otherwise."""
     if folder is None:
         return None
     folder = folder.expanduser()
@@ -44,52 +47,83 @@ def creatable(folder: Path | None) -> Path | None:
     return folder
 
 
-SaveTo = Annotated[
-    Path | None,
-    typer.Option(
-        "--save",
-        callback=writable,
-        metavar="FILE.json",
-        help="Write every setting and figure into a file.",
-        show_default=False,
-    ),
-]
-#: A model may write any character; on a terminal these would act instead of being shown.
+#: A model may write any character. A terminal would obey these instead of showing them.
 _CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
+#: The console that a command writes its progress to.
+progress = stderr_console
+
+
 def results() -> Console:
-    """Where a command's result goes."""
+    """The console that a command writes its result to."""
     return Console(highlight=False, soft_wrap=True)
 
 
-def progress() -> Console:
-    """Where a command tells what it does; of many processes only the first one speaks."""
-    return Console(stderr=True, highlight=False, quiet=not is_main_process())
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that speaks for all (of torchrun or `accelerate launch`)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def write_json(record: dict[str, Any]) -> None:
-    """One JSON object as one line on stdout."""
-    sys.stdout.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write one JSON object as one line to stdout."""
+    sys.stdout.write(_dumps(record) + "\n")
 
 
 def save_json(record: dict[str, Any], path: Path) -> None:
-    """One JSON object into a file, for people to read too."""
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
-    path.write_text(text, encoding="utf-8")
+    """Write one JSON object into a file, indented for a reader."""
+    path.write_text(_dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _dumps(record: dict[str, Any], indent: int | None = None) -> str:
+    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    """None in place of infinity and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a command.
+
+    Attributes:
+        record: every setting and figure, for JSON.
+        about: name -> what was done, for a reader.
+        figures: name -> figure, for a reader.
+    """
+
+    record: dict[str, Any]
+    about: dict[str, str]
+    figures: dict[str, str]
+
+    def write(self, save: Path | None, as_json: bool) -> None:
+        """Write the record to the file `save` if any, and the record or a table to stdout."""
+        if save is not None:
+            save_json(self.record, save)
+        if as_json:
+            write_json(self.record)
+            return
+        width = max(map(len, (*self.about, *self.figures)))
+        results().print(pairs(self.about, ("dim", ""), width))
+        results().print()
+        results().print(pairs(self.figures, ("dim", "bold"), width))
+
+
+def figure(value: float, error: float = math.nan, digits: int = 3) -> str:
+    """A number with its standard error, if that is known and not 0."""
+    if not math.isfinite(value):
+        return "infinite"
+    shown = f"{value:.{digits}f}"
+    return f"{shown} ± {error:.{digits}f}" if math.isfinite(error) and error else shown
 
 
 def show_text(text: str, given: list[tuple[int, int]] | None = None) -> None:
-    """A drawn text on stdout; on a terminal, what was given is bold.
+    """Write a sample to stdout; on a terminal, the text that was given is bold.
 
     Args:
-        text: written to a pipe or a file exactly as it is, and a line break.
-        given: character ranges [start, stop).
+        text: written to a pipe or a file unchanged, with a line break after it.
+        given: character ranges [start, stop) of the text that was given.
     """
     console = results()
     if not console.is_terminal:
@@ -99,7 +133,7 @@ def show_text(text: str, given: list[tuple[int, int]] | None = None) -> None:
 
 
 def marked(text: str, given: list[tuple[int, int]]) -> Text:
-    """The text for a terminal: given ranges bold, control characters as symbols."""
+    """The text for a terminal: the given ranges bold, control characters as symbols."""
     shown = Text(text.translate(_CONTROL), overflow="fold")
     for start, stop in given:
         shown.stylize("bold cyan", start, stop)
@@ -107,7 +141,7 @@ def marked(text: str, given: list[tuple[int, int]]) -> Text:
 
 
 def heading(title: str) -> None:
-    """A line above a text: a rule on a terminal, plain elsewhere."""
+    """Write a line above a text: a rule on a terminal, plain text elsewhere."""
     console = results()
     if console.is_terminal:
         console.rule(Text(title, style="dim"), align="left", style="dim")
@@ -116,7 +150,7 @@ def heading(title: str) -> None:
 
 
 def pairs(rows: dict[str, str], styles: tuple[str, str], width: int = 0) -> Text:
-    """Two columns, never cut or wrapped: paths and commands must survive a narrow terminal."""
+    """Two columns, never cut or wrapped: paths and commands stay whole on a narrow terminal."""
     width = max(width, *map(len, rows))
     lines = (
         Text.assemble(("  " + left.ljust(width + 3), styles[0]), (right, styles[1]))

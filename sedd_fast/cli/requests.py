@@ -1,4 +1,4 @@
-"""What `sample` and `infill` are asked to draw, one request a text, and the drawing of them."""
+"""The requests of `sample` and `infill`, one for each text to complete, and the draw of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from torch import Tensor
 
 from sedd_fast.cli.network import Network
 from sedd_fast.cli.output import heading, show_text, write_json
-from sedd_fast.cli.progress import Report, counted
-from sedd_fast.cli.sampler_options import Settings
-from sedd_fast.data.prompts import read_template
+from sedd_fast.cli.sampler_options import SamplingOptions
+from sedd_fast.data.prompts import Piece, decode_samples, lay_out, read_template
 from sedd_fast.data.sources import read_text
-from sedd_fast.data.texts import Drawn, Piece, lay_out, read_texts
 from sedd_fast.data.tokenizers import Tokenizer
+from sedd_fast.progress import Report, counted
 from sedd_fast.sampling.api import Step
 from sedd_fast.sampling.api import infill as fill
 
@@ -30,11 +30,11 @@ KEYS = ("template", "prefix", "middle", "suffix", "length", "id")
 
 @dataclass(frozen=True)
 class Request:
-    """A text to be drawn around what is given.
+    """A text to complete around its known tokens.
 
     Args:
-        tokens, known: (L,), as :func:`sedd_fast.data.texts.lay_out` makes them.
-        label: what JSON records carry besides, such as its line.
+        tokens, known: (L,), from :func:`sedd_fast.data.prompts.lay_out`.
+        label: further entries of its JSON records, such as its line.
     """
 
     tokens: Tensor
@@ -42,42 +42,70 @@ class Request:
     label: dict[str, Any] = field(default_factory=dict)
 
 
-def from_pieces(
-    prefix: str, suffix: str, middle: Sequence[Piece], tokenizer: Tokenizer, length: int,
-    dashes: str = "",
-) -> Request:  # fmt: skip
-    """A request of a start, an end, and what is placed between them."""
-    ends = (Piece(prefix, 0, f"{dashes}prefix"), Piece(suffix, None, f"{dashes}suffix"))
-    start, end = ([piece] if piece.text else [] for piece in ends)
-    return Request(*lay_out([*start, *middle, *end], tokenizer, length))
-
-
-def from_template(
-    template: str, others: Sequence[str], tokenizer: Tokenizer, name: str = "template"
+def from_record(
+    record: dict[str, Any], tokenizer: Tokenizer, length: int, dashes: str = ""
 ) -> Request:
-    """The request of a template, which goes with no other way to give text or length."""
-    if others:
-        raise ValueError(
-            f"{name}: it gives all the text and its length; leave out {', '.join(others)}"
-        )
-    pieces, length = read_template(template, tokenizer, name)
-    return Request(*lay_out(pieces, tokenizer, length))
+    """The request of a line of a file, or of the options of `infill`.
+
+    Args:
+        record: "template" alone, or any of "prefix", "middle", "suffix" and "length".
+        length: of the text in tokens, where the record does not give it.
+        dashes: what errors write before the names.
+
+    Raises:
+        ValueError: a value of the wrong type, or one that does not fit.
+    """
+    for key in ("template", "prefix", "suffix"):
+        if not isinstance(record.get(key, ""), str):
+            raise ValueError(f"{key}: expected a text, got {json.dumps(record[key])}")
+    if "template" in record:
+        name = f"{dashes}template"
+        if others := sorted(f"{dashes}{key}" for key in record.keys() - {"template", "id"}):
+            raise ValueError(
+                f"{name}: it gives all the text and its length; leave out {', '.join(others)}"
+            )
+        pieces, length = read_template(record["template"], tokenizer, name)
+        return Request(*lay_out(pieces, tokenizer, length))
+    if not isinstance(middle := record.get("middle", []), list):
+        raise ValueError(f"middle: expected a list of pairs [TEXT, POS], got {json.dumps(middle)}")
+    pieces = [
+        Piece(record.get("prefix", ""), 0, f"{dashes}prefix"),
+        *(_placed(pair, dashes) for pair in middle),
+        Piece(record.get("suffix", ""), None, f"{dashes}suffix"),
+    ]
+    length = _length(record.get("length", length))
+    return Request(*lay_out([piece for piece in pieces if piece.text], tokenizer, length))
+
+
+def _length(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"length: expected a number of tokens of at least 1, got {value!r}")
+    return value
+
+
+def _placed(pair: object, dashes: str) -> Piece:
+    if isinstance(pair, list) and len(pair) == 2:
+        text, at = pair
+        if isinstance(text, str) and type(at) is int and at >= 0:
+            return Piece(text, at, f"{dashes}middle {text!r}")
+    raise ValueError(f"middle: expected pairs [TEXT, POS], POS a token number from 0, got {pair!r}")
 
 
 def from_file(path: str, tokenizer: Tokenizer, length: int) -> list[Request]:
     """The requests of a JSONL file ("-": stdin), one object a line; empty lines are skipped.
 
     Raises:
-        ValueError: a line that is no request; names the line.
-            A file that is not there, or not UTF-8.
+        ValueError: a line is no valid request (the message names the line), or the file does not
+            exist or is not UTF-8.
     """
     text = sys.stdin.read() if path == "-" else read_text(Path(path), "--from")
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
         try:
-            found.append(_from_line(line, tokenizer, length, number))
+            if line.strip():
+                record = _parsed(line)
+                label = {"line": number} | {key: record[key] for key in ("id",) if key in record}
+                found.append(replace(from_record(record, tokenizer, length), label=label))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     if not found:
@@ -85,7 +113,7 @@ def from_file(path: str, tokenizer: Tokenizer, length: int) -> list[Request]:
     return found
 
 
-def _from_line(line: str, tokenizer: Tokenizer, length: int, number: int) -> Request:
+def _parsed(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -94,109 +122,58 @@ def _from_line(line: str, tokenizer: Tokenizer, length: int, number: int) -> Req
         raise ValueError(f"expected an object such as {_EXAMPLE}, got {line.strip()[:40]}")
     if unknown := [key for key in record if key not in KEYS]:
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}")
-    label = {"line": number} | ({"id": record["id"]} if "id" in record else {})
-    return replace(_request(record, tokenizer, length), label=label)
+    return record
 
 
-def _request(record: dict[str, Any], tokenizer: Tokenizer, length: int) -> Request:
-    prefix, suffix, template = (_text(record, key) for key in ("prefix", "suffix", "template"))
-    if "template" in record:
-        return from_template(template, sorted(record.keys() - {"template", "id"}), tokenizer)
-    middle = record.get("middle", [])
-    if not isinstance(middle, list):
-        raise ValueError(f"middle: expected a list of pairs [TEXT, POS], got {json.dumps(middle)}")
-    placed = [_placed(pair) for pair in middle]
-    length = _length(record.get("length", length))
-    return from_pieces(prefix, suffix, placed, tokenizer, length)
-
-
-def _text(record: dict[str, Any], key: str) -> str:
-    value = record.get(key, "")
-    if not isinstance(value, str):
-        raise ValueError(f"{key}: expected a text, got {json.dumps(value)}")
-    return value
-
-
-def _length(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"length: expected a number of tokens of at least 1, got {value!r}")
-    return value
-
-
-def _placed(pair: object) -> Piece:
-    if isinstance(pair, list) and len(pair) == 2:
-        text, at = pair
-        if isinstance(text, str) and isinstance(at, int) and not isinstance(at, bool) and at >= 0:
-            return Piece(text, at, f"middle {text!r}")
-    raise ValueError(
-        f"middle: expected pairs [TEXT, POS], POS the number of a token from 0, got {pair!r}"
-    )
-
-
-def draw(
-    requests: Sequence[Request],
-    network: Network,
-    settings: Settings,
-    keep_after_eot: bool,
-    as_json: bool,
-) -> None:
-    """Draw every request `settings.batch` times and write the texts in their order."""
+def draw(requests: Sequence[Request], network: Network, options: SamplingOptions) -> None:
+    """Draw every request `options.num_samples` times and write the samples in their order."""
     mask = network.model.graph.mask_index
-    total = len(requests) * settings.batch
-    for number, row in _drawn(requests, network, settings):
-        request = requests[number // settings.batch]
-        (text,) = read_texts(row[None], request.known, network.tokenizer, mask, keep_after_eot)
-        if as_json:
-            write_json(_record(text, request, settings))
+    seed = torch.Generator().seed() % 2**31 if options.seed is None else options.seed
+    settings = options.record(network, seed)
+    wanted = [request for request in requests for _ in range(options.num_samples)]
+    for number, (request, row) in enumerate(_drawn(wanted, network, options, seed), start=1):
+        (text,) = decode_samples(
+            row[None], request.known, network.tokenizer, mask, options.keep_after_eot
+        )
+        if options.as_json:
+            drawn = {"text": text.text, "tokens": text.tokens, "given": text.given}
+            length = {"length": len(request.tokens)}
+            write_json({**request.label, **drawn, "settings": {**settings, **length}})
             continue
-        if total > 1:
-            heading(f"{number + 1} of {total}")
+        if len(wanted) > 1:
+            heading(f"{number} of {len(wanted)}")
         show_text(text.text, text.marks)
 
 
-def _record(text: Drawn, request: Request, settings: Settings) -> dict[str, Any]:
-    drawn = {"text": text.text, "tokens": text.tokens, "given": text.given}
-    length = {"length": len(request.tokens)}
-    return {**request.label, **drawn, "settings": {**settings.record(), **length}}
-
-
 def _drawn(
-    requests: Sequence[Request], network: Network, settings: Settings
-) -> Iterator[tuple[int, Tensor]]:
-    """(number, tokens (L,) on the CPU) of every text, in order."""
-    generator = torch.Generator().manual_seed(settings.seed)  # the CPU's: the same on any device
+    wanted: Sequence[Request], network: Network, options: SamplingOptions, seed: int
+) -> Iterator[tuple[Request, Tensor]]:
+    """Every request with its sample, tokens (L,) on the CPU, in order."""
+    generator = torch.Generator().manual_seed(seed)  # the CPU's: the same on any device
     process = (network.model, network.model.graph, network.model.noise)
-    batch, total = settings.batch, len(requests) * settings.batch
-    for group in _groups([len(request.tokens) for request in requests], batch, settings.at_once):
+    config, done = options.sampler, 0
+    for batch in _batches(wanted, options.batch_size):
         label = "sampling"
-        if len(group) < total:
-            label += f" {group.start + 1} to {group.stop} of {total}"
-        tokens = torch.stack([requests[j // batch].tokens for j in group])  # (B, L)
-        known = torch.stack([requests[j // batch].known for j in group])
-        place = network.device
+        if len(batch) < len(wanted):
+            label += f" {done + 1} to {done + len(batch)} of {len(wanted)}"
+        tokens, known = (
+            torch.stack(rows).to(network.device)  # (B, L)
+            for rows in zip(*((request.tokens, request.known) for request in batch), strict=True)
+        )
         with network.autocast(), counted(label, "steps") as report:
-            options: dict[str, Any] = {
-                **settings.sampler(),
-                "generator": generator,
-                "callback": partial(_count, report),
-            }
-            drawn = fill(*process, tokens.to(place), known.to(place), **options).cpu()
-        yield from zip(group, drawn, strict=True)
+            callback = partial(_count, report)
+            given = {"generator": generator, "callback": callback, **vars(config)}
+            drawn = fill(*process, tokens, known, **given).cpu()
+        done += len(batch)
+        yield from zip(batch, drawn, strict=True)
 
 
 def _count(report: Report, step: Step) -> None:
     report(step.index + 1, step.steps)
 
 
-def _groups(lengths: Sequence[int], batch: int, at_once: int) -> Iterator[range]:
-    """Runs of neighbouring texts of one length, at most ``at_once`` long.
-
-    Text j is one of the ``batch`` texts of request j // batch.
-    """
-    start, total = 0, len(lengths) * batch
-    while start < total:
-        length, stop = lengths[start // batch], start + 1
-        while stop < min(total, start + at_once) and lengths[stop // batch] == length:
-            stop += 1
-        yield range(start, stop)
-        start = stop
+def _batches(wanted: Sequence[Request], size: int) -> Iterator[list[Request]]:
+    """Neighbouring requests of one length, at most ``size`` of them at a time."""
+    for _, same in groupby(wanted, key=lambda request: len(request.tokens)):
+        while batch := list(islice(same, size)):
+            yield batch

@@ -4,44 +4,37 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from sedd_fast.cli import requests
-from sedd_fast.cli import sampler_options as options
 from sedd_fast.cli.network import load_network
-from sedd_fast.data.texts import Piece, lay_out
+from sedd_fast.cli.options import Model, expand_options
+from sedd_fast.cli.requests import Request, draw
+from sedd_fast.cli.sampler_options import SamplingOptions, text_option
+from sedd_fast.data.prompts import Piece, lay_out
 
 
-@options.sharing
+@expand_options
 def sample(
-    model: options.Model,
-    prompt: Annotated[
-        str,
-        typer.Option(
-            "--prompt", "-p", metavar="TEXT", help="The text starts with this.", show_default=False
-        ),
-    ] = "",
+    model: Model,
+    prompt: Annotated[str, text_option("--prompt", "-p", help="Text at the start.")] = "",
     *,
-    chosen: options.Chosen,
+    options: SamplingOptions,
 ) -> None:
-    """Draw texts from a trained model.
+    """Draw samples from a trained model.
 
-    Starts at pure noise and takes it away in --steps steps. Every text is
-    drawn on its own and ends at its first end-of-text, which is left out.
-    Texts go to stdout, progress to stderr.
+    Starts at pure noise and removes it in --steps steps. Samples are
+    independent. Each ends at its first end-of-text, which is left out.
+    Samples go to stdout, progress to stderr.
 
     [bold]Examples[/]
-      sedd-fast sample --model runs/demo --batch 3 --seed 1
+      sedd-fast sample --model runs/demo --num-samples 3 --seed 1
       sedd-fast sample --model louaaron/sedd-small --steps 1024
-      sedd-fast sample --model runs/demo --prompt "The " --json > texts.jsonl
+      sedd-fast sample --model runs/demo --prompt "The " --json > samples.jsonl
 
     [bold]Exit codes[/]
       0    done
       2    a wrong option, value or path
       130  stopped with Ctrl-C
     """
-    network = load_network(model, chosen.tokenizer, chosen.device, chosen.dtype)
-    settings = options.Settings.of(network, chosen)
+    network = load_network(model, options.tokenizer, options.device, options.dtype)
     pieces = [Piece(prompt, 0, "--prompt")] if prompt else []
-    wanted = requests.Request(*lay_out(pieces, network.tokenizer, settings.length))
-    requests.draw([wanted], network, settings, chosen.keep_after_eot, chosen.as_json)
+    length = options.length or network.model.config.length
+    draw([Request(*lay_out(pieces, network.tokenizer, length))], network, options)

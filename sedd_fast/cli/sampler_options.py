@@ -1,203 +1,164 @@
-"""The options that `sample` and `infill` share (Chosen), and what they add up to (Settings)."""
+"""The options of the samplers: those that `sample` and `infill` share are SamplingOptions."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
-from typing import Annotated, Any, get_type_hints
+from functools import cached_property
+from typing import Annotated, Any
 
-import torch
 import typer
 
 from sedd_fast.cli.network import Network, Precision
+from sedd_fast.cli.options import (
+    COUNT,
+    SEED,
+    BatchSize,
+    DeviceName,
+    Dtype,
+    Length,
+    NumSamples,
+    Renamed,
+    TokenizerName,
+)
 from sedd_fast.sampling.api import METHODS
+from sedd_fast.sampling.config import SamplerConfig
 from sedd_fast.sampling.remask import Remask
 
-#: How a step goes from a noise level to the next.
 Method = Enum("Method", [(name, name) for name in METHODS], type=str)  # type: ignore[misc]
 DEFAULT = Method("analytic")
-#: More steps, tokens or texts than anybody means.
-MOST = 1_000_000
-#: What every option that counts something, and every seed, has in common.
-COUNT: dict[str, Any] = {"metavar": "N", "min": 1, "max": MOST}
-SEED: dict[str, Any] = {"metavar": "N", "min": 0, "max": 2**63 - 1}
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        help="A run directory of train, a directory of weights, or a hub name.",
-    ),
-]
-Batch = Annotated[int, typer.Option("--batch", "-n", **COUNT, help="Texts to draw.")]
-AtOnce = Annotated[
-    int,
-    typer.Option(
-        "--at-once",
-        **COUNT,
-        help="Texts drawn together: more take more memory.",
-    ),
-]
-Length = Annotated[
-    int | None,
-    typer.Option(
-        "--length",
-        "-l",
-        **COUNT,
-        help="Tokens of a text.",
-        show_default="as trained",
-    ),
-]
+
+def text_option(*names: str, help: str, metavar: str = "TEXT") -> Any:
+    """A text that may be given, with no default to show."""
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
+
+
 Steps = Annotated[
-    int,
-    typer.Option(
-        "--steps",
-        "-s",
-        **COUNT,
-        help="Network calls; more is better, up to --length.",
-    ),
+    int, typer.Option("--steps", "-s", **COUNT, help="Number of steps; more is better.")
 ]
-Way = Annotated[
+SamplerMethod = Annotated[
     Method,
     typer.Option(
-        help="analytic is the better one at few steps; theta_trapezoidal makes two network calls "
-        "a step and errs less; hit (absorbing) computes only texts in which something changes.",
+        help="analytic is the best at few steps; theta_trapezoidal makes two network calls a step "
+        "and has a smaller error; hit (absorbing graph only) computes only samples in which "
+        "something changes.",
     ),
-]
-OneByOne = Annotated[
-    bool,
-    typer.Option("--one-by-one", help="With --method hit: one position at a time, not --steps."),
-]
-Theta = Annotated[
-    float,
-    typer.Option(metavar="X", help="Of theta_trapezoidal: where in a step the second call lies."),
-]
-Remasking = Annotated[
-    str | None,
-    typer.Option(
-        "--remask",
-        metavar="HOW",
-        help="With analytic, absorbing: take tokens back and draw them anew; cap:ETA or "
-        "rescale:ETA.",
-        show_default=False,
-    ),
-]
-Temperature = Annotated[
-    float,
-    typer.Option(metavar="T", help="Below 1 likely tokens gain. 1 is the model's law."),
 ]
 TopP = Annotated[
     float,
-    typer.Option(
-        "--top-p", metavar="P", help="Of the likeliest tokens, only those that reach P together."
-    ),
-]
-Legacy = Annotated[
-    bool,
-    typer.Option(
-        "--legacy-fp32-gumbel", help="Draw as the original code does, to reproduce what it sampled."
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        **SEED,
-        help="Same seed, same texts.",
-        show_default="a new one",
-    ),
-]
-DeviceName = Annotated[
-    str,
-    typer.Option(
-        "--device", metavar="NAME", help="auto, cpu, cuda or cuda:N; auto: a GPU if there is one."
-    ),
-]
-Dtype = Annotated[
-    Precision,
-    typer.Option(
-        "--dtype",
-        metavar="NAME",
-        help="float32, bfloat16 or float16: of matrix products; scores are always float32.",
-    ),
-]
-TokenizerName = Annotated[
-    str | None,
-    typer.Option(
-        "--tokenizer",
-        metavar="NAME",
-        help="bytes, a file, a directory or a hub name.",
-        show_default="the one beside the weights",
-    ),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object a line: text, tokens, given, settings.")
-]
-NoDenoise = Annotated[
-    bool, typer.Option("--no-denoise", help="Leave out the last step, which removes all noise.")
-]
-KeepAll = Annotated[
-    bool, typer.Option("--keep-after-eot", help="Do not cut the text at end-of-text.")
+    typer.Option(metavar="P", help="Draw from the likeliest tokens whose probabilities reach P."),
 ]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What `sample` and `infill` are both told; every field is an option of either."""
+class SamplingOptions:
+    """The options that `sample` and `infill` share, one a field.
 
-    batch: Batch = 1
-    at_once: AtOnce = 16
+    A field with the name of one of :class:`SamplerConfig` sets it.
+    """
+
+    num_samples: Annotated[NumSamples, Renamed(("--batch",))] = 1
+    batch_size: Annotated[BatchSize, Renamed(("--at-once",))] = 16
     length: Length = None
     steps: Steps = 128
-    method: Way = DEFAULT
-    one_by_one: OneByOne = False
-    theta: Theta = 0.5
-    remask: Remasking = None
-    temperature: Temperature = 1.0
+    method: SamplerMethod = DEFAULT
+    one_by_one: Annotated[
+        bool,
+        typer.Option(
+            "--one-by-one", help="With --method hit, in place of --steps: one position at a time."
+        ),
+    ] = False
+    theta: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            help="With --method theta_trapezoidal: where in a step the second network call is "
+            "made, between 0 and 1.",
+        ),
+    ] = 0.5
+    remask: Annotated[
+        str | None,
+        text_option(
+            metavar="HOW",
+            help="With --method analytic and the absorbing graph: mask some tokens again and draw "
+            "them anew; cap:ETA or rescale:ETA.",
+        ),
+    ] = None
+    temperature: Annotated[
+        float,
+        typer.Option(
+            metavar="T", help="Below 1 likely tokens gain. 1 is the model's own distribution."
+        ),
+    ] = 1.0
     top_p: TopP = 1.0
-    legacy_fp32_gumbel: Legacy = False
-    seed: Seed = None
+    legacy_fp32_gumbel: Annotated[
+        bool,
+        typer.Option(
+            "--legacy-fp32-gumbel",
+            help="Draw as the original code does, to reproduce published samples.",
+        ),
+    ] = False
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            **SEED, help="The same seed gives the same samples.", show_default="a new one"
+        ),
+    ] = None
     device: DeviceName = "auto"
     dtype: Dtype = Precision.float32
     tokenizer: TokenizerName = None
-    no_denoise: NoDenoise = False
-    keep_after_eot: KeepAll = False
-    as_json: Json = False
+    no_denoise: Annotated[
+        bool, typer.Option("--no-denoise", help="Leave out the last step, which removes all noise.")
+    ] = False
+    keep_after_eot: Annotated[
+        bool, typer.Option("--keep-after-eot", help="Do not cut samples at end-of-text.")
+    ] = False
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Write one JSON object a line: text, tokens, given, settings."),
+    ] = False
 
+    @cached_property
+    def sampler(self) -> SamplerConfig:
+        """The sampler that the options describe.
 
-def sharing(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, its last parameter `chosen` replaced by the options of :class:`Chosen`."""
-    parameters = dict(inspect.signature(command).parameters)
-    hints = get_type_hints(command, include_extras=True)
-    shared = get_type_hints(Chosen, include_extras=True)
-    del parameters["chosen"], hints["chosen"]
-
-    def run(**given: Any) -> None:
-        command(chosen=Chosen(**{name: given.pop(name) for name in shared}), **given)
-
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    run.__annotations__ = {**hints, **shared}
-    defaults = {name: p.default for name, p in parameters.items()}
-    defaults |= {field.name: field.default for field in fields(Chosen)}
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default,
-                annotation=run.__annotations__[name],
+        Raises:
+            ValueError: --theta or --one-by-one with a method that does not use it, --one-by-one
+                with --steps, or a value out of range.
+        """
+        method = self.method.value
+        if self.theta != SamplerConfig.theta and method != "theta_trapezoidal":
+            raise ValueError(
+                f"--theta: only valid with --method theta_trapezoidal, got {self.theta:g} with "
+                f"{method}; leave it out"
             )
-            for name, default in defaults.items()
-        ]
-    )  # fmt: skip
-    return run
+        if self.one_by_one and (method != "hit" or self.steps != SamplingOptions.steps):
+            raise ValueError(
+                "--one-by-one: only valid with --method hit, and in place of --steps; got "
+                f"--method {method} --steps {self.steps}"
+            )
+        names = {field.name for field in fields(SamplerConfig)} & vars(self).keys()
+        settings = {name: getattr(self, name) for name in names} | {
+            "method": method,
+            "steps": None if self.one_by_one else self.steps,
+            "denoise": not self.no_denoise,
+            "remask": None if self.remask is None else read_remask(self.remask),
+        }
+        return SamplerConfig(**settings)
 
-
-#: The settings that `sedd_fast.infill` takes as they are.
-SAMPLER = (
-    "steps", "method", "theta", "temperature", "top_p", "legacy_fp32_gumbel", "denoise",
-)  # fmt: skip
+    def record(self, network: Network, seed: int) -> dict[str, Any]:
+        """All settings, for JSON."""
+        return {
+            "model": network.source,
+            "num_samples": self.num_samples,
+            "batch_size": self.batch_size,
+            **asdict(self.sampler),
+            "remask": self.remask,
+            "seed": seed,
+            "device": str(network.device),
+            "dtype": network.precision.value,
+        }
 
 
 def read_remask(text: str) -> Remask:
@@ -210,67 +171,3 @@ def read_remask(text: str) -> Remask:
             "--remask: expected cap or rescale, with an eta, as in cap:0.02, "
             f"got {text!r} ({error})"
         ) from error
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of one call; they stand in every JSON record."""
-
-    model: str
-    batch: int
-    at_once: int
-    length: int
-    steps: int | None
-    method: str
-    theta: float
-    remask: str | None
-    temperature: float
-    top_p: float
-    legacy_fp32_gumbel: bool
-    denoise: bool
-    seed: int
-    device: str
-    dtype: str
-
-    @classmethod
-    def of(cls, network: Network, chosen: Chosen) -> Settings:
-        """With the model's own length and a new seed where none is asked for.
-
-        Raises:
-            ValueError: --theta or --one-by-one with a method that has none, or --one-by-one with
-                --steps.
-        """
-        method = chosen.method.value
-        if chosen.theta != Chosen.theta and method != "theta_trapezoidal":
-            raise ValueError(
-                f"--theta: is of --method theta_trapezoidal, got {chosen.theta:g} with {method}; "
-                "leave it out"
-            )
-        if chosen.one_by_one and (method != "hit" or chosen.steps != Chosen.steps):
-            raise ValueError(
-                "--one-by-one: goes with --method hit, and in place of --steps; got --method "
-                f"{method} --steps {chosen.steps}"
-            )
-        as_they_are = (
-            "batch", "at_once", "theta", "remask", "temperature", "top_p", "legacy_fp32_gumbel",
-        )  # fmt: skip
-        return cls(
-            model=network.source,
-            length=chosen.length or network.model.config.length,
-            steps=None if chosen.one_by_one else chosen.steps,
-            method=method,
-            denoise=not chosen.no_denoise,
-            seed=torch.Generator().seed() % 2**31 if chosen.seed is None else chosen.seed,
-            device=str(network.device),
-            dtype=network.precision.value,
-            **{name: getattr(chosen, name) for name in as_they_are},
-        )
-
-    def sampler(self) -> dict[str, Any]:
-        """What `sedd_fast.infill` is given of them."""
-        remask = None if self.remask is None else read_remask(self.remask)
-        return {name: getattr(self, name) for name in SAMPLER} | {"remask": remask}
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)

@@ -1,4 +1,4 @@
-"""Texts to judge: from a file that `sedd-fast sample --json` wrote, or drawn from a checkpoint."""
+"""Samples to judge: from a file that `sedd-fast sample --json` wrote, or drawn from a model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 import typer
 
 from sedd_fast.cli.network import Baseline, Network
-from sedd_fast.cli.progress import counted
-from sedd_fast.cli.sampler_options import COUNT
+from sedd_fast.cli.sampler_options import text_option
+from sedd_fast.data.prompts import decode_samples
 from sedd_fast.data.sources import read_text
-from sedd_fast.data.texts import read_texts
 from sedd_fast.models.autoregressive import generate
+from sedd_fast.progress import counted
 from sedd_fast.sampling.api import sample
 
 File = Annotated[
@@ -24,28 +24,23 @@ File = Annotated[
     typer.Argument(
         metavar="SAMPLES.jsonl",
         help="One JSON object a line with its text, as sample --json writes.",
-        show_default="texts are drawn from --model",
+        show_default="samples are drawn from --model",
     ),
 ]
 ModelOrNone = Annotated[
     str | None,
-    typer.Option(
+    text_option(
         "--model",
         "-m",
         metavar="NAME",
-        help="Draw the texts from this model: a run directory, weights, or a hub name.",
-        show_default=False,
+        help="Draw samples from this model: run directory, directory of weights, or hub name.",
     ),
-]
-Texts = Annotated[
-    int,
-    typer.Option("--texts", "-t", **COUNT, help="Texts to draw from --model."),
 ]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Texts, their tokens in the model's own vocabulary where known, and where they came from."""
+    """Texts of samples, their tokens in the model's vocabulary where known, and their origin."""
 
     texts: list[str]
     tokens: list[list[int]] | None
@@ -54,9 +49,9 @@ class Samples:
 
 @dataclass(frozen=True)
 class Draw:
-    """How texts are drawn from a checkpoint; it stands in the record."""
+    """How samples are drawn from a model; the record contains it."""
 
-    texts: int
+    num_samples: int
     length: int | None
     steps: int
     method: str
@@ -67,10 +62,10 @@ class Draw:
 
 
 def read_samples(path: Path, name: str = "SAMPLES") -> Samples:
-    """The texts of a file that errors call `name`.
+    """The samples of a file of JSON lines; error messages call it `name`.
 
     Raises:
-        ValueError: no such file, not JSON lines, or a line without a text.
+        ValueError: the file does not exist or is not JSON lines, or a line has no text.
     """
     records = list(_records(path, name))
     texts = [record["text"] for record in records]
@@ -104,22 +99,23 @@ def _are_tokens(tokens: Any) -> bool:
 
 
 def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
-    """Texts from the network, each cut at its first end-of-text unless told otherwise.
+    """Draw samples from the network.
 
-    SEDD takes `steps` steps of `method`; the autoregressive baseline a step a token. Both draw
-    tokens from the nucleus of `top_p`.
+    SEDD makes `steps` steps of `method`, the autoregressive baseline one step a token. Both draw
+    tokens from the nucleus of `top_p`. Each sample is cut at its first end-of-text unless
+    `keep_after_eot`.
     """
     length = draw.length or network.model.config.length
     generator = torch.Generator().manual_seed(draw.seed)
     rows: list[torch.Tensor] = []
     with network.autocast(), counted("sampling", "texts") as report:
-        for start in range(0, draw.texts, draw.batch_size):
-            shape = (min(draw.batch_size, draw.texts - start), length)
+        for start in range(0, draw.num_samples, draw.batch_size):
+            shape = (min(draw.batch_size, draw.num_samples - start), length)
             rows.append(_draw_batch(network, draw, shape, generator).cpu())
-            report(start + shape[0], draw.texts)
+            report(start + shape[0], draw.num_samples)
     nothing = torch.zeros(length, dtype=torch.bool)
     mask = None if isinstance(network, Baseline) else network.model.graph.mask_index
-    drawn = read_texts(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
+    drawn = decode_samples(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
     settings = asdict(draw)
     if isinstance(network, Baseline):
         del settings["steps"], settings["method"]

@@ -1,4 +1,4 @@
-"""The record of `sedd-fast tradeoff` as a table and a few sentences."""
+"""Shows the record of `sedd-fast tradeoff` as a table and a few sentences."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def show(record: dict[str, Any], files: list[str]) -> None:
     about = {name: str(record[name]) for name in ("model", "baseline", "network", "held_out")
              if record.get(name)}  # fmt: skip
     about["drawn"] = (
-        "{texts} texts of {length} tokens a point, {batch} at once, seed {seed}".format(**record)
-    )
+        "{num_samples} samples of {length} tokens for each point, {batch_size} at a time, "
+        "seed {seed}"
+    ).format(**record)
     console.print(pairs(about, ("dim", "")))
     console.print(_table(record), soft_wrap=False)
     for line in _verdicts(record):
@@ -33,7 +34,7 @@ def _table(record: dict[str, Any]) -> Table:
     shown = [name for name in LABELS if name in (record["real_text"] or {})]
     table = Table(box=SIMPLE_HEAD)
     table.add_column("sampler", no_wrap=True)
-    for name in ("steps", "rows/text", "s/text", *shown):
+    for name in ("steps", "rows/sample", "s/sample", *shown):
         table.add_column(name, justify="right")
     for point in (*record["points"], *record["baselines"]):
         figures = (_number(point["metrics"][name]) for name in shown)
@@ -55,12 +56,12 @@ def _verdicts(record: dict[str, Any]) -> Iterator[str]:
                 continue
             yield (
                 f"{name} takes no longer than {baseline['sampler']} at {point['steps']} steps, the "
-                f"most of those measured that do: {point['seconds']:.3f} s against "
-                f"{baseline['seconds']:.3f} s a text."
+                f"largest measured number of steps for which this holds: {point['seconds']:.3f} s "
+                f"against {baseline['seconds']:.3f} s per sample."
             )
         for name, point in record["matches"].get(baseline["sampler"], {}).items():
             if point is None:
-                yield f"{name} comes nowhere as near to real text as {baseline['sampler']}."
+                yield f"{name} is never as near to real text as {baseline['sampler']}."
                 continue
             ratio = baseline["seconds"] / point["seconds"]
             yield (

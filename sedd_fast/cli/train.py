@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -10,22 +11,23 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from sedd_fast.cli.display import TrainingDisplay, shown
+from sedd_fast.cli.display import TrainingDisplay, unit_of
 from sedd_fast.cli.network import check_backend
-from sedd_fast.cli.output import is_main_process, pairs, results
+from sedd_fast.cli.output import pairs, results
 from sedd_fast.data.tokenizers import load_tokenizer
+from sedd_fast.progress import is_main_process
 from sedd_fast.train import api as trainer
 from sedd_fast.train.config import load_config
 from sedd_fast.train.metrics import read_metrics
 from sedd_fast.train.plots import plot_training
+from sedd_fast.train.progress import TrainResult
 from sedd_fast.train.run_directory import RunDirectory
-from sedd_fast.train.settings import TrainConfig
 
 PICTURE = "curves.png"
 
 
 class Preset(str, Enum):
-    """The settings that the package carries."""
+    """The presets of the package."""
 
     tiny = "tiny"
     small = "small"
@@ -37,7 +39,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="CONFIG.yaml|KEY=VALUE",
-            help="YAML files, and single settings with dots; later ones win.",
+            help="YAML files, and single settings as section.key=value; later ones win.",
             show_default=False,
         ),
     ] = None,
@@ -62,7 +64,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="RUN_DIR",
-            help="Go on with this run from its newest checkpoint; KEY=VALUE may change settings.",
+            help="Resume this run from its newest checkpoint; KEY=VALUE may change settings.",
             show_default=False,
         ),
     ] = None,
@@ -72,17 +74,17 @@ def train(
     Settings come from a preset, YAML files and KEY=VALUE, in that order.
     Losses go to RUN_DIR/metrics.jsonl and TensorBoard, checkpoints to
     RUN_DIR/checkpoints, the averaged weights with the tokenizer to
-    RUN_DIR/export. Ctrl-C saves and says how to go on; after a crash or
-    kill -9, --resume gives the losses of a run that was never stopped.
+    RUN_DIR/export. Ctrl-C saves and prints the command to resume; after a
+    crash or kill -9, a resumed run has the losses of an uninterrupted one.
 
     [bold]Settings most often changed[/]
       data.train=book.txt            a file, "books/*.txt", "\\[a.txt,b.txt]",
                                      pydoc, or a data set's name
       data.tokenizer=gpt2            characters, bytes, a file, a hub name
-      model.length=256               tokens in a training block
-      training.batch_size=32         blocks in a step, over all processes
+      model.length=256               tokens per training block
+      training.batch_size=32         blocks per step, over all processes
       training.n_iters=20000         steps
-      training.max_minutes=30        ends it sooner
+      training.max_minutes=30        stops earlier, after this time
       training.mixed_precision=bf16  no, bf16 or fp16
       optim.lr=1e-3                  highest learning rate
       optim.schedule=cosine          constant or cosine
@@ -100,7 +102,7 @@ def train(
 
     [bold]Exit codes[/]
       0    trained to the end
-      1    the loss was no longer a number; the line says where its batch is
+      1    the loss was not finite; the message names the file of the batch
       2    a wrong setting, option or path
       130  stopped with Ctrl-C, everything saved
     """
@@ -112,26 +114,14 @@ def train(
         with TrainingDisplay(str(resume)) as display:
             finished = trainer.resume(resume, with_equals, display)
     else:
-        config = _settings(preset, files, with_equals, run_dir)
+        name = preset.value if preset else None if files else "tiny"
+        config = load_config(name, files, with_equals)
+        if run_dir is not None:
+            config = replace(config, run_dir=str(run_dir))
         with TrainingDisplay(config.run_dir or str(config.data.train)) as display:
             finished = trainer.train(config, display)
     if is_main_process():
         _report(finished)
-
-
-def _settings(
-    preset: Preset | None, files: list[str], overrides: list[str], run_dir: Path | None
-) -> TrainConfig:
-    if run_dir is not None:
-        # As a file or YAML value the path might be read as something else than text.
-        overrides = [*overrides, f"run_dir={_quoted(run_dir)}"]
-    name = preset.value if preset else (None if files else "tiny")
-    return load_config(name, files, overrides)
-
-
-def _quoted(path: Path) -> str:
-    escaped = str(path).replace("'", "''")
-    return f"'{escaped}'"
 
 
 def _config_file(word: str) -> str:
@@ -148,64 +138,58 @@ def _refuse_with_resume(files: list[str], preset: Preset | None, run_dir: Path |
     given = [*files, *(["--preset"] if preset else []), *(["--run-dir"] if run_dir else [])]
     if given:
         raise ValueError(
-            f"--resume: the run keeps its settings, so {given[0]} cannot go with it; change single "
-            "ones with KEY=VALUE, or start a new run without --resume"
+            f"--resume: {given[0]} cannot be combined with it, because the run keeps its settings; "
+            "change single settings with KEY=VALUE, or start a new run without --resume"
         )
 
 
-def _report(finished: trainer.TrainResult) -> None:
+def _report(finished: TrainResult) -> None:
     console, run = results(), RunDirectory(finished.run_dir)
     files = {
         str(finished.export): "averaged weights and tokenizer",
-        str(finished.checkpoint): f"step {finished.step:,}, to go on from",
+        str(finished.checkpoint): f"checkpoint of step {finished.step:,}, to resume from",
         str(run.metrics): "losses, learning rate, speed",
     }
     if any("loss" in record for record in read_metrics(run.metrics)):
         picture = plot_training(run.metrics, run.path / PICTURE)
-        files[str(picture)] = "the same as a picture"
+        files[str(picture)] = "picture of the training curves"
     if held := finished.held_out:
-        unit, figure, error = shown(held)
+        unit, factor = unit_of(held)
+        loss, error = factor * held.nats_per_token, factor * held.stderr
         console.print(
-            f"\nHeld out: [bold]{figure:.3f} ± {error:.3f} {unit}[/], training objective at "
+            f"\nHeld out: [bold]{loss:.3f} ± {error:.3f} {unit}[/], training objective with the "
             "averaged weights.\n"
         )
-    console.print(pairs(files, styles=("cyan", "dim")))
-    console.print()
-    console.print(commands(finished))
+    console.print(pairs(files, styles=("cyan", "dim")), "", commands(finished), sep="\n")
 
 
-def commands(finished: trainer.TrainResult, prefix: str = "The ") -> Text:
-    """What to do with a run, ready to paste."""
+def commands(finished: TrainResult) -> Text:
+    """Commands for a finished run, ready to paste."""
     run = shlex.quote(str(finished.run_dir))
-    onward = {
-        "its bound": f"sedd-fast eval --model {run}",
-        "train on": f"sedd-fast train --resume {run} {_longer(finished)}",
+    config = load_config(files=[RunDirectory(finished.run_dir).config])
+    if config.network_kind == "ar":
+        rows = {"compare": f"sedd-fast tradeoff --model SEDD_RUN --ar {run}"}
+    else:
+        rows = {
+            "sample": f"sedd-fast sample --model {run}",
+            "infill": f"sedd-fast infill --model {run} --prefix {_prefix(finished)}",
+        }
+    # The setting that doubles the length of the run.
+    limit = config.training.max_minutes
+    longer = f"training.n_iters={2 * finished.step}"
+    if limit is not None and finished.step < config.training.n_iters:
+        longer = f"training.max_minutes={2 * limit:g}"
+    rows |= {
+        "bound": f"sedd-fast eval --model {run}",
+        "train longer": f"sedd-fast train --resume {run} {longer}",
     }
-    if load_config(files=[RunDirectory(finished.run_dir).config]).network_kind == "ar":
-        against = {"compare": f"sedd-fast tradeoff --model SEDD_RUN --ar {run}"}
-        return pairs({**against, **onward}, styles=("dim", "bold"))
-    start = shlex.quote(prefix) if _can_encode(finished, prefix) else "TEXT"
-    return pairs(
-        {
-            "draw texts": f"sedd-fast sample --model {run}",
-            "fill a gap": f"sedd-fast infill --model {run} --prefix {start}",
-            **onward,
-        },
-        styles=("dim", "bold"),
-    )
+    return pairs(rows, styles=("dim", "bold"))
 
 
-def _can_encode(finished: trainer.TrainResult, text: str) -> bool:
+def _prefix(finished: TrainResult) -> str:
+    """An example of a prefix that the tokenizer can encode."""
     try:
-        load_tokenizer(finished.export).encode(text)
+        load_tokenizer(finished.export).encode("The ")
     except ValueError:
-        return False
-    return True
-
-
-def _longer(finished: trainer.TrainResult) -> str:
-    """The setting under which a finished run goes on as long again."""
-    section = load_config(files=[RunDirectory(finished.run_dir).config]).training
-    if section.max_minutes is None or finished.step >= section.n_iters:
-        return f"training.n_iters={2 * finished.step}"
-    return f"training.max_minutes={2 * section.max_minutes:g}"
+        return "TEXT"
+    return shlex.quote("The ")

@@ -10,7 +10,7 @@ from sedd_fast.backends.values import check_drawable
 
 
 def gumbel_softmax(categorical_probs: Tensor, hard: bool = False, eps: float = 1e-9) -> Tensor:
-    """A differentiable relaxed draw (torch's own); probabilities below ``eps`` are lifted to it."""
+    """A differentiable relaxed draw (torch's own); probabilities below ``eps`` become ``eps``."""
     return F.gumbel_softmax(categorical_probs.clamp(min=eps).log(), hard=hard)
 
 

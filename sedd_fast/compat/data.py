@@ -5,20 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from sedd_fast.data.datasets import NAMED, NamedData
+from sedd_fast.data.blocks import with_end
+from sedd_fast.data.datasets import NAMED
 from sedd_fast.data.detokenizers import (
     lambada_detokenizer,
     lm1b_detokenizer,
     ptb_detokenizer,
     wt_detokenizer,
 )
+from sedd_fast.data.sources import HubDataset
 from sedd_fast.data.tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -67,45 +70,31 @@ def get_dataset(
         name: "wikitext103", "wikitext2", "ptb", "lm1b", "lambada", "openwebtext", or anything that
             ``datasets.load_dataset`` takes (a directory of text files, too) with a column "text".
         mode: the split; LAMBADA has none.
-        cache_dir: of ``load_dataset``.
+        cache_dir: passed to ``load_dataset``.
         block_size: tokens per block.
-        num_proc: processes.
+        num_proc: number of processes.
     """
-    data = _load(name, mode, cache_dir)
-    entry = NAMED.get(name) or NamedData(name, mode)
-    cut = _Cut(load_tokenizer("gpt2"), entry.column, block_size, entry.detokenizer)
+    from datasets import load_dataset
+
+    source = HubDataset(name)
+    if name == "lambada":
+        data = get_lambada_test_dataset()
+    else:
+        options = {"cache_dir": cache_dir, **source.entry.options}
+        data = load_dataset(source.entry.path, source.entry.configuration, **options)[mode]
+    cut = partial(_cut, load_tokenizer("gpt2"), source, block_size)
     blocks = data.map(cut, batched=True, num_proc=num_proc, remove_columns=data.column_names)
     return blocks.with_format("torch")
 
 
-def _load(name: str, mode: str, cache_dir: str | None) -> Any:
-    from datasets import load_dataset
-
-    if name == "lambada":
-        return get_lambada_test_dataset()
-    entry = NAMED.get(name) or NamedData(name, mode)
-    made = load_dataset(entry.path, entry.configuration, cache_dir=cache_dir, **entry.options)
-    return made[mode]
-
-
-@dataclass(frozen=True)
-class _Cut:
+def _cut(
+    tokenizer: Tokenizer, source: HubDataset, block_size: int, rows: dict[str, list[str]]
+) -> dict[str, list[list[int]]]:
     """A batch of rows -> blocks of tokens."""
-
-    tokenizer: Tokenizer
-    column: str
-    block_size: int
-    detokenize: Callable[[str], str] | None
-
-    def __call__(self, rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        texts = rows[self.column]
-        if self.detokenize is not None:
-            texts = [self.detokenize(text) for text in texts]
-        end = [] if self.tokenizer.eot is None else [self.tokenizer.eot]
-        joined = [i for ids in self.tokenizer.encode_corpus(texts) for i in (*ids, *end)]
-        size = self.block_size
-        starts = range(0, len(joined) - size + 1, size)
-        return {"input_ids": [joined[start : start + size] for start in starts]}
+    texts = list(source.clean(rows[source.text_column]))
+    joined = list(chain.from_iterable(with_end(tokenizer, texts)))
+    starts = range(0, len(joined) - block_size + 1, block_size)
+    return {"input_ids": [joined[start : start + block_size] for start in starts]}
 
 
 def get_dataloaders(config: Any, distributed: bool = True) -> tuple[Iterator, Iterator]:
@@ -126,16 +115,14 @@ def get_dataloaders(config: Any, distributed: bool = True) -> tuple[Iterator, It
                 f"{config.training.accum}, got {size}"
             )
     valid_mode = "test" if config.data.valid == "text8" else "validation"
-    train = _get_blocks(config, config.data.train, "train")
-    valid = _get_blocks(config, config.data.valid, valid_mode)
-    return (
-        _loader(train, config.training.batch_size // parts, distributed),
-        _loader(valid, config.eval.batch_size // parts, distributed),
-    )
-
-
-def _get_blocks(config: Any, name: str, mode: str) -> Any:
-    return get_dataset(name, mode, config.data.cache_dir, config.model.length)
+    loaders = []
+    for name, mode, size in (
+        (config.data.train, "train", config.training.batch_size),
+        (config.data.valid, valid_mode, config.eval.batch_size),
+    ):
+        blocks = get_dataset(name, mode, config.data.cache_dir, config.model.length)
+        loaders.append(_loader(blocks, size // parts, distributed))
+    return loaders[0], loaders[1]
 
 
 def _loader(dataset: Any, batch_size: int, distributed: bool) -> Iterator:

@@ -59,16 +59,10 @@ def get_optimizer(config: Any, params: Iterable[nn.Parameter]) -> torch.optim.Op
     kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
     optim = config.optim
     if optim.optimizer not in kinds:
-        raise NotImplementedError(
-            f"optim.optimizer must be 'Adam' or 'AdamW', got {optim.optimizer!r}"
-        )
-    return kinds[optim.optimizer](
-        params,
-        lr=optim.lr,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
+        wrong = f"optim.optimizer must be 'Adam' or 'AdamW', got {optim.optimizer!r}"
+        raise NotImplementedError(wrong)
+    make, betas = kinds[optim.optimizer], (optim.beta1, optim.beta2)
+    return make(params, lr=optim.lr, betas=betas, eps=optim.eps, weight_decay=optim.weight_decay)
 
 
 def optimization_manager(config: Any) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""sampling: predictors, the denoiser, and the sampler that walks them from noise to text.
+"""sampling: predictors, the denoiser, and the sampler that applies them from noise to samples.
 
 A predictor draws with :func:`sedd_fast.reverse_step` from log scores; neither probabilities nor
 exponentiated scores are ever built. ``sedd_fast.sample`` and ``sedd_fast.infill`` do the same with
@@ -86,7 +86,7 @@ class AnalyticPredictor(Predictor):
 
 
 class Denoiser:
-    """Takes all remaining noise away at once; an absorbing result has no mask."""
+    """Removes all remaining noise in one step; with an absorbing graph, no mask is left."""
 
     def __init__(self, graph: Graph, noise: NoiseFn) -> None:
         self.graph, self.noise = graph, noise
@@ -99,11 +99,11 @@ class Denoiser:
 def _draw(
     graph: Any, score_fn: ScoreFn, x: Tensor, sigma: Tensor, dsigma: Tensor | None, method: str
 ) -> Tensor:
-    seen = sigma.float()  # networks take float32
+    model_sigma = sigma.float()  # networks take float32
     if isinstance(score_fn, mutils.ScoreFunction):
-        log_score = score_fn.log_score(x, seen)
+        log_score = score_fn.log_score(x, model_sigma)
     else:
-        log_score = score_fn(x, seen).log()
+        log_score = score_fn(x, model_sigma).log()
     return reverse_step(log_score, x, sigma, dsigma, graph, method)
 
 
@@ -116,16 +116,9 @@ def get_sampling_fn(
     device: torch.device | str,
 ) -> Callable[[nn.Module], Tensor]:
     """:func:`get_pc_sampler` with ``config.sampling``: predictor, steps, noise_removal."""
-    return get_pc_sampler(
-        graph,
-        noise,
-        batch_dims,
-        config.sampling.predictor,
-        config.sampling.steps,
-        denoise=config.sampling.noise_removal,
-        eps=eps,
-        device=device,
-    )
+    predictor, steps = config.sampling.predictor, config.sampling.steps
+    denoise = config.sampling.noise_removal
+    return get_pc_sampler(graph, noise, batch_dims, predictor, steps, denoise, eps, device)
 
 
 def get_pc_sampler(
@@ -146,10 +139,10 @@ def get_pc_sampler(
         batch_dims: (B, L).
         predictor: a registered name.
         steps: predictor steps from time 1 to ``eps``.
-        denoise: end with a step that takes all noise left at ``eps``.
+        denoise: end with a step that removes all noise left at ``eps``.
         eps: the last time.
-        device: where to sample.
-        proj_fun: applied to the tokens before every step (it may write to them): sets a prompt.
+        device: the device of the tokens.
+        proj_fun: applied to the tokens before every step, to set a prompt; it may write to them.
     """
     stepper, denoiser = get_predictor(predictor)(graph, noise), Denoiser(graph, noise)
 

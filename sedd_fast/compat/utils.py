@@ -37,16 +37,11 @@ def get_logger(
 
     Handlers that it had are removed. The contents of ``package_files`` are logged first.
     """
-    logger = logging.getLogger()
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
     handlers: list[logging.Handler] = [logging.FileHandler(logpath, mode="a")] if saving else []
     handlers += [logging.StreamHandler()] if displaying else []
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
-        logger.addHandler(handler)
+    level, line = logging.DEBUG if debug else logging.INFO, "%(asctime)s - %(message)s"
+    logging.basicConfig(format=line, level=level, handlers=handlers, force=True)
+    logger = logging.getLogger()
     for file in package_files:
         logger.info(file)
         logger.info(Path(file).read_text(encoding="utf-8"))
@@ -58,7 +53,7 @@ def restore_checkpoint(
 ) -> dict[str, Any]:
     """Load optimizer, model, ema and step from the file ``ckpt_dir`` into ``state``, if it exists.
 
-    Where it does not, its directory is made, a warning logged, and ``state`` returned as it is.
+    If it does not, its directory is made, a warning is logged, and ``state`` is returned unchanged.
     Raises RuntimeError, with the keys, for weights that do not fit the model.
     """
     path = Path(ckpt_dir)

@@ -7,16 +7,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 END_OF_TEXT = "<|endoftext|>"
-
-
-REPLACEMENT = "\ufffd"
-
-
-MARKER = "sedd_tokenizer.json"
+REPLACEMENT = "\ufffd"  # what an unknown character decodes to
+MARKER = "sedd_tokenizer.json"  # says which kind of tokenizer a directory holds
 
 
 class Tokenizer(Protocol):
@@ -45,8 +42,8 @@ class CharTokenizer:
     Args:
         characters: the vocabulary, each character once.
 
-    `encode` (a prompt that somebody typed) refuses a character that the model never saw, and names
-    it; `encode_corpus` (held-out text, where one odd character must not end a run) maps it to
+    `encode`, for prompts, raises an error that names a character outside the vocabulary.
+    `encode_corpus`, for held-out text, where one such character must not end a run, maps it to
     `unk`, which decodes to U+FFFD.
 
     Example:
@@ -67,9 +64,7 @@ class CharTokenizer:
     @classmethod
     def from_text(cls, texts: Iterable[str]) -> CharTokenizer:
         """The tokenizer whose vocabulary is every character in `texts`."""
-        seen: set[str] = set()
-        for text in texts:
-            seen.update(text)
+        seen = set(chain.from_iterable(texts))
         if not seen:
             raise ValueError("texts: expected some text to take the characters from, got none")
         return cls("".join(sorted(seen)))
@@ -157,13 +152,6 @@ def checked(ids: Iterable[int], vocab_size: int) -> list[int]:
                 "of an unfinished sample, or another model's tokenizer?"
             )
     return numbers
-
-
-def parse_json(text: str, path: str | Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"tokenizer: {path} is not valid JSON ({error})") from error
 
 
 def write_marker(directory: str | Path, **fields: str) -> None:

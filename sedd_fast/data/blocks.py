@@ -1,10 +1,11 @@
 """Blocks of tokens, and the order in which training reads them.
 
-Both readers give the same blocks for the same (seed, position) whatever happened before, so that a
-resumed run goes on at the exact batch; each of several processes takes its slice of each batch:
+Both readers give the same blocks for the same seed and position, so that a resumed run reads the
+batches that the interrupted one would have read. Each of several processes takes its slice of each
+batch.
 
     BlockOrder    blocks in memory or memory-mapped, each epoch in an order drawn from (seed, epoch)
-    StreamOrder   a streamed data set, packed on the fly
+    StreamOrder   a streamed data set, tokenised and packed while it is read
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Blocks:
     Args:
         tokens: (N,) integers, in memory or memory-mapped.
         length: tokens per block, L.
-        name: what the text is called in error messages.
+        name: the text's name in error messages.
     """
 
     tokens: np.ndarray
@@ -59,24 +60,14 @@ class Blocks:
         return hashlib.sha256(f"{len(self.tokens)}".encode() + content).hexdigest()[:16]
 
 
-class Order(Protocol):
-    """An endless, resumable sequence of blocks."""
-
-    @property
-    def fingerprint(self) -> str: ...
-    def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class BlockOrder:
     """Endless passes over `blocks`, each a permutation drawn from (seed, epoch).
 
     Args:
         blocks: the text.
-        seed: of the permutations.
-        random_offset: shift the block grid by a random 0 .. L-1 tokens in each epoch, so that a
-            small corpus shows its words at every place in the block.
+        seed: seed of the permutations.
+        random_offset: shift the block grid by a random 0 .. L-1 tokens in each epoch, so that the
+            words of a small corpus occur at every position in a block.
 
     Example:
         >>> order = BlockOrder(Blocks(np.arange(12), length=3), seed=0)
@@ -126,16 +117,20 @@ class BlockOrder:
 
 
 class StreamOrder:
-    """Blocks of a streamed data set, shuffled through a buffer, packed as they come.
+    """Blocks of a streamed data set, shuffled through a buffer and packed while it is read.
 
-    Every process reads the whole stream and keeps its share of the blocks, so a run may go on with
-    another number of processes. Resuming skips to the row it had reached, which reads (and, from
-    the hub, downloads) what lies before it.
+    Every process reads the whole stream and keeps its share of the blocks, so a run may be resumed
+    with another number of processes. Resuming skips to the row it had reached, which reads (and,
+    from the hub, downloads) the rows before it. `datasets` could restore its own position
+    (`IterableDataset.state_dict`), but not the contents of the shuffle buffer: the rows would
+    differ from those of an uninterrupted run.
 
     Args:
         source: the data set, `streaming=True`.
-        tokenizer, length: how it is cut.
-        seed: of the shuffle; buffer: rows in the shuffle buffer, 0 keeps the order.
+        tokenizer: encodes the rows.
+        length: tokens per block.
+        seed: seed of the shuffle.
+        buffer: rows in the shuffle buffer; 0 keeps the order of the stream.
         skip: rows at the start that belong to the held-out text.
     """
 
@@ -190,14 +185,12 @@ class StreamOrder:
     def _open(self) -> Iterator[str]:
         rows = self.source.load().skip(self.skip)
         if self.buffer:
-            rows = rows.shuffle(seed=_stream_seed(self.seed, self.epoch), buffer_size=self.buffer)
+            seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+            rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
         return self.source.texts(rows.skip(self.documents))
 
 
 def with_end(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, end-of-text after them where the vocabulary has one."""
     end = [] if tokenizer.eot is None else [tokenizer.eot]
     return [list(ids) + end for ids in tokenizer.encode_corpus(texts)]
-
-
-def _stream_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Which text a run reads, and how it is cut."""
+"""The settings of a run's text: sources, tokenizer, and what is held out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Text, tokenizer and split; the names that may stand here are in `sources` and `tokenizers`.
+    """Text, tokenizer and split; `sources` and `tokenizers` list the names that are allowed here.
 
     Args:
         train: "pydoc", a path, a glob, a list of these, or a Hugging Face data set.
@@ -16,8 +16,9 @@ class DataConfig:
         held_out: fraction cut from the end of `train` where `valid` is None; 0 holds none out.
         tokenizer: "characters", "bytes", a file, a directory, or a hub name.
         random_offset: shift the block grid by a random amount in each epoch (small corpora).
-        config, split, text_column: of the Hugging Face data set `train`.
-        valid_config, valid_split: of the held-out data set (default split "validation").
+        config, split, text_column: configuration, split and column of the Hugging Face data set
+            `train`.
+        valid_config, valid_split: the same for held-out text (default split "validation").
         streaming: read the data set as a stream, without downloading it first.
         shuffle_buffer: rows shuffled at a time in a stream; 0 keeps its order.
         stream_held_out: rows held out from the start of a stream without a valid split.

@@ -1,10 +1,10 @@
 """Corpora: documents tokenised, packed into blocks, and split into training and held-out text.
 
 Documents are tokenised, end-of-text is put after each, all are joined, and the stream is cut into
-blocks of `length` tokens; the remainder is dropped (as the original's training does, which drops
-one per thousand documents). Held-out text, unless `data.valid` or `data.valid_split` names some, is
-the last `data.held_out` (default 5 %) of the training source: of its characters where it is text
-files, of its rows where it is a data set, and of a stream its first `data.stream_held_out` rows.
+blocks of `length` tokens. The remainder at the end is dropped (the original code drops one after
+every thousand documents). `data.valid` or `data.valid_split` names the held-out text. Where neither
+is set, it is cut from the training source: the last `data.held_out` (default 5 %) of the characters
+of text files, or of the rows of a data set, or the first `data.stream_held_out` rows of a stream.
 """
 
 from __future__ import annotations
@@ -14,33 +14,26 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sedd_fast.data.blocks import BlockOrder, Blocks, StreamOrder, with_end
-from sedd_fast.data.sources import (
-    HubDataset,
-    characters_in,
-    is_hub_name,
-    read_documents,
-    split_documents,
-)
+from sedd_fast.data.config import DataConfig
+from sedd_fast.data.sources import HubDataset, is_hub_name, read_documents, split_documents
 from sedd_fast.data.tokenizers import Tokenizer, make_tokenizer
-
-if TYPE_CHECKING:
-    from sedd_fast.data.config import DataConfig
 
 _ROWS = 1000  # documents tokenised at a time
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What training reads: the tokenizer, the training order, the held-out blocks.
+    """The tokenizer, the training blocks in their order, and the held-out blocks.
 
     `chars_per_token` is measured on the held-out text (end-of-text counts as a token): bits per
-    character are bits per token divided by it. It and `held_out` are None where none is held out.
+    character are bits per token divided by it. It and `held_out` are None without held-out text.
     """
 
     tokenizer: Tokenizer
@@ -57,11 +50,16 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     """
     pieces = [
         np.asarray(ids, dtype=np.int64)
-        for texts in _batched(documents, _ROWS)
+        for texts in _batches(documents)
         for ids in with_end(tokenizer, texts)
     ]
     tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-    _check_range(tokens, tokenizer.vocab_size)
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < tokenizer.vocab_size:
+        bad = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise ValueError(
+            f"tokens: id {bad} lies outside the vocabulary 0 .. {tokenizer.vocab_size - 1}; "
+            "the text was tokenised with another tokenizer than the model's"
+        )
     return tokens.astype(_dtype(tokenizer))
 
 
@@ -73,56 +71,58 @@ def load_corpus(
     Args:
         config: sources, split and tokenizer (see `DataConfig`).
         length: tokens per block.
-        seed: of the order of the blocks.
-        tokenizer: use this one (a resumed run's) in place of `config.tokenizer`.
+        seed: random seed of the order of the blocks.
+        tokenizer: the tokenizer of a resumed run; None: make the one of `config.tokenizer`.
     """
-    if is_hub_name(config.train):
-        return _load_hub(config, length, seed, tokenizer)
-    documents = read_documents(config.train)
-    separate = config.valid is not None
-    train, rest = split_documents(documents, 0.0 if separate else config.held_out)
+    hub = is_hub_name(config.train)
+    separate = config.valid is not None or (hub and config.valid_split is not None)
+    load = _load_files if not hub else _load_stream if config.streaming else _load_rows
+    tokenizer, order, rest = load(config, length, seed, tokenizer, not separate)
+    documents = _valid_documents(config) if separate else rest
+    if not documents:
+        return Corpus(tokenizer, order, None, None)
+    tokens = pack(documents, tokenizer)
+    name = "the held-out text (a larger data.held_out, or data.valid, gives more)"
+    chars_per_token = sum(map(len, documents)) / len(tokens)
+    return Corpus(tokenizer, order, Blocks(tokens, length, name), chars_per_token)
+
+
+#: Tokenizer, training blocks, and the documents that were cut from them as held-out text.
+_Loaded = tuple[Tokenizer, BlockOrder | StreamOrder, list[str]]
+
+
+def _load_files(
+    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer | None, cut: bool
+) -> _Loaded:
+    train, rest = split_documents(read_documents(config.train), config.held_out if cut else 0.0)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, train)
-    held_out = _valid_documents(config) if separate else rest
     blocks = Blocks(pack(train, tokenizer), length, "the training text")
-    return Corpus(
-        tokenizer,
-        BlockOrder(blocks, seed, config.random_offset),
-        *_held_out(held_out, tokenizer, length),
-    )
+    return tokenizer, BlockOrder(blocks, seed, config.random_offset), rest
 
 
-def _load_hub(config: DataConfig, length: int, seed: int, tokenizer: Tokenizer | None) -> Corpus:
-    source = hub_source(config)
-    if config.streaming:
-        return _load_stream(config, source, length, seed, tokenizer)
-    dataset = source.load()
-    if config.valid is None and config.valid_split is None:
+def _load_rows(
+    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer | None, cut: bool
+) -> _Loaded:
+    source = _hub_dataset(config, config.train, config.config, config.split)
+    dataset, rest = source.load(), []
+    if cut:
         keep = round(len(dataset) * (1 - config.held_out))
         rest = list(source.texts(dataset.select(range(keep, len(dataset)))))
         dataset = dataset.select(range(keep))
-    else:
-        rest = _valid_documents(config)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, source.texts(dataset))
     tokens = cached_tokens(dataset, source, tokenizer, config.cache_dir)
-    order = BlockOrder(Blocks(tokens, length, source.name), seed, config.random_offset)
-    return Corpus(tokenizer, order, *_held_out(rest, tokenizer, length))
+    blocks = Blocks(tokens, length, source.name)
+    return tokenizer, BlockOrder(blocks, seed, config.random_offset), rest
 
 
 def _load_stream(
-    config: DataConfig, source: HubDataset, length: int, seed: int, tokenizer: Tokenizer | None
-) -> Corpus:
+    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer | None, cut: bool
+) -> _Loaded:
+    source = _hub_dataset(config, config.train, config.config, config.split)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer)
-    separate = config.valid is not None or config.valid_split is not None
-    skip = 0 if separate else config.stream_held_out
+    skip = config.stream_held_out if cut else 0
     order = StreamOrder(source, tokenizer, length, seed, config.shuffle_buffer, skip)
-    rest = _valid_documents(config) if separate else list(source.texts(source.load().take(skip)))
-    return Corpus(tokenizer, order, *_held_out(rest, tokenizer, length))
-
-
-def hub_source(config: DataConfig) -> HubDataset:
-    """The training data set that `config` names."""
-    name = str(config.train).removeprefix("hf:")
-    return HubDataset(name, config.config, config.split, config.text_column, config.streaming)
+    return tokenizer, order, list(source.texts(source.load().take(skip))) if cut else []
 
 
 def _valid_documents(config: DataConfig) -> list[str]:
@@ -130,22 +130,16 @@ def _valid_documents(config: DataConfig) -> list[str]:
     if not is_hub_name(name):
         return read_documents(name)
     configuration = config.config if config.valid is None else config.valid_config
-    split = config.valid_split or "validation"
-    source = HubDataset(
-        name.removeprefix("hf:"), configuration, split, config.text_column, config.streaming
-    )
+    source = _hub_dataset(config, name, configuration, config.valid_split or "validation")
     loaded = source.load()
     return list(source.texts(loaded.take(config.stream_held_out) if config.streaming else loaded))
 
 
-def _held_out(
-    documents: list[str], tokenizer: Tokenizer, length: int
-) -> tuple[Blocks | None, float | None]:
-    if not documents:
-        return None, None
-    tokens = pack(documents, tokenizer)
-    name = "the held-out text (a larger data.held_out, or data.valid, gives more)"
-    return Blocks(tokens, length, name), characters_in(documents) / len(tokens)
+def _hub_dataset(
+    config: DataConfig, name: str, configuration: str | None, split: str
+) -> HubDataset:
+    name = name.removeprefix("hf:")
+    return HubDataset(name, configuration, split, config.text_column, config.streaming)
 
 
 def cached_tokens(
@@ -170,7 +164,7 @@ def cached_tokens(
 def _write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
     raw, whole = (path.with_suffix(f".{os.getpid()}.{end}") for end in ("raw", "npy"))
     with raw.open("wb") as file:
-        for batch in _batched(texts, _ROWS):
+        for batch in _batches(texts):
             pack(batch, tokenizer).tofile(file)
     if raw.stat().st_size == 0:
         raw.unlink()
@@ -180,24 +174,9 @@ def _write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> Non
     os.replace(whole, path)
 
 
-def _batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _check_range(tokens: np.ndarray, vocab_size: int) -> None:
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-        bad = tokens.max() if tokens.max() >= vocab_size else tokens.min()
-        raise ValueError(
-            f"tokens: id {bad} lies outside the vocabulary 0 .. {vocab_size - 1}; "
-            "the text was tokenised with another tokenizer than the model's"
-        )
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(documents)
+    return iter(lambda: list(islice(remaining, _ROWS)), [])
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:

@@ -1,4 +1,4 @@
-"""The data sets that papers report, by short name: where they lie and how their rows become text.
+"""The data sets that papers report, by short name: their source and how their rows become text.
 
     wikitext2, wikitext103, ptb, lm1b, lambada, text8, openwebtext
 
@@ -26,12 +26,12 @@ Detokenizer = Callable[[str], str]
 
 
 def _wikitext_rows(text: str) -> list[str]:
-    """As on the hub: a line with its line break is a row, a blank line an empty row."""
+    """As on the hub: each line, with its line break, is a row; a blank line is an empty row."""
     return [line if line.strip() else "" for line in text.splitlines(keepends=True)]
 
 
 def _ptb_rows(text: str) -> list[str]:
-    """A sentence a line; some copies close each with <eos>."""
+    """Each line is a sentence; some copies end it with <eos>."""
     return [line.strip().removesuffix("<eos>").strip() for line in text.splitlines()]
 
 
@@ -39,22 +39,19 @@ def _sentence_rows(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-def _one_row(text: str) -> list[str]:
-    return [text]
-
-
 @dataclass(frozen=True)
 class NamedData:
     """One data set.
 
     Attributes:
-        path: what `datasets.load_dataset` takes: a hub repository, or a builder with `files`.
+        path: the first argument of `datasets.load_dataset`: a hub repository or a directory.
         evaluated: the split of the zero-shot tables.
-        configuration: of the repository.
-        column: that holds the text.
+        configuration: a configuration of the repository.
+        column: the column that holds the text.
         options: further arguments of `load_dataset`.
-        detokenizer: from the spaced-out text of a row to plain text; None where it is plain.
-        rows: how a plain text file of this data set falls into rows.
+        detokenizer: turns a row's text, spaced out between its tokens, into plain text; None where
+            it is plain.
+        rows: splits a plain text file of this data set into rows.
     """
 
     path: str
@@ -63,7 +60,7 @@ class NamedData:
     column: str = "text"
     options: Mapping[str, Any] = field(default_factory=dict)
     detokenizer: Detokenizer | None = None
-    rows: Callable[[str], list[str]] = _one_row
+    rows: Callable[[str], list[str]] = lambda text: [text]
 
 
 _PARQUET = {"revision": "refs/convert/parquet"}  # the hub's own conversion of script repositories
@@ -92,8 +89,3 @@ NAMED: Mapping[str, NamedData] = {
     "text8": NamedData("afmck/text8", "test"),  # 90, 5 and 5 million characters, a row each
     "openwebtext": NamedData("Skylion007/openwebtext", "train[-100000:]"),
 }  # fmt: skip
-
-
-def is_named(name: object) -> bool:
-    """Whether `name` stands in the table."""
-    return isinstance(name, str) and name in NAMED

@@ -1,7 +1,6 @@
-"""The clean-up of data sets that were published in pieces ("it 's 1 @,@ 000").
+"""Detokenizers: plain text from data sets published as spaced-out tokens ("it 's 1 @,@ 000").
 
-Each function takes a text and returns it as a person would have typed it. The rules are those that
-published perplexities on these data sets assume; their order matters.
+The rules are those that published perplexities on these data sets assume; their order matters.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_SPACED_MARKS = tuple((f" {mark} ", f"{mark} ") for mark in ":;.!?,")
 _WIKITEXT = (
     ("s '", "s'"),
     (" @-@ ", "-"),
     (" @,@ ", ","),
     (" @.@ ", "."),
-    *_SPACED_MARKS,
+    *((f" {mark} ", f"{mark} ") for mark in ":;.!?,"),
 )
 _WIKITEXT_LAST = (
     ("= = = =", "===="),
@@ -71,7 +69,7 @@ def lm1b_detokenizer(x: str) -> str:
 
 
 def lambada_detokenizer(text: str) -> str:
-    """LAMBADA: straight quotation marks, and a line of its own."""
+    """LAMBADA: straight quotation marks, and a line break before the text."""
     return "\n" + _replace(text, (("“", '"'), ("”", '"'))).strip()
 
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sedd_fast.data.basic_tokenizers import (
-    END_OF_TEXT,
-    Tokenizer,
-    checked,
-    digest,
-    parse_json,
-    write_marker,
-)
+from sedd_fast.data.basic_tokenizers import END_OF_TEXT, Tokenizer, checked, digest, write_marker
+from sedd_fast.data.libraries import explained, import_library
 
 if TYPE_CHECKING:
     import tokenizers
@@ -36,7 +31,8 @@ class HubTokenizer:
         from tokenizers import Tokenizer as Backend
 
         text = Path(path).read_text(encoding="utf-8")
-        fields = parse_json(text, path)
+        with explained(f"tokenizer: {path} is not valid JSON", "check the file", ValueError):
+            fields = json.loads(text)
         if not isinstance(fields, dict) or "model" not in fields:
             raise ValueError(
                 f'tokenizer: {path} is not a `tokenizers` file (it has no "model" entry); '
@@ -76,8 +72,7 @@ class HubTokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        return [e.ids for e in encodings]
+        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.backend.decode(checked(ids, self.vocab_size), skip_special_tokens=False)
@@ -96,16 +91,10 @@ class TransformersTokenizer:
     @classmethod
     def from_pretrained(cls, name: str | Path) -> TransformersTokenizer:
         """Load by hub name or directory; ValueError with the remedy where that fails."""
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise ValueError(
-                f"tokenizer: {name!s} needs the transformers library: pip install transformers"
-            ) from error
-        try:
-            return cls(AutoTokenizer.from_pretrained(str(name)))
-        except (OSError, ValueError, KeyError) as error:
-            raise _not_found(str(name), error) from error
+        transformers = import_library("transformers", "transformers", f"tokenizer: {name!s}")
+        with _explained(str(name), OSError, ValueError, KeyError):
+            backend = transformers.AutoTokenizer.from_pretrained(str(name))
+        return cls(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -128,10 +117,8 @@ class TransformersTokenizer:
         return self.backend(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = checked(ids, self.vocab_size)
-        return self.backend.decode(
-            known, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return self.backend.decode(checked(ids, self.vocab_size), **options)
 
     def save(self, directory: str | Path) -> None:
         write_marker(directory, kind="transformers")
@@ -144,18 +131,18 @@ def load_from_hub(name: str) -> Tokenizer:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     try:
-        return HubTokenizer.from_file(hf_hub_download(name, "tokenizer.json"))
-    except HFValidationError as error:
-        raise _not_found(name, error) from error
+        with _explained(name, HFValidationError):
+            path = hf_hub_download(name, "tokenizer.json")
+        return HubTokenizer.from_file(path)
     except (EntryNotFoundError, HfHubHTTPError, OSError):
         # No tokenizer.json there (or no network): transformers may build it from other files,
         # or from its own cache; its failure is the one to report.
         return TransformersTokenizer.from_pretrained(name)
 
 
-def _not_found(name: str, error: BaseException) -> ValueError:
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ValueError(
+def _explained(name: str, *kinds: type[Exception]) -> AbstractContextManager[None]:
+    what = (
         f"tokenizer: {name!r} is neither characters, bytes, a file or directory here, nor a "
-        f"tokenizer that the Hugging Face hub gave ({cause[:160]}); check the name, or the network"
+        "tokenizer that the Hugging Face hub gave"
     )
+    return explained(what, "check the name, or the network", *kinds)

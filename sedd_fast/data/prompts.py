@@ -1,23 +1,140 @@
-r"""Templates: text with gaps of so many tokens, as in "The [8] fox [12] dog.".
+r"""Text around the samplers: given text becomes tokens to keep, sampled tokens become text.
 
-pieces, length = read_template("The [8] fox.", tokenizer)
-tokens, known = lay_out(pieces, tokenizer, length)
+    tokens, known = lay_out([Piece("The "), Piece(" exists.", at=None)], tokenizer, length=64)
+    filled = infill(model, graph, noise, tokens[None], known[None])
+    text = decode_samples(filled, known, tokenizer, graph.mask_index)[0].text
 
-``[n]`` is a gap of n tokens. A bracket that is meant is written ``\[`` or ``\]``, a backslash in
+Given text may also be written as a template, text with gaps of so many tokens:
+
+    pieces, length = read_template("The [8] fox [12] dog.", tokenizer)
+    tokens, known = lay_out(pieces, tokenizer, length)
+
+``[n]`` is a gap of n tokens. A literal bracket is written ``\[`` or ``\]``, a literal backslash in
 front of a bracket ``\\``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
-from sedd_fast.data.texts import Piece
-from sedd_fast.data.tokenizers import Tokenizer
+import numpy as np
+import torch
+from torch import Tensor
 
+from sedd_fast.data.basic_tokenizers import Tokenizer
+
+MASK = "[MASK]"
 LARGEST = 1_000_000  # tokens of a gap
 _PARTS = re.compile(
     r"\\(?P<literal>[\\\[\]])|\[(?P<gap>[0-9]+)\]|(?P<bracket>[\[\]])|(?P<text>.)", re.S
 )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Given text and its place in the sequence.
+
+    Args:
+        text: the text.
+        at: position of its first token, from 0; None: its last token is the last of the sequence.
+        name: its name in error messages.
+    """
+
+    text: str
+    at: int | None = 0
+    name: str = "the piece"
+
+    def encode(self, tokenizer: Tokenizer) -> list[int]:
+        """Its tokens; ValueError, with its name, for text that the tokenizer cannot encode."""
+        try:
+            return tokenizer.encode(self.text)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled sequence as text.
+
+    Attributes:
+        text: decoded, cut at end-of-text.
+        tokens: the tokens of `text`.
+        given: ranges [start, stop) of `tokens` that were given.
+        marks: the same ranges in characters of `text`.
+    """
+
+    text: str
+    tokens: list[int]
+    given: list[tuple[int, int]]
+    marks: list[tuple[int, int]]
+
+
+def lay_out(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> tuple[Tensor, Tensor]:
+    """A sequence with the pieces in place: tokens (L,) int64; known (L,) bool, True at the pieces.
+
+    Raises:
+        ValueError: a piece does not fit, overlaps another, or cannot be encoded.
+    """
+    tokens = torch.zeros(length, dtype=torch.int64)
+    known = torch.zeros(length, dtype=torch.bool)
+    for number, piece in enumerate(pieces):
+        ids = torch.tensor(piece.encode(tokenizer), dtype=torch.int64)
+        start = length - len(ids) if piece.at is None else piece.at
+        stop = start + len(ids)
+        if start < 0 or stop > length:
+            where = "at the end" if piece.at is None else f"from token {start}"
+            raise ValueError(
+                f"{piece.name}: {len(ids)} tokens {where} do not fit into a length of {length}; "
+                "shorten or move it, or raise the length"
+            )
+        if bool(known[start:stop].any()):
+            others = ", ".join(other.name for other in pieces[:number])
+            raise ValueError(
+                f"{piece.name}: tokens {start} to {stop - 1} overlap what {others} gave; move it, "
+                "or raise the length"
+            )
+        tokens[start:stop], known[start:stop] = ids, True
+    return tokens, known
+
+
+def decode_samples(
+    tokens: Tensor,
+    known: Tensor,
+    tokenizer: Tokenizer,
+    mask_index: int | None = None,
+    keep_after_eot: bool = False,
+) -> list[Sample]:
+    """Sampled sequences as text.
+
+    Args:
+        tokens: (B, L) int64, what `sample` or `infill` returned.
+        known: (L,) bool, True where a token was given; given text is never cut off.
+        tokenizer: the model's.
+        mask_index: the graph's; a mask that an unfinished sample still holds is written [MASK].
+        keep_after_eot: do not cut at the first end-of-text after the last given token.
+    """
+    edges = np.flatnonzero(np.diff([False, *known.tolist(), False])).tolist()
+    given = list(zip(edges[::2], edges[1::2], strict=True))
+    earliest = edges[-1] if edges else 0
+    samples = []
+    for ids in tokens.tolist():
+        if not keep_after_eot and tokenizer.eot in ids[earliest:]:
+            del ids[ids.index(tokenizer.eot, earliest) :]
+        places = [len(decode(ids[:edge], tokenizer, mask_index)) for edge in edges]
+        marks = list(zip(places[::2], places[1::2], strict=True))
+        samples.append(Sample(decode(ids, tokenizer, mask_index), ids, given, marks))
+    return samples
+
+
+def decode(ids: Sequence[int], tokenizer: Tokenizer, mask_index: int | None = None) -> str:
+    """The text of tokens that may hold masks."""
+    return "".join(
+        MASK * len(list(run)) if masked else tokenizer.decode(run)
+        for masked, run in groupby(ids, key=lambda token: token == mask_index)
+    )
 
 
 def read_template(
@@ -29,12 +146,12 @@ def read_template(
 
     Args:
         template: text and gaps.
-        tokenizer: of the model.
-        name: what error messages call it.
+        tokenizer: the model's.
+        name: its name in error messages.
 
     Raises:
-        ValueError: a bracket that is part of no gap, a gap of 0, no gap at all, or a text that
-            cannot be encoded.
+        ValueError: a bracket outside a gap, a gap of 0 tokens, no gap at all, or text that cannot
+            be encoded.
     """
     pieces, at = [], 0
     for part in split_template(template, name):
@@ -48,13 +165,13 @@ def read_template(
 
 
 def split_template(template: str, name: str = "template") -> list[str | int]:
-    """Text (str) and gaps (int, in tokens) in their order."""
+    """The parts of a template in order: text (str) and gaps (int, in tokens)."""
     parts: list[str | int] = []
     for match in _PARTS.finditer(template):
         if match["bracket"]:
             raise ValueError(
                 f"{name}: the {match['bracket']!r} at character {match.start()} is part of no gap "
-                "[n], n a number of tokens; a bracket that is meant is written with a backslash, "
+                "[n], n a number of tokens; write a literal bracket with a backslash, "
                 r"\[ or \]"
             )
         if match["gap"]:

@@ -2,9 +2,9 @@
 
     pydoc            text that every Python carries (`pydoc_data.topics`), no download
     book.txt         a file; also a list of files, and globs such as "books/*.txt"
-    NAME             one of `named_data` (wikitext103, ptb, ...), detokenised as its table says;
+    NAME             a data set of the table `datasets.NAMED` (wikitext103, ptb, ...), detokenised;
                      else a data set on the Hugging Face hub, or a directory that `datasets` reads
-    hf:NAME          the same, said outright
+    hf:NAME          the same, even where a file has that name
 
 A file is one document; a row of a data set is one document; the built-in corpus is one document.
 """
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sedd_fast.data.datasets import NAMED, NamedData
+from sedd_fast.data.libraries import explained
 
 BUILT_IN = "pydoc"
 _COLUMN = "text"
@@ -28,7 +30,7 @@ _TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".csv", ".log", ".py",
 class HubDataset:
     """A data set of the `datasets` library: its name, configuration, split and text column.
 
-    A name of `named_data` brings its own configuration and column, and its rows are detokenised.
+    A name in `NAMED` brings its own configuration and column, and its rows are detokenised.
     """
 
     name: str
@@ -43,42 +45,38 @@ class HubDataset:
         Raises:
             ValueError: not found, no such split or configuration, or no text column; says which.
         """
-        try:
-            import datasets
-        except ImportError as error:
-            raise ValueError(
-                f"data: {self.name!r} is not a file here, and reading it as a Hugging Face data "
-                "set needs the datasets library: pip install datasets"
-            ) from error
-        entry = self.entry
-        try:
+        import datasets
+
+        what = f"{self.name!r} (configuration {self.configuration}, split {self.split!r})"
+        with loading(
+            f"data: {what} is neither a file here nor a data set that could be loaded",
+            "check the name, data.config, data.split, and the network",
+        ):
             loaded = datasets.load_dataset(
-                entry.path, self.configuration or entry.configuration,
-                split=self.split, streaming=self.streaming, **entry.options,
+                self.entry.path, self.configuration or self.entry.configuration,
+                split=self.split, streaming=self.streaming, **self.entry.options,
             )  # fmt: skip
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(_not_loaded(self, error)) from error
         self.check_column(loaded)
         return loaded
 
     @property
     def entry(self) -> NamedData:
-        """The table's entry; of any other name one that says just that name."""
+        """The entry of `NAMED`; for any other name an entry with default settings."""
         return NAMED.get(self.name) or NamedData(self.name, self.split)
 
     @property
     def text_column(self) -> str:
-        """The column asked for, or the table's."""
+        """The column that was set, or the one that `NAMED` gives."""
         return self.entry.column if self.column == _COLUMN else self.column
 
     @property
     def treatment(self) -> str:
-        """Names all that decides how rows become texts."""
+        """Column and detokenizer: what a row's text depends on, as part of a cache key."""
         detokenizer = getattr(self.entry.detokenizer, "__name__", "")
         return f"{self.text_column} {detokenizer}"
 
     def check_column(self, dataset: Any) -> None:
-        """ValueError that lists the columns where the text's is not among them."""
+        """ValueError, with the columns of the data set, unless the text column is one of them."""
         columns = dataset.column_names or list(next(iter(dataset), {}))
         if self.text_column not in columns:
             raise ValueError(
@@ -91,9 +89,8 @@ class HubDataset:
         return self.clean(row[self.text_column] for row in dataset)
 
     def clean(self, rows: Iterable[str]) -> Iterator[str]:
-        """Raw rows of this data set as text."""
-        detokenize = self.entry.detokenizer
-        return (detokenize(row) if detokenize else row for row in rows)
+        """Raw rows of this data set as text, detokenised."""
+        return map(self.entry.detokenizer, rows) if self.entry.detokenizer else iter(rows)
 
 
 def is_hub_name(source: str | Sequence[str]) -> bool:
@@ -157,20 +154,16 @@ def split_documents(documents: Sequence[str], held_out: float) -> tuple[list[str
     return train, rest
 
 
-def characters_in(texts: Iterable[str]) -> int:
-    return sum(map(len, texts))
-
-
 def _expand(name: str) -> list[Path]:
     expanded = str(Path(name).expanduser())
     if Path(expanded).is_file():
         return [Path(expanded)]
+    found = [Path(path) for path in sorted(glob.glob(expanded, recursive=True))]
+    if files := [path for path in found if path.is_file()]:
+        return files
     if glob.has_magic(expanded):
-        found = sorted(path for path in glob.glob(expanded, recursive=True) if Path(path).is_file())
-        if found:
-            return [Path(path) for path in found]
         raise ValueError(f"data: no file matches {name!r}; check the pattern (** is recursive)")
-    if Path(expanded).is_dir():
+    if found:
         raise ValueError(f"data: {name!r} is a directory; name its files, as in '{name}/*.txt'")
     raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
 
@@ -188,11 +181,8 @@ def read_text(path: Path, name: str = "data") -> str:
         raise ValueError(f"{name}: cannot read {path}: {error.strerror}; check the path") from error
 
 
-def _not_loaded(source: HubDataset, error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    cause = lines[0][:200] if lines else type(error).__name__
-    return (
-        f"data: {source.name!r} (configuration {source.configuration}, split {source.split!r}) is "
-        f"neither a file here nor a data set that could be loaded: {cause}; check the name, "
-        "data.config, data.split, and the network"
-    )
+def loading(what: str, remedy: str) -> AbstractContextManager[None]:
+    """Explain an error of `datasets` that keeps it from loading a data set."""
+    from datasets.exceptions import DatasetsError
+
+    return explained(what, remedy, OSError, ValueError, RuntimeError, DatasetsError)

@@ -8,23 +8,19 @@
     transformers:NAME   whatever `transformers.AutoTokenizer` loads
 
 `make_tokenizer` turns such a name into a `Tokenizer`; `save(directory)` writes it beside the
-weights, and `load_tokenizer(directory)` reads it back. The mask state of an absorbing graph is no
-token: it is index vocab_size, known to the graph only.
+weights, and `load_tokenizer(directory)` reads it back. The mask state of an absorbing graph is not
+a token: it has index vocab_size, and only the graph knows of it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from sedd_fast.data.basic_tokenizers import (
-    MARKER,
-    ByteTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    parse_json,
-)
+from sedd_fast.data.basic_tokenizers import MARKER, ByteTokenizer, CharTokenizer, Tokenizer
 from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer, load_from_hub
+from sedd_fast.data.libraries import explained
 
 
 def make_tokenizer(spec: str, texts: Iterable[str] | None = None) -> Tokenizer:
@@ -79,7 +75,9 @@ def _load_directory(path: Path) -> Tokenizer:
 
 
 def _load_marked(path: Path) -> Tokenizer:
-    fields = parse_json((path / MARKER).read_text(encoding="utf-8"), path / MARKER)
+    text = (path / MARKER).read_text(encoding="utf-8")
+    with explained(f"tokenizer: {path / MARKER} is not valid JSON", "check the file", ValueError):
+        fields = json.loads(text)
     kind = fields.get("kind") if isinstance(fields, dict) else None
     if kind == "characters":
         return CharTokenizer(fields["characters"])

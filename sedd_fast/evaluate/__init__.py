@@ -1,9 +1,12 @@
-"""Evaluation: likelihood bounds, and what is measured on drawn texts.
+"""Evaluation: likelihood bounds, and measures of samples.
 
 result      LikelihoodBound: nats with standard errors
 bound       likelihood_bound of a batch, evaluate_corpus of a text: formulas and modes
-estimators  their terms; draws: the Monte Carlo under them
-corpus      texts and data sets as blocks of tokens, wrapped as the zero-shot tables do
+estimators  the terms of the bounds; draws: the Monte Carlo sampling under them
+likelihood  exact_likelihood of the autoregressive baseline
+wrapping    a text or a data set as blocks of tokens, wrapped as the zero-shot tables do
+generative  generative perplexity of samples under a judge; mauve, diversity, ngram
+tradeoff    quality of samples against compute; plots has its pictures
 """
 
 from sedd_fast.evaluate.bound import evaluate_corpus, likelihood_bound

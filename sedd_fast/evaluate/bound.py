@@ -1,6 +1,7 @@
 """Likelihood of text: upper bounds on -log p(x_0) in nats, by Monte Carlo, with standard errors.
 
-``likelihood_bound`` takes a batch, ``evaluate_corpus`` any number of blocks of a text. Three modes:
+``likelihood_bound`` takes a batch, ``evaluate_corpus`` any number of blocks of a text. Both build
+an :class:`Estimator`, which checks the settings. There are three modes:
 
 **exact** (default), a strict bound on the negative log likelihood of the reverse process.
 Absorbing, in the mask probability m = 1 - exp(-sigma), for which sigma'(t) dt / E = dm / m:
@@ -9,20 +10,20 @@ Absorbing, in the mask probability m = 1 - exp(-sigma), for which sigma'(t) dt /
     bracket = E S - ln(E s_{x_0}) - 1 = E * score entropy
     E = expm1(sigma),  S = sum of the scores s over the V real tokens
 
-No term is owed at either end: at m = 1 the process is at its limit, at m = 0 at the data. sigma is
-given to the network clamped to its trained range, and E is that of the clamped sigma, so that
-E s is the network's posterior and the bound stays strict.
+No term has to be added at either end: at m = 1 the process is at its limit, at m = 0 at the data.
+The noise level passed to the network is sigma clamped to its trained range, and E is computed from
+the clamped sigma, so that E s is the network's posterior and the bound stays strict.
 
 The integrand's 1/m has an infinite variance if m is drawn uniformly (a single mask at m near 0
-weighs 1/m). So the number n of masks is drawn first: the law of (masks, m) under dm / m has
-mass 1/n for each n in 1 .. L, with m then the n-th smallest of L uniforms and the masks the
-positions at or below it (the integral of m^(n-1) (1-m)^(L-n) over all C(L, n) subsets); hence
+weighs 1/m). So the number n of masks is drawn first: the measure dm / m on (masks, m) gives mass
+1/n to each n in 1 .. L; given n, m is the n-th smallest of L uniforms, and the masks are the
+positions at or below it (the integral of m^(n-1) (1-m)^(L-n) over all C(L, n) subsets). Hence
 
     integral = sum over n of 1/n * E[sum over the n masked of bracket]
              = E over n uniform in 1 .. L of [L * mean over the n masked of bracket]
 
-the same number, with bounded weights (standard errors 2 to 6 times smaller where measured). n is
-stratified over a sequence's samples, or drawn in mirrored pairs.
+which has the same value, with bounded weights (standard errors 2 to 6 times smaller where
+measured). n is stratified over a sequence's samples, or drawn in mirrored pairs.
 
 Uniform, in t from t0 = ``eps`` to 1 (t stratified), k = exp(-sigma(1)):
 
@@ -30,14 +31,16 @@ Uniform, in t from t0 = ``eps`` to 1 (t stratified), k = exp(-sigma(1)):
                    + KL(p(x_1 | x_0), uniform) + E[-log p(x_0 | x_t0)]
     KL per position = (1 + (V-1) k) / V * ln(1 + (V-1) k) + (V-1) / V * (1 - k) ln(1 - k)
 
-the last term with the law of the sampler's denoising step; it is infinite where that step cannot
-draw x_0 at all.
+where the last term uses the distribution of the sampler's denoising step; it is infinite where
+that step cannot draw x_0 at all.
 
-**normalised** (absorbing): the same with the posterior s / sum(s): its cross entropy in place of
-the bracket, which is less by Z - 1 - ln Z, Z = E S. A strict bound of the renormalised model.
+**normalised** (absorbing): the same integral with the cross entropy of the posterior s / sum(s) in
+place of the bracket. It is smaller by Z - 1 - ln Z, Z = E S: a strict bound for the renormalised
+model.
 
-**paper**: the integral from ``eps`` to 1 alone, as published. Not a strict bound: for an absorbing
-graph the end at t = 1 would owe an infinite KL, and below ``eps`` the reconstruction is dropped.
+**paper**: the integral from ``eps`` to 1 alone, as published. It is not a strict bound: for an
+absorbing graph the KL divergence at t = 1 is infinite, and it is left out; so is the reconstruction
+below ``eps``.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), theorem 3.6 and appendix A; Ou et al. 2024
 (arXiv 2406.03736) for the integral in m and over the number of masks.
@@ -49,14 +52,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sedd_fast.evaluate.estimators import Estimator
+from sedd_fast.evaluate.estimators import Estimator, check_clean
 from sedd_fast.evaluate.result import LikelihoodBound
 from sedd_fast.models.interface import ScoreModel, device_of
-from sedd_fast.ops._arguments import check_graph, check_tokens
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 
-_NARROW = (torch.int32, torch.int16, torch.uint16, torch.int8, torch.uint8)  # of stored corpora
+#: Types other than int64 in which tokens are stored.
+_STORED = (torch.int32, torch.int16, torch.uint16, torch.int8, torch.uint8)
 
 
 def likelihood_bound(
@@ -80,7 +83,7 @@ def likelihood_bound(
         model: ``(x_t (R, L), sigma (R,)) -> log_score (R, L, graph.dim)``; an ``nn.Module`` runs
             in eval mode and gets its own mode back. A :class:`sedd_fast.SEDD` never forms log
             scores for the entropies of "exact" and "paper": its fused head gives them.
-        x_0: (B, L) int64, clean tokens.
+        x_0: (B, L) int64, clean tokens on the model's device.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         noise: the schedule the network was trained with.
         samples: noise levels per sequence, stratified; at least 2.
@@ -88,11 +91,11 @@ def likelihood_bound(
         generator: source of all randomness; torch's own if None. On the CPU the result does not
             depend on ``batch_size``.
         batch_size: sequences per network call.
-        eps: the lowest time in training (its ``sampling_eps``): below it, the network is asked at
-            the noise of ``eps``.
+        eps: the lowest time in training (its ``sampling_eps``); for lower times, the network is
+            given the noise level of ``eps``.
         progress: show a progress bar on stderr.
-        times: "stratified", or "antithetic": in mirrored pairs (``samples`` a multiple of 4);
-            :class:`sedd_fast.evaluate.draws.Batches` has the law of both.
+        times: how noise levels are placed: "stratified", or "antithetic", in mirrored pairs
+            (``samples`` a multiple of 4); :class:`sedd_fast.evaluate.draws.Batches` defines both.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of range; the message names it.
@@ -101,7 +104,7 @@ def likelihood_bound(
         >>> bound = likelihood_bound(model, x_0, graph, noise, samples=256)
         >>> print(f"{bound.bits_per_token:.3f} +- {bound.bits_per_token_stderr:.3f} bits per token")
     """
-    _check_tokens(x_0, graph)
+    check_clean(x_0, graph)
     estimator = Estimator(graph, noise, mode, samples, eps, batch_size, times)
     return estimator(model, x_0, x_0.device, generator, progress)
 
@@ -119,7 +122,7 @@ def evaluate_corpus(
     progress: bool = False,
     times: str = "stratified",
 ) -> LikelihoodBound:
-    """The bound over a whole text: :func:`likelihood_bound` of its blocks, moved when needed.
+    """The bound over a whole text: :func:`likelihood_bound` of its blocks.
 
     Many blocks need few samples each: the errors of the blocks are independent, so the relative
     error of the total falls with ``samples_per_block`` times the number of blocks.
@@ -138,20 +141,8 @@ def evaluate_corpus(
         TypeError, ValueError: as :func:`likelihood_bound`.
     """
     tokens = torch.tensor(blocks) if isinstance(blocks, np.ndarray) else blocks
-    if isinstance(tokens, Tensor) and tokens.dtype in _NARROW:
+    if isinstance(tokens, Tensor) and tokens.dtype in _STORED:
         tokens = tokens.long()
-    _check_tokens(tokens, graph, "blocks")
+    check_clean(tokens, graph, "blocks")
     estimator = Estimator(graph, noise, mode, samples_per_block, eps, batch_size, times)
     return estimator(model, tokens, device_of(model), generator, progress)
-
-
-def _check_tokens(x_0: Tensor, graph: Graph, name: str = "x_0") -> None:
-    check_graph(graph)
-    check_tokens(name, x_0)
-    bad = (x_0 < 0) | (x_0 >= graph.vocab_size)
-    if bool(bad.any()):
-        row, column = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(
-            f"{name} holds {int(x_0[row, column])} at position ({row}, {column}); clean tokens are "
-            f"0 .. {graph.vocab_size - 1}: are graph and tokenizer of one vocabulary?"
-        )

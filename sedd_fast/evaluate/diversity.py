@@ -1,4 +1,4 @@
-"""How varied drawn texts are, and how far their n-grams are from those of real text.
+"""Diversity of samples, and the divergence of their n-grams from those of real text.
 
 Every function takes sequences of hashable units: token ids, or the characters of a string.
 """
@@ -18,9 +18,9 @@ def unigram_entropy(sequences: Iterable[Units]) -> float:
 
         H = mean over sequences of  - sum over tokens w of (c_w / L) ln(c_w / L)
 
-    c_w counts w among the sequence's L tokens; at most ln L, and low where a text repeats itself.
-    NaN without a token. Reported beside generative perplexity by Zheng et al. 2024
-    (arXiv 2409.02908), which falls as texts grow repetitive.
+    where c_w is the count of w among the sequence's L tokens. It is at most ln L, and low for a
+    sequence that repeats itself; NaN without a token. Zheng et al. 2024 (arXiv 2409.02908) report
+    it beside generative perplexity, which falls as samples become repetitive.
 
     Example:
         >>> unigram_entropy([[1, 1, 2, 2]]) == math.log(2)
@@ -33,7 +33,7 @@ def unigram_entropy(sequences: Iterable[Units]) -> float:
 def distinct_ngrams(sequences: Iterable[Units], n: int) -> float:
     """Distinct n-grams over all n-grams of all sequences together, in (0, 1]; NaN without one.
 
-    Li et al. 2016 (arXiv 1510.03055). It falls with the number of texts: compare equal amounts.
+    Li et al. 2016 (arXiv 1510.03055). It falls with the number of sequences: compare equal numbers.
     """
     counts = ngram_counts(sequences, n)
     return len(counts) / counts.total() if counts else math.nan
@@ -44,8 +44,9 @@ def ngram_divergence(drawn: Iterable[Units], real: Iterable[Units], n: int) -> f
 
         JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2,    0 for equal frequencies, at most 1
 
-    It is biased upwards where texts are few (two halves of one text are not at 0): compare equal
-    amounts, beside the value of real text against real text. NaN where either has no n-gram.
+    It is biased upwards for little text (two halves of one text have a positive divergence):
+    compare equal amounts, beside the value of real text against real text. NaN where either has no
+    n-gram.
     """
     p, q = ngram_counts(drawn, n), ngram_counts(real, n)
     if not p or not q:
@@ -56,7 +57,7 @@ def ngram_divergence(drawn: Iterable[Units], real: Iterable[Units], n: int) -> f
 
 
 def ngram_counts(sequences: Iterable[Units], n: int) -> Counter[Any]:
-    """How often each n-gram occurs; none reaches over the end of a sequence.
+    """How often each n-gram occurs within the sequences.
 
     Raises:
         ValueError: n below 1.
@@ -70,6 +71,6 @@ def ngram_counts(sequences: Iterable[Units], n: int) -> Counter[Any]:
 
 
 def _entropy(counts: Counter[Any]) -> float:
-    """Of the frequencies, in nats."""
+    """Entropy of the frequencies, in nats."""
     total = counts.total()
     return -sum(c / total * math.log(c / total) for c in counts.values())

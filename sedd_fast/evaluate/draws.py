@@ -1,4 +1,4 @@
-"""Monte Carlo over the sequences of a text: which rows share a network call, and their draws."""
+"""Monte Carlo over the sequences of a text: batches of samples, and their random numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _BELOW_ONE = 1 - 2**-53  # the largest value of torch.rand in float64
 def paired_stderr(values: Tensor) -> Tensor:
     """Standard error of the mean of each row of stratified samples (B, S), S >= 2: (B,).
 
-    One sample a stratum says nothing of the spread inside it, so neighbouring strata are paired:
-    the sum of squared differences within the pairs, over S^2. It is unbiased where neighbours have
-    one mean, and too large, never too small, in expectation otherwise; a plain sample variance
-    would add the whole spread between strata. An odd last sample is paired a second time.
+    With one sample in each stratum, the variance inside a stratum cannot be estimated. So
+    neighbouring strata are paired: the variance is the sum of squared differences within the pairs,
+    over S^2. It is unbiased where neighbours have the same mean and otherwise too large in
+    expectation, never too small; a plain sample variance would add the whole variance between
+    strata. If S is odd, the last sample is paired with its neighbour, which has a pair already.
     """
     count = values.shape[1]
     pairs = [values[:, 0 : count - 1 : 2] - values[:, 1:count:2]]
@@ -34,15 +35,15 @@ def paired_stderr(values: Tensor) -> Tensor:
 class Batches:
     """The sequences x_0 (N, L), and the uniform numbers of each of their samples.
 
-    A sample of a sequence is a place in [0, 1), which decides the noise level, and (L, 2) uniform
-    numbers, which decide what is noised. With S samples a sequence, ``times`` is
+    A sample of a sequence is a place in [0, 1), which sets the noise level, and (L, 2) uniform
+    numbers, which set the noised tokens. With S samples of each sequence, ``times`` is
 
     - "stratified": sample s has its place in [s / S, (s + 1) / S);
     - "antithetic": the samples come in pairs, the place of the first in [k / S, (k + 1) / S),
-      k < S / 2, the second its mirror image: place and uniform numbers v become 1 - v. What the
-      first masks, the second (but for one token) shows. S is even.
+      k < S / 2; the second is its mirror image: place and uniform numbers v become 1 - v. The
+      tokens masked in the first are, but for one, not masked in the second. S is even.
 
-    Each sample alone is uniform in both, so both estimates have the same expected value.
+    Each single sample is uniform either way, so both estimates have the same expected value.
     """
 
     x_0: Tensor
@@ -55,9 +56,9 @@ class Batches:
     def draw(self, term: Callable[..., Tensor], samples: int, label: str) -> Tensor:
         """(N, draws) float64 on the CPU, the independent draws of ``term(x_0, place, u)``.
 
-        There are ``samples`` draws of a sequence, stratified, or half as many, the means of pairs.
-        ``place`` is (R,), ``u`` (R, L, 2), both float64; one stream of numbers, row after row,
-        whatever the batch size.
+        A sequence has ``samples`` draws if stratified; half as many, means of pairs, if antithetic.
+        ``place`` is (R,), ``u`` (R, L, 2), both float64. The rows take their random numbers in
+        order from one stream, so that the batch size does not change them.
         """
         sequences, length = self.x_0.shape
         if self.x_0.numel() == 0:

@@ -1,4 +1,4 @@
-"""The estimators behind `likelihood_bound`: one term of each integral, and what the ends owe.
+"""The estimators behind `likelihood_bound`: the terms of each integral and the terms at its ends.
 
 The formulas are in :mod:`sedd_fast.evaluate.bound`.
 """
@@ -18,6 +18,7 @@ from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
 from sedd_fast.losses.score_entropy import entropy_of
 from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, evaluating
 from sedd_fast.ops import reverse_probs, sample_transition
+from sedd_fast.ops._arguments import check_choice, check_graph, check_tokens
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 
@@ -26,7 +27,11 @@ MODES = ("exact", "paper", "normalised")
 
 @dataclass(frozen=True)
 class Estimator:
-    """The settings of one evaluation, checked, and the evaluation itself."""
+    """The settings of one evaluation, checked, and the evaluation itself.
+
+    Raises:
+        ValueError: a setting out of range; the message names it.
+    """
 
     graph: Graph
     noise: Noise
@@ -37,34 +42,25 @@ class Estimator:
     times: str = "stratified"
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            allowed = ", ".join(map(repr, MODES))
-            raise ValueError(f"mode must be one of {allowed}, got {self.mode!r}")
+        check_choice("mode", self.mode, MODES)
+        check_choice("times", self.times, TIMES)
         if self.mode == "normalised" and self.graph.kind != "absorbing":
             raise ValueError(
                 f"mode 'normalised' is for the absorbing graph, got {self.graph}; use 'exact'"
             )
-        for name, value, least in (
-            ("samples", self.samples, 2),
-            ("batch_size", self.batch_size, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        for name, least in (("samples", 2), ("batch_size", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
                 raise ValueError(
                     f"{name} must be a whole number of at least {least}, got {value!r}"
                 )
-        self._check_times()
-        if not 0 < self.eps < 1:
-            raise ValueError(f"eps must lie in (0, 1), got {self.eps}; the usual value is 1e-3")
-
-    def _check_times(self) -> None:
-        if self.times not in TIMES:
-            allowed = ", ".join(map(repr, TIMES))
-            raise ValueError(f"times must be one of {allowed}, got {self.times!r}")
         if self.times == "antithetic" and self.samples % 4:
             raise ValueError(
                 "samples must be a multiple of 4 with times='antithetic' (pairs, and two of them "
                 f"for a standard error), got {self.samples}; use {self.samples // 4 * 4 + 4}"
             )
+        if not 0 < self.eps < 1:
+            raise ValueError(f"eps must lie in (0, 1), got {self.eps}; the usual value is 1e-3")
 
     @property
     def over_masks(self) -> bool:
@@ -80,20 +76,21 @@ class Estimator:
         generator: torch.Generator | None,
         progress: bool,
     ) -> LikelihoodBound:
+        length = x_0.shape[1]
         batches = Batches(x_0, device, generator, self.batch_size, progress, self.times)
         term = self._over_masks if self.over_masks else self._over_time
-        owes_ends = self.mode == "exact" and not self.over_masks
         with evaluating(model):
             integral = batches.draw(partial(term, model), self.samples, f"bound ({self.mode})")
             nats, stderr = integral.mean(1), paired_stderr(integral)
-            if owes_ends:
-                # Little has moved at eps, so this term is far less noisy: an eighth will do.
+            if self.mode == "exact" and not self.over_masks:  # the terms at t0 and at t = 1
+                # Few tokens have changed at t0, so this term varies less: an eighth of the samples.
                 few = max(4, self.samples // 32 * 4)
                 last = batches.draw(partial(self._reconstruction, model), few, "reconstruction")
-                nats = nats + last.mean(1) + x_0.shape[1] * self._divergence()
+                limit = float(self.noise.sigma(torch.ones((), dtype=torch.float64)))
+                divergence = limit_divergence(limit, self.graph.vocab_size)
+                nats = nats + last.mean(1) + length * divergence
                 stderr = torch.hypot(stderr, paired_stderr(last))
         strict = self.mode != "paper"
-        length = x_0.shape[1]
         return LikelihoodBound(nats, stderr, length, self.mode, self.samples, strict, self.times)
 
     def _over_masks(self, model: ScoreModel, x_0: Tensor, place: Tensor, u: Tensor) -> Tensor:
@@ -113,7 +110,7 @@ class Estimator:
         return self._entropy(model, sigma, x_t, x_0, weight * torch.expm1(sigma.double()))
 
     def _trained(self, sigma: Tensor) -> Tensor:
-        """Clamped to the noise levels of training; float32, as the network is given it."""
+        """sigma clamped to the noise levels of training, in float32: passed to the network."""
         low, high = self.noise.sigma(torch.tensor([self.eps, 1.0], dtype=torch.float64)).tolist()
         return sigma.clamp(min=low, max=high).float()
 
@@ -129,9 +126,9 @@ class Estimator:
     ) -> Tensor:
         """Score entropy of each sequence times its weight (R,); (R,) float64."""
         row_weight = weight[:, None].expand(x_0.shape)
-        # Of each position, not their float32 sum: the result is float64.
-        asked = ScoreEntropyRequest(x_0, row_weight)
-        return entropy_of(model, self.graph, x_t, sigma, asked).double().sum(-1)
+        # The request leaves positions unsummed: they are added up in float64.
+        request = ScoreEntropyRequest(x_0, row_weight)
+        return entropy_of(model, self.graph, x_t, sigma, request).double().sum(-1)
 
     def _reconstruction(self, model: ScoreModel, x_0: Tensor, place: Tensor, u: Tensor) -> Tensor:
         """-log p(x_0 | x_t0) under the denoising step at t0 = eps; (R,)."""
@@ -139,16 +136,24 @@ class Estimator:
         x_t = sample_transition(x_0, sigma, self.graph, u=u)
         log_score = model(x_t, sigma)
         nats = []
-        for i in range(len(x_0)):  # one sequence at a time: its law is written out in full
+        for i in range(len(x_0)):  # one sequence at a time: probs is (1, L, V)
             one = slice(i, i + 1)
-            law = reverse_probs(log_score[one], x_t[one], sigma[one], None, self.graph, "denoise")
-            nats.append(-law.gather(-1, x_0[one, :, None]).double().log().sum())
+            probs = reverse_probs(log_score[one], x_t[one], sigma[one], None, self.graph, "denoise")
+            nats.append(-probs.gather(-1, x_0[one, :, None]).double().log().sum())
         return torch.stack(nats)
 
-    def _divergence(self) -> float:
-        """What the end at t = 1 owes at each position."""
-        sigma = float(self.noise.sigma(torch.ones((), dtype=torch.float64)))
-        return limit_divergence(sigma, self.graph.vocab_size)
+
+def check_clean(x_0: Tensor, graph: Graph, name: str = "x_0") -> None:
+    """Raise unless x_0 (B, L) int64, called `name` in messages, holds tokens of the vocabulary."""
+    check_graph(graph)
+    check_tokens(name, x_0)
+    bad = (x_0 < 0) | (x_0 >= graph.vocab_size)
+    if bool(bad.any()):
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"{name} holds {int(x_0[row, column])} at position ({row}, {column}); clean tokens are "
+            f"0 .. {graph.vocab_size - 1}: have model and tokenizer the same vocabulary?"
+        )
 
 
 def limit_divergence(sigma: float, vocab_size: int) -> float:

@@ -1,12 +1,13 @@
-"""Generative perplexity: what a judge thinks of drawn texts, with how varied they are beside it.
+"""Generative perplexity: the perplexity of samples under a judge, and their diversity.
 
-With n_i predicted tokens of total -ln p_i in text i, two averages are in use:
+With n_i predicted tokens of nats_i = -ln p in sample i, two averages are in use:
 
-    mean of exponentials     mean over texts of exp(nats_i / n_i)       SEDD's training script
-    exponential of the mean  exp(sum of nats_i / sum of n_i)            MDLM's
+    mean of exponentials     mean over samples of exp(nats_i / n_i)     SEDD's training script
+    exponential of the mean  exp(sum of nats_i / sum of n_i)            MDLM's code
 
-The first is never below the second for texts of equal length (Jensen), and one bad text moves it.
-Neither sees that a text repeats itself, which makes a text likely: read both beside the entropy.
+For samples of equal length the first is never below the second (Jensen's inequality), and a single
+bad sample can change it much. A sample that repeats itself has a low perplexity: compare both
+beside the entropy.
 
 Source: Lou et al. 2024 (arXiv 2310.16834), section 5; Sahoo et al. 2024 (arXiv 2406.07524).
 """
@@ -22,21 +23,21 @@ import torch
 from torch import Tensor
 
 from sedd_fast.evaluate.diversity import distinct_ngrams, unigram_entropy
-from sedd_fast.evaluate.judge import Judge, OnBatch, silent
+from sedd_fast.evaluate.judge import Judge, OnBatch
 
 ORDERS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
 class GenerativePerplexity:
-    """What :func:`generative_perplexity` found.
+    """The result of :func:`generative_perplexity`.
 
     Attributes:
-        nats: (N,) float64, -ln p of each text under the judge.
-        tokens: (N,) int64, its predicted tokens.
-        entropy: unigram entropy of a text, the mean over texts, nats per token.
-        distinct: n -> distinct n-grams over all n-grams.
-        units: whose tokens entropy and distinct were counted in: "judge" or "model".
+        nats: (N,) float64, -ln p of each sample under the judge.
+        tokens: (N,) int64, the number of its predicted tokens.
+        entropy: unigram entropy of a sample, the mean over samples, nats per token.
+        distinct: n -> number of distinct n-grams over number of n-grams.
+        units: tokens that entropy and distinct count: the "judge"'s or the "model"'s.
     """
 
     nats: Tensor
@@ -47,17 +48,17 @@ class GenerativePerplexity:
 
     @property
     def scored(self) -> Tensor:
-        """(N,) bool: the texts with a predicted token; the others count nowhere."""
+        """(N,) bool: the samples with a predicted token; the others are left out."""
         return self.tokens > 0
 
     @property
     def mean_of_exponentials(self) -> float:
-        """Mean over texts of their own perplexity."""
+        """Mean over samples of their own perplexity."""
         return float(self._own().mean())
 
     @property
     def mean_of_exponentials_stderr(self) -> float:
-        """Its standard error over texts; NaN for one text."""
+        """Its standard error over samples; NaN for one sample."""
         own = self._own()
         return float(own.std() / math.sqrt(len(own))) if len(own) > 1 else math.nan
 
@@ -68,7 +69,7 @@ class GenerativePerplexity:
 
     @property
     def exponential_of_mean_stderr(self) -> float:
-        """Its standard error over texts, to first order (of a ratio of sums)."""
+        """Its standard error over samples, to first order (of a ratio of sums)."""
         total, count = int(self.tokens.sum()), int(self.scored.sum())
         if count < 2:
             return math.nan
@@ -80,7 +81,7 @@ class GenerativePerplexity:
         return (self.nats[self.scored] / self.tokens[self.scored]).exp()
 
     def figures(self) -> dict[str, Any]:
-        """All figures by name, for a record."""
+        """All figures by name, as JSON records have them."""
         return {
             "mean_of_exponentials": self.mean_of_exponentials,
             "mean_of_exponentials_stderr": self.mean_of_exponentials_stderr,
@@ -100,16 +101,16 @@ def generative_perplexity(
     texts: Sequence[str],
     tokens: Sequence[Sequence[int]] | None = None,
     batch_size: int = 4,
-    on_batch: OnBatch = silent,
+    on_batch: OnBatch | None = None,
 ) -> GenerativePerplexity:
-    """The judge's perplexity of texts, their entropy and their distinct n-grams.
+    """The judge's perplexity of samples, their entropy and their distinct n-grams.
 
     Args:
         judge: see :class:`sedd_fast.evaluate.judge.Judge` for how it reads a text.
-        texts: at least one of two tokens.
-        tokens: the texts as the model's own tokens, for entropy and n-grams; the judge's if None.
+        texts: the samples as text, at least one of two tokens.
+        tokens: the samples as the model's own tokens, for entropy and n-grams; the judge's if None.
         batch_size: windows that the judge reads at once.
-        on_batch: told of progress.
+        on_batch: called with the progress, as :meth:`Judge.nats` does.
 
     Raises:
         ValueError: no text has a token to predict.

@@ -1,9 +1,9 @@
 """A causal language model of `transformers` that judges text: nats per token, and features.
 
-The text is tokenised anew with the judge's own tokenizer, without special tokens (an end-of-text
-that stands in the text becomes the judge's). A text longer than the judge's context is cut into
-windows that do not overlap. The first token of a window is context only: nothing predicts it. This
-is what the code of SEDD and MDLM does (SEDD hands over its own GPT-2 tokens).
+The text is tokenised anew with the judge's own tokenizer, without special tokens (an end-of-text in
+the text becomes the judge's). A text longer than the judge's context is cut into windows that do
+not overlap. The first token of a window is context only: it is not scored. The code of SEDD and
+MDLM does the same (but SEDD passes its own GPT-2 tokens to the judge).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sedd_fast.data.libraries import explained, import_library
 
 _DEFAULT_CONTEXT = 1024  # where the configuration names none
+_UNLIMITED = 10**9  # a larger model_max_length means that the tokenizer names none
 OnBatch = Callable[[int, int], object]
-
-
-def silent(done: int, total: int) -> None:
-    """Tells nobody how many windows are done."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Judge:
     """A judge; make one with :meth:`from_pretrained`.
 
     Attributes:
-        name: where it was found.
-        model: of `transformers`, in evaluation mode.
-        tokenizer: of `transformers`.
-        context: tokens that it reads at once.
+        name: hub name or directory that it was loaded from.
+        model: a causal language model of `transformers`, in evaluation mode.
+        tokenizer: the model's tokenizer of `transformers`.
+        context: tokens that the model reads at once.
     """
 
     name: str
@@ -52,25 +52,20 @@ class Judge:
         Example:
             >>> judge = Judge.from_pretrained("gpt2-large", device="cuda")
         """
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-        except ImportError as error:
-            raise ValueError(
-                f"--judge: {name!r} needs the transformers library: pip install transformers "
-                "(or pip install 'sedd-fast[transformers]')"
-            ) from error
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model: Any = AutoModelForCausalLM.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
-            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"--judge: {name!r} could not be loaded ({cause[:200]}); give the name of a causal "
-                "language model on the hub, or a directory that holds one with its tokenizer"
-            ) from error
+        transformers = import_library("transformers", "transformers", f"--judge: {name!r}")
+        remedy = (
+            "give the name of a causal language model on the hub, or a directory that holds one "
+            "with its tokenizer"
+        )
+        failed = f"--judge: {name!r} could not be loaded"
+        with explained(failed, remedy, OSError, ValueError, KeyError):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            model = transformers.AutoModelForCausalLM.from_pretrained(name)
         # Converted here: the argument for it has changed its name between versions.
         model = model.to(device=device, dtype=dtype).eval()
-        return cls(name, model, tokenizer, _context(model, tokenizer))
+        positions = getattr(model.config, "max_position_embeddings", None) or _UNLIMITED
+        context = min(positions, tokenizer.model_max_length)
+        return cls(name, model, tokenizer, context if context < _UNLIMITED else _DEFAULT_CONTEXT)
 
     @property
     def device(self) -> torch.device:
@@ -84,16 +79,19 @@ class Judge:
 
     @torch.no_grad()
     def nats(
-        self, sequences: Sequence[Sequence[int]], batch_size: int = 4, on_batch: OnBatch = silent
+        self,
+        sequences: Sequence[Sequence[int]],
+        batch_size: int = 4,
+        on_batch: OnBatch | None = None,
     ) -> list[Tensor]:
         """-ln p of every token that is predicted: for each sequence (n,) float64 on the CPU.
 
         n is the number of tokens less one for each window.
 
         Args:
-            sequences: what :meth:`encode` gave.
+            sequences: token ids, from :meth:`encode`.
             batch_size: windows read at once; logits take batch_size * context * vocabulary floats.
-            on_batch: told how many windows are done, and how many there are.
+            on_batch: called after each batch with the number of windows read, and of all windows.
         """
         windows = [
             (number, start)
@@ -102,13 +100,12 @@ class Judge:
             if len(ids) - start > 1
         ]
         pieces: list[list[Tensor]] = [[] for _ in sequences]
-        done = 0
-        for some in _batches(windows, batch_size):
-            rows = [list(sequences[i][start : start + self.context]) for i, start in some]
-            for (number, _), nats in zip(some, self._read(rows), strict=True):
+        for batch in _batches(windows, batch_size):
+            rows = [list(sequences[i][start : start + self.context]) for i, start in batch]
+            for (number, _), nats in zip(batch, self._read(rows), strict=True):
                 pieces[number].append(nats)
-            done += len(some)
-            on_batch(done, len(windows))
+            if on_batch is not None:
+                on_batch(sum(map(len, pieces)), len(windows))
         return [torch.cat(p) if p else torch.empty(0, dtype=torch.float64) for p in pieces]
 
     @torch.no_grad()
@@ -119,10 +116,10 @@ class Judge:
         2021, arXiv 2102.01454).
         """
         found = []
-        for some in _batches([list(ids[: self.context]) for ids in sequences], batch_size):
-            tokens, lengths, attention = self._padded(some)
+        for batch in _batches([list(ids[: self.context]) for ids in sequences], batch_size):
+            tokens, lengths, attention = self._padded(batch)
             out = self.model(tokens, attention_mask=attention, output_hidden_states=True)
-            last = out.hidden_states[-1][torch.arange(len(some)), lengths - 1]  # (B, hidden)
+            last = out.hidden_states[-1][torch.arange(len(batch)), lengths - 1]  # (B, hidden)
             found.append(last.float().cpu())
         return torch.cat(found)
 
@@ -135,22 +132,13 @@ class Judge:
             yield F.cross_entropy(predicted, row[1:length], reduction="none").double().cpu()
 
     def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (B, L) padded on the right, which no causal model looks at, lengths, attention."""
+        """Tokens (B, L) padded on the right, lengths (B,), and attention mask (B, L)."""
         lengths = torch.tensor([len(row) for row in rows])
-        longest = int(lengths.max())
-        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        attention = (torch.arange(longest) < lengths[:, None]).long()
+        padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        attention = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
         return padded.to(self.device), lengths.to(self.device), attention.to(self.device)
 
 
 def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _context(model: Any, tokenizer: Any) -> int:
-    limits = [
-        getattr(model.config, "max_position_embeddings", None),
-        tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None,
-    ]
-    return min((limit for limit in limits if limit), default=_DEFAULT_CONTEXT)

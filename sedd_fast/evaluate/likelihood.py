@@ -1,21 +1,23 @@
-"""The likelihood of text under the autoregressive baseline: exact, nothing is drawn."""
+"""The likelihood of text under the autoregressive baseline: exact, without sampling."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from sedd_fast.evaluate.estimators import check_clean
 from sedd_fast.evaluate.result import LikelihoodBound
 from sedd_fast.losses.next_token import NextTokenLoss
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.interface import device_of, evaluating
+from sedd_fast.process.graphs import Absorbing
 
 
 @torch.no_grad()
 def exact_likelihood(
     model: Autoregressive, blocks: Tensor, batch_size: int = 16
 ) -> LikelihoodBound:
-    """-ln p of each block, the first token given nothing but the start, without error.
+    """-ln p of each block; its first token is predicted from the start symbol alone.
 
         -ln p(x) = - sum over i of ln p(x_i | x_1 .. x_{i-1})
 
@@ -29,12 +31,7 @@ def exact_likelihood(
     Raises:
         ValueError: tokens outside the vocabulary.
     """
-    limit = model.config.vocab_size
-    if blocks.numel() and not 0 <= int(blocks.min()) <= int(blocks.max()) < limit:
-        raise ValueError(
-            f"blocks hold tokens {int(blocks.min())} to {int(blocks.max())}; clean tokens are 0 .. "
-            f"{limit - 1}: are network and tokenizer of one vocabulary?"
-        )
+    check_clean(blocks, Absorbing(model.config.vocab_size), "blocks")
     objective, device = NextTokenLoss(), device_of(model)
     with evaluating(model):
         nats = [objective(model, some.to(device)).cpu() for some in blocks.split(batch_size)]

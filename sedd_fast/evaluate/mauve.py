@@ -1,10 +1,10 @@
-"""MAUVE of drawn against real texts, on features that are computed once and kept.
+"""MAUVE of samples against real texts, on features that can be saved and used again.
 
 MAUVE (Pillutla et al. 2021, arXiv 2102.01454) quantises the features of both sets together and
 takes the area under the curve of divergences between the two histograms: 1 for equal sets, near 0
-for unlike ones. The value depends on the model that makes the features, on how long the texts are,
-on how many there are, and on the number of clusters: all four stand in a report. Thousands of
-texts are usual; few make the value small and uncertain.
+for very different ones. The value depends on the model that computes the features, on the length
+and the number of the texts, and on the number of clusters: report all four. Thousands of texts are
+usual; with few the value is small and uncertain.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from sedd_fast.data.libraries import explained, import_library
 from sedd_fast.evaluate.judge import Judge
 
 
@@ -27,8 +27,8 @@ class Features:
 
     Attributes:
         values: (N, hidden) float32, the judge's last hidden state at a text's last token.
-        judge: that made them.
-        max_tokens: at which texts were cut.
+        judge: name of the judge that computed them.
+        max_tokens: number of tokens that texts were cut to.
     """
 
     values: np.ndarray
@@ -39,7 +39,7 @@ class Features:
     def of(
         cls, judge: Judge, texts: Sequence[str], max_tokens: int | None = None, batch_size: int = 4
     ) -> Features:
-        """Compute them, each text cut at `max_tokens` of the judge (its context if None).
+        """Compute the features, each text cut to `max_tokens` of the judge (its context if None).
 
         Raises:
             ValueError: a text without a token.
@@ -55,30 +55,33 @@ class Features:
         return cls(judge.features(encoded, batch_size).numpy(), judge.name, limit)
 
     def save(self, path: str | Path) -> None:
-        """Into an .npz file."""
+        """Write them to an .npz file."""
         about = json.dumps({"judge": self.judge, "max_tokens": self.max_tokens})
         with Path(path).open("wb") as file:
             np.savez(file, values=self.values, about=np.array(about))
 
     @classmethod
     def load(cls, path: str | Path) -> Features:
-        """What `save` wrote; ValueError for another file."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                about = json.loads(str(stored["about"]))
-                return cls(stored["values"], about["judge"], about["max_tokens"])
-        except FileNotFoundError:
-            raise ValueError(f"--reference: no file {str(path)!r}; check the path") from None
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"--reference: {path} holds no features ({error}); make them from real texts with "
-                "--reference REAL.jsonl --keep FEATURES.npz"
-            ) from error
+        """Read what `save` wrote; ValueError for any other file."""
+        if not Path(path).is_file():
+            raise ValueError(f"--reference: no file {str(path)!r}; check the path")
+        remedy = "make them from real texts with --reference REAL.jsonl --keep FEATURES.npz"
+        wrong = (ValueError, KeyError, OSError, zipfile.BadZipFile)
+        with (
+            explained(f"--reference: {path} holds no features", remedy, *wrong),
+            np.load(path, allow_pickle=False) as stored,
+        ):
+            about = json.loads(str(stored["about"]))
+            features = cls(stored["values"], about["judge"], about["max_tokens"])
+        return features
 
 
 @dataclass(frozen=True)
 class Mauve:
-    """What :func:`mauve_score` found; `smoothed` is MAUVE* of the library, less biased."""
+    """The result of :func:`mauve_score`; `smoothed` is the library's MAUVE*, which is less biased.
+
+    `clusters`, `drawn` and `real` are the numbers of clusters, of samples and of real texts.
+    """
 
     mauve: float
     smoothed: float | None
@@ -94,12 +97,14 @@ def mauve_score(
     """MAUVE by the `mauve-text` library.
 
     Args:
-        drawn, real: features by the same judge, cut at the same length.
-        clusters: of the quantisation; None: a tenth of the smaller set, the library's rule.
-        seed: of the clustering.
+        drawn: features of the samples.
+        real: features of real texts by the same judge, cut to the same length.
+        clusters: number of clusters of the quantisation; None: a tenth of the smaller set, the
+            library's rule.
+        seed: seed of the clustering.
 
     Raises:
-        ValueError: the library is not installed, or the features do not belong together.
+        ValueError: the library is not installed, or the features differ in judge or length.
     """
     for name in ("judge", "max_tokens"):
         ours, theirs = getattr(drawn, name), getattr(real, name)
@@ -111,20 +116,17 @@ def mauve_score(
     vectors = len(drawn.values) + len(real.values)
     if clusters is not None and clusters > vectors:
         raise ValueError(f"clusters: {clusters} of only {vectors} texts; a tenth of them is usual")
-    try:
-        import mauve
-    except ImportError as error:
-        raise ValueError("mauve needs the mauve-text library: pip install mauve-text") from error
-    found: Any = mauve.compute_mauve(
+    mauve = import_library("mauve", "mauve-text", "mauve")
+    found = mauve.compute_mauve(
         p_features=drawn.values, q_features=real.values, seed=seed,
         num_buckets="auto" if clusters is None else clusters,
     )  # fmt: skip
     smoothed = getattr(found, "mauve_star", None)
     return Mauve(
-        float(found.mauve),
-        None if smoothed is None else float(smoothed),
-        float(found.frontier_integral),
-        int(found.num_buckets),
-        len(drawn.values),
-        len(real.values),
+        mauve=float(found.mauve),
+        smoothed=None if smoothed is None else float(smoothed),
+        frontier_integral=float(found.frontier_integral),
+        clusters=int(found.num_buckets),
+        drawn=len(drawn.values),
+        real=len(real.values),
     )

@@ -7,7 +7,7 @@ c the count of (context, w), C the sum over w, and D(c) a discount that depends 
     p_0 = 1 / V
 
 where counts of the highest order are those of the text and counts of a lower order are the
-numbers of distinct tokens seen before the k-gram. A context never seen leaves p_{k-1} as it is.
+numbers of distinct tokens seen before the k-gram. For a context never seen, p_k is p_{k-1}.
 Every token of the vocabulary, seen or not, has a positive probability.
 
 Source: Chen and Goodman 1998 (TR-10-98, Harvard), sections 2.7 and 3.
@@ -35,7 +35,7 @@ class _Level:
         counts: (T,) counts, of occurrences or of left neighbours.
         discounts: (4,) for counts 0, 1, 2, 3+.
         totals: (contexts,) sum of counts over a context's children.
-        spare: (contexts,) sum of discounts, what goes to the lower order.
+        spare: (contexts,) sum of discounts, the count given to the lower order.
     """
 
     codes: np.ndarray
@@ -103,7 +103,7 @@ class NGram:
         return np.concatenate(chunks)
 
     def probs(self, context: Sequence[int] | np.ndarray) -> np.ndarray:
-        """p(. | context), (V,) float64; of a longer context the last n - 1 tokens count."""
+        """p(. | context), (V,) float64; only the last n - 1 tokens of the context are used."""
         given = _as_tokens(context, self.vocab_size)[::-1][: self.order - 1][::-1]
         windows = np.full((self.vocab_size, self.order), -1)
         windows[:, -1] = np.arange(self.vocab_size)
@@ -138,7 +138,7 @@ class NGram:
 
 @dataclass(frozen=True)
 class Unigram:
-    """Token frequencies with ``add`` imagined occurrences of each token (1: Laplace's rule)."""
+    """Token frequencies with ``add`` added to the count of each token (1: Laplace's rule)."""
 
     probs: np.ndarray
 
@@ -197,7 +197,7 @@ def _number_grams(
 
 
 def _left_neighbours(longer: tuple[np.ndarray, np.ndarray], numbers: np.ndarray) -> np.ndarray:
-    """Of each k-gram, how many distinct tokens precede it: the (k+1)-grams that end in it."""
+    """The number of distinct tokens before each k-gram, that is of (k+1)-grams that end in it."""
     codes, longer_numbers = longer
     suffix = np.empty(len(codes), dtype=np.int64)
     suffix[longer_numbers] = numbers[1:]  # all occurrences of a (k+1)-gram end in one k-gram

@@ -1,4 +1,4 @@
-"""Pictures of quality against compute."""
+"""Plots of quality against compute."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any
 
 from sedd_fast.evaluate.tradeoff import Point
 
+_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # so that curves that coincide can both be seen
+_COLOURS = ("#1f5fa8", "#2e8b57", "#8a4fb0", "#b8860b", "#4d4d4d")
+_BASELINE_COLOURS = ("#c8501e", "#e39a6f")
+
 
 def plot_tradeoff(
     points: Sequence[Point],
@@ -18,22 +22,23 @@ def plot_tradeoff(
     real: float | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Path:
-    """Draw a metric against steps and against seconds a text, a curve for each sampler.
+    """Plot a metric against steps and against seconds per sample, a curve for each sampler.
 
     Args:
-        points: of the samplers.
+        points: points of the diffusion samplers.
         baselines: autoregressive points, drawn as crosses and, against steps, as lines.
         metric: one of the points' metrics; None: seconds against steps and rows against steps.
-        png: the picture to write.
-        real: the metric of real text, a dotted line.
-        labels: metric -> what stands on its axis.
+        png: the file to write.
+        real: the metric of real text, drawn as a dotted line.
+        labels: metric -> axis label.
 
     Raises:
-        ValueError: matplotlib is not installed, or there is no point.
+        ValueError: there is no point.
     """
     if not points:
         raise ValueError("plot: there is no point to draw")
     figure, left, right = two_panels()
+    named = {"seconds": "seconds per sample", "rows": "network rows per sample", **(labels or {})}
     upright = ("seconds", "rows") if metric is None else (metric, metric)
     across = ("steps", "steps") if metric is None else ("steps", "seconds")
     for axes, y, x in zip((left, right), upright, across, strict=True):
@@ -46,19 +51,10 @@ def plot_tradeoff(
             axes.xaxis.set_major_formatter("{x:g}")
         if metric is None:
             axes.set_yscale("log")
-        known = {"seconds": "seconds per text", "rows": "network rows per text"} | dict(
-            labels or {}
-        )
-        axes.set(xlabel=known.get(x, x), ylabel=known.get(y, y))
+        axes.set(xlabel=named.get(x, x), ylabel=named.get(y, y))
     left.set_title("Quality against steps" if metric else "Time against steps")
     right.set_title("Quality against time" if metric else "Network rows against steps")
     return finish(figure, (left, right), png)
-
-
-_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # samplers of one law lie on one another
-
-
-_BASELINE_COLOURS = ("#c8501e", "#e39a6f")
 
 
 def _draw_curves(axes: Any, points: Sequence[Point], x: str, y: str) -> None:
@@ -84,20 +80,16 @@ def _value(point: Point, name: str) -> float:
     return point.metrics[name] if name in point.metrics else getattr(point, name)
 
 
-_COLOURS = ("#1f5fa8", "#2e8b57", "#8a4fb0", "#b8860b", "#4d4d4d")
-
-
 def two_panels() -> tuple[Any, Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("plot: matplotlib is not installed: pip install matplotlib") from error
+    """A matplotlib figure with two axes side by side: (figure, left, right)."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    return figure, left, right
+    return figure, *figure.subplots(1, 2)
 
 
 def finish(figure: Any, panels: Sequence[Any], png: str | Path) -> Path:
+    """Add grids and legends, and write the figure to `png`."""
     for axes in panels:
         axes.grid(alpha=0.25)
         axes.legend(framealpha=0.9, edgecolor="none", fontsize=9)

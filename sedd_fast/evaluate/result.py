@@ -1,4 +1,4 @@
-"""What an evaluation returns: nats of each sequence, their standard errors, and sums of them."""
+"""The result of an evaluation: nats of each sequence, their standard errors, and totals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LikelihoodBound:
-    """A bound on the negative log likelihood of sequences, and how well it is known.
+    """A bound on the negative log likelihood of sequences, with its standard error.
 
     A standard error here is the Monte Carlo error of the bound on this very text (it shrinks with
     ``samples``); it does not say how another text would fare.
@@ -79,7 +79,7 @@ class LikelihoodBound:
 
     @property
     def description(self) -> str:
-        """The estimator in a few words, for a report."""
+        """The estimator in a few words."""
         if self.mode == "likelihood":
             return "exact likelihood, nothing is drawn"
         strictness = "upper bound" if self.strict else "not a strict bound"

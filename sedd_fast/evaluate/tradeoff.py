@@ -1,18 +1,19 @@
-"""Quality against compute: texts drawn with every sampler and number of steps, timed and judged.
+"""Quality against compute: every sampler at every number of steps, timed and scored.
 
-For each setting a :class:`Point`: seconds and network rows a text, and how far the drawn texts are
-from real ones. The figures need no likelihood of the sampler:
+Each setting gives a :class:`Point`: seconds and network rows per sample, and how far the samples
+are from real text. The metrics need no likelihood of the sampler:
 
-    js         Jensen-Shannon divergence, in bits, of the frequencies of character n-grams in drawn
-               and in held-out text, the mean over n = 1 .. 4
-    ngram      bits a token of the drawn text under a Kneser-Ney model of the training text: near
-               that of real text is good, below it the text is too tame
-    entropy    unigram entropy of a text, nats
-    genppl     generative perplexity (exponential of the mean) where a judge is given
+    js         Jensen-Shannon divergence, in bits, between the frequencies of character n-grams in
+               the samples and in held-out text, the mean over n = 1 .. 4
+    ngram      bits per token of the samples under a Kneser-Ney model of the training text: near
+               the value of real text is good, below it the samples vary too little
+    entropy    unigram entropy of a sample, nats
+    genppl     generative perplexity (exponential of the mean), if there is a judge
 
-Real text has its own figures, `Quality.real`, what a perfect model would get: of the held-out text,
-as many texts as are drawn, evenly spaced; but for js, which needs two texts and is biased upwards
-where they are short, of as much training text as is drawn against the held-out text.
+`Quality.real` has the values of real text, which a perfect model would reach. They are computed on
+the held-out text, from as many sequences as are sampled, evenly spaced. Only js, which compares two
+texts and is biased upwards where they are short, compares as much training text as is sampled with
+the held-out text.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -35,10 +35,10 @@ from sedd_fast.models.autoregressive import Autoregressive, generate
 from sedd_fast.models.interface import device_of
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import sample
+from sedd_fast.sampling.config import SamplerConfig
 
 ORDERS = (1, 2, 3, 4)
-METRICS = ("js", "ngram", "entropy", "genppl")
-#: What each metric is compared by: nearness to real text, or simply less is better.
+#: Axis labels of the metrics.
 LABELS = {
     "js": "n-gram divergence from held-out text, bits",
     "ngram": "bits per token under a Kneser-Ney 5-gram",
@@ -52,15 +52,15 @@ Decode = Callable[[list[int]], str]
 
 @dataclass(frozen=True)
 class Point:
-    """One way of drawing texts.
+    """The measurements of one sampler at one number of steps.
 
     Attributes:
         sampler: a method of `sample`, or "ar" with its nucleus, as in "ar, top-p 0.95".
-        steps: of the sampler; for the autoregressive model the tokens of a text.
-        seconds: a text, in batches as measured.
-        rows: sequences sent through the network for a text.
-        positions: tokens sent through the network for a text.
-        metrics: name -> figure.
+        steps: steps of the sampler; for the autoregressive model the tokens of a sample.
+        seconds: time per sample, sampled in batches.
+        rows: sequences sent through the network per sample.
+        positions: tokens sent through the network per sample.
+        metrics: name -> value.
     """
 
     sampler: str
@@ -73,31 +73,35 @@ class Point:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is drawn.
+    """How much is sampled for each point.
 
     Args:
-        texts: for each point.
-        batch: texts drawn at once.
-        length: tokens of a text.
-        seed: of every point.
+        num_samples: number of samples.
+        batch_size: samples in a batch.
+        length: tokens of a sample.
+        seed: random seed.
     """
 
-    texts: int
-    batch: int
+    num_samples: int
+    batch_size: int
     length: int
     seed: int = 0
+
+    def one_batch(self) -> Budget:
+        """A budget of one batch."""
+        return replace(self, num_samples=self.batch_size)
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What drawn texts are measured by; make one with :meth:`of_text`.
+    """The metrics of samples; make one with :meth:`of_text`.
 
     Attributes:
-        held_out: real text, as characters.
+        held_out: the held-out text, as characters.
         decode: tokens -> text.
-        ngram: a model of the training text.
-        real: the figures of real text.
-        judge: for generative perplexity; None: without.
+        ngram: an n-gram model of the training text.
+        judge: the judge of generative perplexity; None: leave it out.
+        real: the metrics of real text.
     """
 
     held_out: str
@@ -119,66 +123,56 @@ class Quality:
         """From the tokens of training and held-out text, (N,) and (M,).
 
         Raises:
-            ValueError: the training text is shorter than what is drawn.
+            ValueError: the training text is shorter than the samples together.
         """
-        amount = budget.texts * budget.length
+        amount = budget.num_samples * budget.length
         if len(train) < amount:
             raise ValueError(
-                f"texts: {budget.texts} of {budget.length} tokens are more than the {len(train)} "
-                "of the training text, which must give as many to compare with; draw fewer"
+                f"num_samples: {budget.num_samples} of {budget.length} tokens are more than the "
+                f"{len(train)} of the training text, which must be as long, to be compared; draw "
+                "fewer"
             )
         ngram = NGram.fit(train[:_COUNTED], vocab_size, min(5, len(train)))
         text = decode(held_out.tolist())
-        empty = cls(text, decode, ngram, judge, {})
-        real = empty(spaced_rows(held_out, budget.length, budget.texts).tolist())
-        last = spaced_rows(train[-amount:], budget.length, budget.texts)
-        real |= empty.divergences([decode(row) for row in last.tolist()])
-        return cls(text, decode, ngram, judge, real)
+        quality = cls(text, decode, ngram, judge, {})
+        real = quality(spaced_rows(held_out, budget.length, budget.num_samples).tolist())
+        last = spaced_rows(train[-amount:], budget.length, budget.num_samples)
+        real |= quality.divergences([decode(row) for row in last.tolist()])
+        return replace(quality, real=real)
 
     def __call__(self, rows: Sequence[list[int]]) -> dict[str, float]:
-        """The figures of texts given as tokens."""
+        """The metrics of samples, given as tokens."""
         texts = [self.decode(row) for row in rows]
-        figures = self.divergences(texts)
-        figures["ngram"] = float(np.mean([self.ngram.bits_per_token(row) for row in rows]))
-        figures["entropy"] = unigram_entropy(rows)
+        metrics = self.divergences(texts)
+        metrics["ngram"] = float(np.mean([self.ngram.bits_per_token(row) for row in rows]))
+        metrics["entropy"] = unigram_entropy(rows)
         if self.judge is not None:
-            figures["genppl"] = generative_perplexity(self.judge, texts).exponential_of_mean
-        return figures
+            metrics["genppl"] = generative_perplexity(self.judge, texts).exponential_of_mean
+        return metrics
 
     def divergences(self, texts: Sequence[str]) -> dict[str, float]:
-        """js_1 .. js_4 of texts against the held-out text, and their mean js."""
+        """js_1 .. js_4 of samples against the held-out text, and their mean js."""
         found = {f"js_{n}": ngram_divergence(texts, [self.held_out], n) for n in ORDERS}
         return {**found, "js": sum(found.values()) / len(ORDERS)}
 
 
-@dataclass
-class Load:
-    """What went through a network inside :func:`counted`."""
-
-    rows: int = 0
-    positions: int = 0
-
-
 @contextmanager
-def counted(model: SEDD | Autoregressive) -> Iterator[Load]:
-    """Count what a network reads, whichever of its methods is called: at its embedding."""
-    load = Load()
-
-    def count(module: nn.Module, given: tuple[Any, ...]) -> None:
-        load.rows += given[0].shape[0]
-        load.positions += given[0].numel()
-
-    handle = model.vocab_embed.register_forward_pre_hook(count)
+def counted(model: SEDD | Autoregressive) -> Iterator[list[torch.Size]]:
+    """The shapes (B, L) of a network's inputs, recorded at its embedding, in the order of calls."""
+    shapes: list[torch.Size] = []
+    handle = model.vocab_embed.register_forward_pre_hook(
+        lambda module, inputs: shapes.append(inputs[0].shape)
+    )
     try:
-        yield load
+        yield shapes
     finally:
         handle.remove()
 
 
 def measure_sampler(
-    model: SEDD, method: str, steps: int, budget: Budget, quality: Quality | None = None
+    model: SEDD, config: SamplerConfig, budget: Budget, quality: Quality | None = None
 ) -> Point:
-    """Draw with one method at one number of steps.
+    """Draw with one sampler at one number of steps.
 
     Raises:
         ValueError: the method is not for the model's graph.
@@ -186,9 +180,9 @@ def measure_sampler(
 
     def draw(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         process = (model, model.graph, model.noise)
-        return sample(*process, shape, steps, method, generator=generator)
+        return sample(*process, shape, generator=generator, **vars(config))
 
-    return _measure(model, method, steps, draw, budget, quality)
+    return _measure(model, config.method, config.steps or budget.length, draw, budget, quality)
 
 
 def measure_baseline(
@@ -213,16 +207,18 @@ def _measure(
     generator = torch.Generator().manual_seed(budget.seed)
     rows: list[list[int]] = []
     seconds = 0.0
-    with counted(model) as load:
-        for start in range(0, budget.texts, budget.batch):
-            size = min(budget.batch, budget.texts - start)
+    with counted(model) as shapes:
+        for start in range(0, budget.num_samples, budget.batch_size):
+            size = min(budget.batch_size, budget.num_samples - start)
             began = _now(model)
             tokens = draw((size, budget.length), generator)
             seconds += _now(model) - began
             rows += tokens.tolist()
-    n = budget.texts
-    figures = quality(rows) if quality is not None else {}
-    return Point(name, steps, seconds / n, load.rows / n, load.positions / n, figures)
+    n = budget.num_samples
+    metrics = quality(rows) if quality is not None else {}
+    network_rows = sum(shape[0] for shape in shapes)
+    positions = sum(shape.numel() for shape in shapes)
+    return Point(name, steps, seconds / n, network_rows / n, positions / n, metrics)
 
 
 def spaced_rows(tokens: np.ndarray, length: int, most: int) -> np.ndarray:
@@ -236,14 +232,14 @@ def spaced_rows(tokens: np.ndarray, length: int, most: int) -> np.ndarray:
 
 
 def _now(model: nn.Module) -> float:
-    """Seconds, once the device has done what it was asked."""
+    """The time in seconds, after the work on the model's device has finished (synchronises it)."""
     if device_of(model).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def distance(metric: str, point: Point, real: dict[str, float]) -> float:
-    """How far a point is from real text: for "js" the figure itself, else |figure - real|."""
+    """How far a point is from real text: for "js" the metric itself, else |metric - real|."""
     return point.metrics[metric] if metric == "js" else abs(point.metrics[metric] - real[metric])
 
 
@@ -252,22 +248,22 @@ def matches(
 ) -> dict[str, Point | None]:
     """For each sampler its point of fewest steps that is as near to real text as the baseline.
 
-    None for a sampler that never is. The figures have sampling errors: a match within them is one.
+    None for a sampler without such a point. The metrics have sampling errors, which are not taken
+    into account.
     """
     limit = distance(metric, baseline, real)
     found: dict[str, Point | None] = {}
     for point in sorted(points, key=lambda p: p.steps):
-        reached = distance(metric, point, real) <= limit
         if found.get(point.sampler) is None:
-            found[point.sampler] = point if reached else None
+            found[point.sampler] = point if distance(metric, point, real) <= limit else None
     return found
 
 
 def as_fast(points: Sequence[Point], baseline: Point) -> dict[str, Point | None]:
     """For each sampler its point of most steps that takes no longer than the baseline.
 
-    Of what was measured: nothing is read off between points or beyond them. None for a sampler
-    whose every point is slower.
+    Only measured points count, without interpolation. None for a sampler whose every point is
+    slower.
     """
     found: dict[str, Point | None] = {}
     for point in sorted(points, key=lambda p: p.steps):

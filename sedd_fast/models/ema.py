@@ -5,7 +5,7 @@ In a training loop:
     ema = ExponentialMovingAverage(model.parameters(), decay=0.9999)
     ...; optimizer.step(); ema.update(model.parameters())
     ema.store(model.parameters()); ema.copy_to(model.parameters())      # evaluate the average
-    ema.restore(model.parameters())                                     # and go on training
+    ema.restore(model.parameters())                                     # and continue training
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ExponentialMovingAverage:
 
     n counts the updates from 1, so the average forgets the random start within a few dozen steps;
     with `use_num_updates=False` d is `decay` throughout. Parameters that need no gradient are left
-    out. Shadows are fp32 at least: with decay 0.9999 a bf16 average would never move.
+    out. Shadows are fp32 or fp64: with decay 0.9999 an average in bf16 would never change.
 
     Raises ValueError for a decay outside [0, 1] and for parameters that do not fit the shadows.
     """
@@ -39,7 +39,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, parameters: Iterable[Tensor]) -> None:
-        """Take in the parameters after an optimiser step."""
+        """Move the averages towards the parameters; call it after an optimiser step."""
         current = self._matching(parameters)
         decay = self.decay
         if self.num_updates is not None:
@@ -62,7 +62,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[Tensor]) -> None:
-        """Give the parameters the values that `store` kept, and drop the copy."""
+        """Copy the values that `store` kept back into the parameters, and free them."""
         parameters = list(parameters)
         if len(parameters) != len(self.collected_params):
             raise ValueError(
@@ -82,7 +82,7 @@ class ExponentialMovingAverage:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a saved state; the shadows keep their device."""
+        """Restore a state that `state_dict` returned; the shadows keep their device."""
         missing = {"decay", "num_updates", "shadow_params"} - state_dict.keys()
         if missing:
             raise ValueError(f"state_dict lacks {sorted(missing)}: not the state of an EMA")
@@ -100,7 +100,7 @@ class ExponentialMovingAverage:
 
 
 def check_shapes(shadows: list[Tensor], parameters: list[Tensor], source: str) -> None:
-    """Raise ValueError unless averages fit parameters one by one: they carry no names."""
+    """Raise ValueError unless the averages match the parameters, in order and in shape."""
     if len(shadows) != len(parameters):
         raise ValueError(
             f"{source} has {len(shadows)} tensors, but there are {len(parameters)} trainable "

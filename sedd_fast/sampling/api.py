@@ -1,9 +1,9 @@
-"""Drawing text from a score network: from nothing (``sample``) or around given text (``infill``).
+"""Sampling from a score network: from nothing (``sample``) or around given tokens (``infill``).
 
-Both start at time 1, in pure noise, and make the steps that a sampler
-(``sedd_fast.sampling.methods``) has planned; the prompt of ``infill`` is set before each of them.
-Most samplers walk a uniform grid of times down to ``eps`` (``timesteps``) and take all remaining
-noise away in a last denoising step.
+Both start at time 1, in pure noise, and make the steps of a sampler
+(``sedd_fast.sampling.methods``); the known tokens of ``infill`` are set before each of them. Most
+samplers walk a uniform grid of times down to ``eps`` (``timesteps``) and remove all remaining noise
+in a last denoising step.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 4, algorithms 2 and 3.
 """
@@ -12,40 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sedd_fast.models.interface import ScoreModel, device_of, evaluating
 from sedd_fast.ops import _arguments as arguments
-from sedd_fast.process.dense_graph import DenseGraph
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 from sedd_fast.progress import tracked
-from sedd_fast.sampling.config import Run, timesteps
-from sedd_fast.sampling.draw import Drawing
+from sedd_fast.sampling.config import SamplerConfig
 from sedd_fast.sampling.methods import SAMPLERS
 from sedd_fast.sampling.remask import Remask
-from sedd_fast.sampling.shape import Shape
+from sedd_fast.sampling.reverse_process import ReverseProcess
 
 #: The names of the samplers.
 METHODS = tuple(SAMPLERS)
 
-__all__ = ["METHODS", "Callback", "Remask", "Step", "infill", "sample", "timesteps"]
-
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback is given after every step.
+    """What a callback receives after every step.
 
     Attributes:
         index: number of the step just made, from 0.
-        steps: how many there are in all, the denoising step counted.
+        steps: number of all steps, the denoising step included.
         t: the time reached; 0 after the denoising step.
-        tokens: (B, L) int64 at that time, the prompt in place; read it, do not write to it.
+        tokens: (B, L) int64 at that time, known tokens in place; read it, do not write to it.
     """
 
     index: int
@@ -78,8 +71,8 @@ def sample(
 ) -> Tensor:
     """Draw sequences from the network, starting at pure noise.
 
-    Within a step every position is drawn independently, so the law is exact only as ``steps``
-    grows. The methods (each has a file beside this one; docs/sampling.md compares them):
+    Within a step every position is drawn independently, so the distribution is exact only in the
+    limit of many steps. The methods (docs/sampling.md compares them):
 
     - "analytic": a step removes the noise sigma(t) - sigma(s); error of order 1 / steps.
     - "euler": an Euler step of the reverse rates; the same order.
@@ -87,8 +80,8 @@ def sample(
     - "theta_trapezoidal": two network calls a step; a smaller error, of order 1 / steps^2 where no
       rate changes by half within a step.
     - "hit": absorbing graph only. The times of unmasking are drawn first, and only sequences in
-      which a position unmasks are computed: at most min(steps, L) + 1 network rows a sequence.
-      The law of "analytic" for a network with normalised scores.
+      which a position is unmasked are computed: at most min(steps, L) + 1 network rows a sequence.
+      For a network with normalised scores the distribution is that of "analytic".
 
     Args:
         model: ``(tokens (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``; an ``nn.Module``
@@ -102,35 +95,37 @@ def sample(
         denoise: end with a step that removes all noise left at ``eps``. Without it an absorbing
             result may still hold masks.
         generator: source of all randomness, on the CPU or on the device; torch's own if None.
-        eps: the time at which the walk ends.
-        callback: called with a :class:`Step` after every step made: ``steps + denoise`` times, for
-            "hit" fewer.
+        eps: the last time of the grid.
+        callback: called with a :class:`Step` after every step: ``steps + denoise`` times, fewer
+            with "hit".
         progress: show a progress bar on stderr.
         device: where to sample; the model's own device if None.
-        theta: of "theta_trapezoidal", in (0, 1): the second network call is made at t - theta h.
-        remask: with "analytic" on an absorbing graph, a :class:`Remask`: a step may take tokens
-            back and draw them anew.
-        temperature, top_p: which token a position jumps to, not when; 1 and 1, the default, is the
-            model's law, anything else leaves it.
-        legacy_fp32_gumbel: with "analytic" or "euler", draw as the original code does, with its
-            float32 Gumbel noise, to reproduce what papers sampled.
+        theta: for "theta_trapezoidal", in (0, 1): the second network call is made at t - theta h.
+        remask: for "analytic" on an absorbing graph, a :class:`Remask`: a step may mask tokens
+            again, to be drawn anew.
+        temperature, top_p: change which token a position jumps to, not when. With 1 and 1, the
+            defaults, samples have the model's own distribution.
+        legacy_fp32_gumbel: for "analytic" or "euler": draw as the original code does, with its
+            float32 Gumbel noise, to reproduce published samples.
 
     Returns:
         (B, L) int64.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind or out of range; the message names it.
+        TypeError, ValueError: an argument has the wrong type or is out of range; the message names
+            it.
 
     Example:
         >>> tokens = sample(model, graph, noise, shape=(4, 1024), steps=256)
         >>> texts = [tokenizer.decode(row.tolist()) for row in tokens]
     """
-    _check_process(graph, method)
-    drawing = Drawing(graph, generator, Shape(temperature, top_p), legacy_fp32_gumbel)
-    run = Run(noise, drawing, method, steps, denoise, eps, theta, remask)
+    config = SamplerConfig(
+        method, steps, denoise, eps, theta, remask, temperature, top_p, legacy_fp32_gumbel
+    )
+    process = ReverseProcess(model, graph, noise, config, generator)
     _check_shape(shape)
     start = graph.sample_limit(shape, device or device_of(model), generator)
-    return _walk(run, model, start, None, callback, progress)
+    return _run(process, start, None, callback, progress)
 
 
 def infill(
@@ -155,22 +150,21 @@ def infill(
     """Draw the unknown positions of sequences, given the known ones, wherever these are.
 
     The known tokens are set before every step and at the end, so they are exact in the result.
-    With exact scores and many steps an absorbing graph gives the exact conditional law: a token
-    once unmasked stays, and its time of unmasking does not matter. For a uniform graph it is an
-    approximation: the network reads the clean prompt as if it bore the noise of time t.
+    With exact scores and many steps an absorbing graph gives the exact conditional distribution: a
+    token once unmasked stays, and its time of unmasking does not matter. For a uniform graph it is
+    an approximation: the network reads the clean prompt as if it had the noise of time t.
 
     Args:
-        model, graph, noise, steps, method, denoise, generator, eps, callback, progress,
-            theta, remask, temperature, top_p, legacy_fp32_gumbel: as in
-            :func:`sample`.
-        tokens: (B, L) int64; what is unknown may hold any value.
+        model, graph, noise, steps, method, denoise, generator, eps, callback, progress, theta,
+            remask, temperature, top_p, legacy_fp32_gumbel: as in :func:`sample`.
+        tokens: (B, L) int64; unknown positions may hold any value.
         known: (B, L) bool, True where the token is given.
 
     Returns:
         (B, L) int64 on the device of ``tokens``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind or out of range; a known token that
+        TypeError, ValueError: an argument has the wrong type or is out of range, or a known token
             is the mask or outside the vocabulary.
 
     Example:
@@ -180,45 +174,41 @@ def infill(
         >>> tokens[:, : len(prompt)], known[:, : len(prompt)] = prompt, True
         >>> filled = infill(model, graph, noise, tokens, known)
     """
-    _check_process(graph, method)
-    drawing = Drawing(graph, generator, Shape(temperature, top_p), legacy_fp32_gumbel)
-    run = Run(noise, drawing, method, steps, denoise, eps, theta, remask)
+    config = SamplerConfig(
+        method, steps, denoise, eps, theta, remask, temperature, top_p, legacy_fp32_gumbel
+    )
+    process = ReverseProcess(model, graph, noise, config, generator)
     _check_prompt(tokens, known, graph)
     start = graph.sample_limit(tuple(tokens.shape), tokens.device, generator)
-    return _walk(run, model, start, (tokens, known), callback, progress)
+    return _run(process, start, (tokens, known), callback, progress)
 
 
-def _walk(
-    run: Run,
-    model: ScoreModel,
+def _run(
+    process: ReverseProcess,
     x: Tensor,
     prompt: tuple[Tensor, Tensor] | None,
     callback: Callback | None,
     progress: bool,
 ) -> Tensor:
     """From x at time 1 to the result; ``prompt`` is (tokens, known)."""
-    x = _hold(x, prompt)
-    if x.numel() == 0:
-        return x
-    stages = SAMPLERS[run.method](run, x)
-    with evaluating(model), torch.no_grad():
-        for i, stage in enumerate(tracked(stages, "sampling", progress)):
-            x = _hold(stage.advance(model, x), prompt)
-            if callback is not None:
-                callback(Step(i, len(stages), stage.t, x))
-    return x
-
-
-def _check_process(graph: Graph, method: str) -> None:
-    if not isinstance(graph, DenseGraph):
-        arguments.check_graph(graph)
-    if method not in METHODS:
+    method = process.config.method
+    if method not in SAMPLERS:
         hint = "; for a last denoising step pass denoise=True" * (method == "denoise")
         known = ", ".join(map(repr, METHODS))
         raise ValueError(f"method must be one of {known}, got {method!r}{hint}")
+    x = _with_prompt(x, prompt)
+    if x.numel() == 0:
+        return x
+    sampler = SAMPLERS[method](process, x)
+    with evaluating(process.model), torch.no_grad():
+        for i, t in enumerate(tracked(sampler.times, "sampling", progress)):
+            x = _with_prompt(sampler.step(i, x), prompt)
+            if callback is not None:
+                callback(Step(i, len(sampler.times), t, x))
+    return x
 
 
-def _hold(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
+def _with_prompt(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
     """The tokens x with the known ones in place."""
     if prompt is None:
         return x
@@ -226,12 +216,10 @@ def _hold(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
     return torch.where(known, tokens, x)
 
 
-def _check_shape(shape: tuple[int, ...]) -> None:
-    wrong = ValueError(f"shape must be (B, L), two whole numbers of at least 0, got {shape!r}")
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise wrong
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in shape):
-        raise wrong
+def _check_shape(shape: tuple[int, int]) -> None:
+    is_pair = isinstance(shape, (tuple, list)) and len(shape) == 2
+    if not is_pair or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"shape must be (B, L), two whole numbers of at least 0, got {shape!r}")
 
 
 def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:

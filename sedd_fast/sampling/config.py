@@ -1,113 +1,114 @@
-"""What a sampler is asked for (``Run``), what it plans (``Stage``), and the grid of times."""
+"""The settings of a sampler (``SamplerConfig``), and the grid of times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sedd_fast.models.interface import ScoreModel
+from sedd_fast.backends import registry
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.process.dense_graph import DenseGraph
 from sedd_fast.process.graphs import Graph
-from sedd_fast.process.noise import Noise
-from sedd_fast.sampling.draw import Drawing
 from sedd_fast.sampling.remask import Remask
 
 
 @dataclass(frozen=True)
-class Run:
-    """The settings of one run.
+class SamplerConfig:
+    """How to sample: the keyword arguments that ``sample`` and ``infill`` share.
 
     Args:
-        noise: the schedule the network was trained with.
-        drawing: how tokens are drawn; it knows the graph.
         method: a key of ``sedd_fast.sampling.methods.SAMPLERS``.
-        steps: intervals of the grid of times; None (method "hit" only): one position at a time.
-        denoise: end with a stage that removes all noise left at ``eps``.
+        steps: number of intervals of the time grid; None (only for "hit"): one position at a time.
+        denoise: end with a step that removes all noise left at ``eps``.
         eps: the last time of the grid.
-        theta: "theta_trapezoidal": where in a step the second network call is made, in (0, 1).
-        remask: "analytic" on the absorbing graph: tokens that a step takes back.
+        theta: for "theta_trapezoidal": where in a step the second network call is made, in (0, 1).
+        remask: for "analytic" on the absorbing graph: which tokens a step masks again.
+        temperature, top_p: which token a position jumps to (``token_filter.py``).
+        legacy_fp32_gumbel: draw as the original code does (``legacy_gumbel.py``).
 
     Raises:
-        TypeError, ValueError: a setting of the wrong kind, out of range, or not for this graph.
+        TypeError, ValueError: a setting has the wrong type, is out of range or does not fit the
+            method.
+
+    Example:
+        >>> config = SamplerConfig("hit", steps=256)
+        >>> tokens = sample(model, graph, noise, (4, 1024), **vars(config))
     """
 
-    noise: Noise
-    drawing: Drawing
     method: str = "analytic"
     steps: int | None = 128
     denoise: bool = True
     eps: float = 1e-5
     theta: float = 0.5
     remask: Remask | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    legacy_fp32_gumbel: bool = False
 
     def __post_init__(self) -> None:
         timesteps(1 if self.steps is None else self.steps, self.eps)
+        arguments.check_shares(self.temperature, self.top_p)
         if not 0 < self.theta < 1:
             raise ValueError(
                 f"theta must lie in (0, 1), got {self.theta}; 0.5 is usual: the second network "
                 "call in the middle of the step"
             )
-        self._check_method()
-        self._check_options()
-
-    def _check_method(self) -> None:
-        if self.method == "hit" and self.graph.mask_index is None:
-            raise ValueError(
-                "method 'hit' needs the absorbing graph, where a position moves once and at a time "
-                f"that the text does not change; the graph is {self.graph.kind}: take 'analytic'"
-            )
         if self.steps is None and self.method != "hit":
             raise ValueError(
-                "steps=None, one position at a time, goes with method 'hit' only, not with "
+                "steps=None, one position at a time, works with method 'hit' only, not with "
                 f"{self.method!r}; give a number of steps"
             )
-
-    def _check_options(self) -> None:
-        process = (self.graph.kind, self.method)
-        if self.remask is not None and process != ("absorbing", "analytic"):
-            raise ValueError(
-                "remask goes with the absorbing graph and method 'analytic', not with the "
-                f"{self.graph.kind} graph and {self.method!r}"
-            )
-        legacy = self.drawing.legacy_fp32_gumbel
-        if legacy and self.method not in ("analytic", "euler"):
+        if self.legacy_fp32_gumbel and self.method not in ("analytic", "euler"):
             raise ValueError(
                 "legacy_fp32_gumbel repeats the original's samplers, 'analytic' and 'euler', not "
                 f"{self.method!r}"
             )
 
+    def check_graph(self, graph: Graph) -> None:
+        """Check that a sampler with these settings can draw from this graph.
+
+        Raises:
+            TypeError: ``graph`` is not a graph.
+            ValueError: a setting does not work with this graph, or with the backend in use.
+        """
+        dense = isinstance(graph, DenseGraph)
+        if not dense:
+            arguments.check_graph(graph)
+        if self.method == "hit" and graph.mask_index is None:
+            raise ValueError(
+                "method 'hit' needs the absorbing graph, where a position moves once and at a time "
+                f"that does not depend on the text; the graph is {graph.kind}: use 'analytic'"
+            )
+        if self.remask is not None and (graph.kind, self.method) != ("absorbing", "analytic"):
+            raise ValueError(
+                "remask works with the absorbing graph and method 'analytic' only, not with the "
+                f"{graph.kind} graph and {self.method!r}"
+            )
+        changed = self.temperature != 1 or self.top_p != 1 or self.legacy_fp32_gumbel
+        if dense and changed:
+            raise ValueError(
+                "a DenseGraph takes no temperature, top_p or legacy_fp32_gumbel; leave them at "
+                "their defaults"
+            )
+        requested = registry.requested()
+        if (dense or self.legacy_fp32_gumbel) and requested not in (None, "reference"):
+            what = "a DenseGraph" if dense else "legacy_fp32_gumbel"
+            raise ValueError(
+                f"{what} is plain torch, but backend {requested!r} was asked for; ask for "
+                "'reference' or for none"
+            )
+
     @property
     def times(self) -> Tensor:
-        """The grid, (steps + 1,) float64."""
-        assert self.steps is not None, "only 'hit' goes without a grid, and does not ask"
+        """The time grid, (steps + 1,) float64."""
+        assert self.steps is not None, "there is no grid with steps=None"
         return timesteps(self.steps, self.eps)
-
-    @property
-    def graph(self) -> Graph:
-        return self.drawing.graph
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One planned step.
-
-    Attributes:
-        t: the time that it reaches.
-        advance: ``(model, x (B, L)) -> x (B, L)``.
-    """
-
-    t: float
-    advance: Callable[[ScoreModel, Tensor], Tensor]
-
-
-#: ``plan(run, x)``: every stage from the tokens x (B, L) at time 1 to the end.
-Plan = Callable[[Run, Tensor], list[Stage]]
 
 
 def timesteps(steps: int, eps: float = 1e-5, device: torch.device | str | None = None) -> Tensor:
-    """The times of a sampler: (steps + 1,) float64, evenly spaced from 1 down to ``eps``.
+    """The time grid of a sampler: (steps + 1,) float64, evenly spaced from 1 down to ``eps``.
 
     Raises:
         TypeError: ``steps`` is not an int.

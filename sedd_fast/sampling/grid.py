@@ -1,13 +1,13 @@
-"""The samplers on a grid of times that call the network once a step.
+"""The samplers that walk a grid of times: what they share, and those with one network call a step.
 
 A step from time t to s
 
-- "analytic": takes away the noise d = sigma(t) - sigma(s);
+- "analytic": removes the noise d = sigma(t) - sigma(s);
 - "euler": makes one Euler step of size h = (t - s) * sigma'(t) along the reverse rates;
 - "tau_leaping": follows these rates for that h, with at most one jump a position.
 
-Every position is drawn independently given the scores at t, so the law is exact only as the steps
-grow: the error is of order 1 / steps.
+Every position is drawn independently given the scores at t. The distribution is therefore exact
+only in the limit of many steps: the error is of order 1 / steps.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 4, algorithms 2 and 3; tau-leaping:
 Campbell et al. 2022 (arXiv 2205.14987), section 4.3.
@@ -15,36 +15,56 @@ Campbell et al. 2022 (arXiv 2205.14987), section 4.3.
 
 from __future__ import annotations
 
-from functools import partial
+from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
-from sedd_fast.sampling.config import Run, Stage
-from sedd_fast.sampling.draw import draw
-from sedd_fast.sampling.remask import step_and_remask, with_remasking
+from sedd_fast.sampling.remask import noise_removed
+from sedd_fast.sampling.reverse_process import ReverseProcess, uniform
 
 
-def plan(run: Run, x: Tensor) -> list[Stage]:
-    """A stage a step, and the denoising one."""
-    times = run.times
-    sigma, rate = run.noise(times)
-    removed = -sigma.diff() if run.method == "analytic" else -times.diff() * rate[:-1]
-    back = None if run.remask is None else run.remask.probability(times, sigma)
-    if back is not None:
-        removed = with_remasking(removed, back)
-    levels = zip(sigma.to(x.device), removed.to(x.device), strict=False)  # no step at the last one
-    steps = [
-        partial(draw, sigma=now, removed=less, method=run.method, drawing=run.drawing)
-        for now, less in levels
-    ]
-    if back is not None:
-        pairs = zip(steps, back.to(x.device), strict=True)
-        steps = [partial(step_and_remask, step=step, r=r, drawing=run.drawing) for step, r in pairs]
-    stages = [Stage(t, step) for t, step in zip(times[1:].tolist(), steps, strict=True)]
-    return stages + denoising(run, sigma[-1].to(x.device))
+class GridSampler(ABC):
+    """Steps from time to time of a grid, and the denoising step.
+
+    Attributes:
+        times: the time reached by each step; 0 for the denoising step.
+    """
+
+    def __init__(self, process: ReverseProcess, x: Tensor) -> None:
+        self.process = process
+        grid = process.config.times
+        self.times: list[float] = grid[1:].tolist() + [0.0] * process.config.denoise
+        self.h = -grid.diff().to(x.device)  # (steps,)
+        self.sigma, self.rate = (part.to(x.device) for part in process.noise(grid))  # (steps + 1,)
+
+    def step(self, i: int, x: Tensor) -> Tensor:
+        """The tokens (B, L) after step i, from those before."""
+        if i < len(self.h):
+            return self.grid_step(i, x)
+        return self.process.step(x, self.sigma[-1], self.sigma[-1], "denoise")
+
+    @abstractmethod
+    def grid_step(self, i: int, x: Tensor) -> Tensor:
+        """The tokens after step i, from those before; it is not the denoising step."""
 
 
-def denoising(run: Run, sigma: Tensor) -> list[Stage]:
-    """The stage that removes all noise left, sigma (), or none if it is not asked for."""
-    last = partial(draw, sigma=sigma, removed=sigma, method="denoise", drawing=run.drawing)
-    return [Stage(0.0, last)] if run.denoise else []
+class OneCallSampler(GridSampler):
+    """ "analytic", "euler" and "tau_leaping": one network call a step."""
+
+    def __init__(self, process: ReverseProcess, x: Tensor) -> None:
+        super().__init__(process, x)
+        self.method, remask = process.config.method, process.config.remask
+        is_analytic = self.method == "analytic"
+        self.removed = -self.sigma.diff() if is_analytic else self.h * self.rate[:-1]
+        self.r = None if remask is None else remask.probability(process.config.times, self.sigma)
+        if self.r is not None:
+            self.removed = noise_removed(self.removed, self.r)
+
+    def grid_step(self, i: int, x: Tensor) -> Tensor:
+        after = self.process.step(x, self.sigma[i], self.removed[i], self.method)
+        if self.r is None:
+            return after
+        mask = self.process.graph.vocab_size
+        again = (x != mask) & (uniform(x, self.process.generator) < self.r[i])
+        return torch.where(again, mask, after)

@@ -1,18 +1,40 @@
-"""The samplers, one file each; ``sedd_fast.sample`` and ``sedd_fast.infill`` run them.
+"""The table of samplers, one file each; ``sedd_fast.sample`` and ``sedd_fast.infill`` run them.
 
-A sampler is a function ``plan(run, x) -> [Stage, ...]``: given what is asked for and the tokens at
-time 1, it lists every stage before the first network call. A stage takes tokens to tokens. Every
-network call with its draw is made in ``draw.py``.
+A sampler is made from a :class:`ReverseProcess` and the tokens x (B, L) at time 1. It knows the
+number of its steps before the first network call, and makes one step when it is asked to.
 """
 
-from sedd_fast.sampling import grid, hit, trapezoidal
-from sedd_fast.sampling.config import Plan
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from sedd_fast.sampling.grid import OneCallSampler
+from sedd_fast.sampling.hit import HitSampler
+from sedd_fast.sampling.reverse_process import ReverseProcess
+from sedd_fast.sampling.trapezoidal import TrapezoidalSampler
+
+
+class Sampler(Protocol):
+    """What every sampler offers.
+
+    Attributes:
+        times: the time reached by each step, from the first to the last.
+    """
+
+    times: list[float]
+
+    def step(self, i: int, x: Tensor) -> Tensor:
+        """The tokens (B, L) after step i, from those before."""
+
 
 #: Every method of ``sample`` and ``infill``, by name.
-SAMPLERS: dict[str, Plan] = {
-    "analytic": grid.plan,
-    "euler": grid.plan,
-    "tau_leaping": grid.plan,
-    "theta_trapezoidal": trapezoidal.plan,
-    "hit": hit.plan,
+SAMPLERS: dict[str, Callable[[ReverseProcess, Tensor], Sampler]] = {
+    "analytic": OneCallSampler,
+    "euler": OneCallSampler,
+    "tau_leaping": OneCallSampler,
+    "theta_trapezoidal": TrapezoidalSampler,
+    "hit": HitSampler,
 }

@@ -1,7 +1,6 @@
 """Training on Hugging Face Accelerate: one process, or many under `accelerate launch` or torchrun.
 
-    from sedd_fast.train import load_config
-    from sedd_fast.train import resume, train
+    from sedd_fast.train import is_finished, load_config, resume, train
 
     result = train(load_config("tiny", overrides=["data.train=book.txt", "run_dir=runs/book"]))
     result = resume("runs/book")                      # after Ctrl-C, a crash, or kill -9
@@ -9,16 +8,16 @@
 
 A run directory holds config.yaml, tokenizer/, metrics.jsonl, tensorboard/, checkpoints/ and
 export/ (`run_directory` describes each); `models.networks.load(run_dir + "/export")` and
-`load_tokenizer` of the same directory give the averaged weights and the tokenizer back.
+`load_tokenizer` of the same directory read the averaged weights and the tokenizer.
 
 All randomness of a step (order of the text, times, noise, dropout) is a function of (seed, step,
-process, accumulation part), and a checkpoint holds everything else, so a resumed run gives the
-losses of one that never stopped. A schedule that follows the clock (training.max_minutes with
-optim.schedule=cosine) is the exception: its learning rates are the clock's.
+process, accumulation part), and a checkpoint holds all other state, so a resumed run has the losses
+of an uninterrupted one. The exception is optim.schedule=cosine with training.max_minutes: those
+learning rates depend on the measured time.
 
-The step is the original's: AdamW on the batch mean of the per-sequence score entropy (or what else
-`objective.type` names), gradient clipping, linear warm-up, EMA with its own warm-up (Lou, Meng,
-Ermon 2024, appendix C).
+The step is that of the original SEDD: AdamW on the batch mean of the per-sequence score entropy (or
+of the objective that `objective.type` selects), gradient clipping, linear warm-up, EMA with its own
+warm-up (Lou, Meng, Ermon 2024, appendix C).
 """
 
 from sedd_fast.train.api import is_finished, resume, train

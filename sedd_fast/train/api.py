@@ -11,83 +11,65 @@ from typing import Any
 
 from sedd_fast.train.config import load_config, override
 from sedd_fast.train.loop import Trainer
-from sedd_fast.train.progress import (
-    HeldOut,
-    NonFiniteLossError,
-    OnStep,
-    StepInfo,
-    TrainingInterrupted,
-    TrainResult,
-    resume_command,
-)
+from sedd_fast.train.progress import OnStep, TrainResult, resume_command
 from sedd_fast.train.run_directory import RunDirectory, load_file
 from sedd_fast.train.settings import TrainConfig
-
-__all__ = [
-    "HeldOut",
-    "NonFiniteLossError",
-    "OnStep",
-    "StepInfo",
-    "TrainResult",
-    "TrainingInterrupted",
-    "is_finished",
-    "resume",
-    "resume_command",
-    "train",
-]
 
 
 def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
     """Train a new model.
 
     Args:
-        config: all settings; `run_dir` None makes runs/NAME-DATE-TIME.
+        config: all settings; `run_dir` None creates runs/NAME-DATE-TIME.
         on_step: called in the main process after every step.
 
     Raises:
         ValueError: a setting or a text is unusable, or the directory already holds a run.
-        NonFiniteLossError: the loss or gradient is no longer a number.
+        NonFiniteLossError: the loss or gradient is not finite.
         TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
     """
+    from accelerate.utils import broadcast_object_list
+
     accelerator = make_accelerator(config)
-    run = RunDirectory(_agreed_path(config, accelerator))
+    # The processes must agree on the directory, although their clocks may differ.
+    [path] = broadcast_object_list([config.run_dir or _default_run_dir(config)])
+    run = RunDirectory(path)
     if run.config.exists():
         raise ValueError(
-            f"run_dir: {run.path} already holds a run; go on with: "
+            f"run_dir: {run.path} already holds a run; resume with: "
             f"{resume_command(run.path, accelerator.num_processes)}; or choose another run_dir"
         )
     accelerator.wait_for_everyone()
-    return Trainer(replace(config, run_dir=str(run.path)), run, accelerator).fit(on_step)
+    return Trainer(replace(config, run_dir=str(run.path)), accelerator).fit(on_step)
 
 
 def resume(
     run_dir: str | Path, overrides: Sequence[str] = (), on_step: OnStep | None = None
 ) -> TrainResult:
-    """Go on with a run from its newest checkpoint (from the start if it has none yet).
+    """Resume a run from its newest checkpoint (from the start if it has none yet).
 
     Args:
-        run_dir: what `train` made.
+        run_dir: a directory that `train` created.
         overrides: settings to change, such as "training.n_iters=20000".
 
     Raises:
-        ValueError: no run there, or an override that the saved weights or text do not fit.
+        ValueError: no run there, or an override that does not fit the saved weights or text.
         NonFiniteLossError, TrainingInterrupted: as `train`.
     """
-    run = RunDirectory(Path(run_dir))
+    run = RunDirectory(run_dir)
     if not run.config.is_file():
         raise ValueError(f"run_dir: {run.path} holds no run (no config.yaml); check the path")
-    config = override(load_config(files=[run.config]), [*overrides])
-    config = replace(config, run_dir=str(run.path))
-    return Trainer(config, run, make_accelerator(config)).fit(on_step)
+    config = replace(override(load_config(files=[run.config]), overrides), run_dir=str(run.path))
+    return Trainer(config, make_accelerator(config)).fit(on_step)
 
 
 def is_finished(run_dir: str | Path) -> bool:
-    """Whether a run is there and has come to the end that its settings set.
+    """Whether the directory holds a run that has reached the end that its settings define.
 
     Raises:
         ValueError: its settings or its newest checkpoint cannot be read.
     """
-    run = RunDirectory(Path(run_dir))
+    run = RunDirectory(run_dir)
     newest = run.latest() if run.config.is_file() else None
     if newest is None:
         return False
@@ -97,6 +79,11 @@ def is_finished(run_dir: str | Path) -> bool:
 
 
 def make_accelerator(config: TrainConfig) -> Any:
+    """Accelerate's `Accelerator` in the precision and on the device of the settings.
+
+    Raises:
+        ValueError: the launcher asks for sharded training (FSDP, DeepSpeed, Megatron-LM).
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
@@ -113,16 +100,6 @@ def make_accelerator(config: TrainConfig) -> Any:
             "plain data parallelism (accelerate launch --multi_gpu)"
         )
     return accelerator
-
-
-def _agreed_path(config: TrainConfig, accelerator: Any) -> Path:
-    """The run directory, the same in every process although their clocks may differ."""
-    from accelerate.utils import broadcast_object_list
-
-    path = [config.run_dir or _default_run_dir(config)]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(path)
-    return Path(path[0])
 
 
 def _default_run_dir(config: TrainConfig) -> str:

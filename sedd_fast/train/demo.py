@@ -1,28 +1,28 @@
-"""The demo's work: train a character model on text that every Python carries, and look at it.
+"""The demo: train a character model on the help texts that come with Python, and evaluate it.
 
-    run = train_demo(DemoSettings(minutes=5))
+    settings = DemoSettings(minutes=5)
+    run = train_demo(settings, demo_directory(settings))
     report = evaluate_demo(run)
 
-It makes a run directory as any training does, and puts into it a picture of the curves and the
-figures of the report (demo.json). `sedd-fast demo` shows it all.
+It creates a run directory as any training does, and adds a picture of the curves and the figures
+of the report (demo.json). `sedd-fast demo` prints the report.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sedd_fast.data.blocks import BlockOrder
 from sedd_fast.data.corpus import load_corpus
-from sedd_fast.data.texts import Drawn, Piece, lay_out, read_texts
+from sedd_fast.data.prompts import Piece, Sample, decode_samples, lay_out
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.ngram import baseline_bits
@@ -32,13 +32,13 @@ from sedd_fast.train.api import is_finished, resume, train
 from sedd_fast.train.config import load_config
 from sedd_fast.train.plots import plot_training
 from sedd_fast.train.progress import OnStep, TrainResult
-from sedd_fast.train.run_directory import RunDirectory
+from sedd_fast.train.run_directory import RunDirectory, write_text
 
 RECORD, PICTURE = "demo.json", "curves.png"
 SAMPLES = 3
-#: What the infill is given: its start, its middle, its end.
+#: The prompt of the infill: its start, its middle and its end.
 GIVEN = ("The ", " statement ", " is raised.\n")
-#: Sampling steps and noise levels for each held-out block; a demo under 2 minutes takes fewer.
+#: Sampling steps, and noise levels per held-out block; a demo under 2 minutes takes fewer.
 _STEPS, _LEVELS, _FULL_MINUTES = 256, 32, 2.0
 
 OnStage = Callable[[str], object]
@@ -46,13 +46,13 @@ OnStage = Callable[[str], object]
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What may be chosen.
+    """The settings of a demo.
 
     Args:
-        minutes: of training.
-        run_dir: a new directory, or one of a demo that was interrupted; None: runs/demo, or
-            runs/demo-2, ... where that is taken.
-        seed: of everything.
+        minutes: training time.
+        run_dir: a new directory, or that of an interrupted demo; None: runs/demo, or runs/demo-2,
+            ... where that is taken.
+        seed: random seed for weights, training, bound and samples.
     """
 
     minutes: float = 5.0
@@ -66,22 +66,22 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo found.
+    """The results of a demo.
 
     Attributes:
-        bound: on the held-out text, block by block.
-        chars_per_token: of the held-out text (its end-of-text is a token).
-        baselines: name -> bits per character of the same held-out text.
-        samples: drawn from nothing.
-        filled: drawn around GIVEN.
-        picture: the curves.
+        bound: likelihood bound of the held-out text, by block.
+        chars_per_token: characters per token of the held-out text (end-of-text is a token).
+        baselines: name of an n-gram model -> its bits per character of the same held-out text.
+        samples: unconditional samples.
+        filled: an infill around the prompt GIVEN.
+        picture: path of the training curves.
     """
 
     bound: LikelihoodBound
     chars_per_token: float
     baselines: dict[str, float]
-    samples: list[Drawn]
-    filled: Drawn
+    samples: list[Sample]
+    filled: Sample
     picture: Path
 
     @property
@@ -96,18 +96,19 @@ class DemoReport:
 
     @property
     def gain(self) -> float:
-        """Bits per character by which the model beats the unigram."""
+        """Bits per character by which the model is better than the unigram model."""
         return self.baselines["unigram"] - self.bits
 
 
 def demo_directory(settings: DemoSettings) -> Path:
-    """Where the demo runs: a directory that is free, or holds a demo that was interrupted.
+    """The directory of the demo: one that is free, or holds an interrupted demo.
 
     Raises:
-        ValueError: the directory asked for holds something else.
+        ValueError: `settings.run_dir` holds another run.
     """
     if settings.run_dir is None:
-        return next(path for path in _default_directories() if _usable(path))
+        names = chain(["demo"], (f"demo-{number}" for number in count(2)))
+        return next(path for name in names if _usable(path := Path("runs") / name))
     if not _usable(settings.run_dir):
         raise ValueError(
             f"run_dir: {settings.run_dir} already holds a finished run; choose another directory, "
@@ -117,99 +118,74 @@ def demo_directory(settings: DemoSettings) -> Path:
 
 
 def is_interrupted(path: Path) -> bool:
-    """Whether a demo was begun there and is not finished."""
+    """Whether the directory holds a demo that was started and is not finished."""
     record = _read(path / RECORD)
     return record is not None and not record["finished"]
 
 
 def is_trained(path: Path) -> bool:
-    """Whether the demo's training there has come to its end."""
+    """Whether the directory holds a demo whose training is finished."""
     record = _read(path / RECORD)
     return record is not None and (record["finished"] or is_finished(path))
 
 
 def train_demo(settings: DemoSettings, path: Path, on_step: OnStep | None = None) -> TrainResult:
-    """Train the preset `tiny` in `path`, or go on with a demo that was interrupted there."""
+    """Train the preset `tiny` in `path`, or resume the demo that was interrupted there."""
     limit = f"training.max_minutes={settings.minutes!r}"
     if is_interrupted(path) and RunDirectory(path).config.is_file():
         return resume(path, [limit], on_step)
     path.mkdir(parents=True, exist_ok=True)
     _write(path / RECORD, {"finished": False})
-    overrides = [
-        limit,
-        f"training.seed={settings.seed}",
-        f"run_dir={json.dumps(str(path))}",  # quoted, as YAML quotes: it may look like a number
-    ]
+    overrides = [limit, f"training.seed={settings.seed}"]
     if settings.minutes < 1:
         overrides.append("training.log_freq=1")  # a curve needs points, and the steps are few
-    return train(load_config("tiny", (), overrides), on_step)
+    config = load_config("tiny", overrides=overrides)
+    return train(replace(config, run_dir=str(path)), on_step)
 
 
 def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> DemoReport:
     """Bound, baselines, samples, infill and picture of a finished demo.
 
     Args:
-        run: what `train_demo` returned.
-        on_stage: told what is done next.
+        run: the result of `train_demo`.
+        on_stage: called with the name of each stage when it begins.
     """
-    config = load_config(files=[RunDirectory(run.run_dir).config])
-    minutes, seed = config.training.max_minutes or _FULL_MINUTES, config.training.seed
-    effort = min(1.0, minutes / _FULL_MINUTES)
+    directory = RunDirectory(run.run_dir)
+    config = load_config(files=[directory.config])
+    effort = min(1.0, (config.training.max_minutes or _FULL_MINUTES) / _FULL_MINUTES)
     steps, levels = max(16, round(_STEPS * effort)), max(2, round(_LEVELS * effort))
-    network, length = _Network(run.export, seed, steps), config.model.length
-    corpus = load_corpus(config.data, length, seed, network.tokenizer)
+    model, tokenizer = SEDD.from_pretrained(run.export), load_tokenizer(run.export)
+    process, length, seed = (model.graph, model.noise), config.model.length, config.training.seed
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    corpus = load_corpus(config.data, length, seed, tokenizer)
     assert isinstance(corpus.train, BlockOrder)
     assert corpus.held_out is not None
     assert corpus.chars_per_token is not None
     blocks = corpus.held_out.rows(range(len(corpus.held_out)))  # (N, L)
     on_stage("bounding the held-out text")
-    bound = network.bound(blocks, levels)
+    bound = evaluate_corpus(model, blocks, *process, levels, generator=generator())
     on_stage("counting n-grams")
-    vocab_size, counted = network.tokenizer.vocab_size, corpus.train.blocks.tokens
-    per_token = baseline_bits(counted, blocks.flatten().numpy(), vocab_size)
+    counted = corpus.train.blocks.tokens
+    per_token = baseline_bits(counted, blocks.flatten().numpy(), tokenizer.vocab_size)
     baselines = {name: bits / corpus.chars_per_token for name, bits in per_token.items()}
     on_stage("drawing samples")
-    samples = network.draw(length)
+    drawn = sample(model, *process, (SAMPLES, length), steps, generator=generator())
+    samples = decode_samples(
+        drawn, torch.zeros(length, dtype=torch.bool), tokenizer, model.graph.mask_index
+    )
     on_stage("filling gaps")
-    filled = network.fill(length)
-    picture = plot_training(RunDirectory(run.run_dir).metrics, run.run_dir / PICTURE, baselines)
-    report = DemoReport(bound, corpus.chars_per_token, baselines, samples, filled, picture)
+    start, middle, end = GIVEN
+    pieces = [Piece(start, 0), Piece(middle, (length - len(middle)) // 2), Piece(end, None)]
+    tokens, known = lay_out(pieces, tokenizer, length)
+    filled = infill(model, *process, tokens[None], known[None], steps, generator=generator())
+    [filled_text] = decode_samples(filled, known, tokenizer, model.graph.mask_index)
+    picture = plot_training(directory.metrics, run.run_dir / PICTURE, baselines)
+    report = DemoReport(bound, corpus.chars_per_token, baselines, samples, filled_text, picture)
     _write(run.run_dir / RECORD, _record(report, run))
     return report
-
-
-class _Network:
-    """The trained network, and what it is asked for."""
-
-    def __init__(self, directory: Path, seed: int, steps: int) -> None:
-        self.model, self.tokenizer = SEDD.from_pretrained(directory), load_tokenizer(directory)
-        self.seed, self.steps = seed, steps
-
-    def bound(self, blocks: Tensor, samples: int) -> LikelihoodBound:
-        generator = torch.Generator().manual_seed(self.seed)
-        m = self.model
-        return evaluate_corpus(m, blocks, m.graph, m.noise, samples, generator=generator)
-
-    def draw(self, length: int) -> list[Drawn]:
-        generator, m = torch.Generator().manual_seed(self.seed), self.model
-        tokens = sample(m, m.graph, m.noise, (SAMPLES, length), self.steps, generator=generator)
-        nothing = torch.zeros(length, dtype=torch.bool)
-        return read_texts(tokens, nothing, self.tokenizer, m.graph.mask_index)
-
-    def fill(self, length: int) -> Drawn:
-        generator, m = torch.Generator().manual_seed(self.seed), self.model
-        start, middle, end = GIVEN
-        pieces = [Piece(start, 0), Piece(middle, (length - len(middle)) // 2), Piece(end, None)]
-        tokens, known = lay_out(pieces, self.tokenizer, length)
-        filled = infill(
-            m, m.graph, m.noise, tokens[None], known[None], self.steps, generator=generator
-        )
-        return read_texts(filled, known, self.tokenizer, m.graph.mask_index)[0]
-
-
-def _default_directories() -> Iterator[Path]:
-    yield Path("runs/demo")
-    yield from (Path(f"runs/demo-{number}") for number in count(2))
 
 
 def _usable(path: Path) -> bool:
@@ -240,4 +216,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM as a request that a loop reads, instead of an exception anywhere.
+"""Ctrl-C and SIGTERM as a request that a loop reads, instead of an exception at any line.
 
 with StopRequest() as stop:
     while not stop.requested:
-        ...                        # one step, undisturbed
+        ...                        # one step, never interrupted
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _SAME_KEY_PRESS = 1.0
 class StopRequest:
     """Context manager: the first SIGINT or SIGTERM sets `requested`, a second Ctrl-C kills.
 
-    Outside the main thread Python allows no signal handlers; then nothing is installed and the
-    signals do what they did before.
+    Outside the main thread Python allows no signal handlers; there the signals keep their effect.
     """
 
     def __init__(self) -> None:

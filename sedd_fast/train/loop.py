@@ -1,23 +1,25 @@
-"""One training run: the loop, reporting, and saving. `train` is the way in, `learner` the step."""
+"""The training loop of one run: steps, metrics, held-out estimates and checkpoints.
+
+`api` starts it; `step.Learner` makes the optimiser steps.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections import deque
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from sedd_fast.data.corpus import Corpus, load_corpus
-from sedd_fast.data.tokenizers import Tokenizer, load_tokenizer
+from sedd_fast.data.corpus import load_corpus
+from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.train.config import config_from_dict, save_config
-from sedd_fast.train.held_out import held_out_loss
 from sedd_fast.train.interrupt import StopRequest
 from sedd_fast.train.metrics import MetricsLog
 from sedd_fast.train.progress import (
@@ -44,124 +46,107 @@ _log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run: its model, its state, and the loop. Use `train` and `resume`."""
+    """One run: its model, its state, and the loop. Use `train` and `resume`.
 
-    def __init__(self, config: TrainConfig, run: RunDirectory, accelerator: Any) -> None:
-        self.config, self.run, self.accelerator = config, run, accelerator
+    Args:
+        config: all settings; `run_dir` must be set. The newest checkpoint there is restored.
+        accelerator: made by `api.make_accelerator`.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Any) -> None:
+        assert config.run_dir is not None
+        self.config, self.accelerator = config, accelerator
+        self.run = RunDirectory(config.run_dir)
         self._check_batch()
-        saved_path = run.latest()
-        saved = load_file(saved_path / "state.pt") if saved_path else None
+        checkpoint = self.run.latest()
+        saved = load_file(checkpoint / "state.pt") if checkpoint else None
         if saved:
             _check_same_model(config, config_from_dict(saved["config"]))
+        # The vocabulary of a run is fixed by its first start.
+        tokenizer = load_tokenizer(self.run.tokenizer) if self.run.config.is_file() else None
         with accelerator.main_process_first():
-            self.corpus = self._load_corpus()
+            self.corpus = load_corpus(
+                config.data, config.model.length, config.training.seed, tokenizer
+            )
         self.learner = Learner(config, self.corpus.tokenizer.vocab_size, accelerator)
         self.step, self.elapsed, self.held_out = 0, 0.0, None  # type: int, float, HeldOut | None
         self._window = [0.0, 0]  # sum and number of the losses since the last metrics line
-        if saved_path and saved:
-            self._restore(saved, saved_path)
-
-    # Building
+        self._metrics: MetricsLog | None = None  # of the main process, while `fit` runs
+        if checkpoint and saved:
+            self._restore(saved, checkpoint)
 
     def _check_batch(self) -> None:
         section, world = self.config.training, self.accelerator.num_processes
-        if section.batch_size % (world * section.accum):
+        parts = world * section.accum
+        if section.batch_size % parts:
             raise ValueError(
                 f"training.batch_size: {section.batch_size} is not divisible by {world} processes "
                 f"times training.accum={section.accum}; the next size that is: "
-                f"{-(-section.batch_size // (world * section.accum)) * world * section.accum}"
+                f"{-(-section.batch_size // parts) * parts}"
             )
-
-    def _load_corpus(self) -> Corpus:
-        c = self.config
-        known: Tokenizer | None = None
-        if self.run.config.is_file():  # a run to go on with: its vocabulary is fixed
-            known = load_tokenizer(self.run.tokenizer)
-        return load_corpus(c.data, c.model.length, c.training.seed, known)
 
     # The loop
 
     def fit(self, on_step: OnStep | None = None) -> TrainResult:
         """Run to the end, or to an interruption."""
-        metrics = self._open_run()
         section = self.config.training
-        try:
-            with StopRequest() as stop:
-                self._start_clock()
-                while not self._finished():
-                    loss, grad_norm, lr, stopping = self._train_step(stop.requested)
-                    info = self._info(loss, grad_norm, lr)
-                    self._record(metrics, info, due=self.step % section.log_freq == 0)
-                    if _is_due(self.step, section.eval_freq) and not stopping:
-                        self._evaluate(metrics)
-                    if on_step is not None and metrics is not None:
-                        on_step(replace(info, held_out=self.held_out))
-                    if stopping or _is_due(self.step, section.snapshot_freq):
-                        self._save(metrics)
-                    if stopping:
-                        self._interrupted()
-                return self._finish(metrics)
-        finally:
-            if metrics is not None:
-                metrics.close()
+        with self._open_run(), StopRequest() as stop:
+            self._start_clock()
+            while not section.is_over(self.step, self.elapsed):
+                info, stopping = self._train_step(stop.requested)
+                self._record(info)
+                if _is_due(self.step, section.eval_freq) and not stopping:
+                    self._evaluate()
+                if on_step is not None and self._metrics is not None:
+                    on_step(replace(info, held_out=self.held_out))
+                if stopping or _is_due(self.step, section.snapshot_freq):
+                    self._save()
+                if stopping:
+                    raise TrainingInterrupted(self.run.path, self.step, self._resume_command())
+            self._evaluate()
+            checkpoint = self._save()
+        return TrainResult(self.run.path, self.step, checkpoint, self.run.export, self.held_out)
 
-    def _open_run(self) -> MetricsLog | None:
-        """Lay out the directory; the metrics log in the main process, None in the others."""
-        metrics = None
+    def _open_run(self) -> ExitStack | nullcontext[None]:
+        """Create the directory; the open metrics log in the main process."""
         if self.accelerator.is_main_process:
             self.run.checkpoints.mkdir(parents=True, exist_ok=True)
             self.run.clean()
             if not self.run.config.is_file():
                 write_directory(self.run.tokenizer, self.corpus.tokenizer.save)
-            staged = self.run.config.with_name(".config.yaml")
-            save_config(self.config, staged)
-            os.replace(staged, self.run.config)
-            log = self.config.log
-            metrics = MetricsLog(
-                self.run.metrics,
-                self.step,
-                self.run.tensorboard if log.tensorboard else None,
-                _wandb_settings(self.config, self.run) if log.wandb else None,
-            )
+            save_config(self.config, self.run.config)
+            self._metrics = MetricsLog(self.run, self.config, self.step)
         self.accelerator.wait_for_everyone()
         _log.info(
             "%s: step %d, %d parameters, %s, %d process(es)",
             self.run.path, self.step, sum(p.numel() for p in self.learner.plain.parameters()),
             self.accelerator.device, self.accelerator.num_processes,
         )  # fmt: skip
-        return metrics
+        return self._metrics or nullcontext()
 
-    def _finished(self) -> bool:
-        return self.config.training.is_over(self.step, self.elapsed)
-
-    def _progress(self) -> float:
-        section = self.config.training
-        by_steps = self.step / section.n_iters
-        return max(
-            by_steps, self.elapsed / (60 * section.max_minutes) if section.max_minutes else 0
-        )
-
-    def _train_step(self, stop: bool) -> tuple[float, float, float, bool]:
-        """One optimiser step: loss (nats per token), gradient norm, rate, and whether to stop."""
-        step = self.step + 1
-        lr = learning_rate(self.config.optim, step, self._progress())
-        x_0 = self._next_batch()  # (B, L)
+    def _train_step(self, stop: bool) -> tuple[StepInfo, bool]:
+        """One optimiser step; the bool says whether any process has been asked to stop."""
+        step, config, a = self.step + 1, self.config, self.accelerator
+        section = config.training
+        lr = learning_rate(config.optim, step, section.progress(self.step, self.elapsed))
+        x_0 = self.corpus.train.take(section.batch_size, a.process_index, a.num_processes)
+        x_0 = x_0.to(a.device)  # (B, L)
         mean = self.learner.accumulate(x_0, step).double().item()
-        everyone = self._gather(mean, float(stop), self._clock())
-        self._check_loss(everyone[:, 0], step, x_0)
+        everyone = self._gather(mean, float(stop), time.monotonic() - self._began)
+        finite = everyone[:, 0].isfinite().tolist()
+        if not all(finite):
+            # A process whose own loss is finite names the one whose loss is not.
+            where = f" in process {finite.index(False)}" if finite[a.process_index] else ""
+            self._fail(f"loss{where}", step, x_0)
         grad_norm = self.learner.clip_gradients()
         # With a loss scaler an infinite gradient is routine: the scaler skips the step.
-        if not math.isfinite(grad_norm) and self.accelerator.scaler is None:
+        if not math.isfinite(grad_norm) and a.scaler is None:
             self._fail("gradient", step, x_0)
         self.learner.apply(lr)
         self.step, self.elapsed = step, float(everyone[0, 2])
         self._pace.append((step, self.elapsed))
-        loss = float(everyone[:, 0].mean()) / self.config.model.length
-        return loss, grad_norm, lr, bool(everyone[:, 1].any())
-
-    def _next_batch(self) -> Tensor:
-        a, size = self.accelerator, self.config.training.batch_size
-        return self.corpus.train.take(size, a.process_index, a.num_processes).to(a.device)
+        loss = float(everyone[:, 0].mean()) / config.model.length
+        return self._info(loss, lr, grad_norm), bool(everyone[:, 1].any())
 
     def _gather(self, *values: float) -> Tensor:
         """(processes, len(values)) float64 on the CPU, the same in every process."""
@@ -170,16 +155,7 @@ class Trainer:
             return own
         return self.accelerator.gather(own.to(self.accelerator.device)).cpu()
 
-    def _check_loss(self, gathered: Tensor, step: int, x_0: Tensor) -> None:
-        finite = gathered.isfinite()
-        if bool(finite.all()):
-            return
-        if bool(finite[self.accelerator.process_index]):  # that process names its file
-            culprit = int((~finite).nonzero()[0])
-            self._fail(f"loss in process {culprit}", step, x_0)
-        self._fail("loss", step, x_0)
-
-    def _fail(self, what: str, step: int, x_0: Tensor) -> None:
+    def _fail(self, what: str, step: int, x_0: Tensor) -> NoReturn:
         path = self.run.path / f"nonfinite-step-{step:08d}-{self.accelerator.process_index}.pt"
         t, losses = self.learner.each_loss(x_0, step)
         content = {"step": step, "x_0": x_0.cpu(), "t": t.cpu(), "loss": losses.cpu()}
@@ -188,18 +164,17 @@ class Trainer:
         times = (t[bad] if bool(bad.any()) else t).tolist()
         steps = self.run.steps()
         start = f"the checkpoint of step {steps[-1]}" if steps else "the start"
-        command = resume_command(self.run.path, self.accelerator.num_processes)
-        advice = f"To go on from {start} with a lower rate: {command} optim.lr=..."
+        advice = f"To resume from {start} with a lower rate: {self._resume_command()} optim.lr=..."
         raise NonFiniteLossError(what, step, times, path, advice)
+
+    def _resume_command(self) -> str:
+        return resume_command(self.run.path, self.accelerator.num_processes)
 
     # Reporting
 
     def _start_clock(self) -> None:
         self._began = time.monotonic() - self.elapsed
         self._pace: deque[tuple[int, float]] = deque([(self.step, self.elapsed)], maxlen=50)
-
-    def _clock(self) -> float:
-        return time.monotonic() - self._began
 
     def _bits(self, loss: float) -> dict[str, float | None]:
         """Bits per token and per character, where the objective is in nats."""
@@ -208,7 +183,7 @@ class Trainer:
         per_char = bits / ratio if bits is not None and ratio else None
         return {"bits_per_token": bits, "bits_per_char": per_char}
 
-    def _info(self, loss: float, grad_norm: float, lr: float) -> StepInfo:
+    def _info(self, loss: float, lr: float, grad_norm: float) -> StepInfo:
         (first, since), (last, now), section = self._pace[0], self._pace[-1], self.config.training
         seconds = max(now - since, 1e-9) / max(last - first, 1)  # per step, over the last fifty
         left = (section.n_iters - self.step) * seconds
@@ -227,65 +202,64 @@ class Trainer:
             held_out=self.held_out,
         )
 
-    def _record(self, metrics: MetricsLog | None, info: StepInfo, due: bool) -> None:
+    def _record(self, info: StepInfo) -> None:
+        """Add a step to the mean loss; write a metrics line where one is due."""
         self._window = [self._window[0] + info.loss, self._window[1] + 1]
-        if not due:
+        if not _is_due(self.step, self.config.training.log_freq):
             return
         mean = self._window[0] / self._window[1]
         self._window = [0.0, 0]
-        if metrics is not None:
-            shown = ("lr", "grad_norm", "tokens_per_second", "elapsed_seconds")
-            rest = {name: getattr(info, name) for name in shown}
-            metrics.write({"step": self.step, "loss": mean, **self._bits(mean), **rest})
+        shown = ("lr", "grad_norm", "tokens_per_second", "elapsed_seconds")
+        self._write({"loss": mean, **self._bits(mean)} | {k: getattr(info, k) for k in shown})
 
-    def _evaluate(self, metrics: MetricsLog | None) -> None:
-        blocks, section = self.corpus.held_out, self.config.training
-        done = self.held_out is not None and self.held_out.step == self.step
-        if blocks is None or done:
+    def _write(self, figures: dict[str, float | None]) -> None:
+        if self._metrics is not None:
+            self._metrics.write({"step": self.step, **figures})
+
+    def _evaluate(self) -> None:
+        """Estimate the held-out loss, unless this step has its estimate."""
+        blocks = self.corpus.held_out
+        if blocks is None or (self.held_out is not None and self.held_out.step == self.step):
             return
-        a = self.accelerator
-        micro = section.batch_size // (a.num_processes * section.accum)
         with self.learner.averaged_weights():
-            losses = held_out_loss(
-                self.learner.plain, blocks, self.learner.objective, section.eval_sequences, micro,
-                a.device, (a.process_index, a.num_processes),
-            ).double()  # fmt: skip
+            losses = self.learner.held_out_losses(blocks).double()
         sums = self._gather(len(losses), float(losses.sum()), float(losses.square().sum())).sum(0)
-        self.held_out = self._summarise(*sums.tolist())
-        if metrics is not None:
-            h = self.held_out
-            named: dict[str, float | None] = {"loss": h.nats_per_token, "stderr": h.stderr}
-            named |= self._bits(h.nats_per_token)
-            metrics.write({"step": h.step} | {f"held_out_{k}": v for k, v in named.items()})
-
-    def _summarise(self, count: float, total: float, squares: float) -> HeldOut:
+        count, total, squares = sums.tolist()
         mean = total / count
         variance = max(0.0, squares / count - mean**2) / max(count - 1, 1)
-        return HeldOut(self.step, mean, math.sqrt(variance), **self._bits(mean))
+        bits = self._bits(mean)
+        self.held_out = HeldOut(self.step, mean, math.sqrt(variance), **bits)
+        figures = {"loss": mean, "stderr": self.held_out.stderr, **bits}
+        self._write({f"held_out_{name}": value for name, value in figures.items()})
 
     # Saving
 
-    def _save(self, metrics: MetricsLog | None) -> Path:
-        """Checkpoint and export; all processes call it."""
-        final, staged = self.run.checkpoint(self.step), self.run.staging(self.step)
-        main = self.accelerator.is_main_process
+    def _save(self) -> Path:
+        """Write checkpoint and export; all processes call it."""
+        a, final = self.accelerator, self.run.checkpoint(self.step)
+        staged = self.run.checkpoint(self.step, staging=True)
         complete = final.exists()
-        self.accelerator.wait_for_everyone()
+        a.wait_for_everyone()
         if complete:
             return final
-        if metrics is not None:
-            metrics.sync()
+        if self._metrics is not None:
+            self._metrics.sync()
             staged.mkdir()
-        self.accelerator.wait_for_everyone()
-        save_file(random_state(), staged / f"rng-{self.accelerator.process_index}.pt")
-        if main:
+        a.wait_for_everyone()
+        save_file(random_state(), staged / f"rng-{a.process_index}.pt")
+        if a.is_main_process:
             save_file(self._state(), staged / "state.pt")
-        self.accelerator.wait_for_everyone()
-        if main:
+        a.wait_for_everyone()
+        if a.is_main_process:
             self.run.commit(self.step, self.config.training.keep_last)
             write_directory(self.run.export, self._export)
-        self.accelerator.wait_for_everyone()
+        a.wait_for_everyone()
         return final
+
+    def _export(self, directory: Path) -> None:
+        with self.learner.averaged_weights():
+            self.learner.plain.save_pretrained(directory)
+        self.corpus.tokenizer.save(directory)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -299,66 +273,34 @@ class Trainer:
             "held_out": asdict(self.held_out) if self.held_out else None,
         }
 
-    def _restore(self, saved: dict[str, Any], path: Path) -> None:
+    def _restore(self, saved: dict[str, Any], checkpoint: Path) -> None:
         if saved["text"] != self.corpus.train.fingerprint:
             raise ValueError(
-                f"data.train: the text differs from that of the checkpoint {path}; put the text "
-                "back as it was, or start a new run"
+                f"data.train: the text differs from that of the checkpoint {checkpoint}; restore "
+                "the original text, or start a new run"
             )
         self.learner.load_state_dict(saved)
         self.corpus.train.load_state_dict(saved["data"])
         self.step, self.elapsed = saved["step"], saved["elapsed"]
         self._window = list(saved["window"])
         self.held_out = HeldOut(**saved["held_out"]) if saved["held_out"] else None
-        random_path = path / f"rng-{self.accelerator.process_index}.pt"
-        if random_path.is_file():  # more processes than before: the new ones have none
-            set_random_state(load_file(random_path))
-
-    def _export(self, directory: Path) -> None:
-        with self.learner.averaged_weights():
-            self.learner.plain.save_pretrained(directory)
-        self.corpus.tokenizer.save(directory)
-
-    def _interrupted(self) -> None:
-        command = resume_command(self.run.path, self.accelerator.num_processes)
-        raise TrainingInterrupted(self.run.path, self.step, command)
-
-    def _finish(self, metrics: MetricsLog | None) -> TrainResult:
-        self._evaluate(metrics)
-        checkpoint = self._save(metrics)
-        return TrainResult(self.run.path, self.step, checkpoint, self.run.export, self.held_out)
-
-
-_GRAPHS = {"absorb": "absorbing"}  # the original's name and ours
+        own = checkpoint / f"rng-{self.accelerator.process_index}.pt"
+        if own.is_file():  # absent for a process that the run did not have before
+            set_random_state(load_file(own))
 
 
 def _check_same_model(config: TrainConfig, saved: TrainConfig) -> None:
-    # The objective first: what it needs of the model follows it, and is not what a person changed.
+    # The objective first: a changed objective changes the kind of network that it needs.
     for section in ("objective", "model", "graph", "noise"):
-        now, before = (_fixed(c, section) for c in (config, saved))
+        now, before = (asdict(getattr(c, section)) for c in (config, saved))
+        if section == "model":
+            now["kind"], before["kind"] = config.network_kind, saved.network_kind
         for key, value in before.items():
             if now[key] != value and key != "dropout":
                 raise ValueError(
                     f"{section}.{key}: the run was trained with {value}, got {now[key]}; a resumed "
                     "run keeps its model and objective: start a new one with another run_dir"
                 )
-
-
-def _fixed(config: TrainConfig, section: str) -> dict[str, Any]:
-    """A section by what its values mean."""
-    values = {k: _GRAPHS.get(v, v) for k, v in asdict(getattr(config, section)).items()}
-    return values | {"kind": config.network_kind} if section == "model" else values
-
-
-def _wandb_settings(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
-    return {
-        "project": config.log.wandb_project,
-        "name": run.path.name,
-        "id": "-".join(run.path.absolute().parts[-2:]),
-        "resume": "allow",
-        "dir": str(run.path),
-        "config": asdict(config),
-    }
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -1,13 +1,14 @@
-"""Metrics of a run: metrics.jsonl always; TensorBoard where installed; Weights & Biases if asked.
+"""Metrics of a run: metrics.jsonl, TensorBoard where installed, Weights & Biases on request.
 
 A line of metrics.jsonl is one JSON object with "step" and any of
 
-    loss, bits_per_token, bits_per_char     training: mean since the line before, EMA not applied
+    loss, bits_per_token, bits_per_char     training loss: mean since the line before
     lr, grad_norm, tokens_per_second, elapsed_seconds
-    held_out_loss, held_out_bits_per_token, held_out_bits_per_char, held_out_stderr     EMA weights
+    held_out_loss, held_out_bits_per_token, held_out_bits_per_char, held_out_stderr
 
-Losses are in nats per token, as is `held_out_stderr`, over sequences; an objective that is not in
-nats has its own unit and null for bits.
+Held-out figures are those of the averaged weights. Losses are in nats per token;
+`held_out_stderr` is the standard error of `held_out_loss` over sequences. An objective that is not
+in nats has its own unit, and null for bits.
 """
 
 from __future__ import annotations
@@ -16,63 +17,85 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from sedd_fast.train.run_directory import RunDirectory, write_text
+from sedd_fast.train.settings import TrainConfig
 
 _log = logging.getLogger(__name__)
 
 
-class MetricsLog:
-    """Writes records to metrics.jsonl and to the extra sinks.
+class MetricsLog(ExitStack):
+    """Writes records to metrics.jsonl and to the other trackers; closes them as a context manager.
 
-    Args:
-        path: metrics.jsonl. Lines after `step` are dropped: the steps they tell of will be run
-            again, or were cut off by the end of the process.
-        step: the step from which the run goes on; 0 for a new one.
-        tensorboard: directory of the event files, or None.
-        wandb: arguments of `wandb.init`, or None.
+    Lines of metrics.jsonl after `step` are dropped, where `step` is that from which the run resumes
+    (0 for a new one): their steps will be run again, or the last line was cut off when the process
+    was killed.
 
     Raises:
-        ValueError: Weights & Biases was asked for and is not installed.
+        ValueError: the settings ask for Weights & Biases, which is not installed.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        step: int = 0,
-        tensorboard: Path | None = None,
-        wandb: Mapping[str, Any] | None = None,
-    ) -> None:
-        rewind(path, step)
-        self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = _open_tensorboard(tensorboard, step) if tensorboard else None
-        self._wandb = _open_wandb(wandb) if wandb is not None else None
+    def __init__(self, run: RunDirectory, config: TrainConfig, step: int) -> None:
+        super().__init__()
+        rewind(run.metrics, step)
+        self._file = self.enter_context(run.metrics.open("a", encoding="utf-8"))
+        self._trackers: list[Callable[[dict[str, float], int], object]] = []
+        if config.log.tensorboard:
+            self._open_tensorboard(run.tensorboard, step)
+        if config.log.wandb:
+            self._open_wandb(run.path, config)
 
     def write(self, record: Mapping[str, float | int | None]) -> None:
-        """One record; it must have "step". Values that are not finite become null."""
+        """Write one record; it must have "step". Values that are not finite become null."""
         finite = {k: v for k, v in record.items() if v is not None and math.isfinite(v)}
-        line = {k: finite.get(k) for k in record}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps({k: finite.get(k) for k in record}) + "\n")
         self._file.flush()  # a killed process loses nothing that was written
-        step = int(line["step"] or 0)
-        numbers = {k: v for k, v in finite.items() if k != "step"}
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(_tag(name), value, step)
-        if self._wandb is not None:
-            self._wandb.log({_tag(k): v for k, v in numbers.items()}, step=step)
+        step = int(finite.pop("step"))
+        for tracker in self._trackers:
+            tracker({_tag(k): v for k, v in finite.items()}, step)
 
     def sync(self) -> None:
         """Flush to the disk: a checkpoint must not be newer than the lines before it."""
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+    def _open_tensorboard(self, directory: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            _log.info("TensorBoard is not installed; metrics.jsonl holds the same figures")
+            return
+        writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+
+        def log(values: dict[str, float], step: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self.callback(writer.close)
+        self._trackers.append(log)
+
+    def _open_wandb(self, path: Path, config: TrainConfig) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(
+                "log.wandb: Weights & Biases is not installed: pip install wandb, or set "
+                "log.wandb=false"
+            ) from error
+        run = wandb.init(
+            project=config.log.wandb_project,
+            name=path.name,
+            id="-".join(path.absolute().parts[-2:]),
+            resume="allow",
+            dir=str(path),
+            config=asdict(config),
+        )
+        self.callback(run.finish)
+        self._trackers.append(lambda values, step: run.log(values, step=step))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -93,12 +116,7 @@ def rewind(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [record for record in read_metrics(path) if record["step"] <= step]
-    staged = path.with_name(f".{path.name}")
-    with staged.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _parse(line: str) -> dict[str, Any] | None:
@@ -110,25 +128,5 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _tag(name: str) -> str:
-    if name.startswith("held_out_"):
-        return f"held_out/{name.removeprefix('held_out_')}"
-    return f"train/{name}"
-
-
-def _open_tensorboard(directory: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        _log.info("TensorBoard is not installed; metrics.jsonl holds the same figures")
-        return None
-    return SummaryWriter(str(directory), purge_step=step + 1 if step else None)
-
-
-def _open_wandb(settings: Mapping[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError(
-            "log.wandb: Weights & Biases is not installed: pip install wandb, or log.wandb=false"
-        ) from error
-    return wandb.init(**settings)
+    held_out = name.removeprefix("held_out_")
+    return f"train/{name}" if held_out == name else f"held_out/{held_out}"

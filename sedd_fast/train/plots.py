@@ -17,11 +17,11 @@ def plot_training(
     png: str | Path,
     baselines: Mapping[str, float] | None = None,
 ) -> Path:
-    """Draw the loss per token and, of one in nats, bits per character (or token) by step.
+    """Plot the loss per token by step and, if it is in nats, bits per character (or token).
 
     Args:
         metrics: a run's metrics.jsonl.
-        png: the picture to write.
+        png: path of the picture.
         baselines: name -> bits per character (or token), drawn as horizontal lines.
 
     Raises:
@@ -37,15 +37,16 @@ def plot_training(
     _draw(left, records, "loss", "held_out_loss")
     known = [u for u in ("char", "token") if len(_series(records, f"bits_per_{u}")[0])]
     left.set(title="Loss", ylabel=f"{'nats' if known else 'loss'} per token", xlabel="step")
-    if not known:  # of an objective that is not in nats
+    if not known:  # the objective is not in nats
         figure.delaxes(right)
         return finish(figure, (left,), png)
     unit = known[0]
     _draw(right, records, f"bits_per_{unit}", f"held_out_bits_per_{unit}")
-    title = "Bits per " + ("character" if unit == "char" else "token")
-    right.set(title=title, ylabel=f"bits per {'character' if unit == 'char' else 'token'}")
-    right.set_xlabel("step")
-    _draw_baselines(right, baselines or {})
+    name = "character" if unit == "char" else "token"
+    right.set(title=f"Bits per {name}", ylabel=f"bits per {name}", xlabel="step")
+    for number, (baseline, value) in enumerate((baselines or {}).items()):
+        style = ("--", ":", "-.")[number % 3]
+        right.axhline(value, color="#555555", linestyle=style, linewidth=1, label=baseline)
     return finish(figure, (left, right), png)
 
 
@@ -57,12 +58,6 @@ def _draw(axes: Any, records: Sequence[Mapping[str, Any]], train: str, held_out:
     if len(steps):
         label = "held out, averaged weights"
         axes.plot(steps, values, "o-", color="#c8501e", linewidth=1.4, markersize=4, label=label)
-
-
-def _draw_baselines(axes: Any, baselines: Mapping[str, float]) -> None:
-    for number, (name, value) in enumerate(baselines.items()):
-        style = ("--", ":", "-.")[number % 3]
-        axes.axhline(value, color="#555555", linestyle=style, linewidth=1, label=name)
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What training tells: about each step, about its end, and why it stopped."""
+"""What training reports after each step and at its end, and the errors that stop it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 class HeldOut:
     """A held-out estimate with the averaged weights: fixed sequences, fixed times, fixed noise.
 
-    It is the training objective, at its own times, for watching a run; the bound to report
-    is `likelihood_bound`. `stderr` is that of `nats_per_token`, over sequences. An objective that
-    is not in nats gives its own value there, and None for bits.
+    It is the training objective, averaged over its own distribution of times, for monitoring a
+    run; the bound to report is `likelihood_bound`. `stderr` is the standard error of
+    `nats_per_token` over sequences. An objective that is not in nats has its own unit there, and
+    None for bits.
     """
 
     step: int
@@ -27,9 +28,9 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a progress display needs after each step.
+    """The state of a run after a step.
 
-    `loss` is the objective per token: in nats, or, where bits are None, in none.
+    `loss` is the objective per token, in nats unless bits are None.
     """
 
     step: int
@@ -47,7 +48,7 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run. `held_out` is None where no text was held out."""
+    """A finished run. `held_out` is None without held-out text."""
 
     run_dir: Path
     step: int
@@ -59,28 +60,28 @@ class TrainResult:
 class NonFiniteLossError(ArithmeticError):
     """A loss or gradient was not finite; the weights are as they were before the step.
 
-    `path` is a file with the step, the batch ("x_0"), its times ("t") and losses, for `torch.load`.
+    `path` is a file for `torch.load` with the step, the batch ("x_0"), its times ("t") and losses.
     """
 
     def __init__(self, what: str, step: int, t: Sequence[float], path: Path, advice: str) -> None:
         times = ", ".join(f"{value:.6g}" for value in t[:8])
         super().__init__(
             f"the {what} of step {step} is not finite (t = {times}); the batch is saved in {path}; "
-            f"the weights were not touched. {advice}"
+            f"the weights are unchanged. {advice}"
         )
         self.step, self.t, self.path = step, tuple(t), path
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after the state was saved. `command` goes on from there.
+    """Ctrl-C or SIGTERM, after the state was saved. `command` resumes the run.
 
-    A command line ends with `exit_code`, 130.
+    The command line exits with `exit_code`, 130.
     """
 
     exit_code = 130
 
     def __init__(self, run_dir: Path, step: int, command: str) -> None:
-        super().__init__(f"stopped after step {step}, everything is saved; go on with: {command}")
+        super().__init__(f"stopped after step {step}, everything is saved; resume with: {command}")
         self.run_dir, self.step, self.command = run_dir, step, command
 
 
@@ -88,10 +89,10 @@ OnStep = Callable[[StepInfo], None]
 
 
 def resume_command(run_dir: Path, processes: int = 1) -> str:
-    """The command line that goes on with a run, launched as this process was."""
+    """The command line that resumes a run, with the launcher of this process."""
     if processes == 1:
         launch = "sedd-fast"
-    elif "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch` alone
+    elif "ACCELERATE_MIXED_PRECISION" in os.environ:  # set only by `accelerate launch`
         launch = f"accelerate launch --num_processes {processes} -m sedd_fast"
     else:
         launch = f"torchrun --nproc_per_node {processes} -m sedd_fast"

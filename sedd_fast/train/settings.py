@@ -1,21 +1,37 @@
-"""All settings of a training run as frozen dataclasses, one a section, checked when made.
+"""All settings of a training run as frozen dataclasses, one per section, validated on creation.
 
-`config` reads them from presets, YAML files and overrides. Keys follow the original's configuration
+A field declares the values that it accepts; `TrainConfig` checks them all. `config` reads settings
+from presets, YAML files and overrides. Keys follow the configuration of the original SEDD code
 where it has them (optim.warmup, training.n_iters, ...).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sedd_fast.data.config import DataConfig
 from sedd_fast.models.config import SEDDConfig
 
 OBJECTIVES = ("score_entropy", "masked_cross_entropy", "d3pm", "concrete_score")
-#: Those that do not learn the scale of a row of scores (or, uniform D3PM, need the right one).
-_OF_POSTERIORS = ("masked_cross_entropy", "d3pm")
+#: Their minimum fixes p(x_0 | x_t) but not the scale of a row of scores, or (D3PM on the uniform
+#: graph) they need that scale to be right: they train a network of normalised posteriors.
+_POSTERIOR_OBJECTIVES = ("masked_cross_entropy", "d3pm")
+
+
+def _at_least(lowest: float, default: float | None) -> Any:
+    return field(default=default, metadata={"at_least": lowest})
+
+
+def _fraction(default: float) -> Any:
+    return field(default=default, metadata={"fraction": True})
+
+
+def _one_of(*choices: str | None) -> Any:
+    """The first choice is the default."""
+    return field(default=choices[0], metadata={"one_of": choices})
 
 
 @dataclass(frozen=True)
@@ -23,35 +39,40 @@ class ModelSection:
     """The transformer.
 
     Args:
-        kind: "sedd", a network of scores; "posterior", the same of p(x_0 | x_t), normalised; "ar",
-            the autoregressive baseline of equal size. None: sedd or posterior, as the objective
-            needs.
-        scale_by_sigma: of sedd; None means yes for absorbing, no for uniform.
+        kind: "sedd", a network of log scores; "posterior", the same network with normalised
+            p(x_0 | x_t) as output; "ar", the autoregressive baseline of equal size. None: sedd or
+            posterior, whichever the objective needs.
+        scale_by_sigma: scale the scores of kind "sedd" by the noise level; None: for the absorbing
+            graph only.
     """
 
-    kind: str | None = None
-    hidden_size: int = 768
-    cond_dim: int = 128
-    length: int = 1024
-    n_blocks: int = 12
-    n_heads: int = 12
-    mlp_ratio: int = 4
-    dropout: float = 0.1
+    kind: str | None = _one_of(None, "sedd", "posterior", "ar")
+    hidden_size: int = _at_least(1, 768)
+    cond_dim: int = _at_least(1, 128)
+    length: int = _at_least(1, 1024)
+    n_blocks: int = _at_least(1, 12)
+    n_heads: int = _at_least(1, 12)
+    mlp_ratio: int = _at_least(1, 4)
+    dropout: float = _fraction(0.1)
     scale_by_sigma: bool | None = None
 
 
 @dataclass(frozen=True)
 class GraphSection:
-    """The noise process: "absorbing" (also "absorb", as the original says) or "uniform"."""
+    """The noise process: "absorbing" (also "absorb", the original's name) or "uniform"."""
 
-    type: str = "absorbing"
+    type: str = _one_of("absorbing", "absorb", "uniform")
+
+    def __post_init__(self) -> None:
+        if self.type == "absorb":
+            object.__setattr__(self, "type", "absorbing")
 
 
 @dataclass(frozen=True)
 class NoiseSection:
     """The schedule: "loglinear" (uses eps) or "geometric" (uses sigma_min, sigma_max)."""
 
-    type: str = "loglinear"
+    type: str = _one_of("loglinear", "geometric")
     eps: float = 1e-3
     sigma_min: float = 1e-4
     sigma_max: float = 20.0
@@ -59,19 +80,20 @@ class NoiseSection:
 
 @dataclass(frozen=True)
 class ObjectiveSection:
-    """What training minimises; docs/losses.md has the formulas. `model.kind=ar` reads none of it.
+    """The training objective; docs/losses.md has the formulas. `model.kind=ar` ignores it.
 
     A setting of another type than the one chosen is refused unless it is the default.
 
     Args:
         type: "score_entropy", "concrete_score", "d3pm", or (absorbing) "masked_cross_entropy".
-        over: of masked_cross_entropy: "t", or "lambda" (RADD's lambda-DCE).
-        steps: of d3pm: T, the steps of its chain.
+        over: for masked_cross_entropy, the variable of the integral: "t", or "lambda" (RADD's
+            lambda-DCE).
+        steps: for d3pm, the number T of steps of its chain.
     """
 
-    type: str = "score_entropy"
-    over: str = "t"
-    steps: int = 1000
+    type: str = _one_of(*OBJECTIVES)
+    over: str = _one_of("t", "lambda")
+    steps: int = _at_least(1, 1000)
 
 
 @dataclass(frozen=True)
@@ -81,56 +103,60 @@ class OptimConfig:
     Args:
         grad_clip: largest norm of the gradient; negative: no clipping.
         schedule: "constant" (the original's) or "cosine": down to `lr_min` * lr at the end of
-            training, which is n_iters steps or max_minutes, whichever part is further on.
+            training, which is n_iters steps or max_minutes, whichever comes first.
     """
 
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    warmup: int = 2500
+    lr: float = _at_least(0, 3e-4)
+    weight_decay: float = _at_least(0, 0.0)
+    beta1: float = _fraction(0.9)
+    beta2: float = _fraction(0.999)
+    eps: float = _at_least(0, 1e-8)
+    warmup: int = _at_least(0, 2500)
     grad_clip: float = 1.0
-    schedule: str = "constant"
-    lr_min: float = 0.0
+    schedule: str = _one_of("constant", "cosine")
+    lr_min: float = _fraction(0.0)
 
 
 @dataclass(frozen=True)
 class TrainingSection:
-    """The run.
+    """Length, batch size, precision and checkpoints of a run.
 
     Args:
         batch_size: sequences per optimiser step, over all processes and accumulation steps.
-        accum: gradient accumulation: parts that a process's share of the batch is cut into.
+        accum: gradient accumulation: number of parts of a process's share of the batch.
         n_iters: optimiser steps.
-        max_minutes: stop earlier, after so much training time (over all resumes); None: never.
+        max_minutes: stop earlier, after this training time (summed over resumes); None: no limit.
         ema: decay of the moving average of the weights (with the original's warm-up).
-        mixed_precision: "no", "bf16", "fp16"; None: what `accelerate launch` says, else "no".
+        mixed_precision: "no", "bf16", "fp16"; None: as set by `accelerate launch`, else "no".
         log_freq, eval_freq, snapshot_freq: steps between metrics lines, held-out estimates,
             checkpoints; 0 for eval_freq or snapshot_freq: only at the end.
-        eval_sequences: held-out sequences per estimate (fixed ones, with fixed noise).
-        keep_last: checkpoints kept.
-        cpu: train on the CPU even where there is an accelerator.
+        eval_sequences: held-out sequences per estimate (always the same, with the same noise).
+        keep_last: number of checkpoints kept.
+        cpu: train on the CPU even where there is a GPU.
     """
 
-    batch_size: int = 512
-    accum: int = 1
-    n_iters: int = 1_300_000
-    max_minutes: float | None = None
-    ema: float = 0.9999
-    seed: int = 0
-    mixed_precision: str | None = None
-    log_freq: int = 50
-    eval_freq: int = 1000
-    eval_sequences: int = 512
-    snapshot_freq: int = 10_000
-    keep_last: int = 3
+    batch_size: int = _at_least(1, 512)
+    accum: int = _at_least(1, 1)
+    n_iters: int = _at_least(1, 1_300_000)
+    max_minutes: float | None = _at_least(0, None)
+    ema: float = _fraction(0.9999)
+    seed: int = _at_least(0, 0)
+    mixed_precision: str | None = _one_of(None, "no", "bf16", "fp16")
+    log_freq: int = _at_least(1, 50)
+    eval_freq: int = _at_least(0, 1000)
+    eval_sequences: int = _at_least(1, 512)
+    snapshot_freq: int = _at_least(0, 10_000)
+    keep_last: int = _at_least(1, 3)
     cpu: bool = False
 
     def is_over(self, step: int, elapsed: float) -> bool:
-        """Whether a run has come to its end after `step` steps and `elapsed` seconds."""
-        out_of_time = self.max_minutes is not None and elapsed >= 60 * self.max_minutes
-        return out_of_time or step >= self.n_iters
+        """Whether a run has reached its end after `step` steps and `elapsed` seconds."""
+        return self.progress(step, elapsed) >= 1
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """The fraction of the run that is done, by steps or by time, whichever is larger."""
+        seconds = math.inf if self.max_minutes is None else 60 * self.max_minutes
+        return max(step / self.n_iters, elapsed / seconds if seconds else 1.0)
 
 
 @dataclass(frozen=True)
@@ -162,21 +188,15 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name, value in (("data.train", self.data.train), ("data.valid", self.data.valid)):
-            if not (name == "data.valid" and value is None):
-                _check_source(name, value)
-        for name, value, lowest in _lower_limits(self):
-            if value is not None and not value >= lowest:
-                raise ValueError(f"{name}: expected at least {lowest}, got {value}")
+        _check_source("data.train", self.data.train)
+        if self.data.valid is not None:
+            _check_source("data.valid", self.data.valid)
+        for section in (f.name for f in fields(self) if f.name != "run_dir"):
+            for f in fields(own := getattr(self, section)):
+                _check(f"{section}.{f.name}", getattr(own, f.name), f.metadata)
+        _check("data.held_out", self.data.held_out, {"fraction": True})
         if self.training.seed >= 2**63:
             raise ValueError(f"training.seed: expected less than 2^63, got {self.training.seed}")
-        for name, value in _fractions(self):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
-        for name, value, choices in _choices(self):
-            if value not in choices:
-                listed = ", ".join(str(c) for c in choices)
-                raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
         _check_objective(self)
 
     @property
@@ -184,24 +204,35 @@ class TrainConfig:
         """ "sedd", "posterior" or "ar": `model.kind`, or what the objective needs."""
         if self.model.kind is not None:
             return self.model.kind
-        return "posterior" if self.objective.type in _OF_POSTERIORS else "sedd"
+        return "posterior" if self.objective.type in _POSTERIOR_OBJECTIVES else "sedd"
 
     def model_config(self, vocab_size: int) -> SEDDConfig:
         """The architecture for a tokenizer of `vocab_size` tokens."""
         section = asdict(self.model)
         del section["kind"]  # which network: `networks.new_network` reads it
-        absorbing = self.graph.type != "uniform"
         if section["scale_by_sigma"] is None:
-            section["scale_by_sigma"] = absorbing
+            section["scale_by_sigma"] = self.graph.type == "absorbing"
         return SEDDConfig(
             vocab_size=vocab_size,
-            graph="absorbing" if absorbing else "uniform",
+            graph=self.graph.type,
             noise=self.noise.type,
             noise_eps=self.noise.eps,
             sigma_min=self.noise.sigma_min,
             sigma_max=self.noise.sigma_max,
             **section,
         )
+
+
+def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """ValueError where a value is outside the limits that its field declares."""
+    if "one_of" in limits and value not in limits["one_of"]:
+        listed = ", ".join(str(choice) for choice in limits["one_of"])
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
+    if "fraction" in limits and not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+    lowest = limits.get("at_least")
+    if lowest is not None and value is not None and not value >= lowest:
+        raise ValueError(f"{name}: expected at least {lowest}, got {value}")
 
 
 def _check_source(name: str, value: Any) -> None:
@@ -214,14 +245,15 @@ def _check_source(name: str, value: Any) -> None:
 
 
 def _check_objective(config: TrainConfig) -> None:
-    """ValueError where graph or network are not for the objective."""
+    """ValueError where graph or network do not fit the objective."""
     kind, name = config.model.kind, config.objective.type
     for key, owner in (("over", "masked_cross_entropy"), ("steps", "d3pm")):
         value, usual = (getattr(o, key) for o in (config.objective, ObjectiveSection()))
         if name != owner and value != usual:
             raise ValueError(
-                f"objective.{key}: is of {owner}, got {value} with objective.type={name}; take "
-                f"objective.type={owner}, or leave objective.{key}={usual}"
+                f"objective.{key}: only valid with objective.type={owner}, got {value} with "
+                f"objective.type={name}; take objective.type={owner}, or leave "
+                f"objective.{key}={usual}"
             )
     if kind == "ar" and name != "score_entropy":
         raise ValueError(
@@ -233,39 +265,8 @@ def _check_objective(config: TrainConfig) -> None:
             "objective.type: masked_cross_entropy needs a mask, got graph.type=uniform; take "
             "graph.type=absorbing, or objective.type score_entropy or d3pm"
         )
-    if name in _OF_POSTERIORS and kind == "sedd":
+    if name in _POSTERIOR_OBJECTIVES and kind == "sedd":
         raise ValueError(
             f"model.kind: {name} does not learn the scale of scores, got sedd; take "
             "model.kind=posterior or leave it out"
         )
-
-
-def _fractions(config: TrainConfig) -> Iterator[tuple[str, float]]:
-    yield "training.ema", config.training.ema
-    yield "data.held_out", config.data.held_out
-    yield "model.dropout", config.model.dropout
-    for name in ("beta1", "beta2", "lr_min"):
-        yield f"optim.{name}", getattr(config.optim, name)
-
-
-def _lower_limits(config: TrainConfig) -> Iterator[tuple[str, Any, float]]:
-    for name in ("length", "hidden_size", "cond_dim", "n_blocks", "n_heads", "mlp_ratio"):
-        yield f"model.{name}", getattr(config.model, name), 1
-    for name in ("batch_size", "accum", "n_iters", "log_freq", "eval_sequences", "keep_last"):
-        yield f"training.{name}", getattr(config.training, name), 1
-    yield "objective.steps", config.objective.steps, 1
-    for name in ("max_minutes", "ema", "seed", "eval_freq", "snapshot_freq"):
-        yield f"training.{name}", getattr(config.training, name), 0
-    for name in ("lr", "weight_decay", "warmup", "eps"):
-        yield f"optim.{name}", getattr(config.optim, name), 0
-
-
-def _choices(config: TrainConfig) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-    yield "model.kind", config.model.kind, (None, "sedd", "posterior", "ar")
-    yield "graph.type", config.graph.type, ("absorbing", "absorb", "uniform")
-    yield "noise.type", config.noise.type, ("loglinear", "geometric")
-    yield "objective.type", config.objective.type, OBJECTIVES
-    yield "objective.over", config.objective.over, ("t", "lambda")
-    yield "optim.schedule", config.optim.schedule, ("constant", "cosine")
-    precisions = (None, "no", "bf16", "fp16")
-    yield "training.mixed_precision", config.training.mixed_precision, precisions

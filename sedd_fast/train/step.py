@@ -1,4 +1,4 @@
-"""What is learnt, and one step of it: model, optimiser and moving average under Accelerate."""
+"""One optimiser step: network, optimiser and moving average under Accelerate."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.data.blocks import Blocks
 from sedd_fast.losses.objective import stratified_times
 from sedd_fast.models.ema import ExponentialMovingAverage
 from sedd_fast.models.networks import AnyNetwork
-from sedd_fast.train.held_out import seeds
 from sedd_fast.train.networks import AnyObjective, new_network
 from sedd_fast.train.settings import OptimConfig, TrainConfig
 
+_HELD_OUT_SEED = 2**31  # keeps the noise of the held-out loss apart from that of training steps
+
 
 def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
-    """The rate lr * min(step / warmup, 1), times a cosine from 1 to lr_min over the run."""
+    """lr * min(step / warmup, 1), for "cosine" times a cosine from 1 to lr_min over the run.
+
+    `progress` is the fraction of the run that is done.
+    """
     rate = config.lr * min(step / config.warmup, 1.0) if config.warmup else config.lr
     if config.schedule == "cosine":
         cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
@@ -29,10 +35,10 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
 
 
 class Learner:
-    """The network with its optimiser and its average.
+    """The network with its optimiser and its moving average.
 
-    A step is `accumulate`, then `clip_gradients`, then `apply`; until `apply` nothing has changed
-    but the gradients. `model` is what Accelerate made of the network, `plain` the network itself.
+    A step is `accumulate`, then `clip_gradients`, then `apply`; until `apply` only the gradients
+    have changed. `model` is the network as Accelerate wraps it, `plain` the network itself.
     """
 
     def __init__(self, config: TrainConfig, vocab_size: int, accelerator: Any) -> None:
@@ -40,7 +46,8 @@ class Learner:
         optim, section = config.optim, config.training
         torch.manual_seed(section.seed)
         model, self.objective = new_network(config, vocab_size)
-        self._mean = replace(self.objective, reduction="mean")  # whose head need not wait
+        # A fused head forms the gradient of a mean in its forward pass.
+        self._mean = replace(self.objective, reduction="mean")
         model.to(accelerator.device)
         optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -51,11 +58,11 @@ class Learner:
             fused=accelerator.device.type in ("cpu", "cuda"),
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.plain: AnyNetwork = accelerator.unwrap_model(self.model)  # keeps autocast, sheds DDP
+        self.plain: AnyNetwork = accelerator.unwrap_model(self.model)  # with autocast, without DDP
         self.ema = ExponentialMovingAverage(self.plain.parameters(), section.ema)
 
     def accumulate(self, x_0: Tensor, step: int) -> Tensor:
-        """Add the gradient of a batch (B, L): its mean loss in nats per sequence, ()."""
+        """Add the gradient of a batch (B, L); return its mean loss in nats per sequence, ()."""
         self.plain.train()
         accum = self.config.training.accum
         losses = []
@@ -69,33 +76,56 @@ class Learner:
 
     @torch.no_grad()
     def each_loss(self, x_0: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Times and losses (nats per sequence) of a batch as `accumulate` drew them, each (B,)."""
+        """Times and losses (nats per sequence), each (B,), with the noise of `accumulate`."""
         parts = enumerate(x_0.chunk(self.config.training.accum))
-        # Not under DDP: one process may ask alone.
+        # Without DDP, because a single process may call this.
         drawn = [self._loss(self.objective, self.plain, part, step, n) for n, part in parts]
         t, losses = zip(*drawn, strict=True)
         return torch.cat(t), torch.cat(losses)
 
+    @torch.no_grad()
+    def held_out_losses(self, blocks: Blocks) -> Tensor:
+        """Losses of evenly spaced held-out blocks, (n,) in nats per token.
+
+        Times and noise are the same in every call, so that two calls differ by the weights alone.
+        Each process returns the losses of its own batches; the noise of a batch depends on its
+        number only. All processes together return `training.eval_sequences` losses.
+        """
+        section, a = self.config.training, self.accelerator
+        batch_size = section.batch_size // (a.num_processes * section.accum)
+        count = min(section.eval_sequences, len(blocks))
+        chosen = np.linspace(0, len(blocks) - 1, count).round().astype(int)
+        generator = torch.Generator(a.device).manual_seed(_HELD_OUT_SEED)
+        t = stratified_times(count, self.objective.sampling_eps, a.device, generator)  # (count,)
+        losses = [torch.empty(0, device=a.device)]  # a process may have no batch
+        for number in range(a.process_index, -(-count // batch_size), a.num_processes):
+            part = slice(number * batch_size, (number + 1) * batch_size)
+            x_0 = blocks.rows(chosen[part]).to(a.device)  # (B, L)
+            generator.manual_seed(_seeds(_HELD_OUT_SEED, number)[0])
+            loss = self.objective(self.plain, x_0, t=t[part], generator=generator)  # (B,)
+            losses.append(loss.float() / blocks.length)
+        return torch.cat(losses)
+
     def _loss(
         self, objective: AnyObjective, model: nn.Module, x_0: Tensor, step: int, part: int
     ) -> tuple[Tensor, Tensor]:
-        """Times (B,) of one part of a batch, and its loss."""
+        """Times (B,) of one part of a batch, and its loss, reduced as `objective` says."""
         device = self.accelerator.device
-        # Dropout reads the global generator; times and noise have their own.
-        own = seeds(self.config.training.seed, step, self.accelerator.process_index, part)
+        # Dropout reads the global generator; times and noise are drawn from another.
+        own = _seeds(self.config.training.seed, step, self.accelerator.process_index, part)
         torch.manual_seed(own[0])
         generator = torch.Generator(device).manual_seed(own[1])
         t = stratified_times(len(x_0), objective.sampling_eps, device, generator)
         return t, objective(model, x_0, t=t, generator=generator)
 
     def clip_gradients(self) -> float:
-        """Scale the gradient down to `optim.grad_clip`; its norm before that."""
+        """Scale the gradient down to the norm `optim.grad_clip`; return its norm before that."""
         clip = self.config.optim.grad_clip
         limit = clip if clip >= 0 else math.inf
         return float(self.accelerator.clip_grad_norm_(self.plain.parameters(), limit))
 
     def apply(self, lr: float) -> None:
-        """Move the weights at the rate `lr`, then their average."""
+        """Update the weights with learning rate `lr`, then their moving average."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -104,7 +134,7 @@ class Learner:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """The model with its averaged weights, in evaluation mode."""
+        """Give the network its averaged weights, in evaluation mode, within the context."""
         self.ema.store(self.plain.parameters())
         self.ema.copy_to(self.plain.parameters())
         self.plain.eval()
@@ -115,7 +145,7 @@ class Learner:
             self.plain.train()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later step depends on."""
+        """The state of network, moving average, optimiser and loss scaler."""
         scaler = self.accelerator.scaler
         return {
             "model": self.plain.state_dict(),
@@ -125,10 +155,15 @@ class Learner:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave; the EMA's decay stays that of the settings."""
+        """Restore what `state_dict` returned; the EMA keeps the decay of the settings."""
         self.plain.load_state_dict(saved["model"])
         self.ema.load_state_dict(saved["ema"])
         self.ema.decay = self.config.training.ema
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def _seeds(*key: int) -> list[int]:
+    """Two independent 32-bit seeds from a key of non-negative integers."""
+    return np.random.SeedSequence(key).generate_state(2).tolist()

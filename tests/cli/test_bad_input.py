@@ -26,7 +26,7 @@ INFILL = ("infill", "-m", MODEL, "--steps", "2")
 EVAL = ("eval", "-m", MODEL, "words.txt", "--samples", "2")
 GENPPL = ("genppl", "--judge", "./no-judge")
 MAUVE = ("mauve", "good.jsonl", "--judge", "./no-judge")
-TRADEOFF = ("tradeoff", "-m", MODEL, "--steps", "2", "--methods", "hit", "-t", "4")
+TRADEOFF = ("tradeoff", "-m", MODEL, "--steps", "2", "--methods", "hit", "-n", "4")
 TRAIN = ("train", "data.train=words.txt", "training.cpu=true", "training.n_iters=2")
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path, monkeypatch):
         ((*SAMPLE, "--top-p", "nan"), "top_p must lie in (0, 1], got nan"),
         ((*SAMPLE, "--temperature", "nan"), "temperature must be positive, got nan"),
         ((*SAMPLE, "--temperature", "-1"), "temperature must be positive, got -1.0"),
-        ((*SAMPLE, "--theta", "0.3"), "--theta: is of --method theta_trapezoidal, got 0.3 with"),
+        ((*SAMPLE, "--theta", "0.3"), "--theta: only valid with --method theta_trapezoidal"),
         ((*SAMPLE, "--steps", "-1"), "--steps"),
         ((*SAMPLE, "--steps", "9" * 23), "--steps"),
         ((*SAMPLE, "--batch", "100000000000"), "--batch"),
@@ -77,7 +77,7 @@ def folder(tmp_path, monkeypatch):
         ((*GENPPL, "words.jsonl"), 'the "tokens" of line 1 are no list of whole numbers'),
         ((*GENPPL, "good.jsonl", "--save", "nowhere/a.json"), "there is no folder nowhere"),
         ((*GENPPL, "-m", MODEL, "--method", "foo"), "--method"),
-        ((*GENPPL, "good.jsonl", "-s", "8"), "--steps: the texts are those of good.jsonl"),
+        ((*GENPPL, "good.jsonl", "-s", "8"), "--steps: the samples are those of good.jsonl"),
         ((*GENPPL, "good.jsonl", "--keep-after-eot"), "nothing is drawn; leave it out"),
         ((*MAUVE, "--reference", "none.jsonl"), "--reference: cannot read none.jsonl"),
         ((*MAUVE, "--reference", "good.jsonl", "--keep", "nowhere/a.npz"), "no folder nowhere"),
@@ -85,7 +85,7 @@ def folder(tmp_path, monkeypatch):
         ((*TRADEOFF, "--out", "words.txt"), "words.txt is a file; name a folder"),
         ((*TRADEOFF, "--out", "words.txt/deeper"), "words.txt is a file; name a folder"),
         ((*TRADEOFF, "empty.txt"), "more than the 0 of the training text"),
-        ((*TRADEOFF, "-t", "100000"), "draw fewer"),
+        ((*TRADEOFF, "-n", "100000"), "draw fewer"),
         ((*TRAIN, "training.seed=" + "9" * 23), "training.seed: expected less than 2^63"),
         (("train", *TRAIN[2:], "--run-dir", "words.txt"), "words.txt/checkpoints: Not a directory"),
     ],

@@ -29,7 +29,7 @@ def test_demo_in_seconds(call, tmp_path, monkeypatch):
     assert (again.code, len(again.err.splitlines())) == (2, 1)
 
 
-def test_interrupted_demo_is_gone_on_with(tmp_path):
+def test_interrupted_demo_is_resumed(tmp_path):
     (tmp_path / "demo.json").write_text('{"finished": false}')
     assert is_interrupted(tmp_path)
     assert demo_directory(DemoSettings(run_dir=tmp_path)) == tmp_path

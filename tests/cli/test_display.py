@@ -1,4 +1,4 @@
-"""Training as it is shown, live and line by line."""
+"""Progress on stderr: of training, live and line by line, and of other long calls."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from io import StringIO
 
 from rich.console import Console
 
+from sedd_fast import progress
 from sedd_fast.cli.display import TrainingDisplay, duration, plain_line, sparkline
 from sedd_fast.train.progress import HeldOut, StepInfo
 
@@ -44,3 +45,19 @@ def test_sparkline_and_duration():
     assert sparkline([], 5) == ""
     assert sparkline([1.0, 1.0], 5) == "▁▁"
     assert (duration(65), duration(3725.4)) == ("1:05", "1:02:05")
+
+
+def test_progress_without_a_terminal_is_a_line_every_ten_seconds(capsys, monkeypatch):
+    clock = iter([0.0, 4.0, 11.0, 12.0, 30.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.counted("judging", "windows") as report:
+        for done in range(1, 5):
+            report(done, 4)
+    lines = ["judging: 2 of 4 windows", "judging: 4 of 4 windows"]
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_tracked_items_are_those_given(capsys):
+    for shown in (False, True):
+        assert list(progress.tracked("abc", "reading", shown)) == ["a", "b", "c"]
+    assert capsys.readouterr().out == ""

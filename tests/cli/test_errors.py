@@ -13,8 +13,9 @@ from sedd_fast.cli import errors
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["trian"], "no such command: trian; did you mean train?"),
-        (["train", "--preste", "tiny"], "no such option: --preste; did you mean --preset"),
+        (["trian"], "no such command 'trian'. Did you mean 'train'? see sedd-fast --help"),
+        (["train", "--preste", "tiny"], "no such option: --preste"),
+        (["train", "--preste", "tiny"], "--preset"),
         (["sample"], "--model"),
         (["sample", "--model", "x", "--steps", "many"], "--steps"),
         (["sample", "--model", "x", "--steps", "0"], "--steps"),
@@ -31,7 +32,7 @@ from sedd_fast.cli import errors
         (["train", "data.train=./none.txt"], "no file './none.txt'"),
         (["train", "--preset", "huge"], "medium"),
         (["train", "--resume", "/no/run"], "holds no run"),
-        (["train", "--resume", "r", "--preset", "tiny"], "--preset cannot go with it"),
+        (["train", "--resume", "r", "--preset", "tiny"], "--preset cannot be combined with it"),
         (["demo", "--minutes", "-1"], "minutes: expected a positive number"),
         (["info", "extra"], "extra"),
     ],
@@ -39,7 +40,7 @@ from sedd_fast.cli import errors
 def test_wrong_input_is_one_line(args, message, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = call(*args)
-    # A training display may have told what it was about to do.
+    # A training display may have reported what it was about to do.
     lines = [line for line in result.err.splitlines() if not line.startswith("training ")]
     assert result.code == 2
     assert len(lines) == 1

@@ -26,7 +26,7 @@ def test_eval_of_a_file_and_of_the_held_out_text(run_dir, text_file, call):
 def test_eval_prints_every_setting(run_dir, text_file, call, tmp_path):
     saved = tmp_path / "found.json"
     result = call("eval", "--model", run_dir, text_file, "--max-blocks", 5, "--samples", 4,
-                  "--batch", 3, "--seed", 17, "--save", saved)  # fmt: skip
+                  "--batch-size", 3, "--seed", 17, "--save", saved)  # fmt: skip
     assert result.code == 0
     record = json.loads(saved.read_text())
     whole = call("eval", "--model", run_dir, text_file, "--samples", 2, "--json").records[0]
@@ -34,7 +34,7 @@ def test_eval_prints_every_setting(run_dir, text_file, call, tmp_path):
     for shown in (
         record["model"], record["tokenizer"], record["text"], "wrapping     sedd",
         f"160 in 5 of {whole['blocks']} blocks of 32", "exact, upper bound",
-        "4 samples a sequence, stratified", "float32 on cpu, 3 blocks at once",
+        "4 samples a sequence, stratified", "float32 on cpu, 3 blocks at a time",
         "seed 17, lowest time 0.001",
     ):  # fmt: skip
         assert shown in result.out
@@ -56,7 +56,7 @@ def test_eval_of_a_named_data_set_from_a_copy(run_dir, call, tmp_path):
     joined = call(*args, "--wrap", "mdlm", "--json").records[0]
     assert joined["block_length"] == 32
     wrong = call("eval", "--model", run_dir, copy, "--data", copy)
-    assert (wrong.code, "they go with the name of one data set" in wrong.err) == (2, True)
+    assert (wrong.code, "only valid with the name of one data set" in wrong.err) == (2, True)
     assert "already" in call("eval", "--model", run_dir, "--wrap", "mdlm").err
 
 

@@ -1,4 +1,4 @@
-"""`sedd-fast genppl`: texts of a file, of SEDD and of the autoregressive baseline."""
+"""`sedd-fast genppl`: samples of a file, of SEDD and of the autoregressive baseline."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_genppl_from_a_checkpoint(judge_dir, call, tmp_path):
     config = sf.SEDDConfig(8, hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2, length=24)
     sf.SEDD(config).save_pretrained(tmp_path)
     CharTokenizer("a cdot").save(tmp_path)
-    args = ["genppl", "-m", tmp_path, "--judge", judge_dir, "-t", 5, "-n", 2, "-s", 4, "--json"]
-    result = call(*args, "--keep-after-eot")
+    args = ["genppl", "-m", tmp_path, "--judge", judge_dir, "-n", 5, "-s", 4, "--json"]
+    result = call(*args, "--batch-size", 2, "--keep-after-eot")
     assert result.code == 0
     record = json.loads(result.out)
     assert record["texts"] == 5
@@ -55,7 +55,7 @@ def test_genppl_of_the_autoregressive_baseline(judge_dir, call, tmp_path):
     config = sf.SEDDConfig(8, hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2, length=24)
     Autoregressive(config).save_pretrained(tmp_path)
     CharTokenizer("a cdot").save(tmp_path)
-    args = ["genppl", "-m", tmp_path, "--judge", judge_dir, "-t", 3, "--top-p", 0.9]
+    args = ["genppl", "-m", tmp_path, "--judge", judge_dir, "-n", 3, "--top-p", 0.9]
     result = call(*args, "--keep-after-eot", "--json")
     assert result.code == 0
     origin = json.loads(result.out)["samples"]

@@ -13,13 +13,13 @@ from sedd_fast.sampling.api import infill as fill
 def test_infill_keeps_what_was_given(run_dir, call):
     result = call(
         "infill", "--model", run_dir, "--prefix", "the ", "--middle", "sat@12", "--middle",
-        "@ on@20", "--suffix", "mat.", "--length", 40, "--steps", 4, "--batch", 3, "--json",
+        "@ on@20", "--suffix", "mat.", "--length", 40, "--steps", 4, "--num-samples", 3, "--json",
     )  # fmt: skip
     assert result.code == 2  # the text has no "@"
     assert "'@' (U+0040)" in result.err
     result = call(
         "infill", "--model", run_dir, "--prefix", "the ", "--middle", "sat@12", "--middle",
-        " on@20", "--suffix", "mat.", "--length", 40, "--steps", 4, "--batch", 3, "--json",
+        " on@20", "--suffix", "mat.", "--length", 40, "--steps", 4, "--num-samples", 3, "--json",
         "--keep-after-eot",
     )  # fmt: skip
     assert result.code == 0
@@ -77,7 +77,7 @@ def test_infill_of_a_file(run_dir, call, jsonl):
         {"prefix": "cat ", "middle": [["sat", 6]], "length": 12}, {"template": "[10]"},
     )  # fmt: skip
     args = ["infill", "-m", run_dir, "--from", path, "--steps", 2, "--seed", 5, "--json",
-            "--keep-after-eot", "--batch", 2]  # fmt: skip
+            "--keep-after-eot", "--num-samples", 2]  # fmt: skip
     result, again = call(*args), call(*args)
     assert result.code == 0
     assert result.out == again.out
@@ -92,7 +92,7 @@ def test_infill_of_a_file(run_dir, call, jsonl):
     assert "8 of 8" in plain.out
 
 
-def test_texts_drawn_together_are_each_their_own(run_dir, call, jsonl, monkeypatch):
+def test_samples_of_one_batch_have_their_own_prompts(run_dir, call, jsonl, monkeypatch):
     sizes = []
 
     def watched(*args, **options):
@@ -102,8 +102,8 @@ def test_texts_drawn_together_are_each_their_own(run_dir, call, jsonl, monkeypat
     monkeypatch.setattr(requests, "fill", watched)
     path = jsonl(*({"prefix": word, "length": 8} for word in ("the ", "cat ", "sat ")))
     args = ["infill", "-m", run_dir, "--from", path, "--steps", 2, "--json", "--keep-after-eot"]
-    for at_once, expected in ((1, [1, 1, 1]), (2, [2, 1]), (16, [3])):
-        texts = [record["text"] for record in call(*args, "--at-once", at_once).records]
+    for size, expected in ((1, [1, 1, 1]), (2, [2, 1]), (16, [3])):
+        texts = [record["text"] for record in call(*args, "--batch-size", size).records]
         assert [text[:4] for text in texts] == ["the ", "cat ", "sat "]
         assert sizes == expected
         sizes.clear()

@@ -8,29 +8,42 @@ import pytest
 
 
 def test_sample_json_is_reproducible(run_dir, call):
-    args = ["sample", "--model", run_dir, "--batch", 2, "--steps", 4, "--seed", 3, "--json"]
+    args = ["sample", "--model", run_dir, "--num-samples", 2, "--steps", 4, "--seed", 3, "--json"]
     first, again = call(*args), call(*args)
     assert first.code == 0
     assert first.out == again.out
     assert len(first.records) == 2
     record = first.records[0]
     assert record["settings"] == {
-        "model": str(run_dir / "export"), "batch": 2, "at_once": 16, "length": 32, "steps": 4,
-        "method": "analytic", "theta": 0.5, "remask": None, "temperature": 1.0, "top_p": 1.0,
-        "legacy_fp32_gumbel": False, "denoise": True, "seed": 3,
-        "device": record["settings"]["device"], "dtype": "float32",
+        "model": str(run_dir / "export"), "num_samples": 2, "batch_size": 16, "length": 32,
+        "steps": 4, "method": "analytic", "theta": 0.5, "remask": None,
+        "temperature": 1.0, "top_p": 1.0, "legacy_fp32_gumbel": False, "denoise": True,
+        "eps": 1e-5, "seed": 3, "device": record["settings"]["device"], "dtype": "float32",
     }  # fmt: skip
     assert record["given"] == []
     assert record["text"]
 
 
-def test_sample_is_cut_at_end_of_text_unless_told_otherwise(run_dir, call):
-    args = ["sample", "--model", run_dir, "--batch", 40, "--steps", 1, "--seed", 0, "--json"]
+def test_sample_is_cut_at_end_of_text_unless_asked_not_to(run_dir, call):
+    args = ["sample", "--model", run_dir, "--num-samples", 40, "--steps", 1, "--seed", 0, "--json"]
     cut, whole = call(*args), call(*args, "--keep-after-eot")
     assert any("<|endoftext|>" in record["text"] for record in whole.records)
     for short, long in zip(cut.records, whole.records, strict=True):
         assert long["text"].split("<|endoftext|>")[0] == short["text"]
         assert len(long["tokens"]) == 32
+
+
+@pytest.mark.parametrize("old", [["--batch", 3], ["--batch", 3, "--at-once", 2]])
+def test_old_names_of_options_work_with_a_warning(old, run_dir, call):
+    args = ["sample", "--model", run_dir, "--steps", 2, "--seed", 1, "--json"]
+    new = call(*args, "--num-samples", 3, "--batch-size", 2 if "--at-once" in old else 16)
+    result = call(*args, *old)
+    assert (result.code, result.out) == (0, new.out)
+    warnings = result.err.splitlines()
+    assert "--batch is now called --num-samples" in warnings[0]
+    assert len(warnings) == len(old) // 2
+    assert new.err == ""
+    assert "--batch " not in call("sample", "--help").out
 
 
 def test_sample_with_prompt_as_plain_text(run_dir, call):
@@ -73,13 +86,13 @@ def test_every_method_draws(args, run_dir, call):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--one-by-one"], "--one-by-one: goes with --method hit, and in place of --steps"),
+        (["--one-by-one"], "--one-by-one: only valid with --method hit, and in place of --steps"),
         (["--one-by-one", "--method", "hit"], "got --method hit --steps 2"),
         (["--method", "theta_trapezoidal", "--theta", 1], "theta must lie in"),
         (["--remask", "loop"], "--remask: expected cap or rescale, with an eta"),
         (["--remask", "cap:much"], "as in cap:0.02, got 'cap:much'"),
         (["--remask", "cap:0.1:0.5:1"], "--remask: expected cap or rescale"),
-        (["--remask", "cap", "--method", "hit"], "remask goes with the absorbing graph"),
+        (["--remask", "cap", "--method", "hit"], "remask works with the absorbing graph"),
         (["--temperature", 0], "temperature must be positive"),
         (["--top-p", 2], "top_p must lie in"),
     ],

@@ -14,7 +14,8 @@ from sedd_fast.train.config import load_config, override
 
 
 def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):
-    args = ["tradeoff", "-m", run_dir, "--ar", tmp_path / "ar", "--steps", "2,4", "-t", 6, "-n", 4]
+    args = ["tradeoff", "-m", run_dir, "--ar", tmp_path / "ar", "--steps", "2,4"]
+    args += ["-n", 6, "--batch-size", 4]
     result = call(*args, "--out", tmp_path)
     assert result.code == 0
     record = json.loads((tmp_path / "tradeoff.json").read_text())
@@ -28,7 +29,7 @@ def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):
     assert record["baseline_likelihood"]["estimator"].startswith("exact likelihood")
     assert record["real_text"]["js"] < min(p["metrics"]["js"] for p in record["points"])
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
-    for word in ("rows/text", "real text", "ar, top-p 0.95", "near to real text"):
+    for word in ("rows/sample", "real text", "ar, top-p 0.95", "near to real text"):
         assert word in result.out
     result = call(*args, "--out", tmp_path, "--methods", "euler", "--json")
     assert result.code == 0  # the baseline is there now, and is not trained again
@@ -38,7 +39,7 @@ def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):
 
 def test_tradeoff_of_the_demo_trains_both_once(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = ["tradeoff", "--demo", "--minutes", 0.01, "--steps", 2, "-t", 4, "--methods", "hit"]
+    args = ["tradeoff", "--demo", "--minutes", 0.01, "--steps", 2, "-n", 4, "--methods", "hit"]
     result = call(*args)
     assert result.code == 0
     assert result.err.count("training SEDD as sedd-fast demo does, 0.01 minutes") == 1
@@ -57,10 +58,10 @@ def steps_of(run) -> list[str]:
     return [path.name for path in (run / "checkpoints").iterdir()]
 
 
-def test_an_interrupted_baseline_is_gone_on_with(run_dir, call, tmp_path):
-    """Where its settings are those that it would be trained with; any other is taken as it is."""
+def test_an_interrupted_baseline_is_resumed(run_dir, call, tmp_path):
+    """If its settings are those that it would be trained with; any other is used as it is."""
     run = tmp_path / "ar"
-    args = ["tradeoff", "-m", run_dir, "--ar", run, "--steps", 2, "-t", 4, "--methods", "hit"]
+    args = ["tradeoff", "-m", run_dir, "--ar", run, "--steps", 2, "-n", 4, "--methods", "hit"]
     args += ["--out", tmp_path]
     assert call(*args).code == 0
     (whole,) = steps_of(run)
@@ -75,7 +76,7 @@ def test_an_interrupted_baseline_is_gone_on_with(run_dir, call, tmp_path):
     (run / "config.yaml").write_text(settings)  # as if interrupted after 10 of its steps
     result = call(*args)
     assert result.code == 0
-    assert f"going on with the autoregressive baseline in {run}" in " ".join(result.err.split())
+    assert f"resuming the autoregressive baseline in {run}" in " ".join(result.err.split())
     assert whole in steps_of(run)
 
 
@@ -91,11 +92,13 @@ def test_tradeoff_of_the_demo_leaves_another_run_alone(run_dir, call, tmp_path, 
 
 
 def test_tradeoff_of_a_size_knows_time_alone(call, tmp_path, monkeypatch):
-    from sedd_fast.cli import compared
+    from sedd_fast.cli import tradeoff_networks
 
     small = ["model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=12"]
-    monkeypatch.setattr(compared, "load_config", lambda name: load_config("tiny", (), small))
-    args = ["--preset", "small", "-t", 1, "--methods", "analytic", "--steps", "1,2"]
+    monkeypatch.setattr(
+        tradeoff_networks, "load_config", lambda name: load_config("tiny", (), small)
+    )
+    args = ["--preset", "small", "-n", 1, "--methods", "analytic", "--steps", "1,2"]
     result = call("tradeoff", *args, "--out", tmp_path)
     assert result.code == 0
     record = json.loads((tmp_path / "tradeoff.json").read_text())
@@ -118,7 +121,7 @@ def test_tradeoff_on_files(run_dir, call, tmp_path, monkeypatch):
     text = tmp_path / "other.txt"
     text.write_text("a mat on the cat sat. " * 100)
     result = call(
-        "tradeoff", "-m", run_dir / "export", text, "--steps", "2", "-t", 4, "--out", tmp_path,
+        "tradeoff", "-m", run_dir / "export", text, "--steps", "2", "-n", 4, "--out", tmp_path,
         "--methods", "analytic", "--metric", "ngram", "--json",
     )  # fmt: skip
     assert result.code == 0
@@ -138,7 +141,7 @@ def test_tradeoff_on_files(run_dir, call, tmp_path, monkeypatch):
         (["--demo", "--ar", "x"], "--demo brings a baseline of its own"),
         (["--preset", "small", "--ar", "x"], "--preset brings a baseline of its own"),
         (["--demo", "--minutes", "0"], "minutes: expected a positive number"),
-        (["-m", "x", "--minutes", "3"], "--minutes: goes with --demo"),
+        (["-m", "x", "--minutes", "3"], "--minutes: only valid with --demo"),
         (["--preset", "small", "a.txt"], "leave out TEXT and --judge"),
         (["--preset", "small", "--judge", "x"], "leave out TEXT and --judge"),
         (["-m", "x", "--methods", ""], "--methods: expected some of analytic"),
@@ -146,8 +149,8 @@ def test_tradeoff_on_files(run_dir, call, tmp_path, monkeypatch):
         (["-m", "x", "--top-p", "0.9,nan"], "--top-p: expected numbers in (0, 1], got nan"),
         (["-m", "x", "--top-p", "1.5"], "--top-p: expected numbers in (0, 1], got 1.5"),
         (["-m", "x", "--methods", "analytic,best"], "--methods: expected some of analytic"),
-        (["-m", "x", "--steps", "4,many"], "expected numbers with commas"),
-        (["-m", "x", "--steps", "0"], "expected positive numbers"),
+        (["-m", "x", "--steps", "4,many"], "--steps: expected numbers with commas"),
+        (["-m", "x", "--steps", "0"], "--steps: expected positive numbers"),
         (["-m", "x", "--metric", "genppl"], "needs --judge"),
         (["-m", "./none", "--ar", "./neither"], "--ar: nothing at neither"),
     ],

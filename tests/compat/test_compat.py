@@ -239,7 +239,7 @@ def test_loop_against_the_original(graph, original):
 @pytest.mark.filterwarnings("ignore:.*autocast.*")
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("predictor", ["euler", "analytic"])
-def test_samples_follow_the_law_of_the_original(graph, predictor, original):
+def test_samples_are_distributed_as_those_of_the_original(graph, predictor, original):
     config = settings(graph, sampling={"predictor": predictor, "steps": 12})
     model = loop_in_the_original_style(COMPAT, config, draws(config, steps=25))[2]
     counts = []

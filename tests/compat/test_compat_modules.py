@@ -181,7 +181,7 @@ def test_model_parameters_belong_to_it_alone(tmp_path):
 
 
 class ExactScore(nn.Module):
-    """The true score of one token with law p, absorbing: p_y / expm1(sigma)."""
+    """The true score of one token with distribution p, absorbing: p_y / expm1(sigma)."""
 
     def __init__(self, p: torch.Tensor) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class ExactScore(nn.Module):
 
 
 @pytest.mark.parametrize("predictor", ["analytic", "euler", "none"])
-def test_sampler_gives_the_law_of_exact_scores(predictor):
+def test_sampler_gives_the_distribution_of_exact_scores(predictor):
     torch.manual_seed(0)
     p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
     graph, noise = graph_lib.Absorbing(4), noise_lib.LogLinearNoise()

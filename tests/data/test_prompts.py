@@ -1,11 +1,16 @@
-r"""Templates: gaps, pieces at their places, brackets that are meant."""
+r"""Given text as tokens (pieces, templates with gaps and literal brackets); samples as text."""
 
 from __future__ import annotations
 
 import pytest
 
-from sedd_fast.data.prompts import read_template, split_template
-from sedd_fast.data.texts import Piece, lay_out
+from sedd_fast.data.prompts import (
+    Piece,
+    decode_samples,
+    lay_out,
+    read_template,
+    split_template,
+)
 from sedd_fast.data.tokenizers import CharTokenizer
 
 
@@ -52,3 +57,24 @@ def test_pieces_stand_where_the_gaps_leave_them() -> None:
     with pytest.raises(ValueError, match="mine 'é'"):
         read_template("é[3]", tokenizer, "mine")
     assert Piece("ab").encode(tokenizer) == tokenizer.encode("ab")
+
+
+def test_layout_round_trip():
+    tokenizer = CharTokenizer.from_text(["abcdef"])
+    tokens, known = lay_out([Piece("ab"), Piece("f", at=None)], tokenizer, 5)
+    assert known.tolist() == [True, True, False, False, True]
+    tokens[2], tokens[3] = tokenizer.eot, tokenizer.vocab_size  # end-of-text, then the mask
+    (drawn,) = decode_samples(tokens[None], known, tokenizer, mask_index=tokenizer.vocab_size)
+    assert drawn.text == "ab<|endoftext|>[MASK]f"  # given text is never cut off
+    assert drawn.marks == [(0, 2), (21, 22)]
+    assert [drawn.text[a:b] for a, b in drawn.marks] == ["ab", "f"]
+
+
+def test_a_text_ends_at_the_first_end_of_text_after_everything_given():
+    tokenizer = CharTokenizer.from_text(["abcdef"])
+    tokens, known = lay_out([Piece("b", at=2)], tokenizer, 6)
+    tokens[1] = tokens[4] = tokenizer.eot
+    (cut,) = decode_samples(tokens[None], known, tokenizer)
+    assert cut.tokens == tokens[:4].tolist()
+    (whole,) = decode_samples(tokens[None], known, tokenizer, keep_after_eot=True)
+    assert whole.tokens == tokens.tolist()

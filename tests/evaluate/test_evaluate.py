@@ -22,7 +22,7 @@ from sedd_fast.evaluate import (
 V, L = 7, 10
 ABSORBING, UNIFORM = sf.Absorbing(V), sf.Uniform(V)
 NOISE = sf.LogLinearNoise()
-LAW = torch.softmax(torch.arange(V).double() * 0.4, 0)
+PROBS = torch.softmax(torch.arange(V).double() * 0.4, 0)
 CASES = [(ABSORBING, "exact"), (ABSORBING, "normalised"), (ABSORBING, "paper"),
          (UNIFORM, "exact"), (UNIFORM, "paper")]  # fmt: skip
 each_case = pytest.mark.parametrize(
@@ -32,7 +32,7 @@ each_case = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors here are so small that handing them to threads is most of the time."""
+    """The tensors here are so small that threads would only cost time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,8 +44,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def unigram_scores(x_t: Tensor, sigma: Tensor, log_scale: float = 0.0) -> Tensor:
-    """Exact absorbing scores where tokens are independent, each with LAW."""
-    log_score = LAW.log() + log_scale - torch.log(torch.expm1(sigma.double()))[:, None]  # (B, V)
+    """Exact absorbing scores where tokens are independent, each distributed as PROBS."""
+    log_score = PROBS.log() + log_scale - torch.log(torch.expm1(sigma.double()))[:, None]  # (B, V)
     log_score = nn.functional.pad(log_score, (0, 1))[:, None]
     return log_score.expand(*x_t.shape, V + 1)
 
@@ -69,11 +69,11 @@ class Net(nn.Module):
         return scores.scatter(-1, x_t[..., None], 0)
 
 
-TEXT = torch.multinomial(LAW, 6 * L, True, generator=seeded(9)).view(6, L)
+TEXT = torch.multinomial(PROBS, 6 * L, True, generator=seeded(9)).view(6, L)
 
 
 def test_independent_tokens_have_their_likelihood() -> None:
-    truth = -LAW.log()[TEXT].sum(1)
+    truth = -PROBS.log()[TEXT].sum(1)
     for mode in ("exact", "normalised"):
         bound = likelihood_bound(
             unigram_scores, TEXT, ABSORBING, NOISE, 600, mode, seeded(), batch_size=200
@@ -84,14 +84,14 @@ def test_independent_tokens_have_their_likelihood() -> None:
 
 @pytest.mark.parametrize("times", ["stratified", "antithetic"])
 def test_stderr_is_honest(times: str) -> None:
-    """The spread over 40 runs is what each run claims, or a little less."""
+    """The standard error of a run is the spread over 40 runs, or a little more."""
     runs = [
         likelihood_bound(
             unigram_scores, TEXT, ABSORBING, NOISE, 40, "exact", seeded(s), 300, times=times
         )
         for s in range(40)
     ]
-    truth = -LAW.log()[TEXT].sum(1)
+    truth = -PROBS.log()[TEXT].sum(1)
     mean = torch.stack([run.nats for run in runs]).mean(0)
     assert ((mean - truth).abs() < 4 * runs[0].stderr / math.sqrt(40)).all()
     spread = torch.stack([run.nats for run in runs]).std(0)
@@ -246,32 +246,32 @@ def test_summary() -> None:
     assert "not a strict bound" in hopeless.description
 
 
-def test_what_is_left_at_the_lowest_time_is_owed() -> None:
+def test_exact_mode_adds_the_reconstruction_at_the_lowest_time() -> None:
     """Uniform, independent tokens: their likelihood, wherever the integral ends."""
 
     def model(x_t: Tensor, sigma: Tensor) -> Tensor:
         kept = torch.exp(-sigma.double())[:, None]
-        noised = (kept * LAW + (1 - kept) / V).log()  # (B, V)
+        noised = (kept * PROBS + (1 - kept) / V).log()  # (B, V)
         return noised[:, None] - noised.gather(-1, x_t)[..., None]
 
-    truth, noise = -LAW.log()[TEXT].sum(1), sf.GeometricNoise(1e-4, 12.0)
+    truth, noise = -PROBS.log()[TEXT].sum(1), sf.GeometricNoise(1e-4, 12.0)
     for eps in (0.2, 0.8):  # noise of 0.001 and of 1.2
         bound = likelihood_bound(model, TEXT, UNIFORM, noise, 400, "exact", seeded(7), 400, eps)
         assert ((bound.nats - truth).abs() < 4 * bound.stderr).all()
         assert (bound.stderr < 0.06 * truth).all()
 
 
-def test_the_end_at_time_1_is_owed_for_every_position() -> None:
+def test_exact_mode_adds_the_divergence_at_time_1_for_every_position() -> None:
     """Uniform, noise far from its limit: "exact" is "paper" and L times the divergence from it."""
-    noise = sf.GeometricNoise(1e-7, 0.5)  # so little at eps that nothing is owed there
+    noise = sf.GeometricNoise(1e-7, 0.5)  # no token has changed at eps
     exact, paper = (
         likelihood_bound(Net(V), TEXT, UNIFORM, noise, 8, mode, seeded(6))
         for mode in ("exact", "paper")
     )
-    law = UNIFORM.transition_matrix(float(noise.sigma(torch.ones((), dtype=torch.float64))))[:, 0]
-    divergence = float((law * (law * V).log()).sum())
-    owed = torch.full((6,), L * divergence, dtype=torch.float64)
-    torch.testing.assert_close(exact.nats - paper.nats, owed, rtol=1e-4, atol=0)
+    probs = UNIFORM.transition_matrix(float(noise.sigma(torch.ones((), dtype=torch.float64))))[:, 0]
+    divergence = float((probs * (probs * V).log()).sum())
+    expected = torch.full((6,), L * divergence, dtype=torch.float64)
+    torch.testing.assert_close(exact.nats - paper.nats, expected, rtol=1e-4, atol=0)
 
 
 def test_unreachable_text_is_infinite() -> None:

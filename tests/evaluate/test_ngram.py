@@ -1,4 +1,4 @@
-"""The n-gram baselines: laws that sum to one, a hand-computed case, and what they score."""
+"""The n-gram baselines: probabilities that sum to one, a hand-computed case, scores of texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def markov_text(length: int, vocab_size: int = 6, seed: int = 0) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_every_conditional_law_sums_to_one(order: int) -> None:
+def test_every_conditional_distribution_sums_to_one(order: int) -> None:
     text, _ = markov_text(400)
     model = NGram.fit(text, vocab_size=8, order=order)  # tokens 6 and 7 never occur
     rng = np.random.default_rng(1)
@@ -66,7 +66,7 @@ def test_discounts_of_chen_and_goodman() -> None:
     np.testing.assert_allclose(probs[11], spare / 20 / 12)
 
 
-def test_scores_are_the_laws_looked_up() -> None:
+def test_scores_are_the_conditional_probabilities() -> None:
     text, _ = markov_text(500)
     model = NGram.fit(text, vocab_size=7, order=4)
     held_out = np.random.default_rng(2).integers(0, 7, 60)

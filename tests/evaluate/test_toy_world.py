@@ -16,9 +16,9 @@ from helpers.toy_world import (
     L,
     ToyWorld,
     V,
-    chain_law,
     chi_square_p,
-    data_law,
+    data_distribution,
+    sampler_distribution,
     state_number,
     states,
 )
@@ -53,70 +53,72 @@ def many(method: str) -> int:
 
 @each_graph
 def test_noised_law_is_the_law_through_transition_matrices(graph: sf.Graph) -> None:
-    world = ToyWorld(graph, data_law())
+    world = ToyWorld(graph, data_distribution())
     for sigma in (1e-3, 0.7, 9.0):
         step = graph.transition_matrix(sigma)[:, :V]
-        expected = torch.einsum("xi,yj,zk,ijk->xyz", step, step, step, world.law).flatten()
-        torch.testing.assert_close(world.noised_law(torch.tensor([sigma]))[0].sum().item(), 1.0)
+        expected = torch.einsum("xi,yj,zk,ijk->xyz", step, step, step, world.data).flatten()
         torch.testing.assert_close(
-            world.noised_law(torch.tensor([sigma], dtype=torch.float64))[0], expected
+            world.noised_distribution(torch.tensor([sigma]))[0].sum().item(), 1.0
+        )
+        torch.testing.assert_close(
+            world.noised_distribution(torch.tensor([sigma], dtype=torch.float64))[0], expected
         )
 
 
 @each_graph
 @each_method
 def test_sample_has_the_law_of_its_chain(graph: sf.Graph, method: str) -> None:
-    world, noise = ToyWorld(graph, data_law()), SCHEDULES[graph.kind]
+    world, noise = ToyWorld(graph, data_distribution()), SCHEDULES[graph.kind]
     steps = 4 if method == "theta_trapezoidal" else 12
     tokens = sample(world, graph, noise, (DRAWS, L), steps, method, generator=seeded(1))
-    assert chi_square_p(tokens, chain_law(world, noise, steps, method)) > 1e-4
+    assert chi_square_p(tokens, sampler_distribution(world, noise, steps, method)) > 1e-4
     # The test has the power to see the bias of so few steps.
-    assert chi_square_p(tokens, world.law) < 1e-4
+    assert chi_square_p(tokens, world.data) < 1e-4
 
 
 @each_graph
 def test_many_steps_give_back_the_data_law(graph: sf.Graph) -> None:
-    world = ToyWorld(graph, data_law())
+    world = ToyWorld(graph, data_distribution())
     shape = (DRAWS // 2, L)  # few enough not to see the bias of order 1 / steps
     tokens = sample(world, graph, SCHEDULES[graph.kind], shape, steps=200, generator=seeded(2))
-    assert chi_square_p(tokens, world.law) > 1e-4
+    assert chi_square_p(tokens, world.data) > 1e-4
 
 
 @each_method
 @pytest.mark.parametrize("position", range(L))
 def test_absorbing_infill_gives_the_conditional_law(method: str, position: int) -> None:
     graph, token = sf.Absorbing(V), 1
-    world, noise = ToyWorld(graph, data_law()), SCHEDULES["absorbing"]
+    world, noise = ToyWorld(graph, data_distribution()), SCHEDULES["absorbing"]
     known = torch.zeros(DRAWS, L, dtype=torch.bool)
     known[:, position] = True
     given = torch.full((DRAWS, L), token)
     tokens = infill(world, graph, noise, given, known, 8, method, generator=seeded(3))
     assert (tokens[:, position] == token).all()
-    law = chain_law(world, noise, 8, method, prompt={position: token})
+    law = sampler_distribution(world, noise, 8, method, prompt={position: token})
     assert chi_square_p(tokens, law) > 1e-4
     # and that chain's law tends to the data's law given the prompt
-    conditional = torch.zeros_like(world.law)
-    conditional.select(position, token).copy_(world.law.select(position, token))
+    conditional = torch.zeros_like(world.data)
+    conditional.select(position, token).copy_(world.data.select(position, token))
     conditional /= conditional.sum()
-    limit = chain_law(world, noise, many(method), method, prompt={position: token})
+    limit = sampler_distribution(world, noise, many(method), method, prompt={position: token})
     assert tv(limit, conditional) < 0.005
 
 
 @each_method
 def test_uniform_infill_is_only_an_approximation(method: str) -> None:
     graph = sf.Uniform(V)
-    world, noise = ToyWorld(graph, data_law()), SCHEDULES["uniform"]
+    world, noise = ToyWorld(graph, data_distribution()), SCHEDULES["uniform"]
     known = torch.tensor([False, True, False]).expand(DRAWS, L)
     tokens = infill(
         world, graph, noise, torch.ones_like(known).long(), known, 12, method, generator=seeded(4)
     )
-    law = chain_law(world, noise, 12, method, prompt={1: 1})
+    law = sampler_distribution(world, noise, 12, method, prompt={1: 1})
     assert chi_square_p(tokens, law) > 1e-4
-    conditional = torch.zeros_like(world.law)
-    conditional[:, 1] = world.law[:, 1] / world.law[:, 1].sum()
-    limit = chain_law(world, noise, 2 * many(method), method, prompt={1: 1})
-    marginal = torch.zeros_like(world.law)
-    marginal[:, 1] = world.law.sum(1)
+    conditional = torch.zeros_like(world.data)
+    conditional[:, 1] = world.data[:, 1] / world.data[:, 1].sum()
+    limit = sampler_distribution(world, noise, 2 * many(method), method, prompt={1: 1})
+    marginal = torch.zeros_like(world.data)
+    marginal[:, 1] = world.data.sum(1)
     # More steps do not help (0.09 here), though it is far better than to ignore the prompt.
     assert 0.05 < tv(limit, conditional) < 0.5 * tv(marginal, conditional)
 
@@ -127,8 +129,8 @@ def test_uniform_infill_is_only_an_approximation(method: str) -> None:
     ids=["absorbing-exact", "absorbing-normalised", "uniform-exact"],
 )
 def test_bound_is_the_likelihood(graph: sf.Graph, mode: str) -> None:
-    world = ToyWorld(graph, data_law())
-    truth = -world.law.flatten().log()
+    world = ToyWorld(graph, data_distribution())
+    truth = -world.data.flatten().log()
     bound = likelihood_bound(
         world,
         states(V),
@@ -149,7 +151,7 @@ def test_bound_is_the_likelihood(graph: sf.Graph, mode: str) -> None:
 
 def test_absorbing_bound_is_the_likelihood_by_enumeration() -> None:
     """sum over subsets of masked positions of B(n, L - n + 1) * bracket, no Monte Carlo."""
-    graph, law = sf.Absorbing(V), data_law()
+    graph, law = sf.Absorbing(V), data_distribution()
     world, x_0, sigma = ToyWorld(graph, law), states(V), torch.tensor(0.37, dtype=torch.float64)
     nats = torch.zeros(len(x_0), dtype=torch.float64)
     for subset in range(1, 2**L):
@@ -168,7 +170,7 @@ def test_absorbing_bound_is_the_likelihood_by_enumeration() -> None:
 
 def test_uniform_bound_is_the_likelihood_by_quadrature() -> None:
     """Gauss-Legendre in ln sigma, x_t enumerated; what the ends owe by enumeration too."""
-    graph, law = sf.Uniform(V), data_law()
+    graph, law = sf.Uniform(V), data_distribution()
     world, x = ToyWorld(graph, law), states(V)
     low, high = 1e-6, 14.0
     node, weight = np.polynomial.legendre.leggauss(60)
@@ -195,7 +197,7 @@ def test_uniform_bound_is_the_likelihood_by_quadrature() -> None:
 
 @each_graph
 def test_a_wrong_model_is_bounded_above_the_entropy(graph: sf.Graph) -> None:
-    law, other = data_law(0), data_law(1)
+    law, other = data_distribution(0), data_distribution(1)
     tokens = states(V)[torch.multinomial(law.flatten(), 200, True, generator=seeded(6))]
     bound = likelihood_bound(
         ToyWorld(graph, other), tokens, graph, SCHEDULES[graph.kind], 64, generator=seeded(7),

@@ -1,4 +1,4 @@
-"""Quality against steps: counting, figures of drawn text, matches, the picture, the command."""
+"""Quality against steps: counting, metrics of samples, matches, the picture."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from sedd_fast.evaluate.tradeoff import (
     spaced_rows,
 )
 from sedd_fast.models.autoregressive import Autoregressive
+from sedd_fast.sampling.config import SamplerConfig
 
 V = 6
 CONFIG = sf.SEDDConfig(V, hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2, length=10)
-BUDGET = Budget(texts=5, batch=2, length=10)
+BUDGET = Budget(num_samples=5, batch_size=2, length=10)
 
 
 def decode(row: list[int]) -> str:
@@ -41,15 +42,15 @@ def cycle(phase: int, count: int) -> np.ndarray:
 
 def test_rows_are_counted_at_the_network():
     model = sf.SEDD(CONFIG)
-    with counted(model) as load:
+    with counted(model) as shapes:
         model(torch.zeros(3, 7, dtype=torch.int64), torch.ones(3))
         model.features(torch.zeros(2, 4, dtype=torch.int64), torch.ones(2))
     model(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1))
-    assert (load.rows, load.positions) == (5, 29)
+    assert shapes == [(3, 7), (2, 4)]
 
 
 def test_points_of_sedd_and_of_the_baseline():
-    point = measure_sampler(sf.SEDD(CONFIG), "euler", 3, BUDGET)
+    point = measure_sampler(sf.SEDD(CONFIG), SamplerConfig("euler", 3), BUDGET)
     assert (point.sampler, point.steps, point.metrics) == ("euler", 3, {})
     assert 1 <= point.rows <= 4  # three steps and the denoising one; fewer once all is unmasked
     assert point.positions == 10 * point.rows
@@ -59,24 +60,26 @@ def test_points_of_sedd_and_of_the_baseline():
     assert baseline.rows == baseline.positions == 10
 
 
-def test_seconds_are_of_a_text_and_of_the_drawing_alone(monkeypatch):
-    """A clock that ticks when it is read: one second a batch, whatever judging the texts takes."""
+def test_seconds_count_the_drawing_alone_and_are_per_sample(monkeypatch):
+    """The clock of this test advances when it is read: drawing takes one second a batch."""
     clock = count()
     monkeypatch.setattr(tradeoff, "_now", lambda model: next(clock))
-    batches = 3  # of 2, 2 and 1 texts
-    assert measure_sampler(sf.SEDD(CONFIG), "hit", 3, BUDGET).seconds == batches / BUDGET.texts
+    batches = 3  # of 2, 2 and 1 samples
+    point = measure_sampler(sf.SEDD(CONFIG), SamplerConfig("hit", 3), BUDGET)
+    assert point.seconds == batches / BUDGET.num_samples
 
 
-def test_same_seed_same_texts():
+def test_same_seed_same_samples():
     quality = Quality.of_text(cycle(0, 300), cycle(0, 60), V, decode, BUDGET)
     model = sf.SEDD(CONFIG)
-    first, again = (measure_sampler(model, "analytic", 4, BUDGET, quality) for _ in range(2))
+    config = SamplerConfig("analytic", 4)
+    first, again = (measure_sampler(model, config, BUDGET, quality) for _ in range(2))
     assert first.metrics == again.metrics
-    other = measure_sampler(model, "analytic", 4, Budget(5, 2, 10, seed=1), quality)
+    other = measure_sampler(model, config, Budget(5, 2, 10, seed=1), quality)
     assert other.metrics != first.metrics
 
 
-def test_figures_tell_real_text_from_noise():
+def test_metrics_distinguish_real_text_from_noise():
     quality = Quality.of_text(cycle(0, 300), cycle(0, 60), V, decode, BUDGET)
     assert quality.real["js"] < 0.01
     noise = torch.randint(V, (5, 10), generator=torch.Generator().manual_seed(0)).tolist()
@@ -101,7 +104,7 @@ def test_rows_stand_evenly_spaced_over_a_text():
 
 
 def test_more_text_than_there_is():
-    with pytest.raises(ValueError, match=r"texts: 5 of 10 tokens are more than the 49"):
+    with pytest.raises(ValueError, match=r"num_samples: 5 of 10 tokens are more than the 49"):
         Quality.of_text(cycle(0, 49), cycle(0, 20), V, decode, BUDGET)
 
 
@@ -115,7 +118,7 @@ def test_matches_take_the_fewest_steps():
     assert (found["a"].steps, found["b"]) == (8, None)
     near = [point("a", 4, 0, 2.0), point("a", 8, 0, 3.4), point("a", 16, 0, 2.9)]
     found = matches(near, point("ar", 10, 0, 3.3), "ngram", {"ngram": 3.0})
-    assert found["a"].steps == 16  # 2.0 is tamer than real text, not better
+    assert found["a"].steps == 16  # 2.0 is likelier than real text, not better
 
 
 def test_as_fast_takes_the_most_steps_that_were_measured():

@@ -1,7 +1,7 @@
-"""A world small enough to enumerate: 4 tokens, length 3, any joint law, exact scores.
+"""A world small enough to enumerate: 4 tokens, length 3, any joint distribution, exact scores.
 
-The noised law p_t over all dim^3 states is the data's law pushed through the transition matrix
-along each axis, so the ratios p_t(y) / p_t(x) that a perfect network would give are known.
+The noised distribution p_t over all dim^3 states is that of the data, multiplied by the transition
+matrix along each axis. So the ratios p_t(y) / p_t(x) that a perfect network gives are known.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ GRAPHS = (sf.Absorbing(V), sf.Uniform(V))
 SCHEDULES = {"absorbing": sf.LogLinearNoise(1e-5), "uniform": sf.GeometricNoise(1e-4, 12.0)}
 
 
-def data_law(seed: int = 0, sharpness: float = 1.5) -> Tensor:
-    """A positive joint law of three dependent tokens: (4, 4, 4) float64."""
+def data_distribution(seed: int = 0, sharpness: float = 1.5) -> Tensor:
+    """A positive joint distribution of three dependent tokens: (4, 4, 4) float64."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(V, V, V, generator=generator, dtype=torch.float64) * sharpness
     return torch.softmax(logits.flatten(), 0).view(V, V, V)
@@ -39,24 +39,24 @@ def state_number(tokens: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ToyWorld:
-    """A graph and the law of its data; call it as a network."""
+    """A graph and the distribution of its data; call it as a network."""
 
     graph: sf.Graph
-    law: Tensor
+    data: Tensor
 
-    def noised_law(self, sigma: Tensor) -> Tensor:
+    def noised_distribution(self, sigma: Tensor) -> Tensor:
         """p_t of every state: (N,) noise levels -> (N, dim^3) float64."""
         dim = self.graph.dim
         # exp(sigma Q) by its definition, whatever closed form the graph may have
         step = torch.matrix_exp(sigma.double()[:, None, None] * self.graph.rate_matrix())[..., :V]
-        law = torch.einsum("nxi,nyj,nzk,ijk->nxyz", step, step, step, self.law)
-        return law.reshape(len(sigma), dim**L)
+        p = torch.einsum("nxi,nyj,nzk,ijk->nxyz", step, step, step, self.data)
+        return p.reshape(len(sigma), dim**L)
 
     def __call__(self, indices: Tensor, sigma: Tensor) -> Tensor:
         """ln p_t(x with state y at a position) - ln p_t(x): (B, 3, dim) float64."""
         dim = self.graph.dim
         levels, level = sigma.unique(return_inverse=True)
-        table = self.noised_law(levels).log()  # (N, dim^3)
+        table = self.noised_distribution(levels).log()  # (N, dim^3)
         here = state_number(indices, dim)  # (B,)
         stride = torch.tensor([dim * dim, dim, 1])
         base = here[:, None] - indices * stride  # (B, 3): that position set to state 0
@@ -64,7 +64,7 @@ class ToyWorld:
         return table[level[:, None, None], neighbours] - table[level, here][:, None, None]
 
 
-def chain_law(
+def sampler_distribution(
     world: ToyWorld,
     noise: sf.Noise,
     steps: int,
@@ -72,17 +72,17 @@ def chain_law(
     eps: float = 1e-5,
     prompt: dict[int, int] | None = None,
 ) -> Tensor:
-    """The exact law of a sampler's result, (4, 4, 4): its chain pushed through every step.
+    """The exact distribution of a sampler's result, (4, 4, 4): its chain pushed through every step.
 
     Built from matrix exponentials of the rate matrix, not from the package's closed forms.
     """
     dim = world.graph.dim
-    law = walked_law(world, noise, steps, method, eps, prompt)
-    law = Step(world, noise, eps, eps)(law, "denoise")
-    return _clamped(law, states(dim), prompt).view(dim, dim, dim)[:V, :V, :V]
+    p = grid_distribution(world, noise, steps, method, eps, prompt)
+    p = Step(world, noise, eps, eps)(p, "denoise")
+    return _clamped(p, states(dim), prompt).view(dim, dim, dim)[:V, :V, :V]
 
 
-def walked_law(
+def grid_distribution(
     world: ToyWorld,
     noise: sf.Noise,
     steps: int,
@@ -91,30 +91,30 @@ def walked_law(
     prompt: dict[int, int] | None = None,
     theta: float = 0.5,
 ) -> Tensor:
-    """The exact law (dim^3,) that the grid's steps alone reach at time ``eps``."""
+    """The exact distribution (dim^3,) that the grid's steps alone reach at time ``eps``."""
     x = states(world.graph.dim)  # (dim^3, 3)
     limit = world.graph.transition_matrix(float("inf"))[:, 0]
-    law = torch.einsum("x,y,z->xyz", limit, limit, limit).flatten()
-    law = _clamped(law, x, prompt)
+    p = torch.einsum("x,y,z->xyz", limit, limit, limit).flatten()
+    p = _clamped(p, x, prompt)
     h = (1 - eps) / steps
     for i in range(steps):
         step = Step(world, noise, 1 - i * h, h)
-        law = step.trapezoid(law, theta) if method == "theta_trapezoidal" else step(law, method)
-        law = _clamped(law, x, prompt)
-    return law
+        p = step.trapezoid(p, theta) if method == "theta_trapezoidal" else step(p, method)
+        p = _clamped(p, x, prompt)
+    return p
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a sampler, from time t to t - h, acting on laws (dim^3,) of sequences."""
+    """One step of a sampler, from time t to t - h, of a distribution (dim^3,) of sequences."""
 
     world: ToyWorld
     noise: sf.Noise
     t: float
     h: float
 
-    def __call__(self, law: Tensor, method: str) -> Tensor:
-        """The law after a step of a method that calls the network once."""
+    def __call__(self, p: Tensor, method: str) -> Tensor:
+        """The distribution after a step of a method that calls the network once."""
         graph, x = self.world.graph, states(self.world.graph.dim)
         now, rate, score = self.at(self.t)
         if method == "denoise":
@@ -127,10 +127,10 @@ class Step:
             kernel = _euler(graph, x, score, rate * self.h)
         else:
             kernel = _leap(x, graph.rate_matrix()[x] * score, rate * self.h)
-        return _through(law, kernel)
+        return _through(p, kernel)
 
-    def trapezoid(self, law: Tensor, theta: float) -> Tensor:
-        """The law after a step of theta-trapezoidal, by way of every inner sequence."""
+    def trapezoid(self, p: Tensor, theta: float) -> Tensor:
+        """The distribution after a step of theta-trapezoidal, by way of every inner sequence."""
         graph, x = self.world.graph, states(self.world.graph.dim)
         _, rate, score = self.at(self.t)
         first = rate * graph.rate_matrix()[x] * score  # (N, 3, dim)
@@ -139,14 +139,14 @@ class Step:
         _, rate_in, score_in = self.at(self.t - theta * self.h)
         second = rate_in * graph.rate_matrix()[x] * score_in
         a1, a2 = 0.5 / (theta * (1 - theta)), 0.5 / (theta * (1 - theta)) - 1
-        weight = law[:, None] * inner
+        weight = p[:, None] * inner
         i, j = weight.nonzero().unbind(1)  # of the pairs that occur
         same = (x[i] == x[j])[..., None]
         rates = (a1 * second[j] - a2 * first[i] * same).clamp(min=0)
         return _through(weight[i, j], _leap(x[j], rates, (1 - theta) * self.h))
 
-    def remasked(self, law: Tensor, r: float) -> Tensor:
-        """The law after an analytic step of the absorbing graph that takes tokens back."""
+    def remasked(self, p: Tensor, r: float) -> Tensor:
+        """The distribution after an analytic step with remasking, on the absorbing graph."""
         x = states(self.world.graph.dim)
         now, _, score = self.at(self.t)
         a_t = float(torch.exp(torch.tensor(-now)))
@@ -158,7 +158,7 @@ class Step:
         own = torch.nn.functional.one_hot(x, V + 1)
         masked = (x == V)[..., None]
         kernel = torch.where(masked, gain * posterior + (1 - gain) * mask, (1 - r) * own + r * mask)
-        return _through(law, kernel)
+        return _through(p, kernel)
 
     def at(self, t: float) -> tuple[float, float, Tensor]:
         """(sigma, its rate, scores (N, 3, dim) of all sequences) at time t."""
@@ -168,22 +168,22 @@ class Step:
         return now, rate, score.nan_to_num(0.0, posinf=0.0)
 
 
-def _through(law: Tensor, kernel: Tensor) -> Tensor:
-    """The law (N,) of states pushed through weights (N, 3, dim) of every position's next token."""
+def _through(p: Tensor, kernel: Tensor) -> Tensor:
+    """The next distribution, from p (N,) and the weights (N, 3, dim) of every next token."""
     kernel = kernel.clamp(min=0)
     kernel = kernel / kernel.sum(-1, keepdim=True)
-    return torch.einsum("n,nx,ny,nz->xyz", law, *kernel.unbind(1)).flatten()
+    return torch.einsum("n,nx,ny,nz->xyz", p, *kernel.unbind(1)).flatten()
 
 
-def _clamped(law: Tensor, x: Tensor, prompt: dict[int, int] | None) -> Tensor:
-    """The law after the prompt's tokens are set: the mass moves, whatever stood there."""
+def _clamped(p: Tensor, x: Tensor, prompt: dict[int, int] | None) -> Tensor:
+    """The distribution after the prompt's tokens are set: the mass moves, whatever stood there."""
     if not prompt:
-        return law
+        return p
     target = x.clone()
     for position, token in prompt.items():
         target[:, position] = token
     dim = round(len(x) ** (1 / 3))
-    return torch.zeros_like(law).index_add_(0, state_number(target, dim), law)
+    return torch.zeros_like(p).index_add_(0, state_number(target, dim), p)
 
 
 def _tweedie(graph: sf.Graph, x: Tensor, score: Tensor, removed: float) -> Tensor:
@@ -213,10 +213,10 @@ def total_variation(p: Tensor, q: Tensor) -> float:
     return float((p - q).abs().sum() / 2)
 
 
-def chi_square_p(tokens: Tensor, law: Tensor) -> float:
-    """p-value of draws (N, 3) under a law (4, 4, 4); states of law 0 must not occur."""
+def chi_square_p(tokens: Tensor, p: Tensor) -> float:
+    """p-value of draws (N, 3) from p (4, 4, 4); states of probability 0 must not occur."""
     counts = torch.bincount(state_number(tokens, V), minlength=V**L).double()
-    expected = law.flatten() * len(tokens)
+    expected = p.flatten() * len(tokens)
     possible = expected > 0
     assert counts[~possible].sum() == 0
     return float(stats.chisquare(counts[possible], expected[possible]).pvalue)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sedd_fast as sf
 from helpers.toy_world import GRAPHS as TOYS
-from helpers.toy_world import SCHEDULES, ToyWorld, data_law, states
+from helpers.toy_world import SCHEDULES, ToyWorld, data_distribution, states
 from helpers.toy_world import V as TOY_SIZE
 
 V, B, L = 7, 6, 10
@@ -212,7 +212,7 @@ class Toy:
     """Every (x_0, x_t) of the toy world at one time, with its probability."""
 
     def __init__(self, graph: sf.Graph, t: float) -> None:
-        self.graph, self.world = graph, ToyWorld(graph, data_law())
+        self.graph, self.world = graph, ToyWorld(graph, data_distribution())
         self.noise = SCHEDULES[graph.kind]
         clean, noised = states(TOY_SIZE), states(graph.dim)
         self.x_0 = clean.repeat_interleave(len(noised), 0)
@@ -220,7 +220,7 @@ class Toy:
         self.t = torch.full((len(self.x_0),), t, dtype=torch.float64)
         step = graph.transition_matrix(float(self.noise.sigma(self.t[:1])))
         reach = step[self.x_t, self.x_0].prod(-1)
-        self.weight = self.world.law.flatten().repeat_interleave(len(noised)) * reach
+        self.weight = self.world.data.flatten().repeat_interleave(len(noised)) * reach
         keep = self.weight > 0
         self.x_0, self.x_t, self.t = self.x_0[keep], self.x_t[keep], self.t[keep]
         self.weight = self.weight[keep]
@@ -275,7 +275,7 @@ def test_the_true_posterior_minimises(graph: sf.Graph, name: str):
 def test_d3pm_of_the_true_posterior_tends_to_the_entropy(graph: sf.Graph):
     """Summed over its steps the bound lies above the entropy of the text, by O(1 / T)."""
     shift = torch.zeros(graph.dim**3, 3, TOY_SIZE, dtype=torch.float64)
-    law = data_law()
+    law = data_distribution()
     entropy = -float((law * law.log()).sum())
     # What the chain starts from is not the text's law at t = 1, and the bound leaves it out.
     noise = SCHEDULES[graph.kind]

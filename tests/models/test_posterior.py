@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
-from helpers.toy_world import GRAPHS, SCHEDULES, L, ToyWorld, V, chi_square_p, data_law, states
+from helpers.toy_world import (
+    GRAPHS,
+    SCHEDULES,
+    L,
+    ToyWorld,
+    V,
+    chi_square_p,
+    data_distribution,
+    states,
+)
 
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.kind)
 SIGMAS = (1e-4, 0.03, 0.7, 6.0)
@@ -31,7 +40,7 @@ class ToyPosterior:
         step = torch.matrix_exp(sigma.double()[:, None, None] * self.world.graph.rate_matrix())
         row = torch.arange(len(indices))
         a, b, c = (step[row, indices[:, i]][:, :V] for i in range(L))  # p(x_t | x_0), (B, V)
-        joint = torch.einsum("ni,nj,nk,ijk->nijk", a, b, c, self.world.law)
+        joint = torch.einsum("ni,nj,nk,ijk->nijk", a, b, c, self.world.data)
         joint = joint / joint.sum((1, 2, 3), keepdim=True)
         return torch.stack([joint.sum(d) for d in ((2, 3), (1, 3), (1, 2))], 1).log()
 
@@ -130,7 +139,7 @@ def test_scores_of_no_posterior_give_the_law_of_the_denoising_step(graph: sf.Gra
 
 @by_graph
 def test_exact_posteriors_give_exact_scores(graph: sf.Graph):
-    world = ToyWorld(graph, data_law())
+    world = ToyWorld(graph, data_distribution())
     model = sf.PosteriorModel(ToyPosterior(world), graph)
     x_t = states(graph.dim)
     sigma = torch.linspace(0.02, 3.0, len(x_t), dtype=torch.float64)
@@ -144,15 +153,15 @@ def test_exact_posteriors_give_exact_scores(graph: sf.Graph):
     ids=["absorbing-analytic", "absorbing-hit", "uniform-analytic"],
 )
 def test_samples_have_the_law_of_the_data(graph: sf.Graph, method: str):
-    model = sf.PosteriorModel(ToyPosterior(ToyWorld(graph, data_law())), graph)
+    model = sf.PosteriorModel(ToyPosterior(ToyWorld(graph, data_distribution())), graph)
     tokens = sf.sample(
         model, graph, SCHEDULES[graph.kind], (8000, L), 150, method, generator=seeded(2)
     )
-    assert chi_square_p(tokens, data_law()) > 1e-4
+    assert chi_square_p(tokens, data_distribution()) > 1e-4
 
 
 def test_infilling_gives_the_conditional_law():
-    graph, law = GRAPHS[0], data_law()
+    graph, law = GRAPHS[0], data_distribution()
     model = sf.PosteriorModel(ToyPosterior(ToyWorld(graph, law)), graph)
     known = torch.tensor([False, True, False]).expand(8000, L)
     tokens = sf.infill(
@@ -166,7 +175,7 @@ def test_infilling_gives_the_conditional_law():
 
 @by_graph
 def test_bound_is_the_likelihood(graph: sf.Graph):
-    law = data_law()
+    law = data_distribution()
     model = sf.PosteriorModel(ToyPosterior(ToyWorld(graph, law)), graph)
     noise = SCHEDULES[graph.kind]
     bound = sf.likelihood_bound(

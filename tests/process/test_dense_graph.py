@@ -7,11 +7,18 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
-from helpers.toy_world import L, ToyWorld, V, chain_law, chi_square_p, data_law, states
+from helpers.toy_world import (
+    L,
+    ToyWorld,
+    V,
+    chi_square_p,
+    data_distribution,
+    sampler_distribution,
+    states,
+)
 from helpers.toy_world import total_variation as tv
 from sedd_fast.process import dense_graph as dense
-from sedd_fast.sampling.draw import Drawing
-from sedd_fast.sampling.shape import Shape
+from sedd_fast.sampling.config import SamplerConfig
 
 PAIRS = [
     (graph, sf.DenseGraph(graph.rate_matrix(), graph.vocab_size))
@@ -111,8 +118,8 @@ def test_same_objective(graph: sf.Graph, same: sf.DenseGraph, inputs: tuple) -> 
 def test_objective_draws_its_own_noise() -> None:
     """The mean over noise and time of exact scores' loss, against any other scores'."""
     graph = skewed()
-    world = ToyWorld(graph, data_law())
-    x_0 = states(V)[torch.multinomial(world.law.flatten(), 400, True, generator=seeded(7))]
+    world = ToyWorld(graph, data_distribution())
+    x_0 = states(V)[torch.multinomial(world.data.flatten(), 400, True, generator=seeded(7))]
     objective = sf.DenseScoreEntropyLoss(graph, NOISE, "mean")
     best = objective(world, x_0, generator=seeded(8))
     wrong = objective(lambda x, s: world(x, s) * 0.8, x_0, generator=seeded(8))
@@ -132,21 +139,21 @@ def test_transitions_of_a_skewed_process() -> None:
 def test_samplers_on_a_skewed_process(method: str) -> None:
     """Each sampler has the law of its chain, and many steps that of the data."""
     graph = skewed()
-    world, steps = ToyWorld(graph, data_law()), 16
+    world, steps = ToyWorld(graph, data_distribution()), 16
     tokens = sf.sample(world, graph, NOISE, (10_000, L), steps, method, generator=seeded(10))
-    law = chain_law(world, NOISE, steps, method)
+    law = sampler_distribution(world, NOISE, steps, method)
     assert chi_square_p(tokens, law) > 1e-4
     many = 48 if method == "theta_trapezoidal" else 256
-    assert tv(chain_law(world, NOISE, many, method), world.law) < 0.01
+    assert tv(sampler_distribution(world, NOISE, many, method), world.data) < 0.01
 
 
 def test_infill_on_a_skewed_process() -> None:
     graph = skewed()
-    world = ToyWorld(graph, data_law())
+    world = ToyWorld(graph, data_distribution())
     known = torch.tensor([False, True, False]).expand(10_000, L)
     given = torch.ones(10_000, L, dtype=torch.int64)
     tokens = sf.infill(world, graph, NOISE, given, known, 8, generator=seeded(11))
-    law = chain_law(world, NOISE, 8, "analytic", prompt={1: 1})
+    law = sampler_distribution(world, NOISE, 8, "analytic", prompt={1: 1})
     assert chi_square_p(tokens, law) > 1e-4
 
 
@@ -171,16 +178,16 @@ def test_refuses_elsewhere() -> None:
     graph = skewed()
     objective, x_0 = sf.DenseScoreEntropyLoss(graph, NOISE), torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(TypeError, match="loss_mask must be bool"):
-        objective(ToyWorld(graph, data_law()), x_0, torch.ones(2, 3))
+        objective(ToyWorld(graph, data_distribution()), x_0, torch.ones(2, 3))
     with pytest.raises(TypeError, match=r"loss_mask must be a torch\.Tensor, got list"):
-        objective(ToyWorld(graph, data_law()), x_0, [True])
+        objective(ToyWorld(graph, data_distribution()), x_0, [True])
     with pytest.raises(ValueError, match="only 5 states"):
         sf.DenseGraph(graph.rate_matrix(), 6)
     with pytest.raises(ValueError, match=r"graph has kind 'dense'.* into sample, infill and Dense"):
         sf.reverse_step(torch.zeros(1, 1, 5), torch.zeros(1, 1).long(), 1.0, 0.1, graph)
     with sf.use_backend("cpp"), pytest.raises(ValueError, match="a DenseGraph is plain torch"):
-        Drawing(graph)
+        SamplerConfig().check_graph(graph)
     with pytest.raises(ValueError, match="takes no temperature"):
-        Drawing(graph, shape=Shape(0.5))
+        SamplerConfig(temperature=0.5).check_graph(graph)
     with pytest.raises(ValueError, match="'hit' needs the absorbing graph"):
-        sf.sample(ToyWorld(graph, data_law()), graph, NOISE, (1, L), 2, "hit")
+        sf.sample(ToyWorld(graph, data_distribution()), graph, NOISE, (1, L), 2, "hit")

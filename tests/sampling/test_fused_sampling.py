@@ -1,4 +1,4 @@
-"""Samplers through SEDD's fused head: the texts of its log scores, and no row that is not drawn."""
+"""Samplers with SEDD's fused head: samples as from its log scores, and no row that is not drawn."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ def model() -> sf.SEDD:
     return made.eval()
 
 
-@pytest.mark.parametrize("shape", [{}, {"temperature": 0.6, "top_p": 0.7}], ids=["plain", "shaped"])
+@pytest.mark.parametrize(
+    "token_filter", [{}, {"temperature": 0.6, "top_p": 0.7}], ids=["plain", "filtered"]
+)
 @pytest.mark.parametrize(("method", "steps"), WAYS)
-def test_texts_are_those_of_the_log_scores(
-    model: sf.SEDD, method: str, steps: int | None, shape: dict[str, float]
+def test_samples_are_those_of_the_log_scores(
+    model: sf.SEDD, method: str, steps: int | None, token_filter: dict[str, float]
 ) -> None:
-    """One seed, one text, whether the network draws itself or hands over its log scores."""
+    """One seed gives one sample, whether the network draws itself or returns its log scores."""
 
-    def text(network: Any, **options: float) -> Tensor:
+    def drawn(network: Any, **options: float) -> Tensor:
         process = (network, model.graph, model.noise)
         return sf.sample(*process, SHAPE, steps, method, generator=seeded(1), **options)
 
-    fused = text(model, **shape)
-    assert torch.equal(fused, text(lambda x, sigma: model(x, sigma), **shape))
-    assert torch.equal(fused, text(model)) == (not shape)  # the shape is not lost on the way
+    fused = drawn(model, **token_filter)
+    assert torch.equal(fused, drawn(lambda x, sigma: model(x, sigma), **token_filter))
+    assert torch.equal(fused, drawn(model)) == (not token_filter)  # it is not ignored
 
 
 @pytest.mark.parametrize("steps", [3, 50, None])
@@ -68,4 +70,4 @@ def test_hit_asks_the_head_for_the_positions_that_unmask_alone(
         computed = changed[changed.any(-1)]  # the sequences that the network was given
         assert rows.sort().values.tolist() == computed.flatten().nonzero().flatten().tolist()
         before = step.tokens
-    assert sum(map(len, asked)) == before.numel()  # of a text each position once
+    assert sum(map(len, asked)) == before.numel()  # each position once

@@ -1,4 +1,4 @@
-"""method="hit": its law, the network rows that it takes, and what it promises about its stages."""
+"""method="hit": its distribution, the network rows that it needs, and its steps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from helpers.toy_world import (
     L,
     ToyWorld,
     V,
-    chain_law,
     chi_square_p,
-    data_law,
+    data_distribution,
+    sampler_distribution,
     state_number,
 )
 from helpers.toy_world import total_variation as tv
@@ -46,19 +46,19 @@ class Counting:
         return sum(len(x) for x, _ in self.calls)
 
 
-def test_the_law_is_that_of_analytic_when_scores_are_normalised() -> None:
-    world = ToyWorld(GRAPH, data_law())
+def test_the_distribution_is_that_of_analytic_when_scores_are_normalised() -> None:
+    world = ToyWorld(GRAPH, data_distribution())
     for steps in (3, 12):
         tokens = sample(world, GRAPH, NOISE, (DRAWS, L), steps, "hit", generator=seeded(1))
-        assert chi_square_p(tokens, chain_law(world, NOISE, steps, "analytic")) > 1e-4
-        assert chi_square_p(tokens, world.law) < 1e-4  # so few steps can be told from the data
+        assert chi_square_p(tokens, sampler_distribution(world, NOISE, steps, "analytic")) > 1e-4
+        assert chi_square_p(tokens, world.data) < 1e-4  # so few steps differ from the data
 
 
-def test_the_law_of_another_schedule() -> None:
+def test_the_distribution_of_another_schedule() -> None:
     """sigma(0) > 0 and sigma(1) far from infinite: P(masked at t) is m(t) / m(1), not m(t)."""
-    world, noise = ToyWorld(GRAPH, data_law()), sf.GeometricNoise(0.05, 2.0)
+    world, noise = ToyWorld(GRAPH, data_distribution()), sf.GeometricNoise(0.05, 2.0)
     tokens = sample(world, GRAPH, noise, (DRAWS, L), 6, "hit", generator=seeded(2))
-    assert chi_square_p(tokens, chain_law(world, noise, 6, "analytic")) > 1e-4
+    assert chi_square_p(tokens, sampler_distribution(world, noise, 6, "analytic")) > 1e-4
 
 
 def test_the_share_of_masks_falls_with_the_schedule() -> None:
@@ -74,25 +74,26 @@ def test_the_share_of_masks_falls_with_the_schedule() -> None:
     torch.testing.assert_close(masked, expected, rtol=0, atol=0.012)  # 5 standard errors
 
 
-def test_first_hitting_has_the_law_of_the_data() -> None:
+def test_first_hitting_has_the_distribution_of_the_data() -> None:
     """One position at a time is exact, whatever the number of steps would be."""
-    world = ToyWorld(GRAPH, data_law())
+    world = ToyWorld(GRAPH, data_distribution())
     tokens = sample(world, GRAPH, NOISE, (DRAWS, L), None, "hit", generator=seeded(3))
-    assert chi_square_p(tokens, world.law) > 1e-4
+    assert chi_square_p(tokens, world.data) > 1e-4
     counts = torch.bincount(state_number(tokens, V), minlength=V**L).double()
-    assert tv(counts / DRAWS, world.law.flatten()) < 0.03
+    assert tv(counts / DRAWS, world.data.flatten()) < 0.03
 
 
 @pytest.mark.parametrize("steps", [8, None])
-def test_infill_gives_the_conditional_law(steps: int | None) -> None:
-    world = ToyWorld(GRAPH, data_law())
+def test_infill_gives_the_conditional_distribution(steps: int | None) -> None:
+    world = ToyWorld(GRAPH, data_distribution())
     known = torch.tensor([False, True, False]).expand(DRAWS, L)
     given = torch.full((DRAWS, L), 1)
     tokens = infill(world, GRAPH, NOISE, given, known, steps, "hit", generator=seeded(4))
-    exact = torch.zeros_like(world.law)
-    exact[:, 1] = world.law[:, 1] / world.law[:, 1].sum()
-    law = exact if steps is None else chain_law(world, NOISE, steps, "analytic", prompt={1: 1})
-    assert chi_square_p(tokens, law) > 1e-4
+    exact = torch.zeros_like(world.data)
+    exact[:, 1] = world.data[:, 1] / world.data[:, 1].sum()
+    if steps is not None:
+        exact = sampler_distribution(world, NOISE, steps, "analytic", prompt={1: 1})
+    assert chi_square_p(tokens, exact) > 1e-4
 
 
 @pytest.mark.parametrize("steps", [1, 7, 40, 1000])
@@ -137,7 +138,7 @@ def test_the_network_sees_the_noise_that_analytic_shows_it() -> None:
         torch.testing.assert_close(sigma, NOISE.sigma(times[i]).float().expand(len(sigma)))
 
 
-def test_stages_are_told_to_the_callback() -> None:
+def test_the_callback_receives_every_step() -> None:
     seen: list[Step] = []
     tokens = sample(
         Counting(11), sf.Absorbing(11), NOISE, (2, 5), 1000, "hit", callback=seen.append,
@@ -180,7 +181,7 @@ def test_without_denoising_masks_are_left(steps: int | None) -> None:
     assert min(float(sigma.min()) for _, sigma in model.calls) >= noise
     denoised = sample(model, graph, NOISE, (4, 64), steps, "hit", eps=0.3, generator=seeded(10))
     assert (denoised < 11).all()
-    # below eps the network is told of the noise at eps, which it was trained on
+    # below eps the noise level at eps is passed to the network, which was trained on it
     assert min(float(s.min()) for _, s in model.calls) == pytest.approx(float(noise))
 
 

@@ -1,4 +1,4 @@
-"""Remasking: marginals and law kept, the steps that the formula gives, the schedules."""
+"""Remasking: marginals are kept, steps follow the formula, schedules."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from helpers.toy_world import (
     Step,
     ToyWorld,
     V,
-    chain_law,
     chi_square_p,
-    data_law,
+    data_distribution,
+    sampler_distribution,
 )
 from helpers.toy_world import total_variation as tv
 from sedd_fast.sampling.api import infill, sample
@@ -26,7 +26,7 @@ from sedd_fast.sampling.config import timesteps
 from sedd_fast.sampling.remask import Remask
 
 GRAPH, NOISE = GRAPHS[0], SCHEDULES["absorbing"]
-WORLD = ToyWorld(GRAPH, data_law())
+WORLD = ToyWorld(GRAPH, data_distribution())
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -38,30 +38,30 @@ def probabilities(remask: Remask, steps: int, eps: float = 1e-5) -> list[float]:
     return remask.probability(times, NOISE.sigma(times)).tolist()
 
 
-def remasked_law(remask: Remask, steps: int, eps: float = 1e-5) -> Tensor:
-    """The exact law (4, 4, 4) of sampling with remasking."""
-    law = torch.zeros((V + 1) ** L, dtype=torch.float64)
-    law[-1] = 1  # all masked
+def remasked_distribution(remask: Remask, steps: int, eps: float = 1e-5) -> Tensor:
+    """The exact distribution (4, 4, 4) of sampling with remasking."""
+    p = torch.zeros((V + 1) ** L, dtype=torch.float64)
+    p[-1] = 1  # all masked
     h = (1 - eps) / steps
     for i, r in enumerate(probabilities(remask, steps, eps)):
-        law = Step(WORLD, NOISE, 1 - i * h, h).remasked(law, r)
-    law = Step(WORLD, NOISE, eps, eps)(law, "denoise")
-    return law.view(V + 1, V + 1, V + 1)[:V, :V, :V]
+        p = Step(WORLD, NOISE, 1 - i * h, h).remasked(p, r)
+    p = Step(WORLD, NOISE, eps, eps)(p, "denoise")
+    return p.view(V + 1, V + 1, V + 1)[:V, :V, :V]
 
 
 def test_a_step_keeps_the_marginals_of_the_noised_text() -> None:
-    """From the noised law at t to the noised law at s, a position at a time, at any r."""
+    """From the noised distribution at t to that at s, a position at a time, at any r."""
     t, h = 0.6, 0.2
-    before, after = WORLD.noised_law(NOISE.sigma(torch.tensor([t, t - h]).double()))
+    before, after = WORLD.noised_distribution(NOISE.sigma(torch.tensor([t, t - h]).double()))
     for r in (0.0, 0.1, 0.9):
-        law = Step(WORLD, NOISE, t, h).remasked(before, r).view(V + 1, V + 1, V + 1)
+        p = Step(WORLD, NOISE, t, h).remasked(before, r).view(V + 1, V + 1, V + 1)
         expected = after.view(V + 1, V + 1, V + 1)
         for others in ((1, 2), (0, 2), (0, 1)):
-            torch.testing.assert_close(law.sum(others), expected.sum(others), rtol=1e-6, atol=0)
+            torch.testing.assert_close(p.sum(others), expected.sum(others), rtol=1e-6, atol=0)
 
 
 def test_as_many_are_masked_as_without() -> None:
-    """Tokens of before a step are taken back, not those that it has just drawn."""
+    """A step masks tokens that were there before it, not those that it has just drawn."""
     seen: list[Tensor] = []
 
     def network(x: Tensor, sigma: Tensor) -> Tensor:
@@ -72,24 +72,25 @@ def test_as_many_are_masked_as_without() -> None:
         network, GRAPH, NOISE, (40, 1000), 6, generator=seeded(4), remask=Remask("cap", 0.4),
         callback=lambda step: seen.append(step.tokens == V),
     )  # fmt: skip
-    assert any((now & ~before).any() for before, now in pairwise(seen))  # some are taken back
+    assert any((now & ~before).any() for before, now in pairwise(seen))  # some are masked again
     masked = torch.stack([masks.double().mean() for masks in seen])
     expected = torch.cat((timesteps(6)[1:], torch.zeros(1, dtype=torch.float64)))
     torch.testing.assert_close(masked, expected, rtol=0, atol=0.015)  # 5 standard errors
 
 
 @pytest.mark.parametrize("remask", [Remask("cap", 0.1), Remask("rescale", 0.9, t_on=0.5)])
-def test_samples_have_the_law_of_the_formula(remask: Remask) -> None:
+def test_samples_have_the_distribution_of_the_formula(remask: Remask) -> None:
     tokens = sample(
         WORLD, GRAPH, NOISE, (20_000, L), 8, generator=seeded(1), remask=remask
     )  # fmt: skip
-    assert chi_square_p(tokens, remasked_law(remask, 8)) > 1e-4
-    assert chi_square_p(tokens, chain_law(WORLD, NOISE, 8, "analytic")) < 1e-3  # it can tell
+    assert chi_square_p(tokens, remasked_distribution(remask, 8)) > 1e-4
+    plain = sampler_distribution(WORLD, NOISE, 8, "analytic")
+    assert chi_square_p(tokens, plain) < 1e-3  # the test can tell the two apart
 
 
-def test_the_law_tends_to_that_of_the_data() -> None:
-    """As 1 / steps where a share of 4 / steps is taken back, four times over in all."""
-    far, near = (tv(remasked_law(Remask("cap", 4 / n), n), WORLD.law) for n in (64, 256))
+def test_the_distribution_tends_to_that_of_the_data() -> None:
+    """As 1 / steps where a share of 4 / steps is masked again, four times over in all."""
+    far, near = (tv(remasked_distribution(Remask("cap", 4 / n), n), WORLD.data) for n in (64, 256))
     assert near < 0.01
     assert far / near == pytest.approx(4, rel=0.2)
 
@@ -119,7 +120,7 @@ def test_no_remasking_is_analytic_and_a_prompt_is_kept() -> None:
         callback=lambda step: seen.append(step.tokens),
     )  # fmt: skip
     assert all((tokens[:, 0] == 2).all() for tokens in seen)
-    assert any(((a < V) & (b == V)).any() for a, b in pairwise(seen))  # tokens are taken back
+    assert any(((a < V) & (b == V)).any() for a, b in pairwise(seen))  # tokens are masked again
 
 
 @pytest.mark.parametrize(
@@ -137,5 +138,5 @@ def test_remask_refuses(settings: dict, message: str) -> None:
 
 @pytest.mark.parametrize(("graph", "method"), [(GRAPHS[1], "analytic"), (GRAPHS[0], "euler")])
 def test_sample_refuses_remask_elsewhere(graph: sf.Graph, method: str) -> None:
-    with pytest.raises(ValueError, match="remask goes with the absorbing graph and method"):
+    with pytest.raises(ValueError, match="remask works with the absorbing graph and method"):
         sample(WORLD, graph, NOISE, (1, L), 2, method, remask=Remask())

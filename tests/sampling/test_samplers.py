@@ -1,4 +1,4 @@
-"""How fast the laws of the samplers converge, and what each of them promises besides."""
+"""How fast the samplers' distributions converge, and what else each sampler promises."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
-from helpers.toy_world import GRAPHS, SCHEDULES, L, ToyWorld, V, chain_law, data_law, walked_law
+from helpers.toy_world import (
+    GRAPHS,
+    SCHEDULES,
+    L,
+    ToyWorld,
+    V,
+    data_distribution,
+    grid_distribution,
+    sampler_distribution,
+)
 from helpers.toy_world import total_variation as tv
 from sedd_fast.ops._uniforms import uniforms
-from sedd_fast.sampling.leap import leap, total_rate
-from sedd_fast.sampling.trapezoidal import extrapolated
+from sedd_fast.sampling.tau_leap import tau_leap, total_rate
+from sedd_fast.sampling.trapezoidal import extrapolate
 
 each_graph = pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.kind)
 FIRST_ORDER = ["analytic", "euler", "tau_leaping"]
@@ -23,23 +32,24 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def order(
-    graph: sf.Graph, method: str, counts: list[int], law: Tensor, theta: float = 0.5
+    graph: sf.Graph, method: str, counts: list[int], data: Tensor, theta: float = 0.5
 ) -> float:
     """The slope of ln(error) in ln(steps), least squares, at time 0.2, sign turned.
 
-    The error is the exact law's: no draw is made. The rates of the absorbing graph grow as 1/t, so
-    the order is a matter of times away from 0.
+    The error is that of the exact distribution: no draw is made. The rates of the absorbing graph
+    grow as 1/t, so the order is measured away from 0.
     """
-    world, noise, eps = ToyWorld(graph, law), SCHEDULES[graph.kind], 0.2
-    target = world.noised_law(noise.sigma(torch.tensor([eps], dtype=torch.float64)))[0]
-    errors = [tv(walked_law(world, noise, n, method, eps, theta=theta), target) for n in counts]
+    world, noise, eps = ToyWorld(graph, data), SCHEDULES[graph.kind], 0.2
+    target = world.noised_distribution(noise.sigma(torch.tensor([eps], dtype=torch.float64)))[0]
+    reached = (grid_distribution(world, noise, n, method, eps, theta=theta) for n in counts)
+    errors = [tv(p, target) for p in reached]
     return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
 
 
 @each_graph
 @pytest.mark.parametrize("method", FIRST_ORDER)
 def test_first_order(graph: sf.Graph, method: str) -> None:
-    assert order(graph, method, [64, 128, 256], data_law()) == pytest.approx(1, abs=0.1)
+    assert order(graph, method, [64, 128, 256], data_distribution()) == pytest.approx(1, abs=0.1)
 
 
 @each_graph
@@ -48,7 +58,7 @@ def test_trapezoidal_is_of_second_order_where_no_rate_is_cut_off(
     graph: sf.Graph, theta: float
 ) -> None:
     """Data so weakly dependent that a jump changes no rate by half: the bracket stays positive."""
-    weak = data_law(sharpness=0.15)
+    weak = data_distribution(sharpness=0.15)
     counts = [16, 32, 64]  # the start, all mask instead of nearly all, is wrong by some 1e-5
     assert order(graph, "theta_trapezoidal", counts, weak, theta) == pytest.approx(2, abs=0.15)
 
@@ -56,18 +66,19 @@ def test_trapezoidal_is_of_second_order_where_no_rate_is_cut_off(
 @each_graph
 def test_trapezoidal_with_rates_cut_off(graph: sf.Graph) -> None:
     """Of first order then, and still below half the error of as many network calls."""
-    assert order(graph, "theta_trapezoidal", [32, 64, 128], data_law()) == pytest.approx(1, abs=0.1)
-    world, noise = ToyWorld(graph, data_law()), SCHEDULES[graph.kind]
-    two_calls = tv(chain_law(world, noise, 32, "theta_trapezoidal"), world.law)
-    assert two_calls < 0.7 * tv(chain_law(world, noise, 64, "tau_leaping"), world.law)
+    found = order(graph, "theta_trapezoidal", [32, 64, 128], data_distribution())
+    assert found == pytest.approx(1, abs=0.1)
+    world, noise = ToyWorld(graph, data_distribution()), SCHEDULES[graph.kind]
+    two_calls = tv(sampler_distribution(world, noise, 32, "theta_trapezoidal"), world.data)
+    assert two_calls < 0.7 * tv(sampler_distribution(world, noise, 64, "tau_leaping"), world.data)
     assert two_calls < 0.01
 
 
 @each_graph
 @pytest.mark.parametrize("method", FIRST_ORDER)
-def test_laws_at_256_steps(graph: sf.Graph, method: str) -> None:
-    world = ToyWorld(graph, data_law())
-    assert tv(chain_law(world, SCHEDULES[graph.kind], 256, method), world.law) < 0.005
+def test_distributions_at_256_steps(graph: sf.Graph, method: str) -> None:
+    world = ToyWorld(graph, data_distribution())
+    assert tv(sampler_distribution(world, SCHEDULES[graph.kind], 256, method), world.data) < 0.005
 
 
 @each_graph
@@ -81,41 +92,41 @@ def test_total_rate_counts_every_other_state(graph: sf.Graph) -> None:
 
 @each_graph
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_leap_has_its_law(graph: sf.Graph, dtype: torch.dtype) -> None:
+def test_tau_leap_has_its_distribution(graph: sf.Graph, dtype: torch.dtype) -> None:
     """stays: exp(-h R); jumps: in proportion to the rates. Chi-square on 40,000 positions."""
     count, h = 40_000, torch.tensor(0.7, dtype=torch.float64)
     row = (torch.randn(graph.dim, generator=seeded(2), dtype=torch.float64) - 0.5).to(dtype)
     state = V if graph.kind == "absorbing" else 1
     x = torch.full((1, count), state)
-    drawn = leap(row.expand(1, count, -1), x, h, graph, seeded(3))
+    drawn = tau_leap(row.expand(1, count, -1), x, h, graph, seeded(3))
     rates = graph.rate_matrix()[state] * row.double().exp()
     rates[state] = 0
-    law = -torch.expm1(-h * rates.sum()) * rates / rates.sum()
-    law[state] = torch.exp(-h * rates.sum())
+    p = -torch.expm1(-h * rates.sum()) * rates / rates.sum()
+    p[state] = torch.exp(-h * rates.sum())
     counts = torch.bincount(drawn.flatten(), minlength=graph.dim).double()
-    statistic = ((counts - count * law).square() / (count * law))[law > 0].sum()
+    statistic = ((counts - count * p).square() / (count * p))[p > 0].sum()
     assert statistic < 25  # 4 degrees of freedom at most: p = 5e-5
 
 
-def test_leap_reads_no_row_that_cannot_move_and_survives_infinities() -> None:
+def test_tau_leap_reads_no_row_that_cannot_move_and_survives_infinities() -> None:
     graph = sf.Absorbing(V)
     x = torch.tensor([[0, V, V, V]])
     log_score = torch.full((1, 4, V + 1), -torch.inf)
     log_score[0, 0] = torch.nan  # not masked: never read
     log_score[0, 1, 2] = 800.0  # jumps surely
     log_score[0, 2, 3] = -200.0  # as good as never
-    drawn = leap(log_score, x, torch.tensor(1.0).double(), graph, seeded(4))
+    drawn = tau_leap(log_score, x, torch.tensor(1.0).double(), graph, seeded(4))
     assert drawn.tolist() == [[0, 2, V, V]]  # the last one has nowhere to go
 
 
-def test_leap_with_one_generator_is_reproducible() -> None:
+def test_tau_leap_with_one_generator_is_reproducible() -> None:
     graph, x = sf.Uniform(V), torch.zeros(2, 9, dtype=torch.int64)
     log_score = torch.zeros(2, 9, V)
     h = torch.tensor(0.5, dtype=torch.float64)
-    assert torch.equal(*(leap(log_score, x, h, graph, seeded(5)) for _ in range(2)))
+    assert torch.equal(*(tau_leap(log_score, x, h, graph, seeded(5)) for _ in range(2)))
     u = uniforms(x, None, seeded(5))
     stays = u[..., 0] >= -torch.expm1(-h * (V - 1) / V)
-    assert torch.equal(leap(log_score, x, h, graph, seeded(5)) == x, stays)
+    assert torch.equal(tau_leap(log_score, x, h, graph, seeded(5)) == x, stays)
 
 
 def test_extrapolated_rates() -> None:
@@ -124,7 +135,7 @@ def test_extrapolated_rates() -> None:
     moved = torch.tensor([[False, True, False], [True, False, False]])
     gain, loss = torch.tensor(2.2, dtype=torch.float64), torch.tensor(1.3, dtype=torch.float64)
     expected = gain * second.exp() - loss * first.exp() * ~moved[..., None]
-    got = extrapolated(second, gain, first, loss, moved).exp()
+    got = extrapolate(second, gain, first, loss, moved).exp()
     torch.testing.assert_close(got, expected.clamp(min=0), rtol=1e-12, atol=1e-14)
     assert (expected < 0).any()
 

@@ -1,4 +1,4 @@
-"""sample, infill: shapes, prompt, callback, seeds, modes, errors. Their laws: test_toy_world."""
+"""sample, infill: shapes, prompt, callback, seeds, modes, errors. Distributions: test_toy_world."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from sedd_fast.data.tokenizers import CharTokenizer, load_tokenizer
 from sedd_fast.losses.score_entropy import ScoreEntropyLoss
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.train.api import is_finished, make_accelerator, resume, train
-from sedd_fast.train.config import load_config
+from sedd_fast.train.config import load_config, save_config
 from sedd_fast.train.loop import Trainer
 from sedd_fast.train.metrics import rewind
 from sedd_fast.train.progress import NonFiniteLossError, TrainingInterrupted, resume_command
@@ -80,34 +80,70 @@ def test_interrupted_run_saves_and_resumes_as_if_never_stopped(number, whole, te
     assert losses(tmp_path / "run") == losses(whole.run_dir)
 
 
-KILLED = """
-import sys, time
-from sedd_fast.train.config import load_config
+#: Trains with the settings of a file, and kills its own process "before" or "after" the n-th call
+#: of a function. Arguments: settings, module or module:class, function, n, "before" or "after".
+#: With "-" in place of the module it trains to the end.
+CHILD = """
+import importlib, os, signal, sys
 from sedd_fast.train.api import train
-train(load_config(files=[sys.argv[1]]), on_step=lambda info: time.sleep(0.05))
+from sedd_fast.train.config import load_config, save_config
+
+settings, module, name, count, when = sys.argv[1:]
+calls = 0
+
+def die_at(function):
+    def called(*args, **options):
+        global calls
+        calls += 1
+        if calls == int(count) and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*args, **options)
+        if calls == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return called
+
+if module != "-":
+    place, _, owner = module.partition(":")
+    holder = importlib.import_module(place)
+    holder = getattr(holder, owner) if owner else holder
+    setattr(holder, name, die_at(getattr(holder, name)))
+train(load_config(files=[settings]))
 """
+TRAIN = "sedd_fast.train"
 
 
-@pytest.mark.parametrize("lines", [1, 9])
-def test_killed_run_resumes_as_if_never_stopped(lines, whole, text_file, tmp_path):
-    from sedd_fast.train.config import save_config
+def write_child(config, folder):
+    """The arguments that run CHILD with settings, less those after the file of settings."""
+    save_config(config, folder / "settings.yaml")
+    (folder / "child.py").write_text(CHILD)
+    return [str(folder / "child.py"), str(folder / "settings.yaml")]
 
-    save_config(settings(text_file, tmp_path / "run"), tmp_path / "settings.yaml")
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "settings.yaml")]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    try:
-        while not metrics.is_file() or metrics.read_text().count("\n") < lines:
-            assert process.poll() is None, process.stderr.read().decode()
-            time.sleep(0.005)
-    finally:
-        process.kill()
-        process.communicate()
-    before = RunDirectory(tmp_path / "run").steps()
-    assert 12 not in before
+
+@pytest.mark.parametrize(
+    ("where", "checkpoints"),
+    [
+        ((f"{TRAIN}.metrics:MetricsLog", "write", 1, "after"), []),
+        ((f"{TRAIN}.step:Learner", "apply", 5, "after"), [3]),
+        ((f"{TRAIN}.loop", "save_file", 2, "before"), []),  # the random state without the weights
+        ((f"{TRAIN}.run_directory:RunDirectory", "commit", 2, "after"), [3, 6]),  # export is old
+        ((f"{TRAIN}.loop:Trainer", "_export", 2, "after"), [3, 6]),  # the export is not renamed
+        (("shutil", "rmtree", 5, "before"), [6, 9]),  # checkpoint 3 is renamed, not removed
+        (("shutil", "rmtree", 7, "before"), [6, 9]),  # the old export is renamed, not removed
+        ((f"{TRAIN}.metrics:MetricsLog", "write", 14, "before"), [6, 9]),
+    ],
+    ids=lambda value: "-".join(map(str, value[1:])) if isinstance(value, tuple) else "",
+)
+def test_killed_run_resumes_as_if_never_stopped(where, checkpoints, whole, text_file, tmp_path):
+    child = write_child(settings(text_file, tmp_path / "run", "training.keep_last=2"), tmp_path)
+    done = subprocess.run(
+        [sys.executable, *child, *map(str, where)],
+        stderr=subprocess.PIPE, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert RunDirectory(tmp_path / "run").steps() == checkpoints
     resume(tmp_path / "run")
+    assert not list((tmp_path / "run").rglob(".*"))
     ours, theirs = losses(tmp_path / "run"), losses(whole.run_dir)
     assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs]
     # Another process may run another number of threads, which sums in another order.
@@ -123,7 +159,7 @@ def test_half_written_checkpoint_is_ignored_and_removed(whole, text_file, tmp_pa
         patch.setattr(RunDirectory, "commit", power_cut)
         with pytest.raises(OSError, match="power cut"):
             train(settings(text_file, run.path))
-    assert list(run.checkpoints.iterdir()) == [run.staging(3)]
+    assert list(run.checkpoints.iterdir()) == [run.checkpoint(3, staging=True)]
     assert run.latest() is None
     resume(run.path)
     assert losses(run.path) == losses(whole.run_dir)
@@ -132,7 +168,7 @@ def test_half_written_checkpoint_is_ignored_and_removed(whole, text_file, tmp_pa
     ]  # fmt: skip
 
 
-def test_resuming_a_finished_run_changes_nothing_and_more_steps_go_on(text_file, tmp_path):
+def test_resuming_a_finished_run_changes_nothing_and_more_steps_continue(text_file, tmp_path):
     run_dir = tmp_path / "run"
     train(settings(text_file, run_dir, "training.n_iters=4"))
     before = losses(run_dir)
@@ -156,8 +192,7 @@ def test_non_finite_stops_with_batch_saved_and_weights_untouched(
     part, text_file, tmp_path, monkeypatch
 ):
     config = settings(text_file, tmp_path / "run", "training.accum=2")
-    run = RunDirectory(tmp_path / "run")
-    trainer = Trainer(config, run, make_accelerator(config))
+    trainer = Trainer(config, make_accelerator(config))
     honest, batches, weights = ScoreEntropyLoss.__call__, [], {}
 
     def objective(self, model, x_0, **options):
@@ -233,8 +268,8 @@ def test_variants_train(more, text_file, tmp_path):
         "training.eval_freq=0",
         "training.snapshot_freq=0",
     ]
-    all_unmasked = settings(text_file, tmp_path / "run", *options, "optim.lr=1e-2")
-    result = train(all_unmasked, on_step=seen.append)
+    config = settings(text_file, tmp_path / "run", *options, "optim.lr=1e-2")
+    result = train(config, on_step=seen.append)
     assert sum(i.loss for i in seen[-8:]) < 0.8 * sum(i.loss for i in seen[:8])
     assert SEDD.from_pretrained(result.export).config.graph in ("absorbing", "uniform")
 
@@ -304,6 +339,26 @@ def test_wandb_missing_is_explained(text_file, tmp_path, monkeypatch):
         train(settings(text_file, tmp_path / "run", "log.wandb=true"))
 
 
+def test_wandb_gets_the_figures(text_file, tmp_path, monkeypatch):
+    given, logged, finished = {}, [], []
+
+    def init(**options):
+        given.update(options)
+        return SimpleNamespace(
+            log=lambda values, step: logged.append((step, values)),
+            finish=lambda: finished.append(True),
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    train(settings(text_file, tmp_path / "run", "log.wandb=true", "training.n_iters=4"))
+    assert (given["project"], given["name"], given["resume"]) == ("sedd-fast", "run", "allow")
+    assert given["config"]["training"]["n_iters"] == 4
+    assert [step for step, _ in logged] == [1, 2, 3, 4, 4]
+    assert "train/loss" in logged[0][1]
+    assert "held_out/loss" in logged[-1][1]
+    assert finished == [True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen",
@@ -317,13 +372,12 @@ def test_wandb_missing_is_explained(text_file, tmp_path, monkeypatch):
     ids=lambda chosen: " ".join(chosen) or "usual",
 )
 def test_two_processes(chosen, text_file, tmp_path):
-    from sedd_fast.train.config import save_config
-
-    save_config(settings(text_file, tmp_path / "run", *chosen), tmp_path / "settings.yaml")
-    (tmp_path / "run.py").write_text(KILLED)
+    child = write_child(settings(text_file, tmp_path / "run", *chosen), tmp_path)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command = [*launch, str(tmp_path / "run.py"), str(tmp_path / "settings.yaml")]
-    subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [*launch, *child, "-", "", "0", ""],
+        check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert len([e for e in losses(tmp_path / "run") if e[1] == "loss"]) == 12
     names = sorted(p.name for p in (tmp_path / "run/checkpoints/step-00000012").iterdir())
     assert names == ["rng-0.pt", "rng-1.pt", "state.pt"]

@@ -108,11 +108,11 @@ def test_the_objective_is_the_one_named(text_file, tmp_path):
         (["objective.steps=0"], r"objective\.steps: expected at least 1, got 0"),
         (
             ["objective.over=lambda"],
-            r"objective\.over: is of masked_cross_entropy, got lambda with objective\.type=",
+            r"objective\.over: only valid with objective\.type=masked_cross_entropy, got lambda",
         ),
         (
             ["objective.type=masked_cross_entropy", "objective.steps=9"],
-            r"objective\.steps: is of d3pm, got 9 .* take objective\.type=d3pm, or leave",
+            r"objective\.steps: only valid with objective\.type=d3pm, got 9 .* take .*, or leave",
         ),
         (
             ["objective.type=masked_cross_entropy", "graph.type=uniform"],

@@ -22,7 +22,7 @@ class SEDD(nn.Module):
 
     Args:
         config: the original's settings, as OmegaConf or a dict, flat or nested under "config".
-            Read are tokens, graph, noise and model.
+            The sections tokens, graph, noise and model are read.
 
     ``config`` stays as it is given (a dict becomes OmegaConf), so that
     ``graph_lib.get_graph(model.config, device)`` and ``model.config.model.length`` work. On CUDA
@@ -34,8 +34,8 @@ class SEDD(nn.Module):
         self.config = _as_omegaconf(config)
         fields = checkpoint.config_from_original(_plain(self.config))
         network = fast.SEDD(SEDDConfig(**fields))
-        # The parts are registered here, under the names that checkpoints have; the network that
-        # runs them is not, or every parameter would have a second name.
+        # The parts are registered here, under the names that checkpoints use. The network that
+        # runs them is not registered: every parameter would have a second name.
         for name, part in network.named_children():
             self.add_module(name, part)
         object.__setattr__(self, "network", network)
@@ -80,7 +80,7 @@ def _as_omegaconf(config: Any) -> Any:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """The sections that the network reads; others may hold what only hydra can resolve."""
+    """The sections that the network reads; others may hold values that only hydra can resolve."""
     from omegaconf import OmegaConf
 
     parts = {key: config[key] for key in _SECTIONS if key in config}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
-from sedd_fast.sampling.legacy import gumbel_argmax
+from sedd_fast.sampling.legacy_gumbel import gumbel_argmax
 
 V = 7
 NOISE = sf.LogLinearNoise()

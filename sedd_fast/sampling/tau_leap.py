@@ -1,4 +1,4 @@
-"""A leap: every position follows its own rates, held fixed, and jumps at most once.
+"""A tau-leap: every position follows its own rates, held fixed, and jumps at most once.
 
 Over a step of size h a position with jump rates r_y stays with probability exp(-h sum(r)) and else
 jumps to y with probability r_y / sum(r). Unlike Euler's 1 - h sum(r) no probability can leave
@@ -7,6 +7,8 @@ jumps to y with probability r_y / sum(r). Unlike Euler's 1 - h sum(r) no probabi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,16 +16,16 @@ from sedd_fast.ops import reverse_step
 from sedd_fast.ops._uniforms import uniforms
 from sedd_fast.process.dense_graph import DenseGraph, categorical, leap_weights
 from sedd_fast.process.graphs import Graph
-from sedd_fast.sampling.shape import PIECE, Shape
+from sedd_fast.sampling.pieces import in_pieces
 
 
-def leap(
+def tau_leap(
     log_score: Tensor,
     x: Tensor,
     h: Tensor,
     graph: Graph,
     generator: torch.Generator | None = None,
-    shape: Shape | None = None,
+    **shares: Any,
 ) -> Tensor:
     """Tokens after a leap of size h along the rates r_y = Q[x, y] exp(l_y), y != x.
 
@@ -35,8 +37,8 @@ def leap(
         x: (B, L) int64.
         h: () float64, step size times noise rate.
         graph: ``Absorbing(V)``, ``Uniform(V)`` or a ``DenseGraph``, with its own Q.
-        generator: source of the uniforms: u0 stay or jump, u1 the token.
-        shape: temperature and top-p of the token jumped to, for a graph that takes them.
+        generator: source of the uniforms: u0 decides whether to jump, u1 where.
+        shares: temperature and top_p of :func:`sedd_fast.reverse_step`; not for a ``DenseGraph``.
 
     Returns:
         (B, L) int64.
@@ -47,15 +49,13 @@ def leap(
     jumps = u[..., 0] < -torch.expm1(-h * total_rate(log_score, x, graph))
     # An Euler step with u0 = 0 always moves where it can, to y in proportion to exp(l_y).
     moves = torch.stack((torch.zeros_like(u[..., 1]), u[..., 1]), -1)
-    options = (shape or Shape()).options()
-    drawn = reverse_step(log_score, x, 1.0, 1.0, graph, "euler", u=moves, **options)
+    drawn = reverse_step(log_score, x, 1.0, 1.0, graph, "euler", u=moves, **shares)
     return torch.where(jumps, drawn, x)
 
 
 def total_rate(log_score: Tensor, x: Tensor, graph: Graph) -> Tensor:
     """(B, L) float64: sum over y != x of Q[x, y] exp(l_y), 0 where nothing can move."""
-    parts = zip(pieces(log_score), x.split(piece_size(log_score)), strict=True)
-    total = torch.cat([_row_sums(scores, tokens) for scores, tokens in parts])
+    total = in_pieces(_row_sums, log_score, x)
     if graph.mask_index is None:
         return total / graph.vocab_size
     return torch.where(x == graph.mask_index, total, 0.0)
@@ -63,15 +63,5 @@ def total_rate(log_score: Tensor, x: Tensor, graph: Graph) -> Tensor:
 
 def _row_sums(log_score: Tensor, x: Tensor) -> Tensor:
     others = log_score.scatter(-1, x[..., None], -torch.inf)
-    wide = others if others.dtype == torch.float64 else others.float()
-    return wide.logsumexp(-1).double().exp()
-
-
-def piece_size(log_score: Tensor) -> int:
-    """How many sequences of (B, L, dim) scores make a piece of some 16 MB, at least one."""
-    return max(1, PIECE // max(1, log_score[:1].numel()))
-
-
-def pieces(log_score: Tensor) -> tuple[Tensor, ...]:
-    """The scores a few sequences at a time: what works on them makes no second tensor so large."""
-    return log_score.split(piece_size(log_score))
+    at_least_fp32 = others.to(torch.promote_types(others.dtype, torch.float32))
+    return at_least_fp32.logsumexp(-1).double().exp()

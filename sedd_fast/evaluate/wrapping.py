@@ -1,27 +1,29 @@
-"""A text to evaluate as blocks of tokens, and the ways in which it is wrapped into them.
+"""Wrapping: how a text to evaluate is divided into blocks of tokens.
 
     sedd       rows joined, end-of-text after each, cut into blocks of L tokens; the rest at the end
                is left out (Lou et al. 2024's code, which leaves out the rest of every 1,000 rows)
     mdlm       the same, cut into L - 2 tokens between two end-of-texts (Sahoo et al. 2024's code)
-    separate   every row with its end-of-text alone, a longer one cut into pieces; nothing left out
+    separate   every row with its end-of-text in a block of its own, a longer one cut into pieces;
+               nothing is left out
 
-Every token of a block counts towards the perplexity, an end-of-text as any other: WikiText has
-many empty rows, and "sedd" and "mdlm" count an easily guessed token for each.
+Every token of a block counts towards the perplexity, end-of-text included: WikiText has many empty
+rows, and for each of them "sedd" and "mdlm" count a token that is easy to predict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sedd_fast.data.blocks import Blocks
+from sedd_fast.data.blocks import Blocks, with_end
 from sedd_fast.data.corpus import pack
-from sedd_fast.data.sources import characters_in
 from sedd_fast.data.tokenizers import Tokenizer
+from sedd_fast.ops._arguments import check_choice
 
 WRAPS = ("sedd", "mdlm", "separate")
 
@@ -31,10 +33,10 @@ class Wrapped:
     """A text in blocks.
 
     Attributes:
-        name: of the text, for reports.
+        name: the text's name in reports.
         tokens: (T,) integers, the whole stream.
-        starts: (N,) of the blocks in the stream.
-        lengths: (N,) tokens that a block takes from the stream.
+        starts: (N,) index of each block's first token in the stream.
+        lengths: (N,) number of tokens that each block takes from the stream.
         chars_per_token: characters of the text over tokens of the blocks.
         wrap: "sedd", "mdlm" or "separate".
         edge: the token put before and after each block ("mdlm").
@@ -65,7 +67,7 @@ class Wrapped:
 
     @property
     def left_over(self) -> int:
-        """Tokens of the text that stand in no block."""
+        """Tokens of the text that are in no block."""
         return len(self.tokens) - int(self.lengths.sum())
 
     def blocks(self, limit: int | None = None) -> list[Tensor]:
@@ -85,14 +87,14 @@ class Wrapped:
 def wrap(
     rows: Sequence[str], tokenizer: Tokenizer, length: int, how: str = "sedd", name: str = ""
 ) -> Wrapped:
-    """Tokenise rows of text and lay blocks over them.
+    """Tokenise rows of text and divide them into blocks.
 
     Args:
         rows: documents, sentences or lines.
         tokenizer: the model's.
-        length: L, tokens of a block; a text shorter than that is one shorter block.
+        length: L, tokens of a block; a shorter text becomes one shorter block.
         how: "sedd", "mdlm" or "separate"; the module's docstring says what each does.
-        name: of the text, for reports and errors.
+        name: the text's name in reports and errors.
 
     Raises:
         ValueError: another `how`, no text, a length below 3 for "mdlm", or "mdlm" with a tokenizer
@@ -102,42 +104,28 @@ def wrap(
         >>> wrapped = wrap(["a b", "c"], tokenizer, length=1024, how="separate")
         >>> sum(block.numel() for block in wrapped.blocks())
     """
-    if how not in WRAPS:
-        raise ValueError(f"wrap must be one of {', '.join(WRAPS)}, got {how!r}")
+    check_choice("wrap", how, WRAPS)
     if how == "mdlm" and (tokenizer.eot is None or length < 3):
         raise ValueError(
             f"wrap 'mdlm' puts an end-of-text at both ends of a block: got length {length} and "
             f"end-of-text {tokenizer.eot}; use 'sedd', or a length of at least 3"
         )
-    characters = characters_in(rows)
+    characters = sum(map(len, rows))
     tokens = pack(rows, tokenizer)
     if not characters:
         raise ValueError(f"{name or 'rows'}: it holds no text; check the file and the split")
-    if how == "separate":
-        starts, lengths = _rows_apart(rows, tokenizer, length)
-    else:
-        starts, lengths = _grid(len(tokens), length - 2 * (how == "mdlm"))
     edge = tokenizer.eot if how == "mdlm" else None
+    if how == "separate":
+        sizes = [len(ids) for ids in with_end(tokenizer, rows)]
+        cuts = [
+            (start, min(length, stop - start))
+            for size, stop in zip(sizes, accumulate(sizes), strict=True)
+            for start in range(stop - size, stop, length)
+        ]
+        starts, lengths = np.array(cuts, dtype=np.int64).T
+    else:
+        inner = min(length - 2 * (how == "mdlm"), len(tokens))  # tokens of the text in a block
+        starts = np.arange(len(tokens) // inner) * inner
+        lengths = np.full(len(starts), inner)
     counted = len(tokens) * (1 + 2 * (edge is not None) / int(lengths.max()))
     return Wrapped(name, tokens, starts, lengths, characters / counted, how, edge)
-
-
-def _grid(count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    length = min(length, count)
-    starts = np.arange(count // length) * length
-    return starts, np.full(len(starts), length)
-
-
-def _rows_apart(
-    rows: Sequence[str], tokenizer: Tokenizer, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    end = 0 if tokenizer.eot is None else 1
-    sizes = np.array([len(ids) + end for ids in tokenizer.encode_corpus(rows)])
-    first = np.cumsum(sizes) - sizes
-    cuts = [
-        (start, min(length, stop - start))
-        for begin, stop in zip(first.tolist(), (first + sizes).tolist(), strict=True)
-        for start in range(begin, stop, length)
-    ]
-    starts, lengths = np.array(cuts, dtype=np.int64).T
-    return starts, lengths

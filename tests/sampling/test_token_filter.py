@@ -1,4 +1,4 @@
-"""temperature and top_p: which token, not when."""
+"""temperature and top_p: which token a position jumps to, not when."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
-from sedd_fast.sampling.leap import total_rate
-from sedd_fast.sampling.shape import Shape
+from sedd_fast.sampling.tau_leap import total_rate
+from sedd_fast.sampling.token_filter import filter_scores
 
 V, COUNT = 6, 30_000
 NOISE = sf.LogLinearNoise()
@@ -21,11 +21,11 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def assert_shares(tokens: Tensor, law: Tensor) -> None:
-    counts = torch.bincount(tokens.flatten(), minlength=len(law)).double()[: len(law)]
-    expected = counts.sum() * law
-    assert counts[law == 0].sum() == 0
-    assert ((counts - expected).square() / expected)[law > 0].sum() < 30  # 5 degrees: p = 1e-5
+def assert_shares(tokens: Tensor, shares: Tensor) -> None:
+    counts = torch.bincount(tokens.flatten(), minlength=len(shares)).double()[: len(shares)]
+    expected = counts.sum() * shares
+    assert counts[shares == 0].sum() == 0
+    assert ((counts - expected).square() / expected)[shares > 0].sum() < 30  # 5 degrees: p = 1e-5
 
 
 def network(x: Tensor, sigma: Tensor) -> Tensor:
@@ -63,28 +63,30 @@ def test_temperature_comes_before_top_p() -> None:
 
 @pytest.mark.parametrize("method", ["analytic", "euler", "tau_leaping"])
 def test_the_time_of_a_jump_stays(method: str) -> None:
-    """With one seed the same positions are masked after every step, whatever the shape."""
+    """With one seed the same positions are masked after every step, whatever the filter."""
 
-    def masks(**shape: float) -> list[Tensor]:
+    def masks(**token_filter: float) -> list[Tensor]:
         seen: list[Tensor] = []
         sf.sample(
             network, GRAPHS[0], NOISE, (20, 10), 6, method, generator=seeded(3),
-            callback=lambda step: seen.append(step.tokens == V), **shape,
+            callback=lambda step: seen.append(step.tokens == V), **token_filter,
         )  # fmt: skip
         return seen
 
     plain = masks()
-    for shape in ({"temperature": 3.0}, {"top_p": 0.3}):
-        assert all(torch.equal(*pair) for pair in zip(plain, masks(**shape), strict=True))
+    for token_filter in ({"temperature": 3.0}, {"top_p": 0.3}):
+        assert all(torch.equal(*pair) for pair in zip(plain, masks(**token_filter), strict=True))
 
 
 @each_graph
-@pytest.mark.parametrize("shape", [Shape(0.3), Shape(4.0), Shape(top_p=0.5), Shape(0.7, 0.9)])
-def test_the_total_is_kept_and_the_own_state_does_not_count(graph: sf.Graph, shape: Shape) -> None:
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.3, 1.0), (4.0, 1.0), (1.0, 0.5), (0.7, 0.9)])
+def test_the_total_is_kept_and_the_own_state_does_not_count(
+    graph: sf.Graph, temperature: float, top_p: float
+) -> None:
     log_score = torch.randn(3, 4, graph.dim, generator=seeded(4), dtype=torch.float64) * 2
     x = torch.randint(graph.dim, (3, 4), generator=seeded(5))
     log_score.scatter_(-1, x[..., None], 50.0)  # would be the largest by far
-    got = shape(log_score, x, graph)
+    got = filter_scores(log_score, x, graph, temperature, top_p)
     rate = total_rate(log_score, x, graph)
     torch.testing.assert_close(total_rate(got, x, graph), rate, rtol=1e-12, atol=0)
     if graph.mask_index is not None:
@@ -94,17 +96,17 @@ def test_the_total_is_kept_and_the_own_state_does_not_count(graph: sf.Graph, sha
 def test_half_precision_and_exact_ties() -> None:
     graph, x = GRAPHS[0], torch.full((1, 1), V)
     row = torch.tensor([0.5, 0.5, 0.5, 0.5, 0, 0, 1]).log2().bfloat16()[None, None]
-    got = Shape(top_p=0.49)(row, x, graph)
+    got = filter_scores(row, x, graph, top_p=0.49)
     assert got.dtype == torch.float32
     assert got.isfinite().squeeze().tolist() == [True] * 4 + [False] * 3  # all that are equal
-    assert Shape()(row, x, graph) is row
-    tiny = Shape(top_p=1e-9)(row, x, graph)
+    assert filter_scores(row, x, graph) is row
+    tiny = filter_scores(row, x, graph, top_p=1e-9)
     assert tiny.isfinite().sum() == 4  # the largest always stay
 
 
 def test_nothing_masked_is_nothing_to_do() -> None:
     x, log_score = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, V + 1)
-    assert torch.equal(Shape(0.5)(log_score, x, GRAPHS[0]), log_score)
+    assert torch.equal(filter_scores(log_score, x, GRAPHS[0], temperature=0.5), log_score)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])

@@ -1,0 +1,264 @@
+"""`sedd-fast eval`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+from sedd_fast.cli import options as shared
+from sedd_fast.cli.network import Baseline, Network, Precision, corpus_of_run, load_any
+from sedd_fast.cli.output import Result, figure
+from sedd_fast.data.copies import named_rows
+from sedd_fast.data.datasets import NAMED
+from sedd_fast.data.sources import read_documents
+from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
+from sedd_fast.evaluate.likelihood import exact_likelihood
+from sedd_fast.evaluate.wrapping import Wrapped, wrap
+from sedd_fast.progress import counted
+from sedd_fast.version import __version__
+
+_ROWS = 256  # noised blocks between two reports of progress
+_EPS = 1e-3  # the lowest time of training
+_FIGURES = ("perplexity", "perplexity_stderr", "bits_per_token", "bits_per_token_stderr")
+#: Options of the bound, which an autoregressive network does not need.
+OF_BOUND = ("mode", "samples", "times", "seed")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The options of `sedd-fast eval`."""
+
+    model: shared.Model
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT",
+            help="Files in UTF-8, globs too; or one of " + ", ".join(NAMED) + ".",
+            show_default="the text that the run --model held out",
+        ),
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="A copy on disk of the data set that TEXT names: a file or a directory.",
+            show_default="from the hub",
+        ),
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The split of the data set that TEXT names.",
+            show_default="that of the papers",
+        ),
+    ] = None
+    wrap: Annotated[
+        Literal["sedd", "mdlm", "separate"],
+        typer.Option(
+            help="How the text is cut into blocks. sedd: rows are joined, with an end-of-text "
+            "after each, and cut. mdlm: the same with an end-of-text at both ends of a block. "
+            "separate: each row is a block."
+        ),
+    ] = "sedd"
+    mode: Annotated[
+        Literal["exact", "paper", "normalised"],
+        typer.Option(
+            help="The bound. exact: a strict upper bound. normalised: a strict bound for the model "
+            "whose scores are made to sum to one (absorbing graph only). paper: the integral as "
+            "published, not a strict bound."
+        ),
+    ] = "exact"
+    samples: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=2, help="Noise levels for each block; the error falls as 1/sqrt(N)."
+        ),
+    ] = 32
+    times: Annotated[
+        Literal["stratified", "antithetic"],
+        typer.Option(
+            help="How the noise levels of a block are drawn. stratified: one in each of --samples "
+            "slices. antithetic: in mirrored pairs."
+        ),
+    ] = "stratified"
+    max_blocks: Annotated[
+        int | None,
+        typer.Option(
+            **shared.COUNT,
+            help="Number of blocks to evaluate, evenly spaced over the text.",
+            show_default="all",
+        ),
+    ] = None
+    length: shared.Length = None
+    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch", "-n"))] = 16
+    seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed for the noise.")] = 0
+    device: shared.DeviceName = "auto"
+    dtype: shared.Dtype = Precision.float32
+    tokenizer: shared.TokenizerName = None
+    as_json: shared.Json = False
+    save: shared.SaveTo = None
+
+
+@shared.expand_options
+def evaluate(context: typer.Context, options: EvalOptions) -> None:
+    """Bound the likelihood of a text: perplexity, bits per token and character.
+
+    The text is cut into blocks, each read on its own; -log p of every block
+    is bounded from above by Monte Carlo over noise levels. Standard errors
+    are those of this estimate on this text. Tokens at the end that fill no
+    block are left out and counted. A named data set is detokenised as the
+    published zero-shot perplexities assume. For an autoregressive network
+    the likelihood itself is computed, without error.
+
+    [bold]Examples[/]
+      sedd-fast eval --model runs/demo
+      sedd-fast eval --model runs/demo book.txt "more/*.txt" --samples 128
+      sedd-fast eval --model louaaron/sedd-small wikitext2 --save wt2.json
+      sedd-fast eval --model louaaron/sedd-small ptb --data ptb.valid.txt
+
+    [bold]Exit codes[/]
+      0    done
+      2    a wrong option, value or path
+      130  stopped with Ctrl-C
+    """
+    network = load_any(options.model, options.tokenizer, options.device, options.dtype)
+    if isinstance(network, Baseline):
+        shared.refuse_given(context, OF_BOUND, "the likelihood of an autoregressive model is exact")
+    text = _find_text(network, options)
+    bound = _bound(network, text, options)
+    record = _record(network, text, bound, options)
+    _result(record).write(options.save, options.as_json)
+
+
+def _find_text(network: Network | Baseline, options: EvalOptions) -> Wrapped:
+    """The text to evaluate, in blocks: a named data set, files, or what the run held out."""
+    length = options.length or network.model.config.length
+    names, copy, split = options.files or [], options.data, options.split
+    named = len(names) == 1 and names[0] in NAMED and not Path(names[0]).is_file()
+    if not named and (copy or split):
+        raise ValueError(
+            f"--data, --split: only valid with the name of one data set ({', '.join(NAMED)}), got "
+            f"{' '.join(names) or 'no name'}; a file needs no option: sedd-fast eval FILE"
+        )
+    if named:
+        if split and copy and Path(copy).expanduser().is_file():
+            raise ValueError(f"--split: {copy} is a file, all of it is read; leave out --split")
+        name = f"{names[0]}, {split or NAMED[names[0]].evaluated}"
+        name += f", from {copy}" if copy else ""
+        documents = named_rows(names[0], split, copy)
+        return wrap(documents, network.tokenizer, length, options.wrap, name)
+    if names:
+        _check_files(names)
+        documents = read_documents(names)
+        return wrap(documents, network.tokenizer, length, options.wrap, ", ".join(names))
+    if options.wrap != "sedd":
+        raise ValueError(
+            f"--wrap: the held-out text is in blocks already, got {options.wrap}; name a TEXT"
+        )
+    name, corpus = corpus_of_run(options.model, network, length) or ("", None)
+    if corpus is None or corpus.held_out is None or corpus.chars_per_token is None:
+        raise ValueError(
+            f"eval: {options.model} is no run directory with a held-out text; name a TEXT"
+        )
+    name = f"the held-out part of {name}"
+    return Wrapped.of_blocks(corpus.held_out, corpus.chars_per_token, name)
+
+
+def _check_files(names: list[str]) -> None:
+    """Raise ValueError for a file that does not exist and is nearly the name of a data set."""
+    for name in names:
+        close = difflib.get_close_matches(name, NAMED, n=1, cutoff=0.8)
+        if close and not Path(name).expanduser().exists():
+            raise ValueError(
+                f"eval: there is no file {name!r}; did you mean the data set {close[0]}? It is "
+                f"named alone: sedd-fast eval {close[0]}"
+            )
+
+
+def _bound(network: Network | Baseline, text: Wrapped, options: EvalOptions) -> LikelihoodBound:
+    """The bound of all blocks, a few at a time, so that progress can be reported."""
+    generator, parts = torch.Generator().manual_seed(options.seed), []
+    groups = text.blocks(options.max_blocks)
+    total, done = sum(map(len, groups)), 0
+    with network.autocast(), counted("bounding", "blocks") as report:
+        for blocks in (b for g in groups for b in g.split(max(1, _ROWS // options.samples))):
+            if isinstance(network, Baseline):
+                part = exact_likelihood(network.model, blocks, options.batch_size)
+            else:
+                model = network.model
+                part = evaluate_corpus(
+                    model, blocks, model.graph, model.noise, options.samples, options.mode,
+                    generator, options.batch_size, _EPS, times=options.times,
+                )  # fmt: skip
+            parts.append(part)
+            done += len(blocks)
+            report(done, total)
+    return join(parts)
+
+
+def _record(
+    network: Network | Baseline, text: Wrapped, bound: LikelihoodBound, options: EvalOptions
+) -> dict[str, Any]:
+    per_char = 1 / text.chars_per_token if text.chars_per_token else math.nan
+    drawn: dict[str, Any] = {"times": options.times, "seed": options.seed, "eps": _EPS}
+    if isinstance(network, Baseline):
+        drawn = dict.fromkeys(drawn)  # an exact likelihood draws no noise
+    return {
+        "version": __version__,
+        "model": network.source,
+        "tokenizer": network.tokenizer.fingerprint,
+        "text": text.name,
+        "estimator": bound.description,
+        "strict": bound.strict,
+        "mode": bound.mode,
+        "samples": bound.samples,
+        "batch_size": options.batch_size,
+        "max_blocks": options.max_blocks,
+        **drawn,
+        **{name: getattr(bound, name) for name in _FIGURES},
+        "bits_per_char": bound.bits_per_token * per_char,
+        "bits_per_char_stderr": bound.bits_per_token_stderr * per_char,
+        "nats": bound.total_nats,
+        "tokens": bound.total_tokens,
+        "blocks": len(bound.nats),
+        "blocks_in_text": len(text),
+        "block_length": text.block_length,
+        "wrap": text.wrap,
+        "tokens_left_over": text.left_over,
+        "chars_per_token": text.chars_per_token,
+        "dtype": network.precision.value,
+        "device": str(network.device),
+    }
+
+
+def _result(record: dict[str, Any]) -> Result:
+    of = "of {blocks_in_text:,} ".format(**record) * (record["max_blocks"] is not None)
+    upto = "up to " * (record["wrap"] == "separate")
+    tokens = "{tokens:,} in {blocks:,} {0}blocks of {1}{block_length}".format(of, upto, **record)
+    if record["tokens_left_over"]:
+        tokens += ", {tokens_left_over} at the end of the text left out".format(**record)
+    about = {
+        "model": record["model"],
+        "tokenizer": record["tokenizer"],
+        "text": record["text"],
+        "tokens": tokens,
+        "wrapping": record["wrap"],
+        "estimator": record["estimator"],
+        "network": "{dtype} on {device}, {batch_size} blocks at a time".format(**record),
+    }
+    if record["seed"] is not None:
+        about["noise"] = "seed {seed}, lowest time {eps:g}".format(**record)
+    names = {
+        "perplexity": "perplexity", "bits/token": "bits_per_token", "bits/char": "bits_per_char",
+    }  # fmt: skip
+    figures = {
+        shown: figure(record[name], record[f"{name}_stderr"], 4) for shown, name in names.items()
+    }
+    return Result(record, about, figures)

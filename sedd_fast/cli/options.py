@@ -1,0 +1,155 @@
+"""Options that several commands share, and commands whose options are one frozen dataclass."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from sedd_fast.cli.errors import warn
+from sedd_fast.cli.network import Precision
+from sedd_fast.cli.output import writable
+
+#: A count above this is taken for a mistake of typing.
+MOST = 1_000_000
+#: What every option that counts something, and every seed, has in common.
+COUNT: dict[str, Any] = {"metavar": "N", "min": 1, "max": MOST}
+SEED: dict[str, Any] = {"metavar": "N", "min": 0, "max": 2**63 - 1}
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="NAME", help="Run directory, directory of weights, or hub name."
+    ),
+]
+NumSamples = Annotated[
+    int, typer.Option("--num-samples", "-n", **COUNT, help="Number of samples to draw.")
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", **COUNT, help="Sequences per batch; more need more memory.")
+]
+Length = Annotated[
+    int | None,
+    typer.Option("--length", "-l", **COUNT, help="Length in tokens.", show_default="as trained"),
+]
+DeviceName = Annotated[
+    str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N; auto: a GPU if available.")
+]
+Dtype = Annotated[
+    Precision,
+    typer.Option(
+        metavar="NAME",
+        help="Data type of the matrix products: float32, bfloat16 or float16. Scores are always "
+        "float32.",
+    ),
+]
+TokenizerName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The tokenizer: bytes, a file, a directory or a hub name.",
+        show_default="the one beside the weights",
+    ),
+]
+JudgeName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="The model that judges: a causal language model of transformers, as a hub name or a "
+        "directory.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+SaveTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        callback=writable,
+        metavar="FILE.json",
+        help="Write all settings and results to this file.",
+    ),
+]
+
+_OLD = "old_"  # prefix of the hidden parameter that takes an option's old names
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """Metadata of a field: former names of an option that counts something.
+
+    They still work, are not in the help, and cause a warning.
+    """
+
+    names: tuple[str, ...]
+
+
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer reads it: a parameter that is a dataclass is replaced by its fields.
+
+    The fields are annotated as typer's options and arguments are, and may carry :class:`Renamed`.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class GreetOptions:
+        ...     name: Annotated[str, typer.Option(help="Who is greeted.")] = "you"
+        >>> @expand_options
+        ... def greet(options: GreetOptions) -> None:
+        ...     print(f"hello {options.name}")
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    for kind in groups.values():
+        hints |= get_type_hints(kind, include_extras=True)
+    defaults: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        own = inspect.signature(groups[name]).parameters if name in groups else {name: parameter}
+        defaults |= {key: each.default for key, each in own.items()}
+    renamed = {
+        name: entry.names
+        for name in defaults
+        for entry in getattr(hints[name], "__metadata__", ())
+        if isinstance(entry, Renamed)
+    }
+    for name, names in renamed.items():
+        defaults[_OLD + name] = None
+        hints[_OLD + name] = Annotated[int | None, typer.Option(*names, hidden=True, **COUNT)]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, names in renamed.items():
+            if (value := given.pop(_OLD + name)) is not None:
+                option = "--" + name.replace("_", "-")
+                warn(f"{names[0]} is now called {option}; the next release removes the old name")
+                given[name] = value
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        command(**given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, keyword, default=default, annotation=hints[name])
+            for name, default in defaults.items()
+        ]
+    )
+    run.__annotations__ = {name: hints[name] for name in defaults}
+    return run
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuse the options of parameters `names` that the command line gives.
+
+    Raises:
+        ValueError: an option that would have no effect; the message says `why`.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name != "DEFAULT"
+        if given and name.removeprefix(_OLD) in names:
+            raise ValueError(f"{parameter.opts[0]}: {why}; leave it out")

@@ -1,0 +1,171 @@
+"""The options of `sedd-fast tradeoff`, and the grid of settings that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sedd_fast.cli import options as shared
+from sedd_fast.cli.network import Precision
+from sedd_fast.cli.output import creatable
+from sedd_fast.cli.samples import ModelOrNone
+from sedd_fast.evaluate.tradeoff import Budget
+from sedd_fast.sampling.api import METHODS
+
+RECORD, PICTURE = "tradeoff.json", "tradeoff.png"
+#: The run directories of the two networks of --demo: SEDD and the autoregressive baseline.
+DEMO = (Path("runs/demo"), Path("runs/demo-ar"))
+MINUTES = 5.0  # of training for each network of --demo
+
+
+@dataclass(frozen=True)
+class TradeoffOptions:
+    """The options of `sedd-fast tradeoff`."""
+
+    model: ModelOrNone = None
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT",
+            help="Files of real text to compare with; the last tenth is held out.",
+            show_default="the text of the run --model",
+        ),
+    ] = None
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--ar",
+            metavar="RUN_DIR",
+            help="A run of model.kind=ar to compare with. If it does not exist, it is trained on "
+            "the text and with the settings of the run --model.",
+        ),
+    ] = None
+    preset: Annotated[
+        Literal["small", "medium"] | None,
+        typer.Option(
+            help="Only valid without --model: measure networks of this size with random weights, "
+            "of both kinds; time and rows only."
+        ),
+    ] = None
+    demo: Annotated[
+        bool,
+        typer.Option(
+            "--demo",
+            help="Only valid without --model and --ar: compare the network of sedd-fast demo and a "
+            f"baseline, trained in {DEMO[0]} and {DEMO[1]} if they do not exist.",
+        ),
+    ] = False
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="M",
+            help="Only valid with --demo: minutes of training for each network.",
+            show_default=f"{MINUTES:g}",
+        ),
+    ] = None
+    methods: Annotated[str, typer.Option(metavar="A,B,...", help="Samplers to compare.")] = (
+        ",".join(METHODS)
+    )
+    steps: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Numbers of steps of every sampler.")
+    ] = "4,8,16,32,64,128,256"
+    top_p: Annotated[
+        str, typer.Option(metavar="P,P,...", help="Values of top-p for the autoregressive model.")
+    ] = "1,0.95"
+    metric: Annotated[
+        Literal["js", "ngram", "entropy", "genppl"],
+        typer.Option(
+            help="The measure of quality in the picture. js: n-gram divergence from held-out text. "
+            "ngram: bits under a 5-gram model. entropy: unigram entropy of a sample. genppl: "
+            "generative perplexity under --judge."
+        ),
+    ] = "js"
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model that judges for genppl.", show_default="none"),
+    ] = None
+    num_samples: Annotated[shared.NumSamples, shared.Renamed(("--texts", "-t"))] = 64
+    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch",))] = 16
+    length: shared.Length = None
+    seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed of every point.")] = 0
+    device: shared.DeviceName = "auto"
+    dtype: shared.Dtype = Precision.float32
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            callback=creatable,
+            help=f"The directory for {RECORD} and {PICTURE}.",
+            show_default="the run --model, else here",
+        ),
+    ] = None
+    as_json: shared.Json = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for options that do not go together."""
+        if self.metric == "genppl" and self.judge is None:
+            raise ValueError("--metric: genppl needs --judge NAME, such as gpt2-large")
+        if self.minutes is not None and not self.demo:
+            raise ValueError("--minutes: only valid with --demo; leave it out")
+        sources = {"--model": self.model, "--preset": self.preset, "--demo": self.demo}
+        given = [name for name, value in sources.items() if value not in (None, False)]
+        if len(given) != 1:
+            raise ValueError("tradeoff: give one of --model, --preset and --demo")
+        if self.baseline is not None and given != ["--model"]:
+            raise ValueError(
+                f"--ar: {given[0]} brings a baseline of its own; leave out one of the two"
+            )
+        if self.preset and (self.text or self.judge):
+            raise ValueError(
+                "--preset: random weights have no quality to compare; leave out TEXT and --judge"
+            )
+
+    def budget(self, trained_length: int) -> Budget:
+        """How much is drawn, at the network's own length unless --length is given."""
+        batch_size = min(self.batch_size, self.num_samples)
+        return Budget(self.num_samples, batch_size, self.length or trained_length, self.seed)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The settings that are measured: each method at each number of steps, each top_p."""
+
+    methods: tuple[str, ...]
+    steps: tuple[int, ...]
+    top_p: tuple[float, ...]
+
+    @classmethod
+    def of(cls, options: TradeoffOptions) -> Grid:
+        """Read --methods, --steps and --top-p; ValueError for a wrong value."""
+        methods = tuple(_items(options.methods))
+        for name in methods or ("",):
+            if name not in METHODS:
+                raise ValueError(f"--methods: expected some of {', '.join(METHODS)}, got {name!r}")
+        steps = _numbers("--steps", options.steps, int)
+        if max(steps) > shared.MOST:
+            raise ValueError(f"--steps: expected at most {shared.MOST:,}, got {max(steps)}")
+        top_p = _numbers("--top-p", options.top_p, float)
+        for share in top_p:
+            if not share <= 1:
+                raise ValueError(f"--top-p: expected numbers in (0, 1], got {share}")
+        return cls(methods, steps, top_p)
+
+
+def _items(listed: str) -> list[str]:
+    return [item.strip() for item in listed.split(",") if item.strip()]
+
+
+def _numbers(option: str, listed: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        numbers = tuple(kind(item) for item in _items(listed))
+    except ValueError:
+        raise ValueError(
+            f"{option}: expected numbers with commas between them, got {listed!r}"
+        ) from None
+    if not numbers or min(numbers) <= 0:
+        raise ValueError(f"{option}: expected positive numbers, got {listed!r}")
+    return numbers
