@@ -10,7 +10,7 @@ presets are plain YAML (sedd_fast/train/presets) and hold only what differs from
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,10 @@ def _read_preset(name: str) -> Any:
 
 def _read_yaml(path: str | Path) -> Any:
     from omegaconf import OmegaConf
-    from yaml import YAMLError
 
     if not Path(path).is_file():
         raise ValueError(f"config: no file {str(path)!r}; presets are {', '.join(PRESETS)}")
-    try:
-        settings = OmegaConf.to_container(OmegaConf.load(path))
-    except YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config: {path} is not valid YAML: {reason}") from error
+    settings = _parse(OmegaConf.load, path, f"config: {path} is not valid YAML")
     if not isinstance(settings, dict):
         raise ValueError(f"config: {path} holds no settings; expected lines such as 'optim:'")
     return settings
@@ -102,15 +97,21 @@ def _read_yaml(path: str | Path) -> Any:
 
 def _parse_override(text: str) -> Any:
     from omegaconf import OmegaConf
-    from yaml import YAMLError
 
     if "=" not in text or text.startswith("="):
         raise ValueError(f"override: expected section.key=value, got {text!r}")
+    return _parse(OmegaConf.from_dotlist, [text], f"override: cannot read {text!r} as YAML")
+
+
+def _parse(read: Callable[[Any], Any], source: Any, problem: str) -> Any:
+    """The settings that `read(source)` returns; ValueError in one line for wrong YAML."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+        return OmegaConf.to_container(read(source))
     except YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"override: cannot read {text!r} as YAML: {reason}") from error
+        raise ValueError(f"{problem}: {' '.join(str(error).split())}") from error
 
 
 def _suggest(unknown: str, known: Mapping[str, Any]) -> str:

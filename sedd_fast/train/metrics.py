@@ -18,7 +18,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"metrics: no file {str(path)!r}; a run writes RUN_DIR/metrics.jsonl")
-    records = (_parse(line) for line in file.read_text(encoding="utf-8").splitlines())
-    return [record for record in records if record is not None]
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict) and "step" in record]
 
 
 def rewind(path: Path, step: int) -> None:
@@ -117,14 +120,6 @@ def rewind(path: Path, step: int) -> None:
         return
     kept = [record for record in read_metrics(path) if record["step"] <= step]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return record if isinstance(record, dict) and "step" in record else None
 
 
 def _tag(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The moving average: the original's trace, its file format, and what is refused."""
+"""The moving average: the trace of the original, its file format, and the errors."""
 
 from __future__ import annotations
 

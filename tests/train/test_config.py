@@ -1,4 +1,4 @@
-"""Settings: presets, files, overrides, and what is said about wrong ones."""
+"""Settings: presets, files, overrides, and the messages for wrong ones."""
 
 from dataclasses import FrozenInstanceError, asdict
 

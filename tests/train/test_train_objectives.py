@@ -146,7 +146,7 @@ def test_a_run_keeps_its_objective(text_file, tmp_path):
     assert resume(run, ["model.kind=sedd", "training.n_iters=4"]).step == 4  # what None meant
 
 
-def test_settings_from_before_there_was_a_choice():
+def test_settings_saved_before_objectives_could_be_chosen():
     old = asdict(load_config("tiny"))
     del old["objective"]
     old["model"]["kind"] = "sedd"
