@@ -1,4 +1,13 @@
-"""The fixtures that run a test on every backend, or on every one of a GPU."""
+"""The fixtures that run a test on every backend, or on every backend of a GPU.
+
+Triton's interpreter takes milliseconds a position. Two markers therefore say which cases run in it:
+
+- ``interpreted_float16``: the test's float16 cases run in the interpreter. It leaves out those of
+  other tests, because float16 differs from float32 only in how a gradient is stored.
+- ``interpreted_head(name=values, ...)``: the test of a linear head runs in the interpreter, in the
+  cases whose parameter ``name`` has one of ``values``. Tests of a head without the marker, and
+  bfloat16 and unscaled absorbing cases, run the same code of a kernel as others, and are left out.
+"""
 
 from __future__ import annotations
 
@@ -17,49 +26,6 @@ from sedd_fast.backends import registry, values
 
 #: Bytes of GPU memory that a process may keep for its next test; more is given to the others.
 KEPT = 1 << 30
-#: Where float16 runs in the interpreter: it differs from float32 in how a gradient is stored.
-HALF = (
-    "test_truth_at_odd_vocabularies",
-    "test_law_at_odd_vocabularies",
-    "test_dtypes_of_the_results",
-    "test_truth_over_several_blocks",
-    "test_half_dtypes_draw_nearly_the_same_tokens",
-)
-
-#: Tests of heads that a kernel can fail by itself: they run in the interpreter, with these values.
-HEADS = (
-    "test_truth_at_every_noise_level",
-    "test_truth_at_odd_vocabularies",
-    "test_truth_over_several_blocks",
-    "test_a_small_workspace_changes_nothing",
-    "test_without_a_bias",
-    "test_layouts",
-    "test_only_some_operands_want_gradients",
-    "test_rows_without_loss_are_never_read",
-    "test_nan_in_a_hidden_state",
-    "test_an_empty_batch",
-    "test_exp_overflows_only_where_the_value_does",
-    "test_a_true_overflow_is_infinite_and_not_nan",
-    "test_given_rows_change_nothing",
-    "test_autocast",
-    "test_same_u_same_tokens",
-    "test_half_dtypes_draw_nearly_the_same_tokens",
-    "test_given_rows",
-    "test_unmasked_tokens_stay_and_are_never_read",
-    "test_from_hidden_states",
-)
-FEW = {
-    "dtype": (torch.float32, torch.float16),
-    "reduction": ("none", "mean"),
-    "vocabulary": (2, 513, 17),
-    "workspace": (1, None),
-    "missing": (2, 5),
-    "sigma": (1e-5,),
-    "method": ("analytic", "euler"),
-    "kind": ("scaled", "uniform"),
-    "shape": ((0, 4),),
-    "shares": ({"temperature": 0.7, "top_p": 0.9},),
-}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,8 +45,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     parameters = request.node.callspec.params.values()
     if wrong := [p for p in parameters if isinstance(p, torch.dtype) and p not in chosen.dtypes]:
         pytest.skip(f"{chosen} has no {wrong[0]}")
-    if chosen.interpreted and torch.float16 in parameters and request.function.__name__ not in HALF:
-        pytest.skip("interpreted: float16 goes the way of float32")
+    half = request.node.get_closest_marker("interpreted_float16")
+    if chosen.interpreted and torch.float16 in parameters and half is None:
+        pytest.skip("interpreted: float16 runs the same code as float32")
     with sf.use_backend(chosen.name), small_blocks(chosen):
         yield chosen
 
@@ -90,15 +57,18 @@ def has_heads(request: pytest.FixtureRequest, backend: Backend) -> None:
     """Only backends that compute from hidden states, and in the interpreter only some cases."""
     if reason := registry.unsupported(backend.name, "linear_score_entropy", torch.float32):
         pytest.skip(f"{backend}: {reason}")
-    if backend.interpreted and not _interpreted(request):
-        pytest.skip("interpreted: another case goes the same way")
+    if backend.interpreted and not _is_interpreted(request.node):
+        pytest.skip("interpreted: another case runs the same code")
 
 
-def _interpreted(request: pytest.FixtureRequest) -> bool:
-    given = request.node.callspec.params
+def _is_interpreted(item: pytest.Function) -> bool:
+    """Whether a case of a linear head runs in Triton's interpreter."""
+    given = item.callspec.params
     unscaled = given.get("scaled") is False and getattr(given.get("graph"), "kind", "") != "uniform"
-    known = request.function.__name__ in HEADS and not unscaled
-    return known and all(given.get(name, some[0]) in some for name, some in FEW.items())
+    marker = item.get_closest_marker("interpreted_head")
+    if marker is None or unscaled or given.get("dtype") == torch.bfloat16:
+        return False
+    return all(given[name] in values for name, values in marker.kwargs.items())
 
 
 @pytest.fixture(params=gpu_backends("triton", "cuda"), ids=str)

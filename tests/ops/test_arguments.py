@@ -12,6 +12,7 @@ import torch
 import sedd_fast as sf
 from helpers.op_cases import GRAPHS, Backend, Inputs, graph_id, make_inputs
 
+pytestmark = pytest.mark.any_backend
 A, U = sf.Absorbing(11), sf.Uniform(11)
 #: What is changed in good inputs, and the error: (operations, change, type, words).
 Change = Callable[[Inputs], dict[str, Any]]

@@ -14,6 +14,7 @@ import sedd_fast as sf
 from helpers.op_cases import GRAPHS, METHODS, Backend, Inputs, graph_id, make_inputs
 from sedd_fast.backends import registry
 
+pytestmark = pytest.mark.any_backend
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 OPS = torch.ops.sedd_fast
 LAYOUTS = ("contiguous", "transposed")
@@ -110,7 +111,9 @@ def backward(function: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 @by_graph
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.not_in_smoke)]
+)
 def test_compiled_loss_and_gradient_equal_eager(backend: Backend, graph, compiler):
     if compiler == "inductor" and graph.kind == "uniform":
         pytest.skip("one graph suffices: the generated code is around the operation")

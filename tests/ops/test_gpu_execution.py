@@ -63,6 +63,7 @@ def test_a_side_stream_sees_what_was_queued_before(gpu: Backend, graph: sf.Graph
     assert_same(got, expected)
 
 
+@pytest.mark.not_in_smoke
 @by_graph
 def test_a_second_device(gpu: Backend, graph: sf.Graph):
     if torch.cuda.device_count() < 2:

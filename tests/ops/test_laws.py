@@ -23,6 +23,7 @@ from helpers.op_cases import (
 from sedd_fast.backends import cpp, reference
 from sedd_fast.backends.inputs import Reverse
 
+pytestmark = pytest.mark.operation("reverse_step")
 DRAWS = 200_000
 #: The reference makes (draws, dim) tensors in float64: fewer for it.
 REFERENCE_DRAWS = 50_000

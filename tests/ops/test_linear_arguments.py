@@ -13,6 +13,7 @@ import sedd_fast as sf
 from helpers.head_cases import HEADS, Head, make_head
 from helpers.op_cases import Backend, graph_id
 
+pytestmark = pytest.mark.any_backend
 Change = Callable[[Head], dict[str, Any]]
 BOTH = ("entropy", "step")
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))

@@ -16,7 +16,7 @@ from helpers.head_cases import HEADS, Head, make_head, on_heads
 from helpers.op_cases import METHODS, Backend, graph_id
 from sedd_fast.backends import registry
 
-pytestmark = on_heads
+pytestmark = [*on_heads, pytest.mark.operation("linear_score_entropy"), pytest.mark.any_backend]
 OPS = torch.ops.sedd_fast
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 #: For what is slow to compile: a graph whose rows are compacted, and one whose are not.
@@ -128,6 +128,7 @@ def test_compiled_equals_eager(kernels: Backend, graph, scaled, reduction, autoc
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.not_in_smoke
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_generated_code_around_the_operation(kernels: Backend, reduction):
     head = make_head(sf.Absorbing(11), True, device=kernels.device)

@@ -12,7 +12,10 @@ from helpers.head_cases import Head, make_head, run
 from helpers.op_cases import Backend, gpu_backends, graph_id
 
 FAR = 2**62
-pytestmark = pytest.mark.parametrize("gpu", gpu_backends("triton", "tiled"), ids=str, indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("gpu", gpu_backends("triton", "tiled"), ids=str, indirect=True),
+    pytest.mark.operation("linear_score_entropy"),
+]
 by_graph = pytest.mark.parametrize("graph", [sf.Absorbing(11), sf.Uniform(11)], ids=graph_id)
 BAD_ENTROPY = (
     *(("x_t", -1), ("x_t", FAR), ("x_0", -1), ("x_0", FAR)),

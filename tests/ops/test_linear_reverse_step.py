@@ -12,7 +12,7 @@ import sedd_fast as sf
 from helpers.head_cases import HEADS, Head, make_head, on_heads
 from helpers.op_cases import METHODS, Backend, assert_inverse_cdf, chi_square_tail, graph_id
 
-pytestmark = on_heads
+pytestmark = [*on_heads, pytest.mark.operation("linear_reverse_step")]
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 by_method = pytest.mark.parametrize("method", METHODS)
 #: Euler's step keeps below 1, and the analytic one leaves something to draw.
@@ -33,6 +33,7 @@ def quiet(head: Head) -> Head:
     return replace(head, inputs=replace(head.inputs, dsigma=head.inputs.dsigma * QUIET))
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"), vocabulary=(2, 513), workspace=(None,))
 @by_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
@@ -53,6 +54,8 @@ def test_same_u_same_tokens(backend: Backend, graph, scaled, method, dtype, voca
         assert float((tokens == unfused(given.double(), method)).double().mean()) > 0.9
 
 
+@pytest.mark.interpreted_float16
+@pytest.mark.interpreted_head(method=("analytic", "euler"))
 @by_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @by_head
@@ -70,6 +73,7 @@ def test_half_dtypes_draw_nearly_the_same_tokens(backend: Backend, graph, scaled
     assert int((tokens == exact).sum()) >= 0.99 * int((same == exact).sum())
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"), workspace=(1,))
 @by_method
 @by_head
 @pytest.mark.parametrize("workspace", [1, 2000, 10_000])
@@ -83,6 +87,7 @@ def test_a_small_workspace_changes_nothing(backend: Backend, graph, scaled, meth
     assert float((tokens == head.step(method)).double().mean()) > 0.9
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"))
 @by_method
 @by_head
 def test_given_rows(backend: Backend, graph, scaled, method):
@@ -122,6 +127,7 @@ def test_without_a_bias_and_in_other_layouts(backend: Backend, graph, scaled, me
         assert_inverse_cdf(given.step(method), exact, method)
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"))
 @pytest.mark.parametrize("scaled", [True, False])
 @by_method
 def test_unmasked_tokens_stay_and_are_never_read(backend: Backend, scaled, method):
@@ -137,6 +143,7 @@ def test_unmasked_tokens_stay_and_are_never_read(backend: Backend, scaled, metho
     assert torch.equal(clean.step(method), head.inputs.x_0)
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"), shape=((0, 4),))
 @by_method
 @by_head
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0)], ids=str)
@@ -164,6 +171,7 @@ def test_rows_beyond_float32(backend: Backend, graph, scaled, method, offset):
     assert_inverse_cdf(tokens, exact, method)
 
 
+@pytest.mark.not_in_smoke
 @by_method
 @by_head
 @pytest.mark.parametrize("workspace", [1, None])
@@ -178,6 +186,7 @@ def test_a_row_without_a_law_is_an_error_on_the_cpu(backend, graph, scaled, meth
         head.step(method, workspace=workspace)
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"))
 @by_method
 @by_head
 def test_autocast(backend: Backend, graph, scaled, method):

@@ -17,7 +17,7 @@ from helpers.op_cases import Backend, graph_id
 from sedd_fast.backends import registry
 
 REDUCTIONS = ("none", "sum", "mean")
-pytestmark = on_heads
+pytestmark = [*on_heads, pytest.mark.operation("linear_score_entropy")]
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 by_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
@@ -122,6 +122,7 @@ def test_a_loss_scaler_lifts_float16_gradients_into_range(backend, graph, scaled
         assert bool(value.any())
 
 
+@pytest.mark.interpreted_head(reduction=("none",))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 @by_head
@@ -144,6 +145,7 @@ def test_exp_overflows_only_where_the_value_does(backend, graph, scaled, reducti
         assert bool(((value.double() - true).abs() <= 2 * big * getattr(size, name)).all()), name
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"))
 @by_head
 @by_reduction
 def test_a_true_overflow_is_infinite_and_not_nan(backend: Backend, graph, scaled, reduction):
@@ -159,6 +161,7 @@ def test_a_true_overflow_is_infinite_and_not_nan(backend: Backend, graph, scaled
 # Rows
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"))
 @by_head
 @by_reduction
 def test_given_rows_change_nothing(backend: Backend, graph, scaled, reduction):
@@ -251,6 +254,7 @@ class Casts(TorchDispatchMode):
         return out
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"))
 @by_head
 @by_reduction
 def test_autocast(backend: Backend, graph, scaled, reduction):

@@ -26,6 +26,7 @@ from helpers.op_cases import (
     worst,
 )
 
+pytestmark = pytest.mark.operation("reverse_step")
 #: Of a probability: float32 weights, or float64 ones.
 LITTLE = {dtype: 1e-13 if dtype == torch.float64 else 2e-6 for dtype in DTYPES}
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
@@ -57,6 +58,7 @@ def test_law_at_every_noise_level(backend: Backend, graph, dtype, method, sigma)
     check_law(inputs, method)
 
 
+@pytest.mark.interpreted_float16
 @by_method
 @pytest.mark.parametrize(("graph", "dtype"), vocabularies_and_dtypes(), ids=graph_id)
 def test_law_at_odd_vocabularies(backend: Backend, graph, dtype, method):

@@ -15,7 +15,10 @@ from sedd_fast.backends import registry
 from sedd_fast.ops.row_sums import TERMS
 
 #: What numpy says in Triton's interpreter of numbers that are meant to overflow.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning"),
+    pytest.mark.operation("row_sums"),
+]
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 by_term = pytest.mark.parametrize("term", TERMS)
 

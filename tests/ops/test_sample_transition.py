@@ -8,6 +8,7 @@ import torch
 import sedd_fast as sf
 from helpers.op_cases import GRAPHS, Backend, graph_id, graphs_of, make_inputs
 
+pytestmark = pytest.mark.operation("sample_transition")
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 
 

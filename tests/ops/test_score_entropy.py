@@ -26,6 +26,7 @@ from helpers.op_cases import (
     worst,
 )
 
+pytestmark = pytest.mark.operation("score_entropy")
 SIGMAS = (1e-5, 1e-3, 0.05, 1.0, 20.0)
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 in_float64 = pytest.mark.parametrize("dtype", [torch.float64], ids=str)
@@ -76,6 +77,7 @@ def test_truth_at_every_noise_level(backend: Backend, graph: sf.Graph, dtype, si
     check_against_truth(backend, inputs)
 
 
+@pytest.mark.interpreted_float16
 @pytest.mark.parametrize(("graph", "dtype"), vocabularies_and_dtypes(), ids=graph_id)
 def test_truth_at_odd_vocabularies(backend: Backend, graph: sf.Graph, dtype):
     shape = (2, backend.some(3, 1))
@@ -137,6 +139,7 @@ def test_gradcheck(backend: Backend, graph: sf.Graph, dtype):
     assert torch.autograd.gradcheck(weighted, (leaf,))
 
 
+@pytest.mark.interpreted_float16
 @by_graph
 @by_dtype
 def test_dtypes_of_the_results(backend: Backend, graph: sf.Graph, dtype):

@@ -18,6 +18,7 @@ from helpers.op_cases import (
     make_inputs,
 )
 
+pytestmark = pytest.mark.operation("score_entropy")
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -161,6 +161,7 @@ def test_elsewhere_a_row_without_a_law_keeps_its_token(backend: Backend, graph, 
     assert torch.equal(tokens, expected)
 
 
+@pytest.mark.not_in_smoke
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)

@@ -24,6 +24,7 @@ from helpers.op_cases import (
     make_inputs,
 )
 
+pytestmark = pytest.mark.operation("reverse_step")
 SHARES = (
     {"temperature": 0.5},
     {"temperature": 3.0},
@@ -177,6 +178,7 @@ def test_cold_is_the_largest(backend: Backend):
         assert torch.equal(drawn, torch.where(inputs.x_t == graph.mask_index, largest, inputs.x_t))
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"), shares=(SHARES[-1],))
 @by_shares
 @by_method
 @pytest.mark.usefixtures("has_heads")
