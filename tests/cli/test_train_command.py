@@ -37,12 +37,14 @@ def test_ctrl_c_is_one_line_and_130(text_file, tmp_path):
         [sys.executable, "-m", "sedd_fast", "train", *slow, "--run-dir", str(run)],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    try:
+        while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("sedd-fast: stopped after step ")
     assert f"sedd-fast train --resume {run}" in err
