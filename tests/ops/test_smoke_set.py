@@ -18,7 +18,7 @@ HALVES = ("torch.float32", "torch.bfloat16", "torch.float16")
 #: Operation -> the files of its tests, and the kernel backends that have it.
 OPERATIONS = {
     "score_entropy": (("test_score_entropy", "test_score_entropy_autograd"), ("triton", "cuda")),
-    "reverse_step": (("test_reverse_step", "test_laws", "test_shares"), ("triton", "cuda")),
+    "reverse_step": (("test_reverse_step", "test_distributions", "test_temperature_top_p"), ("triton", "cuda")),
     "sample_transition": (("test_sample_transition",), ("triton", "cuda")),
     "row_sums": (("test_row_sums",), ("triton",)),
     "linear_score_entropy": (
