@@ -276,14 +276,14 @@ def assert_near(ours: Tensor, truth: Tensor, size: Tensor | float, tolerance: fl
 
 
 def assert_inverse_cdf(
-    tokens: Tensor, inputs: Inputs, method: str, slack: float = 1e-5, **shares: float
+    tokens: Tensor, inputs: Inputs, method: str, slack: float = 1e-5, **token_filter: float
 ) -> None:
     """Every token is the one that u picks in the float64 law, up to ``slack`` in u.
 
     u0 below the law's probability of moving <=> the token moves; u1 lies in the interval of the
     token among the states != x_t, in natural order; a state of zero weight is never drawn.
     """
-    moves, u = _reference_moves(inputs, method, **shares), inputs.u
+    moves, u = _reference_moves(inputs, method, **token_filter), inputs.u
     weights, stay = moves
     moving = weights.sum(-1)
     stays = tokens == inputs.x_t
@@ -297,10 +297,10 @@ def assert_inverse_cdf(
     assert bool(inside[~stays].all()), "a token outside its interval of the inverse CDF"
 
 
-def _reference_moves(inputs: Inputs, method: str, **shares: float) -> tuple[Tensor, Tensor]:
+def _reference_moves(inputs: Inputs, method: str, **token_filter: float) -> tuple[Tensor, Tensor]:
     noise, graph = (inputs.sigma, inputs.dsigma), inputs.graph
     process = (graph.kind, graph.vocab_size, method)
-    reverse = Reverse(inputs.x_t, *noise, None, *process, **shares)
+    reverse = Reverse(inputs.x_t, *noise, None, *process, **token_filter)
     return reference.reverse_weights(inputs.log_score.detach().double(), reverse)
 
 

@@ -24,7 +24,7 @@ from sedd_fast.backends import registry
 
 #: Parameters of which every value is to be met, on each graph and on one of them.
 VARIED = ("method", "layout")
-MET = ("reduction", "shares", "term")
+MET = ("reduction", "token_filter", "term")
 
 
 def operation(item: pytest.Item) -> str | None:

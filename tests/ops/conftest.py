@@ -24,13 +24,13 @@ from helpers import smoke
 from helpers.op_cases import BACKENDS, Backend, gpu_backends
 from sedd_fast.backends import registry, values
 
-#: Bytes of GPU memory that a process may keep for its next test; more is given to the others.
+#: Bytes of GPU memory that a process may keep for its next test; what it has beyond that is freed.
 KEPT = 1 << 30
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the smoke set where ``-m`` speaks of it."""
+    """Mark the smoke set where ``-m`` names it."""
     if "smoke" in (config.getoption("-m") or ""):
         for item in smoke.chosen(items):
             item.add_marker(pytest.mark.smoke)
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=BACKENDS, ids=str)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """Each backend in turn, in force while the test runs."""
+    """Each backend in turn, selected while the test runs."""
     chosen = request.param
     if reason := registry.unavailable(chosen.name, chosen.device):
         pytest.skip(f"{chosen}: {reason}")
@@ -54,7 +54,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 @pytest.fixture
 def has_heads(request: pytest.FixtureRequest, backend: Backend) -> None:
-    """Only backends that compute from hidden states, and in the interpreter only some cases."""
+    """Skip backends without linear-head operations, and cases that the interpreter leaves out."""
     if reason := registry.unsupported(backend.name, "linear_score_entropy", torch.float32):
         pytest.skip(f"{backend}: {reason}")
     if backend.interpreted and not _is_interpreted(request.node):
@@ -73,9 +73,9 @@ def _is_interpreted(item: pytest.Function) -> bool:
 
 @pytest.fixture(params=gpu_backends("triton", "cuda"), ids=str)
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """Each backend of GPUs in turn, in force while the test runs, and no value checked beforehand.
+    """Each GPU backend in turn, selected while the test runs. Launches do not check values first.
 
-    Without a GPU: the Triton kernels in the interpreter.
+    Without a GPU, the Triton kernels run in the interpreter.
     """
     chosen = request.param
     if reason := registry.unavailable(chosen.name, chosen.device):
@@ -89,9 +89,9 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @contextlib.contextmanager
 def small_blocks(backend: Backend) -> Iterator[None]:
-    """In the interpreter, blocks of 512 states, tiles of 8 x 64, and those of a head 4 x 64.
+    """Use blocks of 512 states, tiles of 8 x 64, and head tiles of 4 x 64 in the interpreter.
 
-    Small shapes then have the edges of big ones.
+    Small shapes then have the same edge cases as large ones.
     """
     if not backend.interpreted:
         yield
@@ -112,9 +112,10 @@ def small_blocks(backend: Backend) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_errors(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a kernel does wrong shows in the test that launched it, and spoils no other one.
+    """Report an asynchronous CUDA error in the test that launched the kernel.
 
-    A broken context fails whatever the process does next: pytest-xdist starts another one.
+    After such an error every later call of the process fails, so the process ends; pytest-xdist
+    starts another one.
     """
     yield
     if request.node.get_closest_marker("gpu") is None or not torch.cuda.is_available():
@@ -132,7 +133,7 @@ def own_errors(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No other test that asks for this runs at the same time, in any process of pytest-xdist."""
+    """Tests that use this fixture run one at a time, over all processes of pytest-xdist."""
     import fcntl
 
     folder = tmp_path_factory.getbasetemp()
@@ -146,7 +147,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tests this small would only wait for each other's threads; test_threads.py has its own."""
+    """Use one thread: more would slow small tests down. test_threads.py sets its own number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Bad input to the operations on a linear head: errors that name the argument and the remedy."""
+"""Bad input to the operations on a linear head: the errors name the argument and the remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: grap
 
 
 def given(**changes: Callable[[Any], Any]) -> Change:
-    """What is changed in ``inputs``, by functions of it."""
+    """A change of ``inputs``: the fields are computed from it by functions."""
     return lambda h: {"inputs": replace(h.inputs, **{k: f(h.inputs) for k, f in changes.items()})}
 
 
@@ -118,7 +118,7 @@ def test_a_scaled_uniform_head_is_not_defined(op):
 
 
 @pytest.mark.parametrize("op", BOTH)
-def test_autocast_settles_dtypes_that_differ(op):
+def test_autocast_accepts_operands_of_different_dtypes(op):
     head = make_head(sf.Absorbing(11), True)
     mixed = replace(head, hidden=head.hidden.bfloat16())
     with pytest.raises(TypeError, match=r"bfloat16 but weight torch.float32.*torch.autocast"):

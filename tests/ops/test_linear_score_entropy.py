@@ -20,7 +20,7 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def check(head: Head, **rest) -> None:
-    """Every reduction, with upstream gradients that are not 1."""
+    """Check every reduction, with upstream gradients other than 1."""
     i = head.inputs
     upstream = torch.linspace(-1, 2, i.x_t.numel(), dtype=torch.float64).view(i.x_t.shape)
     upstream = upstream.to(i.x_t.device)
@@ -85,7 +85,7 @@ def test_without_a_bias(backend: Backend, graph, scaled, dtype):
 @by_head
 @pytest.mark.parametrize("workspace", [1, 3000, 40_000])
 def test_a_small_workspace_changes_nothing(backend: Backend, graph, scaled, dtype, workspace):
-    """Rows come in several chunks; a half weight's gradient is still rounded once."""
+    """Rows come in several chunks; the gradient of a half-precision weight is rounded once."""
     head = make_head(
         type(graph)(300), scaled, dtype, (3, backend.some(12, 3)), device=backend.device
     )
@@ -141,8 +141,8 @@ def test_dtypes_of_the_results(backend: Backend, graph, scaled, dtype):
 @by_head
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("missing", range(8))
-def test_only_some_operands_want_gradients(backend: Backend, graph, scaled, reduction, missing):
-    """One bit for each of hidden, weight, bias."""
+def test_only_some_operands_require_gradients(backend: Backend, graph, scaled, reduction, missing):
+    """``missing`` has one bit for each of hidden, weight, bias."""
     head = make_head(graph, scaled, device=backend.device)
     whole = run(head, reduction)
     operands = [x.detach().clone() for x in head.operands]

@@ -34,10 +34,10 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def check_against_truth(backend: Backend, inputs: Inputs) -> None:
-    """Loss and both gradient forms, no further from float64 than the naive formula plus a little.
+    """Loss and both gradients must be as near to float64 as the naive formula, plus a little.
 
-    The loss comes back in float32 or wider and is held to that, whatever the scores' dtype; a
-    gradient is rounded once to its dtype.
+    The loss is returned in float32 or float64 and must be as accurate, for any dtype of the scores.
+    A gradient is rounded once to its dtype.
     """
     dtype = inputs.log_score.dtype
     little = TOLERANCE[dtype]
@@ -63,7 +63,7 @@ def check_against_truth(backend: Backend, inputs: Inputs) -> None:
 
 
 def exact_score(inputs: Inputs) -> Tensor:
-    """a exp(l) where the gradient has it: its size, against which b and c may cancel."""
+    """a exp(l) where the gradient has it: the size of the terms that may cancel."""
     weight = 1.0 if inputs.graph.kind == "absorbing" else 1 / inputs.graph.vocab_size
     return weight * inputs.log_score.double().exp()
 
