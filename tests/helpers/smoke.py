@@ -1,10 +1,10 @@
-"""The smoke set of a GPU: some 400 tests that together touch everything once.
+"""The GPU smoke set: some 400 tests that together cover everything once.
 
     python -m pytest tests/ops -m "gpu and smoke"
 
-Of every test function one case for each kernel backend; of every operation and backend each graph
-with each dtype, and each method, layout, vocabulary, reduction and temperature with each graph.
-Which cases these are is computed: a greedy cover, the same wherever the same tests are collected.
+The set has one case of every test function for each kernel backend. For every operation and backend
+it has each graph with each dtype, method and layout, and each reduction, token filter and term. A
+greedy cover computes the cases; it is the same wherever the same tests are collected.
 The markers ``operation``, ``any_backend`` and ``not_in_smoke`` (pyproject.toml) say what it cannot
 see in a test's parameters. Only the whole suite runs what takes minutes or generates code with
 inductor.
@@ -22,13 +22,13 @@ import sedd_fast as sf
 from helpers.op_cases import Backend
 from sedd_fast.backends import registry
 
-#: Parameters of which every value is to be met, on each graph and on one of them.
-VARIED = ("method", "layout")
-MET = ("reduction", "token_filter", "term")
+#: Parameters whose every value must occur: with each graph, and with any graph.
+ON_EACH_GRAPH = ("method", "layout")
+ON_ANY_GRAPH = ("reduction", "token_filter", "term")
 
 
 def operation(item: pytest.Item) -> str | None:
-    """The operation that a test is of, by its marker."""
+    """The operation that a test tests, by its marker."""
     marker = item.get_closest_marker("operation")
     return marker.args[0] if marker else None
 
@@ -69,7 +69,7 @@ def is_candidate(item: pytest.Item) -> bool:
 
 
 def features(item: pytest.Item) -> frozenset[Hashable]:
-    """What a case touches."""
+    """What a case covers."""
     file, function = item.path, item.originalname
     op, backend, graph = operation(item) or file, str(backend_of(item)), graph_of(item)
     if item.get_closest_marker("any_backend"):
@@ -78,13 +78,15 @@ def features(item: pytest.Item) -> frozenset[Hashable]:
         return frozenset({(op, backend)})
     found: set[Hashable] = {(file, function, backend), (op, backend, graph, dtype_of(item))}
     given = parameters(item)
-    found |= {(op, backend, graph, name, str(given[name])) for name in VARIED if name in given}
-    found |= {(op, backend, name, str(given[name])) for name in MET if name in given}
+    found |= {
+        (op, backend, graph, name, str(given[name])) for name in ON_EACH_GRAPH if name in given
+    }
+    found |= {(op, backend, name, str(given[name])) for name in ON_ANY_GRAPH if name in given}
     return frozenset(found)
 
 
 def chosen(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """A small set of the cases that touches whatever any of them touches."""
+    """A small set of cases that covers what all of them cover."""
     left = {item: features(item) for item in items if is_candidate(item)}
     missing = set().union(*left.values()) if left else set()
     found = []
