@@ -1,8 +1,8 @@
-"""What holds for all tests: Triton's interpreter, tests that wait to be asked for, a bare machine.
+"""Settings for all tests: Triton's interpreter, slow and GPU tests, missing dependencies.
 
-Triton's kernels run in its interpreter where there is no GPU, on CPU tensors. Whether they do is
-fixed when Triton is first imported, and torch.compile imports it: so it is said here, before any
-test is.
+Without a GPU, Triton's kernels run in its interpreter, on CPU tensors. Triton reads that setting
+when it is first imported, and torch.compile imports it. So it is set here, before any test is
+imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-#: An offline GPU machine may have only what the operations need: then only their tests are there.
+#: An offline GPU machine may have only what the operations need: only their tests run.
 MISSING = [
     name for name in ("omegaconf", "safetensors", "scipy", "rich") if find_spec(name) is None
 ]
@@ -29,8 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def patch_the_language_once() -> None:
-    """Triton's interpreter replaces the functions of its language again at every call of one kernel
-    function by another, though the launch has done so: 40 % of the time of these tests.
+    """Patch Triton's language once per launch: 40 % less time for these tests.
+
+    Triton's interpreter does it again whenever one kernel function calls another.
     """
     from triton import language
     from triton.runtime import interpreter

@@ -1,4 +1,4 @@
-"""How many rows and states of a head a GPU forms at a time."""
+"""How many rows and states of a head a GPU computes at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sedd_fast.backends import row_blocks
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.head_plan import Head, Plan, depth, plan
 
-#: SEDD-small in bf16, its gradients kept: bytes of a row and of a score.
+#: SEDD-small in bf16 with gradients: bytes per row and per score.
 SMALL = Head(4096, 50_257, 768, 64 << 20, 768 * 6 + 44, 2 + 4 / 256 + 4 / 128)
 
 
@@ -28,7 +28,7 @@ def test_sedd_small_on_an_h100_fills_one_wave_of_the_weight_gradient():
 @pytest.mark.parametrize("multiprocessors", [1, 108, 132, 148])
 @pytest.mark.parametrize("rows", [1, 100, 128, 1000, 4097, 20_000, 200_000])
 @pytest.mark.parametrize("states", [2, 11, 300, 5633, 50_257, 126_464])
-def test_every_plan_fits_and_is_made_of_whole_tiles(multiprocessors, rows, states):
+def test_every_plan_fits_and_has_whole_tiles(multiprocessors, rows, states):
     head = SMALL._replace(rows=rows, states=states)
     found = plan(head, multiprocessors)
     assert bytes_of(head, found) <= head.workspace

@@ -1,6 +1,6 @@
-"""The C++ kernels on less than this processor has: SEDD_FAST_ISA=baseline and avx2.
+"""The C++ kernels with a smaller instruction set than the processor's: SEDD_FAST_ISA.
 
-The choice is made once in a process, so each set has a process of its own, which runs this file.
+The set is chosen once per process, so each set is tested in its own process, which runs this file.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ def test_an_instruction_set(wanted):
 
 
 def results(inputs: Inputs) -> list[Tensor]:
-    """Losses, gradients and laws of one backend."""
+    """Losses, gradients and probabilities of one backend."""
     leaf = inputs.log_score.detach().requires_grad_()
     loss = sf.score_entropy(leaf, *inputs.entropy()[1:], inputs.row_weight)
     loss.sum().backward()
     once = sf.score_entropy_with_grad(*inputs.entropy(), inputs.row_weight, "none")
-    laws = [
+    probs = [
         sf.reverse_probs(*inputs.reverse(), method, **shares)
         for method in METHODS
         for shares in ({}, {"temperature": 0.7, "top_p": 0.9})
     ]
-    return [loss.detach(), leaf.grad, *once, *laws, *terms(inputs)]
+    return [loss.detach(), leaf.grad, *once, *probs, *terms(inputs)]
 
 
 def terms(inputs: Inputs) -> list[Tensor]:
-    """Row sums of every term with their gradients, in float32 or wider."""
+    """Row sums of every term with their gradients, in float32 or float64."""
     found = []
     for term in TERMS:
         leaf = inputs.log_score.detach().float().requires_grad_()
@@ -61,7 +61,7 @@ def terms(inputs: Inputs) -> list[Tensor]:
 
 
 def check_everything() -> None:
-    """cpp against the reference on every dtype and graph, vectors and tails; specials of exp."""
+    """Compare cpp with the reference: every dtype and graph, vectors and tails, special values."""
     for graph in graphs_of((17, 600)):
         for dtype in DTYPES:
             inputs = make_inputs(graph, dtype)
@@ -79,7 +79,7 @@ def check_everything() -> None:
 
 
 def check_specials() -> None:
-    """Every float16 and bfloat16 number through the loads, exp and the stores."""
+    """Check loads, exp and stores on every float16 and bfloat16 number."""
     for dtype in (torch.float16, torch.bfloat16):
         numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
         numbers = numbers[numbers.isfinite() & (numbers.abs() < 80)]

@@ -20,7 +20,7 @@ needs_cpp = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ ker
 
 @pytest.fixture(autouse=True)
 def no_request(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing asked for, nothing remembered."""
+    """Start without a requested backend and without remembered choices."""
     monkeypatch.delenv("SEDD_FAST_BACKEND", raising=False)
     remembered = (registry._warn_of_fallback, registry._chosen)
     for function in remembered:
@@ -77,7 +77,7 @@ def test_the_automatic_choice_on_a_cpu_is_cpp(calls):
     assert registry.requested() is None
 
 
-def test_the_automatic_choice_falls_back_and_says_so_once(no_cpp, calls):
+def test_the_automatic_choice_falls_back_with_one_warning(no_cpp, calls):
     with pytest.warns(RuntimeWarning, match=r"'reference' backend.*'cpp'.*no such file.*compiler"):
         loss()
     with warnings.catch_warnings():
@@ -130,7 +130,7 @@ def test_unknown_names(monkeypatch):
 
 
 @needs_cpp
-def test_nesting_and_leaving_by_an_error():
+def test_nesting_and_leaving_on_an_error():
     with sf.use_backend("cpp"):
         with sf.use_backend("reference"):
             assert registry.choose("cpu") == "reference"
@@ -145,7 +145,7 @@ def test_nesting_and_leaving_by_an_error():
 @pytest.mark.parametrize("name", ["reference", "cpp"])
 @pytest.mark.parametrize("inside", ["nothing", "the other"])
 def test_backward_runs_on_the_backend_of_its_forward(calls, name, inside):
-    """Called outside the block, and inside a block that asks for another."""
+    """Backward is called outside the block, or inside a block that selects another backend."""
     with sf.use_backend(name):
         value = loss()
     if inside == "nothing":
@@ -158,22 +158,20 @@ def test_backward_runs_on_the_backend_of_its_forward(calls, name, inside):
 
 def test_a_request_does_not_leak_into_other_threads():
     seen: list[str | None] = []
-    entered, done = threading.Event(), threading.Event()
+    entered = threading.Event()
 
     def other() -> None:
-        entered.wait(10)
+        entered.wait()
         seen.append(registry.requested())
         with sf.use_backend("cpp"):
             seen.append(registry.requested())
-        done.set()
 
     thread = threading.Thread(target=other)
     thread.start()
     with sf.use_backend("reference"):
         entered.set()
-        assert done.wait(10)
+        thread.join()
         seen.append(registry.requested())
-    thread.join()
     assert seen == [None, "cpp", "reference"]
 
 
@@ -200,7 +198,7 @@ def test_every_backend_has_every_operation(name):
 
 
 def test_the_measured_choice_comes_first(monkeypatch):
-    """On a GPU of that capability, for that operation, graph, dtype and size; if it runs there."""
+    """On a GPU of that capability, for that operation, graph, dtype and size, if it runs there."""
     row = choices.Choice((9, 0), "score_entropy", "uniform", "bfloat16", 100, 5000, "cuda")
     monkeypatch.setattr(choices, "MEASURED", (row, row._replace(least=5001, most=None)))
     monkeypatch.setattr(choices, "_capability", lambda device: (9, 0))
@@ -225,7 +223,7 @@ def test_the_measured_choice_comes_first(monkeypatch):
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., torch.Tensor]]:
-    """A GPU on which every backend runs, and tensors there, without memory."""
+    """Simulate a GPU on which every backend runs; its tensors have no memory."""
     monkeypatch.setattr(registry, "unavailable", lambda backend, device_type="cpu": None)
     monkeypatch.setattr(choices, "measured", lambda op, graph, like: None)
     monkeypatch.setattr(cuda, "most_states", lambda dtype, device: 14_857_727)
@@ -248,8 +246,10 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., torch.Te
         ("row_sums", (2**31, 1, 5), "got 2,147,483,648; split the batch", "reference"),
     ],
 )
-def test_what_no_launch_can_hold_falls_back_and_says_so_once(on_a_gpu, op, shape, reason, chosen):
-    """Before the launch; what is requested raises instead."""
+def test_a_tensor_too_large_for_a_launch_falls_back_with_one_warning(
+    on_a_gpu, op, shape, reason, chosen
+):
+    """It falls back before the launch; a requested backend raises an error instead."""
     like = on_a_gpu(*shape)
     with pytest.warns(
         RuntimeWarning, match=f"runs {op} on .*'{chosen}' backend: 'triton' .*{reason}"
@@ -267,7 +267,7 @@ def test_what_no_launch_can_hold_falls_back_and_says_so_once(on_a_gpu, op, shape
 
 
 def test_the_shared_memory_of_a_step_in_cuda(on_a_gpu):
-    """The compiled module tells how many states it holds; nothing else is bound by it."""
+    """The compiled module knows how many states fit; only the step in CUDA has this limit."""
     most = on_a_gpu(1, 1, 14_857_727)
     assert registry.beyond("cuda", "reverse_step", most) is None
     beyond = on_a_gpu(1, 1, 14_857_728)
@@ -282,8 +282,8 @@ def test_the_shared_memory_of_a_step_in_cuda(on_a_gpu):
         registry.implementation("reverse_step", beyond, "uniform")
 
 
-def test_tokens_that_no_launch_can_noise(on_a_gpu):
-    """A program noises 256 tokens of one sequence."""
+def test_too_many_tokens_for_one_launch(on_a_gpu):
+    """One program of a launch noises 256 tokens of one sequence."""
     for shape, fits in (((2**12, 2**22), True), ((2**31, 1), False), ((2**24, 2**14), True)):
         reason = triton.unsupported("sample_transition", on_a_gpu(*shape, dtype=torch.int64))
         assert (reason is None) == fits

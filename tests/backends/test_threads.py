@@ -16,7 +16,7 @@ import sedd_fast as sf
 from sedd_fast.backends import cpp
 
 pytestmark = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here")
-#: 128 rows of 5000 states: enough work for seven threads to be woken.
+#: 128 rows of 5000 states are enough work to use seven threads.
 V = 5000
 GRAPHS = (sf.Absorbing(V), sf.Uniform(V))
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.kind)
@@ -68,7 +68,7 @@ def fused_head(graph: sf.Graph) -> list[Tensor]:
 
 @by_graph
 @pytest.mark.parametrize("threads", [2, 7])
-def test_a_fused_head_repeats_itself_on_many_threads(graph: sf.Graph, threads):
+def test_a_fused_head_is_deterministic_on_many_threads(graph: sf.Graph, threads):
     torch.set_num_threads(threads)
     first = fused_head(graph)
     assert all(same(fused_head(graph), first) for _ in range(8))
@@ -120,7 +120,7 @@ def test_backward_on_autograd_threads_of_concurrent_callers():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-#: Only our operations run after the fork: torch's own threads do not survive one.
+#: Only operations of sedd_fast run after the fork, because torch's threads do not survive it.
 FORK = """
 import os, signal, torch
 import sedd_fast as sf
@@ -149,6 +149,6 @@ with sf.use_backend("cpp"):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_works_after_its_parent_used_threads():
-    """As a data loader's workers are; an alarm ends a child that hangs."""
+    """Workers of a data loader are such children. An alarm ends a child that hangs."""
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

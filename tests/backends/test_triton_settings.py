@@ -1,4 +1,4 @@
-"""Launch settings of the Triton kernels: the table, and timing the candidates instead."""
+"""Launch settings of the Triton kernels: the table, and timing of the candidates."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import sedd_fast as sf
 from helpers.op_cases import make_inputs
 from sedd_fast.backends import registry
 
-pytestmark = pytest.mark.skipif(
-    registry.unavailable("triton") is not None, reason="needs Triton's interpreter: no GPU, Triton"
-)
+pytestmark = pytest.mark.skipif(registry.unavailable("triton") is not None, reason="needs Triton")
 
 
 def test_every_kernel_has_settings_for_every_size():
@@ -27,15 +25,15 @@ def test_every_kernel_has_settings_for_every_size():
                 block, unit = plan.options["BLOCK"], plan.options["UNIT"]
                 assert block == plan.smallest
                 assert block & (block - 1) == 0
-                # One vector of 16 bytes for a thread in a unit, at most four in a block.
+                # One vector of 16 bytes per thread in a unit, at most four in a block.
                 assert unit == 32 * plan.options["num_warps"] * vec
                 assert block // unit in (1, 2, 4)
-                # What ptxas can give to so many warps.
+                # The most registers that ptxas can give to that many warps.
                 assert 24 <= plan.options["maxnreg"] <= 255
                 assert plan.options["maxnreg"] % 8 == 0
 
 
-def test_programs_take_several_rows_only_where_most_cost_nothing_and_there_are_many(monkeypatch):
+def test_programs_take_several_rows_only_if_rows_are_many_and_most_are_skipped(monkeypatch):
     from sedd_fast.kernels import settings
 
     like = torch.zeros(1)
@@ -50,7 +48,7 @@ def test_programs_take_several_rows_only_where_most_cost_nothing_and_there_are_m
     assert settings.rows_per_program(10**7, like, sparse=True) == 16
 
 
-def test_several_rows_a_program_give_what_one_gives(monkeypatch):
+def test_several_rows_per_program_give_the_same_results(monkeypatch):
     from sedd_fast.kernels import settings
 
     inputs = make_inputs(sf.Absorbing(37), shape=(2, 4))  # the last program has two rows
@@ -102,8 +100,8 @@ def test_candidates_are_timed_once_for_each_kind_of_call(monkeypatch):
     settings.autotuned.cache_clear()
 
 
-def test_a_step_refuses_a_vocabulary_beyond_its_registers():
-    """From log scores before the launch; from hidden states before a product is formed."""
+def test_a_step_refuses_a_vocabulary_that_exceeds_its_registers():
+    """Given log scores, before the launch; given hidden states, before the first product."""
     from sedd_fast.backends import triton as backend
 
     graph = sf.Absorbing(backend.MOST_STATES_OF_A_STEP)

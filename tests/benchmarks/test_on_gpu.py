@@ -6,8 +6,12 @@ import argparse
 import json
 import os
 import re
+import select
+import signal
+import subprocess
 import sys
-import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from benchmarks.harness import cases, gpu_results, gpu_steps, gpu_summary, measu
 from benchmarks.suites import worker
 
 PLANS = gpu_steps.PLANS
+posix = pytest.mark.skipif(os.name != "posix", reason="process groups, named pipes")
 
 
 def test_plans_and_steps_keep_their_own_order(capsys):
@@ -216,47 +221,103 @@ def command(code: str) -> gpu_steps.Command:
     return gpu_steps.Command(("-c", code))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="process groups")
-def test_a_command_that_takes_too_long_is_stopped_with_what_it_started(monkeypatch, tmp_path):
-    monkeypatch.setattr(on_gpu, "GRACE", 0.5)
-    alive = tmp_path / "alive"
-    write = f"open({str(alive)!r}, 'a').write('x')"
-    child = f"import time\nfor _ in range(300): {write}; time.sleep(.1)"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    started = time.monotonic()
+class Descendant:
+    """A process that a command starts; a named pipe shows when it begins and when it ends."""
+
+    def __init__(self, folder: Path, first: str = "") -> None:
+        path = folder / "pipe"
+        os.mkfifo(path)
+        self._pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._pid = 0
+        self.code = (
+            f"import os, signal\n{first}\npipe = open({str(path)!r}, 'w')\n"
+            "print(os.getpid(), file=pipe, flush=True)\n"
+            "try: print('begun', flush=True)\nexcept BrokenPipeError: pass\n"
+            "while True: signal.pause()"
+        )
+
+    def wait_until_begun(self) -> None:
+        assert select.select([self._pipe], [], [], 120)[0], "it did not begin"
+        self._pid = int(os.read(self._pipe, 99))
+
+    def has_ended(self) -> bool:
+        """Whether it ends: the system closes the pipe of a killed process a moment later."""
+        ended = bool(select.select([self._pipe], [], [], 60)[0]) and not os.read(self._pipe, 99)
+        os.close(self._pipe)
+        if not ended:
+            os.kill(self._pid, signal.SIGKILL)
+        return ended
+
+
+@pytest.fixture
+def give_up(monkeypatch) -> Callable[[Descendant], list[float | None]]:
+    """From now on the first limit of a command passes as soon as its descendant has begun."""
+
+    def install(descendant: Descendant) -> list[float | None]:
+        wait, limits = subprocess.Popen.wait, []
+
+        def wait_or_give_up(process: subprocess.Popen, timeout: float | None = None) -> int:
+            limits.append(timeout)
+            if len(limits) > 1:
+                return wait(process, timeout)
+            descendant.wait_until_begun()
+            raise subprocess.TimeoutExpired(process.args, timeout)
+
+        monkeypatch.setattr(subprocess.Popen, "wait", wait_or_give_up)
+        return limits
+
+    return install
+
+
+@pytest.fixture
+def clock(monkeypatch) -> float:
+    """The time that stands still while a command runs."""
+    monkeypatch.setattr(on_gpu, "GRACE", 30.0)
+    monkeypatch.setattr(on_gpu, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    return 1000.0
+
+
+@posix
+def test_a_command_that_takes_too_long_is_stopped_with_what_it_started(clock, give_up, tmp_path):
+    child = Descendant(tmp_path)
+    start = f"subprocess.run([sys.executable, '-c', {child.code!r}])"
+    parent = f"import subprocess, sys; print('begun'); {start}"
     said: list[str] = []
-    assert on_gpu.run(command("print('begun'); " + parent), started + 3, said.append) == 124
+    limits = give_up(child)
+    assert on_gpu.run(command(parent), clock + 100, said.append) == 124
+    assert limits[0] == 70  # 30 s are kept for the end of the process
     assert "begun" in said
-    assert time.monotonic() - started < 10
-    size = alive.stat().st_size
-    assert size > 0
-    time.sleep(0.5)
-    assert alive.stat().st_size == size
-    assert on_gpu.run(command("raise SystemExit(5)"), time.monotonic() + 60) == 5
-    assert on_gpu.run(command(""), time.monotonic()) == 124
+    assert child.has_ended()
+
+
+@posix
+def test_the_status_of_a_command(clock, tmp_path):
+    said: list[str] = []
+    assert on_gpu.run(command("raise SystemExit(5)"), clock + 600) == 5
+    assert on_gpu.run(command(""), clock) == 124
     unread = gpu_steps.Command(("-c", "raise SystemExit(5)"), reads=tmp_path / "missing.json")
-    assert on_gpu.run(unread, time.monotonic() + 60, said.append) == 0
+    assert on_gpu.run(unread, clock + 600, said.append) == 0
     assert "no missing.json" in said[-1]
 
 
-def test_what_ignores_the_interrupt_of_its_parent_is_killed(monkeypatch, tmp_path):
-    """As a worker of the tests may that hangs in a kernel."""
-    monkeypatch.setattr(on_gpu, "GRACE", 0.5)
-    alive = tmp_path / "alive"
-    write = f"open({str(alive)!r}, 'a').write('x')"
-    child = (
-        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        f"for _ in range(100): {write}; time.sleep(.1)"
+@posix
+@pytest.mark.parametrize("gives_up", [True, False])
+def test_what_ignores_the_interrupt_of_its_parent_is_killed(gives_up, clock, give_up, tmp_path):
+    """A worker of the tests may hang in a kernel; its parent is stopped, or ends by itself."""
+    child = Descendant(tmp_path, "signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    start = (
+        "import signal, subprocess, sys\n"
+        f"words = [sys.executable, '-c', {child.code!r}]\n"
+        "child = subprocess.Popen(words, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
     )
-    start = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
-    # Given up, and ended by itself.
-    for wait, status in (("time.sleep(60)", 124), ("time.sleep(1)", 0)):
-        alive.unlink(missing_ok=True)
-        assert on_gpu.run(command(start + wait), time.monotonic() + 3, print) == status
-        size = alive.stat().st_size
-        assert size > 0
-        time.sleep(0.5)
-        assert alive.stat().st_size == size
+    if gives_up:
+        give_up(child)
+        assert on_gpu.run(command(start + "signal.pause()"), clock + 600) == 124
+    else:
+        assert on_gpu.run(command(start), clock + 600) == 0
+        child.wait_until_begun()
+    assert child.has_ended()
 
 
 def test_a_folder_that_cannot_be_written_is_refused(monkeypatch, tmp_path, capsys):

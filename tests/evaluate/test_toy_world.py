@@ -1,4 +1,4 @@
-"""With exact scores, samplers must give back the data's law and bounds its likelihood."""
+"""With exact scores, samplers must give back the data's distribution and bounds its likelihood."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def many(method: str) -> int:
-    """Steps enough for a law within 0.005."""
+    """Steps enough for a distribution within 0.005."""
     return 48 if method == "theta_trapezoidal" else 256
 
 
@@ -94,9 +94,9 @@ def test_absorbing_infill_gives_the_conditional_law(method: str, position: int) 
     given = torch.full((DRAWS, L), token)
     tokens = infill(world, graph, noise, given, known, 8, method, generator=seeded(3))
     assert (tokens[:, position] == token).all()
-    law = sampler_distribution(world, noise, 8, method, prompt={position: token})
-    assert chi_square_p(tokens, law) > 1e-4
-    # and that chain's law tends to the data's law given the prompt
+    distribution = sampler_distribution(world, noise, 8, method, prompt={position: token})
+    assert chi_square_p(tokens, distribution) > 1e-4
+    # and that chain's distribution tends to the data's distribution given the prompt
     conditional = torch.zeros_like(world.data)
     conditional.select(position, token).copy_(world.data.select(position, token))
     conditional /= conditional.sum()
@@ -112,8 +112,8 @@ def test_uniform_infill_is_only_an_approximation(method: str) -> None:
     tokens = infill(
         world, graph, noise, torch.ones_like(known).long(), known, 12, method, generator=seeded(4)
     )
-    law = sampler_distribution(world, noise, 12, method, prompt={1: 1})
-    assert chi_square_p(tokens, law) > 1e-4
+    distribution = sampler_distribution(world, noise, 12, method, prompt={1: 1})
+    assert chi_square_p(tokens, distribution) > 1e-4
     conditional = torch.zeros_like(world.data)
     conditional[:, 1] = world.data[:, 1] / world.data[:, 1].sum()
     limit = sampler_distribution(world, noise, 2 * many(method), method, prompt={1: 1})
@@ -151,8 +151,12 @@ def test_bound_is_the_likelihood(graph: sf.Graph, mode: str) -> None:
 
 def test_absorbing_bound_is_the_likelihood_by_enumeration() -> None:
     """sum over subsets of masked positions of B(n, L - n + 1) * bracket, no Monte Carlo."""
-    graph, law = sf.Absorbing(V), data_distribution()
-    world, x_0, sigma = ToyWorld(graph, law), states(V), torch.tensor(0.37, dtype=torch.float64)
+    graph, distribution = sf.Absorbing(V), data_distribution()
+    world, x_0, sigma = (
+        ToyWorld(graph, distribution),
+        states(V),
+        torch.tensor(0.37, dtype=torch.float64),
+    )
     nats = torch.zeros(len(x_0), dtype=torch.float64)
     for subset in range(1, 2**L):
         masked = torch.tensor([bool(subset >> i & 1) for i in range(L)])
@@ -165,13 +169,13 @@ def test_absorbing_bound_is_the_likelihood_by_enumeration() -> None:
         nats += (
             torch.lgamma(torch.tensor([n, L - n + 1.0]).double()).sum().exp() / 6 * bracket.sum(-1)
         )
-    torch.testing.assert_close(nats, -law.flatten().log(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(nats, -distribution.flatten().log(), rtol=1e-10, atol=0)
 
 
 def test_uniform_bound_is_the_likelihood_by_quadrature() -> None:
     """Gauss-Legendre in ln sigma, x_t enumerated; what the ends owe by enumeration too."""
-    graph, law = sf.Uniform(V), data_distribution()
-    world, x = ToyWorld(graph, law), states(V)
+    graph, distribution = sf.Uniform(V), data_distribution()
+    world, x = ToyWorld(graph, distribution), states(V)
     low, high = 1e-6, 14.0
     node, weight = np.polynomial.legendre.leggauss(60)
     span = np.log(high / low) / 2
@@ -192,19 +196,19 @@ def test_uniform_bound_is_the_likelihood_by_quadrature() -> None:
     step = sf.reverse_probs(score, x_t, low, None, graph, "denoise")
     own = step.gather(-1, x_0[..., None]).squeeze(-1).log().sum(-1)
     nats -= (reach(low) * own).view(len(x), -1).sum(1)
-    torch.testing.assert_close(nats, -law.flatten().log(), rtol=0, atol=2e-5)
+    torch.testing.assert_close(nats, -distribution.flatten().log(), rtol=0, atol=2e-5)
 
 
 @each_graph
 def test_a_wrong_model_is_bounded_above_the_entropy(graph: sf.Graph) -> None:
-    law, other = data_distribution(0), data_distribution(1)
-    tokens = states(V)[torch.multinomial(law.flatten(), 200, True, generator=seeded(6))]
+    distribution, other = data_distribution(0), data_distribution(1)
+    tokens = states(V)[torch.multinomial(distribution.flatten(), 200, True, generator=seeded(6))]
     bound = likelihood_bound(
         ToyWorld(graph, other), tokens, graph, SCHEDULES[graph.kind], 64, generator=seeded(7),
         batch_size=4096,
     )  # fmt: skip
     truth = -other.flatten().log()[state_number(tokens, V)].sum()
-    best = -law.flatten().log()[state_number(tokens, V)].sum()
+    best = -distribution.flatten().log()[state_number(tokens, V)].sum()
     assert abs(bound.total_nats - truth) < 3.5 * bound.total_stderr
     assert bound.total_nats > best + 3 * bound.total_stderr
 

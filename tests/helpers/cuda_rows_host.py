@@ -1,8 +1,8 @@
-"""The row functions of the CUDA kernels on the CPU: positions to run them on, and what to expect.
+"""The row functions of the CUDA kernels on the CPU: inputs for them, and their expected results.
 
-cuda_rows_host.cpp runs the threads of a block as coroutines, counts accesses of several bytes at
-once by their width, and fails where one is not aligned. Rows lie between NaNs and gradients between
-sentinels, so a read or a write outside shows.
+cuda_rows_host.cpp runs the threads of a block as coroutines, counts vector accesses by their width,
+and fails where one is not aligned. NaNs surround the rows and sentinels the gradients, so a read or
+a write outside is found.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ GRAPHS = {"absorbing": 0, "uniform": 1}
 METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
 #: Elements before the first row and between rows; stride over states.
 LAYOUTS = {"aligned": (0, 0, 1), "odd start": (3, 0, 1), "padded": (1, 6, 1), "strided": (2, 5, 3)}
-#: A layout by name, or its three numbers.
+#: The name of a layout, or its three numbers.
 Placement = str | tuple[int, int, int]
 SENTINEL = 77.0
-#: What a status other than 0 means.
+#: The meaning of a status other than 0.
 FAILURES = ("", "stuck at a barrier", "an access is not aligned", "a chunk more than there is room")
 
 
@@ -116,7 +116,7 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 
 class Rows:
-    """Positions of one graph; x_t and x_0 at the edges of a row too."""
+    """Inputs for one graph; x_t and x_0 also lie at the edges of a row."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Rows:
         self.log_score, self.buffer = placed(values.to(dtype), layout, math.nan)
 
     def scores(self, values: Tensor) -> None:
-        """Other scores in place."""
+        """Replace the scores in place."""
         self.log_score.copy_(values)
 
     def process(self) -> Process:
@@ -159,15 +159,15 @@ class Rows:
 
     @property
     def inputs(self) -> Entropy:
-        """What the reference is given of a score entropy."""
+        """The arguments of the reference's score entropy."""
         return Entropy(self.sigma, self.x_t, self.x_0, self.weight, self.graph, self.vocab)
 
     def step(self, method: str) -> Reverse:
-        """What the reference is given of a reverse step."""
+        """The arguments of the reference's reverse step."""
         process = (self.graph, self.vocab, method, False, self.temperature, self.top_p)
         return Reverse(self.x_t, self.sigma, self.dsigma, self.u, *process)
 
-    def law(self, method: str) -> tuple[Tensor, Tensor]:
+    def weights(self, method: str) -> tuple[Tensor, Tensor]:
         """Weights of moving (B, L, dim) and of staying (B, L), float64."""
         return reference.reverse_weights(self.log_score.double(), self.step(method))
 
@@ -226,7 +226,7 @@ class Rows:
 
 
 def assert_loss(case: Rows, loss: Tensor) -> None:
-    """Within float32's rounding of its largest terms."""
+    """Check the loss, up to float32 rounding of its largest terms."""
     a, b, c, k = entropy_coefficients(case.inputs)
     scores = case.log_score.double()
     sum_exp = scores.exp().where(reference.other_states(case.x_t, case.dim), 0).sum(-1)
@@ -238,7 +238,7 @@ def assert_loss(case: Rows, loss: Tensor) -> None:
 
 
 def assert_gradient(case: Rows, grad: Tensor, upstream: Tensor) -> None:
-    """Rounded once into its dtype from float32's a * exp(l) - b."""
+    """Check the gradient: a * exp(l) - b in float32, rounded once to its dtype."""
     scores = case.log_score.double()
     exact = reference.score_entropy_backward(upstream, scores, case.inputs)
     a, b, *_ = entropy_coefficients(case.inputs)
@@ -252,8 +252,8 @@ def assert_gradient(case: Rows, grad: Tensor, upstream: Tensor) -> None:
 
 
 def assert_drawn(case: Rows, x_s: Tensor, method: str) -> None:
-    """The reference's token, or one whose interval of the float64 law ends within 1e-5 of u."""
-    weights, stay = case.law(method)
+    """Check for the reference's token, or one whose float64 interval ends within 1e-5 of u."""
+    weights, stay = case.weights(method)
     cdf = weights.cumsum(-1)
     moving = cdf[..., -1]
     limit = moving / (moving + stay)

@@ -1,13 +1,13 @@
-"""A GPU that compiles kernels and runs none: rehearses GPU tests where there is no GPU.
+"""A simulated GPU that compiles kernels and runs none, to rehearse GPU tests without a GPU.
 
     PYTHONOPTIMIZE=1 PYTHONPATH=tests python -m pytest -p helpers.fake_gpu \
         --assert=plain tests/ops -m "gpu and smoke" --kernels kernels.json
 
-torch reports an H100, tensors asked for on it are on the CPU, and a launch of a Triton kernel
-compiles it for that GPU (``--only-list``: notes it, compiles nothing) and
-leaves its results zero. PYTHONOPTIMIZE=1 removes the assertions, which would stop a test at its
-first launch. What a test then shows: its Python runs up to every launch, and every kernel compiles.
-``--kernels FILE`` gets one record a kernel: its name, seconds, and the tests that launch it.
+torch reports an H100. Tensors on it are made on the CPU. A launch of a Triton kernel compiles it
+for that GPU (with ``--only-list`` it only records it) and leaves its results zero.
+PYTHONOPTIMIZE=1 removes the assertions, which would stop a test at its first launch. A test then
+shows that its Python runs up to every launch, and that every kernel compiles. ``--kernels FILE``
+receives a record for each kernel: its name, seconds, and the tests that launch it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAME = "NVIDIA H100 80GB HBM3"
 
 
 class OnCpu(TorchFunctionMode):
-    """Every tensor asked for on a CUDA device is made on the CPU."""
+    """Make every tensor for a CUDA device on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {key: _on_cpu(value) for key, value in (kwargs or {}).items()}
@@ -48,7 +48,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 class Launches:
-    """What was launched: kernel -> the tests that launch it and the seconds of its compilation."""
+    """The kernels launched, the tests that launch them, and the seconds of their compilation."""
 
     def __init__(self) -> None:
         self.test = ""
@@ -56,7 +56,7 @@ class Launches:
         self.seconds: dict[str, float] = {}
 
     def add(self, kernel: str, compiles: Callable[[], object] | None) -> None:
-        """A launch of ``kernel`` by the current test; its first one compiles it."""
+        """Record a launch of ``kernel`` by the current test; the first launch compiles it."""
         if self.test not in self.tests[kernel]:
             self.tests[kernel].append(self.test)
         if compiles is not None and kernel not in self.seconds:
@@ -73,7 +73,7 @@ class Launches:
 
 
 def _children() -> float:
-    """Processor seconds of processes that have ended: of ptxas."""
+    """Processor seconds of child processes that have ended (ptxas)."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -111,7 +111,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def replace_torch_cuda() -> None:
-    """torch.cuda as one H100 whose streams, events and graphs do nothing."""
+    """Make torch.cuda report one H100, whose streams, events and graphs do nothing."""
     major, minor = CAPABILITY
     properties = mock.MagicMock(
         major=major, minor=minor, shared_memory_per_block_optin=SHARED_MEMORY
@@ -139,7 +139,7 @@ def replace_torch_cuda() -> None:
 
 
 def _generator(original: Any) -> Any:
-    """torch.Generator, always of the CPU."""
+    """A torch.Generator that is always on the CPU."""
 
     class Generator(original):
         def __new__(cls, device: object = "cpu") -> Any:
@@ -149,7 +149,7 @@ def _generator(original: Any) -> Any:
 
 
 def replace_driver(compiles: bool) -> None:
-    """Triton's driver: the target of CAPABILITY; a launch compiles."""
+    """Give Triton a driver with the target of CAPABILITY; a launch compiles only."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -162,7 +162,7 @@ def replace_driver(compiles: bool) -> None:
     original = JITFunction._do_compile
 
     def compile_only(this: Any, key: str, *rest: Any) -> None:
-        """In place of what is called where nothing was compiled yet; without a result none runs."""
+        """Compile, and return no kernel, so that nothing is launched."""
         short = hashlib.sha256(str(key).encode()).hexdigest()[:12]
         name = f"{this.__name__}-{short}"
         LAUNCHES.add(name, (lambda: original(this, key, *rest)) if compiles else None)
@@ -172,7 +172,7 @@ def replace_driver(compiles: bool) -> None:
 
 
 def accept_cpu_tensors() -> None:
-    """Every backend takes them; that of CUDA has a module that does nothing."""
+    """Let every backend accept CPU tensors; the CUDA backend gets a module that does nothing."""
     sys.modules.setdefault("sedd_fast._cuda", mock.MagicMock())
     from sedd_fast.backends import registry, values
 
@@ -181,8 +181,9 @@ def accept_cpu_tensors() -> None:
 
 
 def touch_every_row() -> None:
-    """A launch that computes nothing finds no touched row, and a head without rows launches nothing
-    more: so all are.
+    """Let every row have a loss.
+
+    Launches that compute nothing would find no such row, and a head without rows launches no more.
     """
     head = importlib.import_module("sedd_fast.backends.triton.linear_score_entropy")
     original = head.touched
@@ -195,10 +196,10 @@ def touch_every_row() -> None:
 
 
 def accept_zeros() -> None:
-    """What raises an AssertionError by itself; conftest.py has imported op_cases."""
+    """Disable the functions that raise an AssertionError; conftest.py has imported op_cases."""
     torch.testing.assert_close = lambda *_, **__: None
     if cases := sys.modules.get("helpers.op_cases"):
         cases.assert_near = lambda *_, **__: None
 
 
-replace_torch_cuda()  # at import: conftest.py asks for a GPU before any hook is called
+replace_torch_cuda()  # at import, because conftest.py looks for a GPU before any hook is called

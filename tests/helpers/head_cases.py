@@ -1,7 +1,7 @@
-"""Inputs, naive formulas and closeness for the operations on a linear head.
+"""Inputs, naive formulas and tolerances for the operations on a linear head.
 
-The truth is the paper's definition, dense and in float64, of a head applied in float64 to the
-same operands; the yardstick is the same formula in the dtype under test.
+The truth is the paper's dense definition of the head, in float64, with the same operands. The same
+formula in the dtype under test sets the tolerance.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import sedd_fast as sf
 from helpers.op_cases import HEAD_BACKENDS, Inputs, make_inputs, naive_score_entropy, worst
 from sedd_fast.backends.coefficients import log_expm1
 
-#: For tests of the operations on a linear head: on every backend that has them.
+#: Marks of tests of the linear-head operations: run on every backend that has them.
 on_heads = [
     pytest.mark.usefixtures("has_heads"),
     pytest.mark.parametrize("backend", HEAD_BACKENDS, ids=str, indirect=True),
 ]
-#: (graph, scale_by_sigma): all that is defined.
+#: All defined pairs (graph, scale_by_sigma).
 HEADS = ((sf.Absorbing(11), True), (sf.Absorbing(11), False), (sf.Uniform(11), False))
-#: Of the sum of the absolute terms: rounding of the head's output, of the gradient of it, and of
-#: the result, at outputs of a size of about 8.
+#: Relative to the sum of the absolute terms: rounding of the head's output, of its gradient, and of
+#: the result, at outputs of about 8.
 TOLERANCE = {
     torch.float32: 1e-5,
     torch.bfloat16: 4e-2,
@@ -35,7 +35,7 @@ TOLERANCE = {
     torch.float64: 1e-13,
 }
 #: The "little" of the rule: the order of a sum in float32, or the rounding of one output below 8 to
-#: a half dtype, where it falls as luck has it.
+#: a half dtype.
 LITTLE = {
     torch.float32: 1e-6,
     torch.bfloat16: 2**-6,
@@ -46,7 +46,7 @@ LITTLE = {
 
 @dataclass(frozen=True)
 class Head:
-    """A head, what it is applied to, and the tokens and noise of ``inputs``."""
+    """A head, the hidden states, and the tokens and noise in ``inputs``."""
 
     inputs: Inputs  # log_score is not used
     hidden: Tensor  # (B, L, H)
@@ -64,13 +64,13 @@ class Head:
         return replace(self, hidden=hidden, weight=weight, bias=bias)
 
     def leaves(self) -> Head:
-        """The same operands as leaves that want gradients."""
+        """The same operands as leaves that require gradients."""
         hidden, weight = (x.detach().requires_grad_() for x in (self.hidden, self.weight))
         bias = None if self.bias is None else self.bias.detach().requires_grad_()
         return replace(self, hidden=hidden, weight=weight, bias=bias)
 
     def entropy(self, reduction: str = "none", weighted: bool = True, **rest: Any) -> Tensor:
-        """linear_score_entropy."""
+        """Call linear_score_entropy."""
         i = self.inputs
         row_weight = i.row_weight if weighted else None
         return sf.linear_score_entropy(
@@ -79,7 +79,7 @@ class Head:
         )  # fmt: skip
 
     def step(self, method: str = "analytic", **rest: Any) -> Tensor:
-        """linear_reverse_step, with the uniforms of ``inputs`` unless others are given."""
+        """Call linear_reverse_step, with the uniforms of ``inputs`` unless others are given."""
         i, scaled = self.inputs, self.scale_by_sigma
         rest = {"u": i.u, **rest}
         return sf.linear_reverse_step(
@@ -89,7 +89,7 @@ class Head:
     def log_score(self, dtype: torch.dtype | None = None) -> Tensor:
         """(B, L, dim) log scores by a plain linear layer, in the dtype of the operands.
 
-        ``dtype``: of what comes after the product.
+        ``dtype`` is that of the operations after the product.
         """
         f = F.linear(*self.operands).to(dtype or self.hidden.dtype)
         if self.scale_by_sigma:
@@ -124,7 +124,9 @@ def make_head(
 
     weight = normal(graph.dim, width) * (spread / math.sqrt(width))
     row = normal(graph.dim) * 0.5 if bias else None
-    signs = torch.tensor([1.0, 1.0, -1.0, 1.0, 0.0], dtype=torch.float64)  # of the row weights
+    signs = torch.tensor(
+        [1.0, 1.0, -1.0, 1.0, 0.0], dtype=torch.float64
+    )  # signs of the row weights
     signs = signs[torch.randint(5, shape, generator=generator)].to(device)
     inputs = replace(inputs, row_weight=inputs.row_weight * signs)
     return Head(inputs, normal(*shape, width), weight, row, scale_by_sigma)
@@ -151,9 +153,9 @@ def naive(head: Head, upstream: Tensor | None = None) -> tuple[Results, Results]
     i, (h, w, _) = head.inputs, head.operands
     dense = replace(i, log_score=head.log_score().detach())
     loss, g, size = naive_score_entropy(dense)
-    lift = i.row_weight * (1 if upstream is None else upstream)
-    g = g * lift[..., None].to(g.dtype)
-    terms = (gradient_terms(dense) * lift.abs()[..., None]).flatten(0, 1)
+    scale = i.row_weight * (1 if upstream is None else upstream)
+    g = g * scale[..., None].to(g.dtype)
+    terms = (gradient_terms(dense) * scale.abs()[..., None]).flatten(0, 1)
     g, h = g.flatten(0, 1), h.detach().flatten(0, 1)
     results = Results(
         loss * i.row_weight.to(loss.dtype), (g @ w.detach()).view(head.hidden.shape), g.T @ h,
@@ -183,7 +185,7 @@ def gradient_terms(inputs: Inputs) -> Tensor:
 def run(
     head: Head, reduction: str = "none", upstream: Tensor | None = None, **rest: Any
 ) -> Results:
-    """The operation under autograd; the loss is the one of ``reduction``."""
+    """Loss (by ``reduction``) and gradients of linear_score_entropy under autograd."""
     leaves = head.leaves()
     loss = leaves.entropy(reduction, **rest)
     loss.backward(torch.ones_like(loss) if upstream is None else upstream)
@@ -194,7 +196,7 @@ def run(
 
 
 def assert_close_to_truth(got: dict[str, Tensor], head: Head, upstream: Tensor | None) -> None:
-    """No further from float64 than the naive formula plus a little, and near in every element."""
+    """As near to float64 as the naive formula plus a little, and near in every element."""
     dtype = head.hidden.dtype
     truth, size = naive(head.double(), upstream)
     yardstick, _ = naive(head, upstream)
@@ -202,7 +204,7 @@ def assert_close_to_truth(got: dict[str, Tensor], head: Head, upstream: Tensor |
         true, terms = truth.named()[name], size.named()[name]
         assert value.shape == true.shape, name
         error = (value.double() - true).abs()
-        error = torch.where(value == true.to(value.dtype), 0, error)  # infinite where it has to be
+        error = torch.where(value == true.to(value.dtype), 0, error)  # both may be infinite
         rounding = torch.finfo(value.dtype).eps / 2 * true.abs()
         rounding = rounding + torch.finfo(value.dtype).tiny
         bad = ~(error <= TOLERANCE[dtype] * terms + rounding)

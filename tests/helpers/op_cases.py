@@ -1,8 +1,8 @@
-"""What the tests of the operations share: backends, inputs, naive formulas, closeness to the truth.
+"""Backends, inputs, naive formulas and tolerances for the tests of the operations.
 
-The naive formulas are the definitions of the paper, dense and in whatever dtype they are given:
-in float64 they are an independent check of the reference, in the dtype under test they are the
-yardstick ("no further from the truth than the same-dtype naive formula, plus a little").
+The naive formulas are the dense definitions of the paper, in the dtype of their input. In float64
+they check the reference independently. In the dtype under test they set the tolerance: a result may
+be no further from the truth than the naive formula in the same dtype, plus a little.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ class Backend:
 
     @property
     def interpreted(self) -> bool:
-        """Whether its kernels run in Triton's interpreter: milliseconds a position."""
+        """Whether its kernels run in Triton's interpreter, which takes milliseconds a position."""
         return self.name in ("triton", "tiled") and self.device == "cpu"
 
     @property
     def raises(self) -> bool:
-        """Whether a row without a law is an error: GPU kernels keep its token and go on."""
+        """Whether a row without a distribution is an error; GPU kernels keep its token instead."""
         return self.name in ("reference", "cpp") and self.device == "cpu"
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        """The dtypes of scores that it has."""
+        """The dtypes of scores that the backend supports."""
         return tuple(registry.module(self.name).DTYPES)
 
     @property
     def widest(self) -> torch.dtype:
-        """float64 where it has it."""
+        """float64 where the backend supports it, else float32."""
         return torch.float64 if torch.float64 in self.dtypes else torch.float32
 
     def rounding(self, dtype: torch.dtype) -> float:
         """The largest relative error of one rounding to ``dtype``."""
-        truncates = self.interpreted and dtype == torch.bfloat16  # the interpreter; GPUs round
+        truncates = self.interpreted and dtype == torch.bfloat16  # GPUs round
         return torch.finfo(dtype).eps * (1 if truncates else 0.5)
 
     def some(self, many: int, few: int) -> int:
@@ -62,7 +62,7 @@ class Backend:
 
 
 def backends() -> list[Any]:
-    """Every backend, the reference also on a GPU where there is one."""
+    """Every backend; the reference also on a GPU if there is one."""
     found: list[Any] = [Backend("reference", "cpu"), Backend("cpp", "cpu")]
     if torch.cuda.is_available():
         found.append(pytest.param(Backend("reference", "cuda"), marks=pytest.mark.gpu))
@@ -70,23 +70,23 @@ def backends() -> list[Any]:
 
 
 def gpu_backends(*names: str) -> list[Any]:
-    """GPU kernels: on a GPU where there is one (marked gpu), else Triton's in the interpreter."""
+    """Backends of a GPU (marked gpu); without one, those of Triton, in its interpreter."""
     if not torch.cuda.is_available():
         return [Backend(name, "cpu") for name in names if name != "cuda"]
     return [pytest.param(Backend(name, "cuda"), marks=pytest.mark.gpu) for name in names]
 
 
-#: A new backend is added to these, and every conformance test runs on it.
+#: Every conformance test runs on each of these.
 BACKENDS = backends()
-#: Those that the operations on a linear head are tested on: "tiled" has no others of its own.
+#: Backends for the operations on a linear head, the only ones that "tiled" implements.
 HEAD_BACKENDS = [*BACKENDS, *gpu_backends("tiled")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 METHODS = ("analytic", "euler", "denoise")
 GRAPHS = (sf.Absorbing(11), sf.Uniform(11))
-#: Around vectors of 8 and 16, chunks of 512, blocks of 2048; the big ones in float32 only.
+#: Sizes near those of vectors (8, 16), chunks (512) and blocks (2048); big ones in float32 only.
 VOCABULARIES = (2, 3, 17, 511, 513)
 BIG_VOCABULARIES = (512, 1023, 4097)
-#: The "little" of the rule, relative to the sum of the absolute terms: sums run in float32 for
+#: The "little" of the rule, relative to the sum of the absolute terms. Sums are in float32 for
 #: every dtype but float64.
 TOLERANCE = {
     torch.float32: 1e-6,
@@ -98,7 +98,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that an operation may be called with."""
+    """The tensors that the operations take."""
 
     graph: sf.Graph
     log_score: Tensor  # (B, L, dim)
@@ -122,7 +122,7 @@ class Inputs:
 
 
 def vocabularies_and_dtypes() -> list[tuple[sf.Graph, torch.dtype]]:
-    """Odd vocabularies of both graphs in every dtype, the big ones in float32."""
+    """Graphs with odd vocabularies in every dtype, and with big ones in float32."""
     every = [(graph, dtype) for graph in graphs_of(VOCABULARIES) for dtype in DTYPES]
     return every + [(graph, torch.float32) for graph in graphs_of(BIG_VOCABULARIES)]
 
@@ -186,7 +186,7 @@ def make_inputs(
 
 
 def _transition_row(tokens: Tensor, noise: Tensor, graph: sf.Graph) -> Tensor:
-    """p(y | x_0) for every y, (B, L, dim); noise (B, 1) in the dtype to work in."""
+    """p(y | x_0) for every y, (B, L, dim); noise (B, 1) sets the dtype."""
     keep, lost = torch.exp(-noise)[..., None], -torch.expm1(-noise)[..., None]
     row = keep * F.one_hot(tokens, graph.dim).to(noise.dtype)
     if graph.mask_index is None:
@@ -258,14 +258,14 @@ def _transposed_row(x_t: Tensor, noise: Tensor, graph: sf.Graph) -> Tensor:
 
 
 def worst(error: Tensor) -> float:
-    """The largest absolute error; a NaN of the yardstick counts as infinite."""
+    """The largest absolute error; NaN counts as infinite."""
     return float(error.double().abs().nan_to_num(nan=torch.inf).amax()) if error.numel() else 0.0
 
 
 def assert_near(ours: Tensor, truth: Tensor, size: Tensor | float, tolerance: float) -> None:
-    """|ours - truth| <= tolerance * size, element by element; infinite only where it has to be."""
+    """|ours - truth| <= tolerance * size, element by element; infinite only where the truth is."""
     error = (ours.double() - truth).abs()
-    error = torch.where(ours == truth.to(ours.dtype), 0, error)  # beyond the range of its dtype
+    error = torch.where(ours == truth.to(ours.dtype), 0, error)  # both may be infinite
     bad = ~(error <= tolerance * torch.as_tensor(size).double())
     if bool(bad.any()):
         at = tuple(int(i) for i in bad.nonzero()[0])
@@ -276,14 +276,14 @@ def assert_near(ours: Tensor, truth: Tensor, size: Tensor | float, tolerance: fl
 
 
 def assert_inverse_cdf(
-    tokens: Tensor, inputs: Inputs, method: str, slack: float = 1e-5, **shares: float
+    tokens: Tensor, inputs: Inputs, method: str, slack: float = 1e-5, **token_filter: float
 ) -> None:
-    """Every token is the one that u picks in the float64 law, up to ``slack`` in u.
+    """Every token is the one that u picks in the float64 distribution, up to ``slack`` in u.
 
-    u0 below the law's probability of moving <=> the token moves; u1 lies in the interval of the
+    The token moves exactly if u0 is below the probability of moving; u1 lies in the interval of the
     token among the states != x_t, in natural order; a state of zero weight is never drawn.
     """
-    moves, u = _reference_moves(inputs, method, **shares), inputs.u
+    moves, u = _reference_moves(inputs, method, **token_filter), inputs.u
     weights, stay = moves
     moving = weights.sum(-1)
     stays = tokens == inputs.x_t
@@ -297,10 +297,10 @@ def assert_inverse_cdf(
     assert bool(inside[~stays].all()), "a token outside its interval of the inverse CDF"
 
 
-def _reference_moves(inputs: Inputs, method: str, **shares: float) -> tuple[Tensor, Tensor]:
+def _reference_moves(inputs: Inputs, method: str, **token_filter: float) -> tuple[Tensor, Tensor]:
     noise, graph = (inputs.sigma, inputs.dsigma), inputs.graph
     process = (graph.kind, graph.vocab_size, method)
-    reverse = Reverse(inputs.x_t, *noise, None, *process, **shares)
+    reverse = Reverse(inputs.x_t, *noise, None, *process, **token_filter)
     return reference.reverse_weights(inputs.log_score.detach().double(), reverse)
 
 

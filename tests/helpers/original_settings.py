@@ -1,4 +1,4 @@
-"""Settings as the original's scripts read them, for a tiny network."""
+"""Settings of a tiny network, in the form that the original scripts read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def settings(graph: str = "absorb", tokens: int = 7, **changes):
-    """The original's settings, tiny."""
+    """Settings in the original's form."""
     config = OmegaConf.load(GOLDEN / "local-run" / ".hydra" / "config.yaml")
     shape = {"hidden_size": 16, "cond_dim": 8, "length": 8, "n_blocks": 1, "n_heads": 2}
     own = {

@@ -1,11 +1,13 @@
-"""The smoke set of a GPU: some 400 tests that together touch everything once.
+"""The GPU smoke set: some 400 tests that together cover everything once.
 
     python -m pytest tests/ops -m "gpu and smoke"
 
-Of every test function one case for each kernel backend; of every operation and backend each graph
-with each dtype, and each method, layout, vocabulary, reduction and temperature with each graph.
-Which cases these are is computed: a greedy cover, the same wherever the same tests are collected.
-Left to the whole suite is what runs for minutes or generates code with inductor.
+The set has one case of every test function for each kernel backend. For every operation and backend
+it has each graph with each dtype, method and layout, and each reduction, token filter and term. A
+greedy cover computes the cases; it is the same wherever the same tests are collected.
+The markers ``operation``, ``any_backend`` and ``not_in_smoke`` (pyproject.toml) say what it cannot
+see in a test's parameters. Only the whole suite runs what takes minutes or generates code with
+inductor.
 """
 
 from __future__ import annotations
@@ -20,35 +22,15 @@ import sedd_fast as sf
 from helpers.op_cases import Backend
 from sedd_fast.backends import registry
 
-#: File (without "test_") -> the operation that its tests are of, where it is one.
-OPERATIONS = {
-    "score_entropy": "score_entropy",
-    "score_entropy_autograd": "score_entropy",
-    "linear_score_entropy": "linear_score_entropy",
-    "linear_score_entropy_autograd": "linear_score_entropy",
-    "linear_gpu_safety": "linear_score_entropy",
-    "linear_compiled": "linear_score_entropy",
-    "reverse_step": "reverse_step",
-    "laws": "reverse_step",
-    "shares": "reverse_step",
-    "linear_reverse_step": "linear_reverse_step",
-    "row_sums": "row_sums",
-    "sample_transition": "sample_transition",
-}
-#: Files whose tests hardly depend on the backend: one case a function.
-ANY_BACKEND = ("arguments", "compiled_ops", "linear_arguments", "linear_compiled")
-#: Parameters of which every value is to be met, on each graph and on one of them.
-VARIED = ("method", "layout")
-MET = ("reduction", "shares", "term")
+#: Parameters whose every value must occur: with each graph, and with any graph.
+ON_EACH_GRAPH = ("method", "layout")
+ON_ANY_GRAPH = ("reduction", "token_filter", "term")
 
 
-def operation(item: pytest.Item) -> str:
-    """The operation that a test is of, else its file."""
-    return OPERATIONS.get(_stem(item), _stem(item))
-
-
-def _stem(item: pytest.Item) -> str:
-    return item.path.stem.removeprefix("test_")
+def operation(item: pytest.Item) -> str | None:
+    """The operation that a test tests, by its marker."""
+    marker = item.get_closest_marker("operation")
+    return marker.args[0] if marker else None
 
 
 def parameters(item: pytest.Item) -> dict[str, Any]:
@@ -73,38 +55,38 @@ def graph_of(item: pytest.Item) -> str:
 
 def is_candidate(item: pytest.Item) -> bool:
     """Whether a case runs on a GPU, in seconds, on a backend that has its operation and dtype."""
-    if item.get_closest_marker("gpu") is None or item.get_closest_marker("slow") is not None:
+    if item.get_closest_marker("gpu") is None:
         return False
-    unwanted = ("inductor", "generated_code", "on_the_cpu", "second_device")
-    if any(word in item.name for word in unwanted):
+    if item.get_closest_marker("slow") or item.get_closest_marker("not_in_smoke"):
         return False
     backend, dtype = backend_of(item), dtype_of(item)
     if backend is None:
         return True
     if dtype is not None and dtype not in backend.dtypes:
         return False
-    op = operation(item)
-    known = op if op in OPERATIONS.values() else "sample_transition"
-    return hasattr(registry.module(backend.name), known)
+    # Tests of several operations run on the backends that have all of them.
+    return hasattr(registry.module(backend.name), operation(item) or "sample_transition")
 
 
 def features(item: pytest.Item) -> frozenset[Hashable]:
-    """What a case touches."""
-    file, function = _stem(item), item.originalname
-    op, backend, graph = operation(item), str(backend_of(item)), graph_of(item)
-    if file in ANY_BACKEND:
+    """What a case covers."""
+    file, function = item.path, item.originalname
+    op, backend, graph = operation(item) or file, str(backend_of(item)), graph_of(item)
+    if item.get_closest_marker("any_backend"):
         return frozenset({(file, function)} if backend != "reference-cuda" else ())
     if backend == "reference-cuda":
         return frozenset({(op, backend)})
     found: set[Hashable] = {(file, function, backend), (op, backend, graph, dtype_of(item))}
     given = parameters(item)
-    found |= {(op, backend, graph, name, str(given[name])) for name in VARIED if name in given}
-    found |= {(op, backend, name, str(given[name])) for name in MET if name in given}
+    found |= {
+        (op, backend, graph, name, str(given[name])) for name in ON_EACH_GRAPH if name in given
+    }
+    found |= {(op, backend, name, str(given[name])) for name in ON_ANY_GRAPH if name in given}
     return frozenset(found)
 
 
 def chosen(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """A small set of the cases that touches whatever any of them touches."""
+    """A small set of cases that covers what all of them cover."""
     left = {item: features(item) for item in items if is_candidate(item)}
     missing = set().union(*left.values()) if left else set()
     found = []

@@ -1,4 +1,4 @@
-"""A training run small enough for a test: its text, its settings, and what it logged."""
+"""A small training run for tests: its text, its settings, and its log."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat. ", "dogs ", "ran\n"]
 
 
 def write_text(path: Path) -> Path:
-    """1,500 words in random order, always the same."""
+    """Write 1,500 words in a fixed random order."""
     path.write_text("".join(random.Random(0).choices(WORDS, k=1500)))
     return path
 
 
 def settings(text_file: Path, run_dir: Path, *more: str) -> TrainConfig:
-    """12 steps of a network of width 16, estimates every 4, checkpoints every 3; then `more`."""
+    """12 steps of a network of width 16, estimates every 4, checkpoints every 3; and `more`."""
     tiny = [
         "model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=16",
         "model.cond_dim=8", "model.dropout=0.1", "training.batch_size=4", "training.n_iters=12",

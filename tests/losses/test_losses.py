@@ -1,4 +1,4 @@
-"""The training objective: its definition, masks, times, reductions, and that it learns a law."""
+"""The training objective: its definition, masks, times, reductions, and its minimum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.kind
 
 
 class TableModel(torch.nn.Module):
-    """Scores from a table of tokens; remembers what it was called with."""
+    """Scores from a table of tokens; records its arguments."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @by_graph
 def test_the_definition(graph: sf.Graph):
-    """sigma'(t) times the sum of the positions' score entropies, at the x_t and t given."""
+    """sigma'(t) times the sum of the score entropies of all positions, at the given x_t and t."""
     model, x_0 = TableModel(graph.dim), tokens()
     t = torch.linspace(0.1, 1.0, 6)
     sigma, rate = NOISE(t)
@@ -53,7 +53,7 @@ def test_the_definition(graph: sf.Graph):
 
 
 @by_graph
-def test_what_is_not_given_is_drawn_from_the_generator(graph: sf.Graph):
+def test_missing_arguments_are_drawn_from_the_generator(graph: sf.Graph):
     model, x_0 = TableModel(graph.dim), tokens()
     objective = sf.ScoreEntropyLoss(graph, NOISE)
     first, again, other = (objective(model, x_0, generator=generator(s)) for s in (0, 0, 1))
@@ -76,7 +76,7 @@ def test_reductions(graph: sf.Graph):
 
 
 @by_graph
-def test_positions_outside_the_mask_carry_no_noise_and_no_loss(graph: sf.Graph):
+def test_positions_outside_the_mask_have_no_noise_and_no_loss(graph: sf.Graph):
     model, x_0 = TableModel(graph.dim), tokens()
     mask = torch.arange(10).expand(6, 10) >= 4
     objective, t = sf.ScoreEntropyLoss(graph, NOISE), torch.full((6,), 0.9)
@@ -93,7 +93,7 @@ def test_positions_outside_the_mask_carry_no_noise_and_no_loss(graph: sf.Graph):
 
 
 @by_graph
-def test_a_mask_of_all_positions_is_no_mask(graph: sf.Graph):
+def test_a_mask_of_all_positions_equals_no_mask(graph: sf.Graph):
     model, x_0 = TableModel(graph.dim), tokens()
     objective = sf.ScoreEntropyLoss(graph, NOISE)
     everything = torch.ones(6, 10, dtype=torch.bool)
@@ -121,14 +121,14 @@ def test_gradients_reach_the_model(graph: sf.Graph):
 
 
 def test_a_loss_of_a_perfect_unigram_model_is_the_entropy():
-    """Absorbing, independent tokens of law q: the bound is tight, E[loss] = L * H(q)."""
+    """Absorbing, independent tokens of distribution q: the bound is tight, E[loss] = L * H(q)."""
     graph, batch, length = sf.Absorbing(3), 2000, 8
-    law = torch.tensor([0.6, 0.3, 0.1])
-    x_0 = torch.multinomial(law, batch * length, replacement=True, generator=generator())
-    entropy = -float((law * law.log()).sum()) * length
+    q = torch.tensor([0.6, 0.3, 0.1])
+    x_0 = torch.multinomial(q, batch * length, replacement=True, generator=generator())
+    entropy = -float((q * q.log()).sum()) * length
 
     def perfect(indices: Tensor, sigma: Tensor) -> Tensor:
-        log_score = law.log() - torch.expm1(sigma).log()[:, None, None]
+        log_score = q.log() - torch.expm1(sigma).log()[:, None, None]
         scores = torch.nn.functional.pad(log_score, (0, 1)).expand(*indices.shape, 4)
         return scores
 

@@ -1,4 +1,4 @@
-"""MaskedCrossEntropy and the bound "normalised" do not see a row's scale, however far it is."""
+"""MaskedCrossEntropy and the "normalised" bound do not depend on a constant added to a row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
 
 V, B, L = 7, 3, 5
 GRAPH, NOISE = sf.Absorbing(V), sf.LogLinearNoise()
-#: float64 has no sum of such scores, or (-740) none with all its digits.
+#: Shifts at which exp of a score overflows or vanishes in float64, or (-740) loses digits.
 FAR = (-5000.0, -740.0, 0.0, 700.0, 800.0)
 by_backend = pytest.mark.parametrize("backend", ["reference", "cpp"])
 
@@ -31,7 +31,7 @@ def scores(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def rows() -> tuple[Tensor, Tensor]:
-    """x_t, three of five positions masked, and x_0."""
+    """x_t with three of five positions masked, and x_0."""
     x_0 = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(1))
     return torch.where(torch.arange(L) % 2 == 0, V, x_0), x_0
 
@@ -54,8 +54,8 @@ def test_a_shifted_row_has_the_same_loss_and_gradient(shift: float, backend: str
 
 
 @by_backend
-def test_only_the_rows_that_are_far_are_summed_again(backend: str):
-    """One far row among others, in a precision of networks; a position outside the weights."""
+def test_only_rows_with_a_large_shift_are_summed_again(backend: str):
+    """One row has a large shift, in a low precision; one position has no weight."""
     x_t, x_0 = rows()
     log_score = scores(torch.float32)
     far = log_score.clone()
@@ -63,7 +63,7 @@ def test_only_the_rows_that_are_far_are_summed_again(backend: str):
     far[1, 4] += 2000
     weight = torch.ones(B, L, dtype=torch.float64)
     weight[2, 0] = 0
-    far[2, 0] = torch.nan  # never read
+    far[2, 0] = torch.nan  # not read
     losses = [posterior_cross_entropy(s, x_t, x_0, GRAPH, weight) for s in (log_score, far)]
     torch.testing.assert_close(*losses, rtol=0, atol=1e-3)
     assert losses[1][2, 0] == 0

@@ -1,4 +1,4 @@
-"""The other papers' objectives: dense formulas, what relates them, and what minimises them."""
+"""Objectives of other papers: their dense formulas, relations and minima."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.kind
 
 
 class Posterior(torch.nn.Module):
-    """Logits of x_0 from a table of the token and its place."""
+    """Logits of x_0 from a table indexed by token and position."""
 
     def __init__(self, graph: sf.Graph, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
@@ -94,14 +94,14 @@ def test_lambda_form_by_its_formula():
         return network(graph)(x, sigma)
 
     loss = objective(model, x_0, t=t, x_t=x_t)
-    told = (-torch.log1p(-t)).clamp(max=float(NOISE.sigma(torch.ones(()).double())))
-    torch.testing.assert_close(seen[0], told)
-    logits = Posterior(graph)(x_t, told)
+    model_sigma = (-torch.log1p(-t)).clamp(max=float(NOISE.sigma(torch.ones(()).double())))
+    torch.testing.assert_close(seen[0], model_sigma)
+    logits = Posterior(graph)(x_t, model_sigma)
     nats = -logits.log_softmax(-1).gather(-1, x_0[..., None]).squeeze(-1)
     torch.testing.assert_close(loss, (nats * (x_t == V)).sum(-1) / t)
 
 
-def test_the_lambda_form_masks_that_share():
+def test_the_lambda_form_masks_a_share_lambda():
     graph, seen = GRAPHS[0], []
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
@@ -124,9 +124,9 @@ def dense_divergence(
     row = torch.arange(B)[:, None]
     joint = step[row, x_t][..., None] * late[:, None]  # p(x_t | x_s) p(x_s | x_0): (B, L, dim, V)
     q = joint / whole[row, x_t][:, :, None].clamp(min=1e-300)
-    law = (q * p[:, :, None]).sum(-1)  # (B, L, dim)
+    mixed = (q * p[:, :, None]).sum(-1)  # (B, L, dim)
     true = q.gather(-1, x_0[:, :, None, None].expand(-1, -1, graph.dim, -1)).squeeze(-1)
-    terms = torch.where(true > 0, true * (true.log() - law.log()), 0).sum(-1)
+    terms = torch.where(true > 0, true * (true.log() - mixed.log()), 0).sum(-1)
     read = torch.ones_like(x_t, dtype=torch.bool) if graph.mask_index is None else x_t == V
     return torch.where(read, terms, 0)
 
@@ -145,7 +145,7 @@ def test_d3pm_by_its_formula(graph: sf.Graph):
     torch.testing.assert_close(objective(network(graph), x_0, t=t, x_t=x_t), expected)
     single = objective(network(graph, torch.float32), x_0, t=t.float(), x_t=x_t)
     torch.testing.assert_close(single, expected.float(), rtol=1e-4, atol=1e-4)
-    # A schedule that has noise left at time 0: the last step goes to the text itself.
+    # A schedule with noise at time 0: the last step draws x_0.
     noise = sf.GeometricNoise(1e-3, 4.0)
     sigma, before = noise.sigma(k / steps), torch.where(k == 1, 0, noise.sigma((k - 1) / steps))
     p = Posterior(graph)(x_t, sigma).softmax(-1)
@@ -167,7 +167,7 @@ def test_concrete_score_matching_by_its_formula(graph: sf.Graph):
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
-def test_cross_entropy_is_score_entropy_less_what_normalisation_costs():
+def test_cross_entropy_is_score_entropy_minus_the_normalisation_term():
     graph = GRAPHS[0]
     t, x_t, x_0 = batch(graph)
     log_score = torch.randn(B, L, V + 1, generator=seeded(), dtype=torch.float64)
@@ -177,17 +177,17 @@ def test_cross_entropy_is_score_entropy_less_what_normalisation_costs():
 
     sigma, rate = NOISE(t)
     z = torch.expm1(sigma)[:, None] * log_score[..., :V].exp().sum(-1)
-    owed = (rate / torch.expm1(sigma))[:, None] * (z - 1 - z.log()) * (x_t == V)
+    difference = (rate / torch.expm1(sigma))[:, None] * (z - 1 - z.log()) * (x_t == V)
     entropy = sf.ScoreEntropyLoss(graph, NOISE)(model, x_0, t=t, x_t=x_t)
     cross = sf.MaskedCrossEntropy(graph, NOISE)(model, x_0, t=t, x_t=x_t)
-    torch.testing.assert_close(cross, entropy - owed.sum(-1))
-    # and of a posterior, nothing is owed
+    torch.testing.assert_close(cross, entropy - difference.sum(-1))
+    # for a posterior the difference is zero
     of = [kind(graph, NOISE) for kind in (sf.ScoreEntropyLoss, sf.MaskedCrossEntropy)]
     torch.testing.assert_close(*(loss(network(graph), x_0, t=t, x_t=x_t) for loss in of))
 
 
 @by_graph
-def test_d3pm_tends_to_score_entropy_with_the_steps(graph: sf.Graph):
+def test_d3pm_converges_to_score_entropy_with_more_steps(graph: sf.Graph):
     few, noise = slice(1, 5), sf.GeometricNoise(1e-3, 4.0)  # times inside (0, 1), k / 4000
     t, x_t, x_0 = (of[few] for of in batch(graph))
     limit = sf.ScoreEntropyLoss(graph, noise)(network(graph), x_0, t=t, x_t=x_t)
@@ -255,7 +255,7 @@ def test_the_true_posterior_minimises(graph: sf.Graph, name: str):
         "d3pm": lambda *of: sf.D3PMLoss(*of, steps=4),
         "concrete": sf.ConcreteScoreMatching,
     }[name](graph, noise)
-    for t in (0.25, 0.75):  # 0.25 is D3PM's last step, to the text
+    for t in (0.25, 0.75):  # 0.25 is D3PM's last step, to x_0
         toy = Toy(graph, t)
         shape = (graph.dim**3, 3, TOY_SIZE)
         shift = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
@@ -266,7 +266,7 @@ def test_the_true_posterior_minimises(graph: sf.Graph, name: str):
         for move in moves:
             more = toy.expected(objective, 0.3 * move)
             assert more > least
-            # no slope there, where 0.3 of the way up there is one
+            # the gradient vanishes at the posterior, but not at 0.3 from it
             slope = float((gradient * move).sum().abs().detach())
             assert slope < 1e-6 * float(more - least)
 
@@ -275,9 +275,9 @@ def test_the_true_posterior_minimises(graph: sf.Graph, name: str):
 def test_d3pm_of_the_true_posterior_tends_to_the_entropy(graph: sf.Graph):
     """Summed over its steps the bound lies above the entropy of the text, by O(1 / T)."""
     shift = torch.zeros(graph.dim**3, 3, TOY_SIZE, dtype=torch.float64)
-    law = data_distribution()
-    entropy = -float((law * law.log()).sum())
-    # What the chain starts from is not the text's law at t = 1, and the bound leaves it out.
+    distribution = data_distribution()
+    entropy = -float((distribution * distribution.log()).sum())
+    # What the chain starts from is not the text's distribution at t = 1, and the bound leaves it out.
     noise = SCHEDULES[graph.kind]
     gaps = []
     for steps in (8, 32):
@@ -292,7 +292,7 @@ def test_d3pm_of_the_true_posterior_tends_to_the_entropy(graph: sf.Graph):
 
 
 @every_objective
-def test_what_is_not_given_is_drawn_from_the_generator(graph: sf.Graph, name: str):
+def test_missing_arguments_are_drawn_from_the_generator(graph: sf.Graph, name: str):
     model, x_0 = network(graph), batch(graph)[2]
     objective = EVERY[name](graph)
     first, again, other = (objective(model, x_0, generator=seeded(s)) for s in (0, 0, 1))
@@ -314,7 +314,7 @@ def test_reductions(graph: sf.Graph, name: str):
 
 
 @every_objective
-def test_positions_outside_the_mask_carry_no_noise_and_no_loss(graph: sf.Graph, name: str):
+def test_positions_outside_the_mask_have_no_noise_and_no_loss(graph: sf.Graph, name: str):
     x_0, t = batch(graph)[2], torch.full((B,), 0.9, dtype=torch.float64)
     mask = torch.arange(L).expand(B, L) >= 4
     calls: list[Tensor] = []
@@ -340,7 +340,7 @@ def test_positions_outside_the_mask_carry_no_noise_and_no_loss(graph: sf.Graph, 
 
 @every_objective
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gradients_of_narrow_networks(graph: sf.Graph, name: str, dtype: torch.dtype):
+def test_gradients_of_half_precision_networks(graph: sf.Graph, name: str, dtype: torch.dtype):
     """Gradients near those in float64."""
     t, x_t, x_0 = batch(graph)
     gradients = []
@@ -377,7 +377,7 @@ def test_every_step_of_the_chain_is_drawn():
     counts = [(seen[0] - level).abs().lt(1e-5).sum().item() for level in grid]
     assert counts == [10] * 5
     objective(model, torch.zeros(5, 2, dtype=torch.int64), t=torch.arange(1, 6) / 5)
-    torch.testing.assert_close(seen[1], grid)  # times of float32 stay at their step
+    torch.testing.assert_close(seen[1], grid)  # float32 times still belong to their step
 
 
 def test_bad_settings():

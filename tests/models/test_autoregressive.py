@@ -1,4 +1,4 @@
-"""The baseline: causality, its cache, its law, its likelihood, training and files."""
+"""The autoregressive baseline: causality, cache, samples, likelihood, training, files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_size_is_that_of_sedd():
 
 
 @torch.no_grad()
-def test_a_token_depends_on_those_before_it_alone(model):
+def test_a_token_depends_only_on_those_before_it(model):
     x = torch.randint(V, (3, L), generator=seeded())
     logits = model(x)
     assert logits.shape == (3, L, V)
@@ -64,8 +64,8 @@ def test_a_token_depends_on_those_before_it_alone(model):
 
 
 @torch.no_grad()
-def test_cache_gives_the_logits_of_the_whole_text(model):
-    """`generate` with the uniforms of one stream draws what whole passes would draw."""
+def test_the_cache_gives_the_logits_of_a_full_pass(model):
+    """With the same uniforms `generate` draws the tokens that full passes draw."""
     drawn = generate(model, (4, L), generator=seeded(3))
     generator, x = seeded(3), torch.zeros(4, L, dtype=torch.int64)
     for i in range(L):
@@ -75,29 +75,29 @@ def test_cache_gives_the_logits_of_the_whole_text(model):
 
 
 @torch.no_grad()
-def test_law_of_generated_texts_is_the_likelihood(model):
+def test_samples_are_distributed_as_the_likelihood(model):
     """Frequencies of all 25 pairs, against exp(-nats), by chi-square."""
     pairs = torch.cartesian_prod(torch.arange(V), torch.arange(V))
-    law = torch.exp(-exact_likelihood(model, pairs).nats)
-    assert float(law.sum()) == pytest.approx(1, rel=1e-5)
+    probs = torch.exp(-exact_likelihood(model, pairs).nats)
+    assert float(probs.sum()) == pytest.approx(1, rel=1e-5)
     drawn = generate(model, (20_000, 2), generator=seeded(1))
     counts = torch.bincount(drawn[:, 0] * V + drawn[:, 1], minlength=V * V)
-    expected = 20_000 * law
+    expected = 20_000 * probs
     assert ((counts - expected).square() / expected.clamp(min=1e-9)).sum() < 52.6  # p = 0.0005
 
 
 def test_nucleus():
     logits = torch.log(torch.tensor([[0.1, 0.5, 0.05, 0.35]], dtype=torch.float64))
 
-    def law(top_p: float) -> list[float]:
+    def nucleus(top_p: float) -> list[float]:
         u = (torch.arange(4000, dtype=torch.float64) + 0.5)[:, None] / 4000
         drawn = draw_token(logits.expand(4000, 4), top_p, u)
         return [round(x, 3) for x in (torch.bincount(drawn[:, 0], minlength=4) / 4000).tolist()]
 
-    assert law(1.0) == [0.1, 0.5, 0.05, 0.35]
-    assert law(0.85 - 1e-9) == [0, 0.588, 0, 0.412]
-    assert law(0.86) == [0.105, 0.526, 0, 0.368]
-    assert law(0.01) == [0, 1, 0, 0]
+    assert nucleus(1.0) == [0.1, 0.5, 0.05, 0.35]
+    assert nucleus(0.85 - 1e-9) == [0, 0.588, 0, 0.412]
+    assert nucleus(0.86) == [0.105, 0.526, 0, 0.368]
+    assert nucleus(0.01) == [0, 1, 0, 0]
 
 
 def test_a_token_of_probability_zero_is_never_drawn():
@@ -114,7 +114,7 @@ def test_temperature_sharpens(model):
     assert len(generate(model, (200, L), generator=seeded()).unique(dim=0)) > 50
 
 
-def test_refuses(model):
+def test_bad_arguments(model):
     for arguments, message in (
         (((2, 0),), "shape must be"),
         (((2, 3), 0.0), r"top_p must lie in \(0, 1\]"),
@@ -188,7 +188,7 @@ def test_resumes_exactly(run_dir, tmp_path):
     shutil.rmtree(copy / "checkpoints" / "step-00000060")
     resume(copy)
     first, second = (networks.load(d / "export").state_dict() for d in (run_dir, copy))
-    for name in first:  # to rounding: threads share out sums as they come
+    for name in first:  # up to rounding: the order of sums depends on the threads
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
 
 
@@ -213,13 +213,13 @@ def test_eval_is_exact(run_dir, call):
     code, shown = call("eval", "-m", run_dir)
     assert "exact likelihood" in shown.out
     assert "±" not in shown.out
-    assert "seed" not in shown.out  # of what was not drawn
+    assert "seed" not in shown.out  # nothing is drawn
     code, shown = call("eval", "-m", run_dir, "--samples", 32)
     assert code == 2
     assert "--samples: the likelihood of an autoregressive model is exact; leave" in shown.err
 
 
-def test_sampling_command_says_what_to_do(run_dir, call):
+def test_the_sampling_command_names_the_remedy(run_dir, call):
     code, shown = call("sample", "-m", run_dir)
     assert code == 2
     assert "sedd-fast genppl --model" in shown.err

@@ -31,7 +31,7 @@ CONFIGS = [
 
 @pytest.fixture
 def published(tmp_path) -> Path:
-    """A copy of a checkpoint of the original that a test may spoil."""
+    """A copy of a checkpoint of the original that a test may change."""
     return Path(shutil.copytree(GOLDEN / "absorb-hf", tmp_path / "published"))
 
 
@@ -105,7 +105,7 @@ def test_saving_again_replaces(tmp_path):
     assert same_weights(SEDD.from_pretrained(tmp_path), model)
 
 
-def test_written_settings_are_those_the_original_reads():
+def test_written_settings_are_readable_by_the_original():
     settings = config_to_original(CONFIGS[2])
     assert settings["tokens"] == 11
     assert settings["graph"]["type"] == "uniform"
@@ -221,7 +221,7 @@ def test_ema_of_another_network_is_refused(run):
         SEDD.from_pretrained(run)
 
 
-def test_incomplete_directories_say_what_they_lack(published, run, tmp_path):
+def test_incomplete_directories_name_what_is_missing(published, run, tmp_path):
     (published / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model"):
         SEDD.from_pretrained(published)
@@ -240,7 +240,7 @@ def test_incomplete_directories_say_what_they_lack(published, run, tmp_path):
 @pytest.mark.parametrize(
     "name", ["./nothing", "/no/such/place", "~/nothing-here", "a/b/c", "runs/x"]
 )
-def test_missing_local_directory_never_asks_the_hub(tmp_path, monkeypatch, name):
+def test_a_missing_local_directory_does_not_contact_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
@@ -275,7 +275,7 @@ def test_hub_repository_with_a_pickle_file(published, monkeypatch):
     assert same_weights(SEDD.from_pretrained("someone/sedd"), expected)
 
 
-def test_unreachable_hub_says_so_in_one_line(monkeypatch):
+def test_an_unreachable_hub_gives_an_error_of_one_line(monkeypatch):
     def download(*args, **options):
         raise LocalEntryNotFoundError("no connection")
 

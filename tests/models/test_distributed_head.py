@@ -20,7 +20,7 @@ from sedd_fast.models.sedd import SEDD
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 WORLD, BATCH, STEPS = 2, 6, 3
-#: (graph, what the loss is reduced by): one with compacted rows and one without.
+#: (graph, reduction of the loss): a graph with compacted rows and one without.
 CASES = (("absorbing", "mean"), ("uniform", "none"))
 WRAPPERS = ("ddp", "fsdp2")
 
@@ -84,7 +84,7 @@ def wrap(model: SEDD, wrapper: str) -> nn.Module:
 
 
 def worker(rank: int, folder: str) -> None:
-    """One process: every case in turn; the first writes down what it saw."""
+    """Run every case in one process; the first process saves its results."""
     torch.set_num_threads(1)
     if sys.platform == "linux":  # the name of the machine need not resolve then
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -109,7 +109,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def count_fused(model: SEDD) -> list[int]:
-    """How many forward calls were given a request, that is, went through the fused head."""
+    """How many forward calls had a request, that is, used the fused head."""
     calls = [0]
 
     def count(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def count_fused(model: SEDD) -> list[int]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
-    """What two processes saw; they are started once for all tests."""
+    """The results of two processes, which are started once for all tests."""
     folder = tmp_path_factory.mktemp("two-processes")
     mp.spawn(worker, args=(str(folder),), nprocs=WORLD)
     return torch.load(folder / "found.pt", weights_only=True)

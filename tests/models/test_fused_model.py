@@ -1,4 +1,4 @@
-"""SEDD's fused head: losses, gradients and tokens as through log scores, and who uses it."""
+"""SEDD's fused head: the losses, gradients and tokens of log scores, and when it is used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FUSED = ("linear_score_entropy", "linear_score_entropy_with_grad", "linear_rever
 
 
 def tiny(graph: str = "absorbing", scaled: bool | None = None, **settings: Any) -> SEDD:
-    """A small network with every weight drawn: a fresh one would answer 0 to everything."""
+    """A small network with random weights: at initialisation its scores would all be 0."""
     torch.manual_seed(0)
     scaled = graph == "absorbing" if scaled is None else scaled
     settings = {"vocab_size": 11, **TINY, "scale_by_sigma": scaled, **settings}
@@ -116,7 +116,7 @@ def test_a_step_is_that_of_the_log_scores(graph, scaled, method):
         log_score = model(x_t, sigma)
     expected = sf.reverse_step(log_score, x_t, sigma, sigma * 0.05, model.graph, method, u=u)
     assert step.dtype == torch.int64
-    assert float((step == expected).double().mean()) > 0.99  # the rest are ties
+    assert float((step == expected).double().mean()) > 0.99  # the others are ties
     assert bool((step != x_t).any())
 
 
@@ -196,7 +196,7 @@ def test_a_loss_mask_reaches_the_fused_head(calls):
 
 @pytest.fixture
 def one_process(tmp_path):
-    """A process group of one, for wrappers that want it."""
+    """A process group of one process, for wrappers that need it."""
     store = f"file://{tmp_path / 'store'}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     yield
@@ -229,7 +229,7 @@ def test_wrapped_networks_are_found_and_the_wrapper_is_called(one_process, calls
         torch.testing.assert_close(loss, expected)
 
 
-def test_activation_checkpointing_of_the_whole_network_is_looked_through(calls):
+def test_activation_checkpointing_of_the_whole_network_keeps_the_fused_head(calls):
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     model = tiny()
@@ -245,7 +245,7 @@ def test_activation_checkpointing_of_the_whole_network_is_looked_through(calls):
 
 
 class Passing(torch.nn.Module):
-    """A wrapper of somebody's own that answers requests by handing them on, and says so."""
+    """A user's wrapper that passes requests on to the network, and declares that it does."""
 
     def __init__(self, inner: SEDD) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class Passing(torch.nn.Module):
         return self.inner(*args)
 
 
-def test_a_wrapper_that_follows_the_protocol_takes_part(calls):
+def test_a_wrapper_that_passes_requests_on_uses_the_fused_head(calls):
     model = tiny()
     x_t, _, x_0, _ = batch(model)
     objective = sf.ScoreEntropyLoss(model.graph, model.noise, "mean")
@@ -264,14 +264,14 @@ def test_a_wrapper_that_follows_the_protocol_takes_part(calls):
 
 
 class Cooler(SEDD):
-    """A network of somebody who changed what comes out."""
+    """A user's subclass that changes the output."""
 
     def forward(self, indices: Tensor, sigma: Tensor) -> Tensor:
         return super().forward(indices, sigma) * 0.5
 
 
 class Wrapper(torch.nn.Module):
-    """A module of somebody's own around a network; it does not know of losses."""
+    """A user's module around a network, without support for losses."""
 
     def __init__(self, module: SEDD) -> None:
         super().__init__()
@@ -281,7 +281,7 @@ class Wrapper(torch.nn.Module):
         return self.module(x, sigma) * 0.5
 
 
-def test_what_is_not_the_network_itself_is_asked_for_log_scores(calls):
+def test_other_modules_compute_log_scores(calls):
     model = tiny()
     x_t, _, x_0, _ = batch(model)
     t = torch.linspace(0.2, 0.9, 4)
@@ -297,7 +297,7 @@ def test_what_is_not_the_network_itself_is_asked_for_log_scores(calls):
         torch.testing.assert_close(loss, (rate * expected.sum(-1)).mean())
 
 
-def test_a_network_of_another_graph_is_asked_for_log_scores(calls):
+def test_a_network_of_another_graph_computes_log_scores(calls):
     model = tiny("uniform", vocab_size=12)  # as many states as the absorbing graph over 11
     graph = sf.Absorbing(11)
     for request in (ScoreEntropyRequest, ReverseStepRequest):
@@ -318,7 +318,7 @@ def test_a_network_of_another_graph_is_asked_for_log_scores(calls):
     + [("absorbing", True, "normalised")],
 )
 def test_a_bound_needs_no_log_scores(graph, scaled, mode, calls):
-    """The same as from log scores, which only the laws of whole rows are still read off."""
+    """The bound equals that from log scores, which only estimates of whole rows still need."""
     model = tiny(graph, scaled)
     x_0 = batch(model, size=5)[2]
     network_calls: list[tuple[Any, ...]] = []

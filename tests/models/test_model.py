@@ -30,7 +30,7 @@ def golden() -> dict[str, torch.Tensor]:
 
 
 def tiny(graph: str = "absorbing", vocab_size: int = 11, **settings) -> SEDD:
-    """A small network with every weight drawn: a fresh one would answer 0 to everything."""
+    """A small network with random weights: at initialisation its scores would all be 0."""
     torch.manual_seed(0)
     settings = {**TINY, "scale_by_sigma": graph == "absorbing", **settings}
     model = SEDD(SEDDConfig(vocab_size, graph, **settings)).eval()
@@ -86,7 +86,7 @@ def test_parameters_come_in_the_order_of_the_original():
 
 
 @pytest.mark.parametrize(("graph", "vocab_size"), [("absorbing", 101), ("uniform", 101)])
-def test_fresh_network_has_the_loss_of_a_uniform_guess(graph, vocab_size):
+def test_a_network_at_initialisation_has_the_loss_of_a_uniform_guess(graph, vocab_size):
     torch.manual_seed(0)
     config = SEDDConfig(vocab_size, graph, scale_by_sigma=graph == "absorbing", **TINY)
     model = SEDD(config)
@@ -168,7 +168,7 @@ def test_whole_network_in_another_dtype(dtype, tolerance):
     log_score = model.to(dtype)(indices, sigma)
     assert log_score.dtype == torch.promote_types(dtype, torch.float32)
     assert relative(log_score, exact.double()) < tolerance
-    assert torch.equal(model.rotary_emb.inv_freq, frequencies)  # never rounded to bf16
+    assert torch.equal(model.rotary_emb.inv_freq, frequencies)  # not rounded to bf16
 
 
 @pytest.mark.parametrize("graph", ["absorbing", "uniform"])
@@ -242,7 +242,7 @@ def test_dropout_acts_in_training_only():
 
 
 class VocabularyTensors(TorchDispatchMode):
-    """Counts new tensors of the size of the log scores, as autograd sees and makes them."""
+    """Counts the new tensors of the size of the log scores, as autograd saves and makes them."""
 
     def __init__(self, numel: int) -> None:
         super().__init__()

@@ -87,8 +87,8 @@ def test_raw_logits_are_normalised(graph: sf.Graph):
 
 @by_graph
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_narrow_logits(graph: sf.Graph, dtype):
-    """Near certainty at x_t, where 1 - p(x_t) would have no digits in float32."""
+def test_half_precision_logits(graph: sf.Graph, dtype):
+    """p(x_t) is so near 1 that 1 - p(x_t) would lose all digits in float32."""
     logits = torch.zeros(1, 1, V, dtype=dtype)
     logits[..., V - 1] = 30.0
     x_t, sigma = torch.full((1, 1), graph.dim - 1), torch.tensor([1e-3], dtype=torch.float64)
@@ -127,14 +127,14 @@ def test_a_probability_of_the_mask():
 
 
 @by_graph
-def test_scores_of_no_posterior_give_the_law_of_the_denoising_step(graph: sf.Graph):
+def test_scores_without_a_posterior_give_the_denoising_distribution(graph: sf.Graph):
     log_score = torch.randn(2, 6, graph.dim, generator=seeded(), dtype=torch.float64) * 3
     x_t = torch.full((2, 6), graph.dim - 1)
     p = sf.posterior_from_score(log_score, 0.8, x_t, graph)
     assert bool((p >= 0).all())
     torch.testing.assert_close(p.sum(-1), torch.ones(2, 6, dtype=torch.float64))
-    law = sf.reverse_probs(log_score, x_t, 0.8, None, graph, "denoise")
-    assert torch.equal(p, law[..., :V])
+    denoised = sf.reverse_probs(log_score, x_t, 0.8, None, graph, "denoise")
+    assert torch.equal(p, denoised[..., :V])
 
 
 @by_graph
@@ -152,7 +152,7 @@ def test_exact_posteriors_give_exact_scores(graph: sf.Graph):
     [(GRAPHS[0], "analytic"), (GRAPHS[0], "hit"), (GRAPHS[1], "analytic")],
     ids=["absorbing-analytic", "absorbing-hit", "uniform-analytic"],
 )
-def test_samples_have_the_law_of_the_data(graph: sf.Graph, method: str):
+def test_samples_have_the_distribution_of_the_data(graph: sf.Graph, method: str):
     model = sf.PosteriorModel(ToyPosterior(ToyWorld(graph, data_distribution())), graph)
     tokens = sf.sample(
         model, graph, SCHEDULES[graph.kind], (8000, L), 150, method, generator=seeded(2)
@@ -160,28 +160,28 @@ def test_samples_have_the_law_of_the_data(graph: sf.Graph, method: str):
     assert chi_square_p(tokens, data_distribution()) > 1e-4
 
 
-def test_infilling_gives_the_conditional_law():
-    graph, law = GRAPHS[0], data_distribution()
-    model = sf.PosteriorModel(ToyPosterior(ToyWorld(graph, law)), graph)
+def test_infilling_gives_the_conditional_distribution():
+    graph, distribution = GRAPHS[0], data_distribution()
+    model = sf.PosteriorModel(ToyPosterior(ToyWorld(graph, distribution)), graph)
     known = torch.tensor([False, True, False]).expand(8000, L)
     tokens = sf.infill(
         model, graph, SCHEDULES["absorbing"], torch.ones(8000, L).long(), known, None, "hit",
         generator=seeded(3),
     )  # fmt: skip
-    conditional = torch.zeros_like(law)
-    conditional[:, 1] = law[:, 1] / law[:, 1].sum()
+    conditional = torch.zeros_like(distribution)
+    conditional[:, 1] = distribution[:, 1] / distribution[:, 1].sum()
     assert chi_square_p(tokens, conditional) > 1e-4
 
 
 @by_graph
 def test_bound_is_the_likelihood(graph: sf.Graph):
-    law = data_distribution()
-    model = sf.PosteriorModel(ToyPosterior(ToyWorld(graph, law)), graph)
+    distribution = data_distribution()
+    model = sf.PosteriorModel(ToyPosterior(ToyWorld(graph, distribution)), graph)
     noise = SCHEDULES[graph.kind]
     bound = sf.likelihood_bound(
         model, states(V), graph, noise, samples=96, generator=seeded(5), batch_size=4096
     )
-    truth = -law.log().sum()
+    truth = -distribution.log().sum()
     assert abs(bound.total_nats - truth) < 3.5 * bound.total_stderr
     assert bound.total_stderr < 0.02 * truth
 
@@ -231,6 +231,6 @@ def test_bad_arguments(change, error, words):
         sf.score_from_posterior(**{**arguments, **change})
 
 
-def test_a_network_that_is_none():
+def test_an_object_that_is_not_a_network():
     with pytest.raises(TypeError, match=r"network must be callable.*got str"):
         sf.PosteriorModel("gpt2", sf.Absorbing(7))

@@ -1,4 +1,4 @@
-"""PosteriorSEDD: the law that its scores belong to, its files, and what it is not taken for."""
+"""PosteriorSEDD: its posterior, its files, samplers, and training."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def test_its_posterior_is_the_softmax_of_its_head(graph: str):
         log_score = model(x_t, sigma)
         head = model.output_layer.linear(model.features(x_t, sigma))[..., :V]
     read = x_t == V if graph == "absorbing" else torch.ones_like(x_t, dtype=torch.bool)
-    law = sf.posterior_from_score(log_score, sigma, x_t, model.graph)
-    torch.testing.assert_close(law[read], head.softmax(-1)[read], rtol=1e-3, atol=1e-5)
+    posterior = sf.posterior_from_score(log_score, sigma, x_t, model.graph)
+    torch.testing.assert_close(posterior[read], head.softmax(-1)[read], rtol=1e-3, atol=1e-5)
     assert not log_score.gather(-1, x_t[..., None]).any()
     assert log_score.dtype == torch.float32
-    if graph == "absorbing":  # Z = 1, which no loss has to teach
+    if graph == "absorbing":  # Z = 1 by construction
         z = torch.expm1(sigma)[:, None] * log_score[..., :V].exp().sum(-1)
         torch.testing.assert_close(z[read], torch.ones_like(z[read]))
 
@@ -70,7 +70,7 @@ def test_it_is_a_posterior_model_over_the_head(graph: str):
     torch.testing.assert_close(*losses)
 
 
-def test_a_cross_entropy_does_not_see_the_scale_that_it_fixes():
+def test_a_cross_entropy_does_not_depend_on_the_scale():
     """Cross entropy is the same through both heads, score entropy and exact bounds are not."""
     posterior = tiny("absorbing")
     score = sf.SEDD(posterior.config).eval()
@@ -101,7 +101,7 @@ def test_it_fuses_no_head(graph: str):
 
 
 @pytest.mark.parametrize("method", ["analytic", "hit"])
-def test_samplers_take_it(method: str):
+def test_samplers_accept_it(method: str):
     model = tiny("absorbing")
     tokens = sf.sample(
         model, model.graph, model.noise, (3, L), 6, method,

@@ -1,4 +1,13 @@
-"""The fixtures that run a test on every backend, or on every one of a GPU."""
+"""The fixtures that run a test on every backend, or on every backend of a GPU.
+
+Triton's interpreter takes milliseconds a position. Two markers therefore say which cases run in it:
+
+- ``interpreted_float16``: the test's float16 cases run in the interpreter. It leaves out those of
+  other tests, because float16 differs from float32 only in how a gradient is stored.
+- ``interpreted_head(name=values, ...)``: the test of a linear head runs in the interpreter, in the
+  cases whose parameter ``name`` has one of ``values``. Tests of a head without the marker, and
+  bfloat16 and unscaled absorbing cases, run the same code of a kernel as others, and are left out.
+"""
 
 from __future__ import annotations
 
@@ -15,56 +24,13 @@ from helpers import smoke
 from helpers.op_cases import BACKENDS, Backend, gpu_backends
 from sedd_fast.backends import registry, values
 
-#: Bytes of GPU memory that a process may keep for its next test; more is given to the others.
+#: Bytes of GPU memory that a process may keep for its next test; what it has beyond that is freed.
 KEPT = 1 << 30
-#: Where float16 runs in the interpreter: it differs from float32 in how a gradient is stored.
-HALF = (
-    "test_truth_at_odd_vocabularies",
-    "test_law_at_odd_vocabularies",
-    "test_dtypes_of_the_results",
-    "test_truth_over_several_blocks",
-    "test_half_dtypes_draw_nearly_the_same_tokens",
-)
-
-#: Tests of heads that a kernel can fail by itself: they run in the interpreter, with these values.
-HEADS = (
-    "test_truth_at_every_noise_level",
-    "test_truth_at_odd_vocabularies",
-    "test_truth_over_several_blocks",
-    "test_a_small_workspace_changes_nothing",
-    "test_without_a_bias",
-    "test_layouts",
-    "test_only_some_operands_want_gradients",
-    "test_rows_without_loss_are_never_read",
-    "test_nan_in_a_hidden_state",
-    "test_an_empty_batch",
-    "test_exp_overflows_only_where_the_value_does",
-    "test_a_true_overflow_is_infinite_and_not_nan",
-    "test_given_rows_change_nothing",
-    "test_autocast",
-    "test_same_u_same_tokens",
-    "test_half_dtypes_draw_nearly_the_same_tokens",
-    "test_given_rows",
-    "test_unmasked_tokens_stay_and_are_never_read",
-    "test_from_hidden_states",
-)
-FEW = {
-    "dtype": (torch.float32, torch.float16),
-    "reduction": ("none", "mean"),
-    "vocabulary": (2, 513, 17),
-    "workspace": (1, None),
-    "missing": (2, 5),
-    "sigma": (1e-5,),
-    "method": ("analytic", "euler"),
-    "kind": ("scaled", "uniform"),
-    "shape": ((0, 4),),
-    "shares": ({"temperature": 0.7, "top_p": 0.9},),
-}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the smoke set where ``-m`` speaks of it."""
+    """Mark the smoke set where ``-m`` names it."""
     if "smoke" in (config.getoption("-m") or ""):
         for item in smoke.chosen(items):
             item.add_marker(pytest.mark.smoke)
@@ -72,40 +38,44 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(params=BACKENDS, ids=str)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """Each backend in turn, in force while the test runs."""
+    """Each backend in turn, selected while the test runs."""
     chosen = request.param
     if reason := registry.unavailable(chosen.name, chosen.device):
         pytest.skip(f"{chosen}: {reason}")
     parameters = request.node.callspec.params.values()
     if wrong := [p for p in parameters if isinstance(p, torch.dtype) and p not in chosen.dtypes]:
         pytest.skip(f"{chosen} has no {wrong[0]}")
-    if chosen.interpreted and torch.float16 in parameters and request.function.__name__ not in HALF:
-        pytest.skip("interpreted: float16 goes the way of float32")
+    half = request.node.get_closest_marker("interpreted_float16")
+    if chosen.interpreted and torch.float16 in parameters and half is None:
+        pytest.skip("interpreted: float16 runs the same code as float32")
     with sf.use_backend(chosen.name), small_blocks(chosen):
         yield chosen
 
 
 @pytest.fixture
 def has_heads(request: pytest.FixtureRequest, backend: Backend) -> None:
-    """Only backends that compute from hidden states, and in the interpreter only some cases."""
+    """Skip backends without linear-head operations, and cases that the interpreter leaves out."""
     if reason := registry.unsupported(backend.name, "linear_score_entropy", torch.float32):
         pytest.skip(f"{backend}: {reason}")
-    if backend.interpreted and not _interpreted(request):
-        pytest.skip("interpreted: another case goes the same way")
+    if backend.interpreted and not _is_interpreted(request.node):
+        pytest.skip("interpreted: another case runs the same code")
 
 
-def _interpreted(request: pytest.FixtureRequest) -> bool:
-    given = request.node.callspec.params
+def _is_interpreted(item: pytest.Function) -> bool:
+    """Whether a case of a linear head runs in Triton's interpreter."""
+    given = item.callspec.params
     unscaled = given.get("scaled") is False and getattr(given.get("graph"), "kind", "") != "uniform"
-    known = request.function.__name__ in HEADS and not unscaled
-    return known and all(given.get(name, some[0]) in some for name, some in FEW.items())
+    marker = item.get_closest_marker("interpreted_head")
+    if marker is None or unscaled or given.get("dtype") == torch.bfloat16:
+        return False
+    return all(given[name] in values for name, values in marker.kwargs.items())
 
 
 @pytest.fixture(params=gpu_backends("triton", "cuda"), ids=str)
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """Each backend of GPUs in turn, in force while the test runs, and no value checked beforehand.
+    """Each GPU backend in turn, selected while the test runs. Launches do not check values first.
 
-    Without a GPU: the Triton kernels in the interpreter.
+    Without a GPU, the Triton kernels run in the interpreter.
     """
     chosen = request.param
     if reason := registry.unavailable(chosen.name, chosen.device):
@@ -119,9 +89,9 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @contextlib.contextmanager
 def small_blocks(backend: Backend) -> Iterator[None]:
-    """In the interpreter, blocks of 512 states, tiles of 8 x 64, and those of a head 4 x 64.
+    """Use blocks of 512 states, tiles of 8 x 64, and head tiles of 4 x 64 in the interpreter.
 
-    Small shapes then have the edges of big ones.
+    Small shapes then have the same edge cases as large ones.
     """
     if not backend.interpreted:
         yield
@@ -142,9 +112,10 @@ def small_blocks(backend: Backend) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_errors(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a kernel does wrong shows in the test that launched it, and spoils no other one.
+    """Report an asynchronous CUDA error in the test that launched the kernel.
 
-    A broken context fails whatever the process does next: pytest-xdist starts another one.
+    After such an error every later call of the process fails, so the process ends; pytest-xdist
+    starts another one.
     """
     yield
     if request.node.get_closest_marker("gpu") is None or not torch.cuda.is_available():
@@ -162,7 +133,7 @@ def own_errors(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No other test that asks for this runs at the same time, in any process of pytest-xdist."""
+    """Tests that use this fixture run one at a time, over all processes of pytest-xdist."""
     import fcntl
 
     folder = tmp_path_factory.getbasetemp()
@@ -176,7 +147,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tests this small would only wait for each other's threads; test_threads.py has its own."""
+    """Use one thread: more would slow small tests down. test_threads.py sets its own number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,7 +1,7 @@
-"""Rows that begin anywhere: views with an odd start, padded rows, and their gradients.
+"""Rows at any alignment: views with an odd offset, padded rows, and their gradients.
 
-Kernels read whole vectors from the first aligned address on; the result must not depend on where
-that is.
+Kernels read whole vectors from the first aligned address on. The result must not depend on its
+position.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 import sedd_fast as sf
 from helpers.op_cases import Backend, make_inputs
 
-#: Over a few vectors, and over several blocks of the interpreter's.
+#: A few vectors, and several blocks of the size that the interpreter uses.
 VOCABULARIES = (21, 1100)
 
 
 def beginning_at(scores: Tensor, offset: int, padding: int) -> Tensor:
-    """The same values in a view: ``offset`` states after an aligned address, rows padded."""
+    """The same values in a view: ``offset`` states after an aligned address, with padded rows."""
     batch, length, dim = scores.shape
     row = dim + padding
     storage = torch.full((batch * length * row + offset,), torch.nan).to(scores)
@@ -31,11 +31,11 @@ def beginning_at(scores: Tensor, offset: int, padding: int) -> Tensor:
 @pytest.mark.parametrize("offset", [1, 4, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [sf.Absorbing, sf.Uniform])
-def test_where_a_row_begins_changes_nothing(
+def test_the_alignment_of_rows_does_not_change_results(
     backend: Backend, kind, dtype, offset, padding, vocabulary
 ):
     if backend.interpreted and (padding + offset) % 3 and vocabulary > 100:
-        pytest.skip("interpreted: another offset goes the same way")
+        pytest.skip("interpreted: another offset runs the same code")
     inputs = make_inputs(kind(vocabulary), shape=(1, 2), dtype=dtype, device=backend.device)
     view = beginning_at(inputs.log_score, offset, padding)
     _, *rest = inputs.entropy()

@@ -1,4 +1,4 @@
-"""Bad input: a ValueError or TypeError that names the argument, what came, and the remedy."""
+"""Bad input: a ValueError or TypeError names the argument, its value, and the remedy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import sedd_fast as sf
 from helpers.op_cases import GRAPHS, Backend, Inputs, graph_id, make_inputs
 
+pytestmark = pytest.mark.any_backend
 A, U = sf.Absorbing(11), sf.Uniform(11)
 #: What is changed in good inputs, and the error: (operations, change, type, words).
 Change = Callable[[Inputs], dict[str, Any]]
@@ -114,7 +115,7 @@ def test_dtype_shape_device(graph, op, change, error, words):
 @pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 def test_values(backend: Backend, graph, op, change, words, monkeypatch):
     monkeypatch.setenv("SEDD_FAST_CHECK", "1")
-    # A row whose u is read: every token may move.
+    # Every token may move, so u is read in every row.
     inputs = make_inputs(graph, device=backend.device)
     if graph.mask_index is not None:
         inputs = replace(inputs, x_t=torch.full_like(inputs.x_t, graph.mask_index))
@@ -162,7 +163,7 @@ def test_denoise_needs_no_dsigma(backend: Backend):
     ],
 )
 def test_compiled(op, change, error, words):
-    """The same words under torch.compile, whether seen while tracing or while running."""
+    """torch.compile gives the same message, whether the error occurs in tracing or in running."""
     inputs = make_inputs(A)
     bad = replace(inputs, **change(inputs))
     torch.compiler.reset()

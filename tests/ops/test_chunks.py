@@ -1,4 +1,4 @@
-"""How a draw chooses a chunk of a row, where a uniform lies on a chunk's boundary."""
+"""The choice of a chunk of a row in a draw, where the uniform lies on a chunk's boundary."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _choose(sums, u, chosen, share, count, NUMBER: tl.constexpr):
         tl.store(share + i, far)
 
 
-def test_a_uniform_at_a_boundary_never_leads_before_the_chunk():
-    """Sums of very different sizes, whose order of addition shows."""
+def test_a_uniform_at_a_boundary_never_gives_a_negative_rest():
+    """The chunk sums differ so much in size that their order of addition changes the result."""
     generator = torch.Generator().manual_seed(0)
     sums = torch.randn(ROWS, CHUNKS, generator=generator, dtype=torch.float64).mul(8).exp()
     u = (sums.cumsum(-1)[:, 90:-1] / sums.sum(-1, keepdim=True)).clamp(max=1 - 2**-53)

@@ -1,4 +1,4 @@
-"""The CUDA backend where there is no GPU: it says why, and nothing fails at import.
+"""The CUDA backend without a GPU: its error gives the reason, and nothing fails at import.
 
 On a GPU it runs the conformance tests of every operation (op_cases.BACKENDS); its row functions are
 tested on the CPU in test_cuda_rows.py.
@@ -16,14 +16,14 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 @no_gpu
-def test_it_says_why_it_cannot_run() -> None:
+def test_the_reason_why_it_is_unavailable() -> None:
     reason = cuda.unavailable()
     assert reason is not None
     assert "pip install" in reason or "no CUDA device" in reason
     assert registry.unavailable("cuda", "cpu") == "it does not run on cpu tensors"
 
 
-def test_it_refuses_cpu_tensors() -> None:
+def test_cpu_tensors_are_refused() -> None:
     graph = sf.Absorbing(5)
     with (
         sf.use_backend("cuda"),
@@ -46,7 +46,7 @@ def test_a_failed_launch_names_the_operation() -> None:
             getattr(compiled, op)(call, 0, 0)
 
 
-def test_a_row_too_many_is_an_error() -> None:
+def test_too_many_rows_are_an_error() -> None:
     compiled = pytest.importorskip("sedd_fast._cuda", exc_type=ImportError)
     scores = compiled.Tensor(0, 0, (2**31, 1, 5), (5, 5, 1))
     with pytest.raises(RuntimeError, match=r"score_entropy .*more than 2,147,483,647 positions"):

@@ -1,7 +1,7 @@
 """The row functions of the CUDA kernels (csrc/common), run on the CPU by a host block.
 
-What they share with the GPU is everything but three primitives and the launch: how a row is cut
-into edge, vectors and tail, the reductions, the search for the drawn state, overflow, bad values.
+All code but three primitives and the launch is the same as on the GPU: the division of a row into
+edge, vectors and tail, the reductions, the search for the drawn state, overflow, bad values.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sedd_fast.backends import reference
 from sedd_fast.backends.inputs import Noising
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Bytes of scores in a chunk of a loss and of a step.
+#: Bytes of scores in a chunk, of a loss and of a reverse step.
 LOSS_CHUNK, STEP_CHUNK = 1024, 2048
 #: A chunk is 256 or 512 states of 4 bytes, 512 or 1024 of 2: at, below and above, and odd ones.
 STATES = (2, 3, 31, 129, 512, 1024, 2051, 5000)
@@ -77,7 +77,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def every_row() -> Iterable[tuple[str, int, torch.dtype, str]]:
-    """Every size in one layout and two dtypes, every layout and dtype at one size."""
+    """Cases: every size in one layout and two dtypes, every layout and dtype at one size."""
     for graph in GRAPHS:
         for dim in STATES:
             yield graph, dim, torch.float32, "aligned"
@@ -105,12 +105,12 @@ def test_loss_and_gradient(
 
 
 def offsets(dtype: torch.dtype) -> range:
-    """Elements by which an address may miss a multiple of 16 bytes."""
+    """The possible distances, in elements, of an address from a multiple of 16 bytes."""
     return range(16 // dtype.itemsize)
 
 
 def bytes_by_width(rows: ctypes.CDLL) -> dict[int, int]:
-    """Bytes read in loads of every width, in the last run."""
+    """Width of a load -> bytes that the last run read with that width."""
     counts = {width: width * rows.wide_loads(width) for width in (2, 4, 8, 16)}
     return {width: count for width, count in counts.items() if count}
 
@@ -121,7 +121,7 @@ def bytes_by_width(rows: ctypes.CDLL) -> dict[int, int]:
 def test_scores_and_gradients_at_every_address(
     rows: ctypes.CDLL, dtype: torch.dtype, kind: str
 ) -> None:
-    """Stores of 16 bytes, and the widest loads that the scores' alignment beside them allows.
+    """Stores have 16 bytes, and loads are as wide as the alignment of the scores then allows.
 
     In one pass ("both") the gradient of float16 scores is float32.
     """
@@ -159,7 +159,7 @@ def test_scores_and_gradients_at_every_address(
 def test_a_dense_gradient_of_padded_scores(
     rows: ctypes.CDLL, graph: str, dtype: torch.dtype, widths: set[int]
 ) -> None:
-    """Rows of scores are all aligned, those of the gradient start at every other state."""
+    """All rows of scores are aligned; the rows of the gradient are not."""
     dim = 2 * LOSS_CHUNK // dtype.itemsize + 18
     case = Rows(graph, dim, dtype, (0, -dim % 8, 1))
     loss, grad = case.entropy(rows, "both", layout="aligned")
@@ -171,8 +171,8 @@ def test_a_dense_gradient_of_padded_scores(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_a_view_that_begins_anywhere(rows: ctypes.CDLL, graph: str, dtype: torch.dtype) -> None:
-    """The edge ends at an address, not at an offset: without a gradient every load has 16 bytes."""
+def test_a_view_at_any_offset(rows: ctypes.CDLL, graph: str, dtype: torch.dtype) -> None:
+    """The edge ends at an aligned address, so without a gradient every load has 16 bytes."""
     chunk = STEP_CHUNK // dtype.itemsize
     dim = chunk + 21
     for start in offsets(dtype):
@@ -192,7 +192,7 @@ def test_draws(
     rows: ctypes.CDLL, graph: str, dim: int, dtype: torch.dtype, layout: str, method: str
 ) -> None:
     case = Rows(graph, dim, dtype, layout, seed=dim)
-    if graph == "uniform":  # keep S near V, so that the clamped law has something to clamp
+    if graph == "uniform":  # keep S near V, so that some weights are clamped
         case.dsigma = torch.tensor([0.2, 0.9], dtype=torch.float64)
     edges = torch.tensor([0.0, 1 - 2**-53, 0.5], dtype=torch.float64)
     for shift in (0.0, -math.log(dim)):
@@ -202,16 +202,20 @@ def test_draws(
         assert_drawn(case, case.reverse(rows, method), method)
 
 
-@pytest.mark.parametrize("shares", [(0.6, 1.0), (1.5, 0.9), (1e-40, 0.9)], ids=str)
+@pytest.mark.parametrize("token_filter", [(0.6, 1.0), (1.5, 0.9), (1e-40, 0.9)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_temperature_and_top_p(
-    rows: ctypes.CDLL, graph: str, method: str, dtype: torch.dtype, shares: tuple[float, float]
+    rows: ctypes.CDLL,
+    graph: str,
+    method: str,
+    dtype: torch.dtype,
+    token_filter: tuple[float, float],
 ) -> None:
     for dim, shift in ((31, 0.0), (129 if dtype == torch.float64 else ODD, 95.0)):
         case = Rows(graph, dim, dtype, "odd start", seed=dim)
-        case.temperature, case.top_p = shares
+        case.temperature, case.top_p = token_filter
         case.scores(case.log_score + shift)
         case.u[..., 0] *= 0.3
         x_s = case.reverse(rows, method)
@@ -222,7 +226,7 @@ def test_temperature_and_top_p(
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("layout", ["odd start", "strided"])
 def test_order_of_threads_does_not_matter(rows: ctypes.CDLL, graph: str, layout: str) -> None:
-    """The same bits whichever thread runs first: no barrier is missing."""
+    """The results are the same bits in any order of the threads, so no barrier is missing."""
     case = Rows(graph, 2051, torch.bfloat16, layout)
     case.u[..., 0] = 0
     forwards, backwards = case.entropy(rows, "both"), case.entropy(rows, "both", backwards=True)
@@ -239,9 +243,9 @@ def test_order_of_threads_does_not_matter(rows: ctypes.CDLL, graph: str, layout:
 def test_scores_beyond_float32(
     rows: ctypes.CDLL, graph: str, dtype: torch.dtype, layout: str
 ) -> None:
-    """exp(l) overflows float32, the loss and the law do not; below, the law does not vanish."""
+    """exp(l) overflows or vanishes in float32; the loss and the distribution do neither."""
     case = Rows(graph, ODD, dtype, layout)
-    case.weight *= 1e-20  # so that gradients are numbers of that dtype
+    case.weight *= 1e-20  # gradients then lie within the range of the dtype
     case.scores(case.log_score + 95)
     for backwards in (False, True):
         loss, grad = case.entropy(rows, "both", threads=96, backwards=backwards)
@@ -258,7 +262,7 @@ def test_scores_beyond_float32(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_only_states_of_weight_are_drawn(rows: ctypes.CDLL, graph: str, method: str) -> None:
-    """One state has weight: it is drawn wherever it lies, whatever u1."""
+    """The only state with weight is drawn, at any position of the row and for any u1."""
     for state in (1, 30, 1023, 1024, 1025, 1029, ODD - 2):
         case = Rows(graph, ODD, torch.bfloat16, "odd start")
         case.x_t = torch.full_like(case.x_t, ODD - 1)
@@ -276,7 +280,7 @@ def test_only_states_of_weight_are_drawn(rows: ctypes.CDLL, graph: str, method: 
 def test_much_noise_removed_at_once(
     rows: ctypes.CDLL, dim: int, sigma: float, spread: float
 ) -> None:
-    """A fresh network's scores are all 0: alpha exp(l) + beta cancels."""
+    """All scores of a network at initialisation are 0; alpha exp(l) + beta then cancels."""
     case = Rows("uniform", dim)
     case.scores(case.log_score * spread)
     case.sigma[:], case.dsigma[:] = sigma, 0.99 * sigma
@@ -285,7 +289,7 @@ def test_much_noise_removed_at_once(
 
 
 def test_no_noise_removed(rows: ctypes.CDLL) -> None:
-    """It stays, whatever the scores."""
+    """The token stays for any scores."""
     for graph in GRAPHS:
         case = Rows(graph, 300)
         case.dsigma[:], case.u[..., 0] = 0, 0
@@ -296,7 +300,7 @@ def test_no_noise_removed(rows: ctypes.CDLL) -> None:
 
 @pytest.mark.parametrize("shift", [-1000, 1000])
 def test_far_shifted_scores(rows: ctypes.CDLL, shift: int) -> None:
-    """A denoising draw depends on differences of scores only."""
+    """A denoising draw depends on the differences of scores only."""
     case = Rows("absorbing", ODD)
     case.scores(case.log_score + shift)
     case.x_t = torch.full_like(case.x_t, ODD - 1)
@@ -304,7 +308,7 @@ def test_far_shifted_scores(rows: ctypes.CDLL, shift: int) -> None:
 
 
 def test_infinite_scores(rows: ctypes.CDLL) -> None:
-    """-inf is a state without weight; a NaN or +inf, or nothing at all, leaves the token."""
+    """A state at -inf has no weight. With a NaN, +inf, or only -inf in the row, the token stays."""
     case = Rows("absorbing", 130)
     case.x_t = torch.full_like(case.x_t, 129)
     case.scores(torch.zeros_like(case.log_score))
@@ -324,7 +328,7 @@ def test_infinite_scores(rows: ctypes.CDLL) -> None:
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_bad_values_are_harmless(rows: ctypes.CDLL, graph: str) -> None:
-    """A NaN loss and a zero gradient; the token stays."""
+    """The loss is NaN, the gradient zero, and the token stays."""
     case = Rows(graph, 300, torch.float16)
     case.x_t[0, 0], case.x_t[0, 1] = -1, 300
     case.x_0[0, 2], case.x_0[0, 3] = 10**15, case.vocab
@@ -344,7 +348,7 @@ def test_bad_values_are_harmless(rows: ctypes.CDLL, graph: str) -> None:
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_transition(rows: ctypes.CDLL, graph: str) -> None:
-    """The reference's tokens, bit for bit; a bad value leaves the token."""
+    """The tokens equal those of the reference; with a bad value the token stays."""
     case = Rows(graph, 50)
     u = torch.rand((2, 6, 2), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     noising = Noising(case.x_0, case.sigma, u, graph, case.vocab)
@@ -362,7 +366,7 @@ def test_transition(rows: ctypes.CDLL, graph: str) -> None:
 @pytest.mark.parametrize("shared", [48 << 10, 99 << 10, 227 << 10], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_most_states_of_a_step(rows: ctypes.CDLL, dtype: torch.dtype, shared: int) -> None:
-    """Their chunks fill the shared memory of a block, and one state more does not fit."""
+    """The chunks of that many states fill the shared memory of a block; one more does not fit."""
     code, size = DTYPES[dtype], ctypes.c_int64
     most = rows.most_states_of_a_step(code, size(shared))
     fits, too_many = (rows.shared_bytes_of_a_step(code, size(n)) for n in (most, most + 1))
@@ -378,7 +382,7 @@ def test_structures_match(rows: ctypes.CDLL) -> None:
 
 
 def test_exponentials_of_bfloat16(rows: ctypes.CDLL) -> None:
-    """Of every bfloat16, to 1.5 units in the last place where exp is a normal number."""
+    """Every bfloat16 number: within 1.5 units in the last place where exp is a normal number."""
     bits = torch.arange(2**16).to(torch.int16)
     x = bits.view(torch.bfloat16).float()
     e = torch.empty_like(x)

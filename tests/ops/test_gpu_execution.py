@@ -1,4 +1,4 @@
-"""How the operations run on a GPU: streams, devices, CUDA graphs, no waiting, no memory."""
+"""Execution on a GPU: streams, devices, CUDA graphs, no synchronisation, no extra memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ V = 50257
 
 
 def every_operation(inputs: Inputs) -> list[Tensor]:
-    """Results of all operations, backward and all methods among them, from given uniforms."""
+    """Results of all operations with given uniforms, backward and all methods included."""
     results = list(loss_and_gradient(inputs))
     results += sf.score_entropy_with_grad(*inputs.entropy(), inputs.row_weight, "none")
     results += [sf.reverse_step(*inputs.reverse(), method, u=inputs.u) for method in METHODS]
@@ -45,12 +45,12 @@ def inputs_like(inputs: Inputs, value: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 @by_graph
-def test_a_side_stream_sees_what_was_queued_before(gpu: Backend, graph: sf.Graph):
-    """The inputs arrive late, by a copy behind a kernel that spins for a good while."""
+def test_a_side_stream_waits_for_its_inputs(gpu: Backend, graph: sf.Graph):
+    """The inputs arrive late: a long-running kernel is queued before the copy."""
     source = make_inputs(graph, device="cuda")
     expected = every_operation(source)
     late = inputs_like(source, torch.zeros_like)
-    late = replace(late, sigma=late.sigma + 1)  # valid, if read too soon, and wrong
+    late = replace(late, sigma=late.sigma + 1)  # valid values, but wrong ones if read too soon
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -63,6 +63,7 @@ def test_a_side_stream_sees_what_was_queued_before(gpu: Backend, graph: sf.Graph
     assert_same(got, expected)
 
 
+@pytest.mark.not_in_smoke
 @by_graph
 def test_a_second_device(gpu: Backend, graph: sf.Graph):
     if torch.cuda.device_count() < 2:
@@ -92,7 +93,7 @@ def test_every_operation_is_captured_and_replayed(gpu: Backend, graph: sf.Graph)
 
 
 @by_graph
-def test_a_registered_generator_draws_anew_in_every_replay(gpu: Backend, graph: sf.Graph):
+def test_a_registered_generator_draws_new_numbers_in_every_replay(gpu: Backend, graph: sf.Graph):
     inputs = make_inputs(graph, shape=(4, 200), device="cuda")
     generator = torch.Generator("cuda").manual_seed(3)
     sf.reverse_step(*inputs.reverse(), generator=generator)  # compiles
@@ -124,19 +125,19 @@ def test_a_cpu_generator_cannot_be_captured(gpu: Backend, graph: sf.Graph):
 
 
 @pytest.fixture
-def no_waiting() -> Iterator[None]:
-    """Whatever waits for the GPU raises."""
+def no_synchronisation() -> Iterator[None]:
+    """An operation that synchronises the device raises an error."""
     torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
 
 
 @by_graph
-def test_nothing_waits_for_the_gpu(gpu: Backend, graph: sf.Graph, monkeypatch, request):
+def test_nothing_synchronises_the_device(gpu: Backend, graph: sf.Graph, monkeypatch, request):
     monkeypatch.delenv("SEDD_FAST_CHECK", raising=False)
     inputs = make_inputs(graph, device="cuda")
     every_operation(inputs)
-    request.getfixturevalue("no_waiting")
+    request.getfixturevalue("no_synchronisation")
     every_operation(inputs)
     sf.reverse_step(inputs.log_score, inputs.x_t, 0.5, 0.1, graph)  # numbers; its own uniforms
     sf.sample_transition(inputs.x_0, 0.5, graph, generator=torch.Generator("cuda"))
@@ -145,13 +146,13 @@ def test_nothing_waits_for_the_gpu(gpu: Backend, graph: sf.Graph, monkeypatch, r
 
 
 def requested_bytes(when: str) -> int:
-    """What was asked of the allocator, "current" or "peak"; it hands out up to a megabyte more."""
+    """Bytes requested of the allocator ("current" or "peak"), which rounds requests up."""
     return torch.cuda.memory_stats()[f"requested_bytes.all.{when}"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("graph", [sf.Absorbing(V), sf.Uniform(V)], ids=graph_id)
-def test_no_memory_beside_the_gradient(gpu: Backend, graph: sf.Graph, dtype):
+def test_no_memory_besides_the_gradient(gpu: Backend, graph: sf.Graph, dtype):
     inputs = make_inputs(graph, dtype, (2, 128), device="cuda")
     size = inputs.log_score.numel() * inputs.log_score.element_size()
     leaf = inputs.log_score.requires_grad_()

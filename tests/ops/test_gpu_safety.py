@@ -1,7 +1,7 @@
-"""Bad values and failed launches on a GPU: memory-safe always, an error when asked to check.
+"""Bad values and failed launches on a GPU: always memory-safe; an error when checks are enabled.
 
-Without a GPU what becomes of bad values is tested in Triton's interpreter. Run as a program, this
-file is the short run that compute-sanitizer watches.
+Without a GPU the effect of bad values is tested in Triton's interpreter. Run as a program, this
+file does the short run that compute-sanitizer watches.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FAR = 2**62
 
 
 def good_inputs(gpu: Backend, graph: sf.Graph) -> Inputs:
-    """Every position may move: all is read."""
+    """Inputs in which every position may move, so that every value is read."""
     inputs = make_inputs(graph, shape=(2, 3), device=gpu.device)
     if graph.mask_index is None:
         return inputs
@@ -43,7 +43,7 @@ def good_inputs(gpu: Backend, graph: sf.Graph) -> Inputs:
 
 
 def spoilt(gpu: Backend, graph: sf.Graph, name: str, value: float) -> Inputs:
-    """The same, the second sequence bad: in its noise, or at position 2."""
+    """The same with a bad value in the second sequence: in its noise, or at position 2."""
     inputs = good_inputs(gpu, graph)
     changed = getattr(inputs, name).clone()
     changed[(1,) if changed.dim() == 1 else (1, 2)] = value
@@ -104,7 +104,7 @@ def test_noising_with_bad_values_leaves_the_token(gpu: Backend, graph, name, val
 
 @pytest.mark.gpu
 @by_graph
-def test_checks_are_made_when_asked_for(gpu: Backend, graph, monkeypatch):
+def test_values_are_checked_when_checks_are_enabled(gpu: Backend, graph, monkeypatch):
     monkeypatch.setenv("SEDD_FAST_CHECK", "1")
     for name, value in BAD_ENTROPY:
         with pytest.raises(ValueError, match=name):
@@ -151,8 +151,8 @@ def test_a_failed_triton_launch_names_the_operation(gpu: Backend, monkeypatch):
             call()
 
 
-def test_out_of_memory_stays_what_it_is():
-    """Whoever tries a smaller batch then catches torch's own error."""
+def test_out_of_memory_keeps_its_type():
+    """Code that retries with a smaller batch catches torch's own error type."""
     with pytest.raises(torch.OutOfMemoryError), launching("score_entropy", torch.zeros(1)):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -168,14 +168,14 @@ def test_compute_sanitizer_finds_nothing(name: str, tool: str):
         pytest.skip("compute-sanitizer is neither on PATH nor in /usr/local/cuda/bin")
     if reason := registry.unavailable(name, "cuda"):
         pytest.skip(f"{name}: {reason}")
-    # Calls that torch tries and does without are no errors here; compilers are not watched.
+    # Failing calls that torch handles are not errors here, and compilers are not watched.
     watched = ("--report-api-errors", "no", "--target-processes", "application-only")
     command = [program, "--tool", tool, *watched, "--error-exitcode", "9"]
     path = str(Path(__file__).parents[1])
     done = subprocess.run(
         [*command, sys.executable, __file__, name],
         capture_output=True, text=True, check=False, timeout=300,
-        # Every tensor in memory of its own: a row read past its end is then an error.
+        # Every tensor gets its own allocation, so that reading past its end is an error.
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path},
     )  # fmt: skip
     if "Device not supported" in done.stdout + done.stderr:
@@ -185,7 +185,7 @@ def test_compute_sanitizer_finds_nothing(name: str, tool: str):
 
 
 def short_run(name: str) -> None:
-    """Every operation once, on rows shorter and longer than a block, good and bad."""
+    """Run every operation once, on rows shorter and longer than a block, valid and bad."""
     with sf.use_backend(name):
         for graph in graphs_of((11, 5003)):
             for dtype in (torch.bfloat16, torch.float32):

@@ -1,7 +1,7 @@
-"""The GPU kernels at real sizes: 4,096 rows of 50,258 scores, rows at any alignment, and > 2^31.
+"""The GPU kernels at real sizes: 4,096 rows of 50,258 scores at any alignment, and > 2^31 scores.
 
-The whole tensor goes through the kernel; slices of it are compared with the float64 reference, with
-the tolerances that the small tests have.
+The kernel computes the whole tensor; slices of it are compared with the float64 reference, with the
+tolerances of the small tests.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def empty(shape: tuple[int, int], dim: int, dtype: torch.dtype, layout: str) -> 
 
 
 def some_rows(inputs: Inputs) -> Tensor:
-    """Positions along L at both ends and in between; odd steps, for every alignment of a row."""
+    """Positions along L, both ends included; odd steps give every alignment of a row."""
     return torch.tensor([0, 1, 2, 3, 341, 680, 1023], device="cuda") % inputs.x_t.shape[1]
 
 
 def picked(inputs: Inputs, at: Tensor) -> Inputs:
-    """Those positions alone."""
+    """The inputs at those positions."""
     names = ("log_score", "x_t", "x_0", "row_weight", "u")
     return replace(inputs, **{name: getattr(inputs, name).detach()[:, at] for name in names})
 
@@ -126,7 +126,7 @@ def test_tokens(gpu: Backend, graph: sf.Graph, dtype, layout, method):
 @pytest.mark.usefixtures("alone")
 @by_graph
 def test_rows_beyond_two_to_the_31(gpu: Backend, graph: sf.Graph):
-    """The last sequences give what they give alone."""
+    """The last sequences give the same results as they do alone."""
     shape = (43, 1024)
     assert shape[0] * shape[1] * graph.dim > 2**31
     if torch.cuda.mem_get_info()[0] < 24 * 2**30:

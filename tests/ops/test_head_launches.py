@@ -1,4 +1,4 @@
-"""What a head's operation asks of a GPU: launches, waiting, layout, precision; interpreted."""
+"""Launches, synchronisation, layout and precision of the linear-head loss, in the interpreter."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from sedd_fast.backends import products, registry, values
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or registry.unavailable("triton") is not None,
-    reason="needs Triton's interpreter: no GPU, Triton",
+    reason="needs Triton and no GPU: it runs in Triton's interpreter",
 )
 GRAPHS = (sf.Absorbing(2500), sf.Uniform(2500))
 ROOM = 30_000  # bytes of workspace: several blocks of all rows
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=["absorbing", "uniform"])
 by_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-#: They make a tensor, and launch nothing.
+#: Operations that make a tensor and launch nothing.
 MEMORY = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 
 
 class Launches(TorchDispatchMode):
-    """Counts torch operations that would launch a kernel of a GPU, those that wait for it, and the
-    launches of Triton kernels, by name, with their arguments."""
+    """Counts torch operations that would launch a kernel on a GPU, those that synchronise the
+    device, and launches of Triton kernels, by name, with their arguments.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Launches(TorchDispatchMode):
         monkeypatch.setattr(InterpretedFunction, "run", run)
 
     def _uncounted(self, function: Any, *args: Any, **rest: Any) -> Any:
-        """What the interpreter does with torch is not the operation's."""
+        """Do not count the torch operations of the interpreter itself."""
         self._inside = True
         try:
             return function(*args, **rest)
@@ -62,7 +63,7 @@ class Launches(TorchDispatchMode):
             self._inside = False
 
     def one(self, name: str, function: Any) -> Any:
-        """The function, counted as one operation."""
+        """``function``, counted as one operation."""
 
         def call(*args: Any, **rest: Any) -> Any:
             self.operations.append(name)
@@ -106,7 +107,7 @@ class Launches(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """It looks at no values: on a GPU that would wait, and on a CPU it does not count."""
+    """Select Triton without checks of values, which are made on a CPU only."""
     monkeypatch.setattr(values, "enabled", lambda device: False)
     with sf.use_backend("triton"):
         yield
@@ -117,7 +118,7 @@ def head_of(graph: sf.Graph, dtype: torch.dtype = torch.float32, **rest: Any) ->
 
 
 def results(head: Head, seen: Launches, reduction: str = "sum", **rest: Any) -> Any:
-    """Loss and gradients of the head; what its backend does is ``seen``."""
+    """Loss and gradients of the head; ``seen`` counts what its backend does."""
     module = registry.module("triton")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("linear_score_entropy", "linear_score_entropy_with_grad"):
@@ -145,7 +146,7 @@ def touched(head: Head, listed: bool) -> sf.TouchedRows | None:
 @by_dtype
 @by_graph
 def test_at_most_ten_launches_and_five_a_block(graph, dtype, listed, with_grad, monkeypatch):
-    """Eight in the backend, the total loss of a batch takes two more."""
+    """Eight are launched in the backend; the total loss of a batch takes two more."""
     head, seen = head_of(graph, dtype), Launches(monkeypatch)
     monkeypatch.setattr(products, "adds_in_float32", lambda device: True)
     monkeypatch.setattr(torch, "addmm", seen.one("addmm", Addmm()))
@@ -158,13 +159,13 @@ def test_at_most_ten_launches_and_five_a_block(graph, dtype, listed, with_grad, 
 
 @pytest.mark.parametrize("listed", [True, False])
 @by_graph
-def test_a_gpu_is_waited_for_once_and_only_to_learn_how_many_rows(graph, listed, monkeypatch):
+def test_the_device_is_synchronised_once_to_read_the_number_of_rows(graph, listed, monkeypatch):
     head, seen = head_of(graph), Launches(monkeypatch)
     results(head, seen, rows=touched(head, listed), workspace=ROOM)
     assert len(seen.waits) == (0 if listed else 1)
 
 
-def test_all_rows_of_a_uniform_graph_need_no_waiting(monkeypatch):
+def test_all_rows_of_a_uniform_graph_need_no_synchronisation(monkeypatch):
     head, seen = head_of(GRAPHS[1]), Launches(monkeypatch)
     results(head, seen, weighted=False)
     assert not seen.waits
@@ -172,7 +173,7 @@ def test_all_rows_of_a_uniform_graph_need_no_waiting(monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 1023, 1024, 3000])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_touched_positions_are_listed_in_order(count, weighted):
+def test_positions_with_a_loss_are_listed_in_order(count, weighted):
     from sedd_fast.backends.triton.linear_score_entropy import touched
     from sedd_fast.kernels.batches import EntropyBatch
 
@@ -186,7 +187,7 @@ def test_touched_positions_are_listed_in_order(count, weighted):
 
 @by_dtype
 @by_graph
-def test_rows_of_every_block_lie_equally_far_apart(graph, dtype, monkeypatch):
+def test_every_block_has_the_same_stride_between_rows(graph, dtype, monkeypatch):
     head, seen = head_of(graph, dtype), Launches(monkeypatch)
     results(head, seen, workspace=ROOM)
     blocks = [args[0] for name, args in seen.kernels if name == "_linear_score_entropy"]
@@ -196,8 +197,8 @@ def test_rows_of_every_block_lie_equally_far_apart(graph, dtype, monkeypatch):
     assert len({block.data_ptr() for block in blocks}) == 1
 
 
-def test_every_block_is_read_and_written_in_whole_vectors():
-    """In the PTX for sm_90, with the arguments of a launch on the first and on the last block."""
+def test_every_block_is_loaded_and_stored_in_whole_vectors():
+    """Reads the PTX for sm_90, compiled for the arguments of the first and of the last block."""
     pytest.importorskip("triton.backends.nvidia")
     code = (
         "import torch, triton;"
@@ -218,16 +219,16 @@ def test_every_block_is_read_and_written_in_whole_vectors():
     found = eval(done.stdout)
     assert len(found) == 2
     for loads, stores in found:
-        # Scores; terms of a row; the bias, once. No score or gradient is read or written by itself.
+        # Scores; terms of a row; the bias, once. No single score or gradient is loaded or stored.
         assert loads.startswith("128 x 2, 32 x "), loads
         assert stores.startswith("128 x 2, "), stores
         assert "16 x" not in stores
 
 
 class Addmm:
-    """torch.addmm where ``out_dtype`` works, with what it requires of its arguments on CUDA.
+    """torch.addmm with a working ``out_dtype``, and the checks of its arguments on CUDA.
 
-    ``sums``: of all products into some memory, in float64, by its address; the last used last.
+    ``sums``: address of an output -> float64 sum of all products into it, the last used last.
     """
 
     def __init__(self) -> None:
@@ -254,7 +255,7 @@ class Addmm:
 @by_graph
 @pytest.mark.parametrize("workspace", [ROOM, 6000], ids=["one part", "several"])
 def test_gradients_add_up_in_float32(graph, workspace, monkeypatch):
-    """Of a float32 weight under autocast too, whose gradient no product may round to bf16."""
+    """Also for a float32 weight under autocast: no product may round its gradient to bf16."""
     head, addmm = head_of(graph, width=64), Addmm()
     monkeypatch.setattr(products, "adds_in_float32", lambda device: True)
     monkeypatch.setattr(torch, "addmm", addmm)
@@ -272,7 +273,7 @@ def test_gradients_add_up_in_float32(graph, workspace, monkeypatch):
     torch.testing.assert_close(totals[-1], rows[-len(totals[-1]) :].double(), rtol=1e-5, atol=1e-5)
 
 
-def test_products_without_that_are_rounded_and_added():
+def test_products_without_out_dtype_are_rounded_and_added():
     a, b = torch.randn(5, 7).bfloat16(), torch.randn(7, 3).bfloat16()
     out = torch.full((5, 3), torch.nan)
     products.accumulate(out, a, b, again=False)
@@ -285,7 +286,7 @@ def test_products_without_that_are_rounded_and_added():
     torch.testing.assert_close(same, 2 * (a.float() @ b.float()))
 
 
-def test_half_products_are_added_in_float32_on_cuda_alone():
+def test_only_cuda_adds_half_products_in_float32():
     products.adds_in_float32.cache_clear()
     assert not products.adds_in_float32(torch.device("cpu"))
     assert torch.ops.aten.addmm.dtype_out._schema.arguments[3].name == "out_dtype"
@@ -313,8 +314,8 @@ def test_scale_gradient(count, factor, dtype, monkeypatch):
     torch.testing.assert_close(same, expected, rtol=little, atol=0)
 
 
-def test_a_gradient_times_one_is_not_written(monkeypatch):
-    """NaN has many forms, and a product gives another one than it was given."""
+def test_a_gradient_scaled_by_one_is_not_written(monkeypatch):
+    """The input holds a NaN with an unusual payload, which a multiplication would change."""
     from sedd_fast.backends.triton.scale_gradient import scale_gradient
 
     made = torch.full((8,), 0x7F8ABCDE, dtype=torch.int32).view(torch.float32)
@@ -326,7 +327,7 @@ def test_a_gradient_times_one_is_not_written(monkeypatch):
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """SEDD_FAST_AUTOTUNE=1, timing that runs every candidate twice; the kernels that were timed."""
+    """Set SEDD_FAST_AUTOTUNE=1, run every candidate twice to time it; returns the kernels timed."""
     import triton
 
     from sedd_fast.kernels import settings
@@ -348,7 +349,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @by_graph
-def test_timing_settings_leaves_a_heads_results_alone(graph, timed, monkeypatch):
+def test_timing_settings_does_not_change_results_of_a_head(graph, timed, monkeypatch):
     head = head_of(graph)
     got = run(head, "sum")
     monkeypatch.delenv("SEDD_FAST_AUTOTUNE")
@@ -357,8 +358,8 @@ def test_timing_settings_leaves_a_heads_results_alone(graph, timed, monkeypatch)
 
 
 @pytest.mark.parametrize("graph", [sf.Absorbing(11), sf.Uniform(11)], ids=["absorbing", "uniform"])
-def test_timing_settings_leaves_other_results_alone(graph, timed, monkeypatch):
-    """Kernels that are timed run many times: none may read what it writes."""
+def test_timing_settings_does_not_change_other_results(graph, timed, monkeypatch):
+    """A kernel that is timed runs many times, so none may read what it writes."""
     head = make_head(graph, shape=(1, 2))
     i = head.inputs
 

@@ -26,7 +26,7 @@ def test_rows_beyond_two_to_the_31(graph: sf.Graph):
     del block
     x_0 = torch.randint(V, (BATCH, LENGTH), generator=generator)
     x_t = x_0.clone()
-    # The far end is noised, and so is the first sequence; the middle is not read at Absorbing.
+    # The first and the last sequence are noised; the absorbing graph does not read the others.
     for rows in (slice(0, 1), slice(-2, None)):
         x_t[rows] = graph.sample_limit(tuple(x_t[rows].shape), generator=generator)
     u = torch.rand(BATCH, LENGTH, 2, dtype=torch.float64, generator=generator)

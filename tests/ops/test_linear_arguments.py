@@ -1,4 +1,4 @@
-"""Bad input to the operations on a linear head: errors that name the argument and the remedy."""
+"""Bad input to the operations on a linear head: the errors name the argument and the remedy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import sedd_fast as sf
 from helpers.head_cases import HEADS, Head, make_head
 from helpers.op_cases import Backend, graph_id
 
+pytestmark = pytest.mark.any_backend
 Change = Callable[[Head], dict[str, Any]]
 BOTH = ("entropy", "step")
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 
 
 def given(**changes: Callable[[Any], Any]) -> Change:
-    """What is changed in ``inputs``, by functions of it."""
+    """A change of ``inputs``: the fields are computed from it by functions."""
     return lambda h: {"inputs": replace(h.inputs, **{k: f(h.inputs) for k, f in changes.items()})}
 
 
@@ -117,7 +118,7 @@ def test_a_scaled_uniform_head_is_not_defined(op):
 
 
 @pytest.mark.parametrize("op", BOTH)
-def test_autocast_settles_dtypes_that_differ(op):
+def test_autocast_accepts_operands_of_different_dtypes(op):
     head = make_head(sf.Absorbing(11), True)
     mixed = replace(head, hidden=head.hidden.bfloat16())
     with pytest.raises(TypeError, match=r"bfloat16 but weight torch.float32.*torch.autocast"):

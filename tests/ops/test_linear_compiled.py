@@ -16,10 +16,10 @@ from helpers.head_cases import HEADS, Head, make_head, on_heads
 from helpers.op_cases import METHODS, Backend, graph_id
 from sedd_fast.backends import registry
 
-pytestmark = on_heads
+pytestmark = [*on_heads, pytest.mark.operation("linear_score_entropy"), pytest.mark.any_backend]
 OPS = torch.ops.sedd_fast
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
-#: For what is slow to compile: a graph whose rows are compacted, and one whose are not.
+#: For tests that compile slowly: a graph whose rows are compacted, and one whose rows are not.
 by_kind = pytest.mark.parametrize(
     ("graph", "scaled"), [HEADS[0], HEADS[2]], ids=lambda v: graph_id(v) or str(v)
 )
@@ -34,7 +34,7 @@ NAMES = (
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """Nothing compiled before, and no pool of compiling processes for one small kernel."""
+    """Start with an empty compile cache, and compile small kernels in this process."""
     import torch._inductor.config as inductor
 
     torch.compiler.reset()
@@ -44,14 +44,14 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture
 def kernels(backend: Backend) -> Backend:
-    """Backends but the reference: what is compiled is around the operation."""
+    """One backend only: the compiled code is around the operation, not in it."""
     if backend.name == "reference":
         pytest.skip("another backend suffices")
     return backend
 
 
 def op_arguments(head: Head, name: str, rows: Tensor | None, needs: list[bool]) -> tuple[Any, ...]:
-    """Arguments of an operation as torch.library has it, with autocast's dtype float32."""
+    """Arguments of an operation of torch.library; the dtype of autocast is float32."""
     i = head.inputs
     graph = (i.graph.kind, i.graph.vocab_size)
     settings = (*graph, head.scale_by_sigma, head.hidden.dtype, 4000)
@@ -128,6 +128,7 @@ def test_compiled_equals_eager(kernels: Backend, graph, scaled, reduction, autoc
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.not_in_smoke
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_generated_code_around_the_operation(kernels: Backend, reduction):
     head = make_head(sf.Absorbing(11), True, device=kernels.device)
@@ -140,7 +141,7 @@ def test_generated_code_around_the_operation(kernels: Backend, reduction):
 
 @by_reduction
 @by_kind
-def test_rows_of_fixed_number_compile_too(kernels: Backend, graph, scaled, reduction):
+def test_a_fixed_number_of_rows_compiles(kernels: Backend, graph, scaled, reduction):
     head = make_head(graph, scaled, device=kernels.device)
     compiled = torch.compile(body, fullgraph=True, backend="aot_eager")
     expected = backward(body, head, reduction)

@@ -1,4 +1,4 @@
-"""Bad values given to the operations on a linear head on a GPU: memory-safe, and contained."""
+"""Bad values in the linear-head operations on a GPU: memory-safe; other rows stay unaffected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from helpers.head_cases import Head, make_head, run
 from helpers.op_cases import Backend, gpu_backends, graph_id
 
 FAR = 2**62
-pytestmark = pytest.mark.parametrize("gpu", gpu_backends("triton", "tiled"), ids=str, indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("gpu", gpu_backends("triton", "tiled"), ids=str, indirect=True),
+    pytest.mark.operation("linear_score_entropy"),
+]
 by_graph = pytest.mark.parametrize("graph", [sf.Absorbing(11), sf.Uniform(11)], ids=graph_id)
 BAD_ENTROPY = (
     *(("x_t", -1), ("x_t", FAR), ("x_0", -1), ("x_0", FAR)),
@@ -27,7 +30,7 @@ BAD_STEP = (
 def heads(
     gpu: Backend, graph: sf.Graph, name: str, value: float
 ) -> tuple[Head, Head, torch.Tensor]:
-    """A head all of whose positions count, the same with a bad value, and which rows have it."""
+    """A head with a loss at every position, the same with a bad value, and the rows with it."""
     head = make_head(graph, graph.kind == "absorbing", shape=(2, 3), device=gpu.device)
     i = replace(head.inputs, row_weight=torch.ones_like(head.inputs.row_weight))
     if graph.mask_index is not None:
@@ -41,7 +44,7 @@ def heads(
 @by_graph
 @pytest.mark.parametrize(("name", "value"), BAD_ENTROPY)
 def test_a_bad_row_has_a_nan_loss_and_no_gradient(gpu: Backend, graph, name, value):
-    """Nor has it one where only its own weight would make exp overflow: infinity times 0."""
+    """That holds also where exp overflows only with the weight of the row: infinity times 0."""
     pair = heads(gpu, graph, name, value)
     rows, results = pair[2], []
     listed = sf.touched_rows(pair[0].inputs.x_t, graph)

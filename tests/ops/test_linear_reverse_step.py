@@ -1,4 +1,4 @@
-"""linear_reverse_step: the tokens and the law of reverse_step on the head's log scores."""
+"""linear_reverse_step: same tokens and distribution as reverse_step on the head's log scores."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import sedd_fast as sf
 from helpers.head_cases import HEADS, Head, make_head, on_heads
 from helpers.op_cases import METHODS, Backend, assert_inverse_cdf, chi_square_tail, graph_id
 
-pytestmark = on_heads
+pytestmark = [*on_heads, pytest.mark.operation("linear_reverse_step")]
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 by_method = pytest.mark.parametrize("method", METHODS)
-#: Euler's step keeps below 1, and the analytic one leaves something to draw.
-QUIET = 0.05
+#: A dsigma at which Euler's probabilities stay below 1 and the analytic step still moves tokens.
+SMALL_STEP = 0.05
 
 
 def unfused(head: Head, method: str) -> Tensor:
-    """The same step from a linear layer's log scores, by the reference."""
+    """The same step of the reference, from the log scores of a linear layer."""
     i, wide = head.inputs, torch.promote_types(head.hidden.dtype, torch.float32)
     with sf.use_backend("reference"):
         return sf.reverse_step(
@@ -28,11 +28,12 @@ def unfused(head: Head, method: str) -> Tensor:
         )
 
 
-def quiet(head: Head) -> Head:
-    """With little noise removed, so that some tokens move and others stay."""
-    return replace(head, inputs=replace(head.inputs, dsigma=head.inputs.dsigma * QUIET))
+def small_step(head: Head) -> Head:
+    """A step that removes little noise, so that some tokens move and others stay."""
+    return replace(head, inputs=replace(head.inputs, dsigma=head.inputs.dsigma * SMALL_STEP))
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"), vocabulary=(2, 513), workspace=(None,))
 @by_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
@@ -40,27 +41,29 @@ def quiet(head: Head) -> Head:
 )
 @by_head
 def test_same_u_same_tokens(backend: Backend, graph, scaled, method, dtype, vocabulary, workspace):
-    """With little workspace too, where states may come in several blocks and rows in chunks."""
+    """Also with a small workspace: states then come in several blocks and rows in chunks."""
     if workspace and backend.interpreted:
-        pytest.skip("interpreted: another case goes the same way")
+        pytest.skip("interpreted: another case runs the same code")
     head = make_head(
         type(graph)(vocabulary), scaled, dtype, (2, backend.some(20, 4)), device=backend.device
     )
-    for given in (head, quiet(head)):
+    for given in (head, small_step(head)):
         tokens = given.step(method, workspace=workspace)
         exact = replace(given.inputs, log_score=given.double().log_score())
         assert_inverse_cdf(tokens, exact, method)
         assert float((tokens == unfused(given.double(), method)).double().mean()) > 0.9
 
 
+@pytest.mark.interpreted_float16
+@pytest.mark.interpreted_head(method=("analytic", "euler"))
 @by_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @by_head
 def test_half_dtypes_draw_nearly_the_same_tokens(backend: Backend, graph, scaled, method, dtype):
-    """At least 98 in a hundred as without fusing, and as many as that the ones of float64."""
+    """At least 98 % of the tokens equal those of the unfused step, and those of float64."""
     shape = (4, backend.some(800, 50))
     head = make_head(type(graph)(200), scaled, dtype, shape, width=32, device=backend.device)
-    head = quiet(head) if method == "euler" else head
+    head = small_step(head) if method == "euler" else head
     touched = sf.touched_rows(head.inputs.x_t, head.inputs.graph).index
     tokens, same, exact = (
         x.flatten()[touched]
@@ -70,6 +73,7 @@ def test_half_dtypes_draw_nearly_the_same_tokens(backend: Backend, graph, scaled
     assert int((tokens == exact).sum()) >= 0.99 * int((same == exact).sum())
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"), workspace=(1,))
 @by_method
 @by_head
 @pytest.mark.parametrize("workspace", [1, 2000, 10_000])
@@ -83,6 +87,7 @@ def test_a_small_workspace_changes_nothing(backend: Backend, graph, scaled, meth
     assert float((tokens == head.step(method)).double().mean()) > 0.9
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"))
 @by_method
 @by_head
 def test_given_rows(backend: Backend, graph, scaled, method):
@@ -122,6 +127,7 @@ def test_without_a_bias_and_in_other_layouts(backend: Backend, graph, scaled, me
         assert_inverse_cdf(given.step(method), exact, method)
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"))
 @pytest.mark.parametrize("scaled", [True, False])
 @by_method
 def test_unmasked_tokens_stay_and_are_never_read(backend: Backend, scaled, method):
@@ -137,6 +143,7 @@ def test_unmasked_tokens_stay_and_are_never_read(backend: Backend, scaled, metho
     assert torch.equal(clean.step(method), head.inputs.x_0)
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"), shape=((0, 4),))
 @by_method
 @by_head
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0)], ids=str)
@@ -152,7 +159,7 @@ def test_an_empty_batch(backend: Backend, graph, scaled, method, shape):
 @by_head
 @pytest.mark.parametrize("offset", [-200.0, 200.0])
 def test_rows_beyond_float32(backend: Backend, graph, scaled, method, offset):
-    """Some rows leave its range, others do not; a denoising draw depends on differences only."""
+    """Only some rows leave its range; a denoising draw depends on differences of scores only."""
     head = make_head(graph, scaled, shape=(3, backend.some(20, 3)), device=backend.device)
     far = head.hidden.new_zeros(*head.hidden.shape[:2], 1)
     far[:, ::2] = offset
@@ -164,10 +171,13 @@ def test_rows_beyond_float32(backend: Backend, graph, scaled, method, offset):
     assert_inverse_cdf(tokens, exact, method)
 
 
+@pytest.mark.not_in_smoke
 @by_method
 @by_head
 @pytest.mark.parametrize("workspace", [1, None])
-def test_a_row_without_a_law_is_an_error_on_the_cpu(backend, graph, scaled, method, workspace):
+def test_a_row_without_a_distribution_is_an_error_on_the_cpu(
+    backend, graph, scaled, method, workspace
+):
     if not backend.raises:
         pytest.skip("elsewhere such a row keeps its token")
     head = make_head(graph, scaled, device=backend.device)
@@ -178,6 +188,7 @@ def test_a_row_without_a_law_is_an_error_on_the_cpu(backend, graph, scaled, meth
         head.step(method, workspace=workspace)
 
 
+@pytest.mark.interpreted_head(method=("analytic", "euler"))
 @by_method
 @by_head
 def test_autocast(backend: Backend, graph, scaled, method):
@@ -205,10 +216,10 @@ def test_a_generator_and_no_gradient(backend: Backend, graph, scaled):
 @by_head
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("workspace", [None, 200_000])
-def test_the_law(backend: Backend, graph, scaled, method, dtype, workspace):
+def test_the_distribution(backend: Backend, graph, scaled, method, dtype, workspace):
     """Chi-square of many draws at one hidden state; fails by chance once in a million."""
     if backend.interpreted:
-        pytest.skip("interpreted: too few draws to tell")
+        pytest.skip("interpreted: too few draws for a chi-square test")
     draws = 20_000
     one = make_head(graph, scaled, dtype, (1, 1), sigma=0.7, device=backend.device)
     token = graph.vocab_size if graph.kind == "absorbing" else 1
@@ -222,14 +233,14 @@ def test_the_law(backend: Backend, graph, scaled, method, dtype, workspace):
     at = replace(one, inputs=replace(one.inputs, x_t=x_t[:, :1], dsigma=step))
     with sf.use_backend("reference"):
         scores = at.log_score().double()  # rounded as the head rounds them
-        law = sf.reverse_probs(scores, x_t[:, :1], 0.7, 0.05, graph, method)[0, 0]
-    assert_law(tokens, law)
+        probs = sf.reverse_probs(scores, x_t[:, :1], 0.7, 0.05, graph, method)[0, 0]
+    assert_distribution(tokens, probs)
 
 
-def assert_law(tokens: Tensor, law: Tensor) -> None:
+def assert_distribution(tokens: Tensor, probs: Tensor) -> None:
     """Pearson's test; states expected less than 5 times are counted as one."""
-    counts = torch.bincount(tokens.flatten(), minlength=len(law)).double().cpu()
-    expected = law.cpu() * counts.sum()
+    counts = torch.bincount(tokens.flatten(), minlength=len(probs)).double().cpu()
+    expected = probs.cpu() * counts.sum()
     assert not counts[expected == 0].any(), "a state of zero weight was drawn"
     rare = expected < 5
     counts, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (counts, expected))

@@ -14,13 +14,13 @@ from helpers.op_cases import DTYPES, Backend, graph_id
 
 SIGMAS = (1e-5, 0.05, 1.0, 20.0)
 REDUCTIONS = ("none", "sum", "mean")
-pytestmark = on_heads
+pytestmark = [*on_heads, pytest.mark.operation("linear_score_entropy")]
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def check(head: Head, **rest) -> None:
-    """Every reduction, with upstream gradients that are not 1."""
+    """Check every reduction, with upstream gradients other than 1."""
     i = head.inputs
     upstream = torch.linspace(-1, 2, i.x_t.numel(), dtype=torch.float64).view(i.x_t.shape)
     upstream = upstream.to(i.x_t.device)
@@ -47,6 +47,7 @@ def loss_dtype(head: Head) -> torch.dtype:
     return torch.float64 if head.hidden.dtype == torch.float64 else torch.float32
 
 
+@pytest.mark.interpreted_head(sigma=(1e-5,))
 @pytest.mark.parametrize("sigma", SIGMAS)
 @by_dtype
 @by_head
@@ -55,6 +56,7 @@ def test_truth_at_every_noise_level(backend: Backend, graph, scaled, dtype, sigm
 
 
 #: Around the width of a block: 1008 states in float32, 504 in float64, 2016 in the half dtypes.
+@pytest.mark.interpreted_head(kind=("scaled", "uniform"), vocabulary=(2, 17))
 @pytest.mark.parametrize("vocabulary", [2, 3, 17, 504, 1009, 2500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["scaled", "absorbing", "uniform"])
@@ -63,23 +65,27 @@ def test_truth_at_odd_vocabularies(backend: Backend, kind, dtype, vocabulary):
     check(make_head(graph, kind == "scaled", dtype, (2, 5), width=7, device=backend.device))
 
 
+@pytest.mark.interpreted_float16
+@pytest.mark.interpreted_head
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @by_head
 def test_truth_over_several_blocks(backend: Backend, graph, scaled, dtype):
     check(make_head(type(graph)(2500), scaled, dtype, (2, 5), device=backend.device))
 
 
+@pytest.mark.interpreted_head
 @by_dtype
 @by_head
 def test_without_a_bias(backend: Backend, graph, scaled, dtype):
     check(make_head(graph, scaled, dtype, bias=False, device=backend.device))
 
 
+@pytest.mark.interpreted_head(workspace=(1,))
 @by_dtype
 @by_head
 @pytest.mark.parametrize("workspace", [1, 3000, 40_000])
 def test_a_small_workspace_changes_nothing(backend: Backend, graph, scaled, dtype, workspace):
-    """Rows come in several chunks; a half weight's gradient is still rounded once."""
+    """Rows come in several chunks; the gradient of a half-precision weight is rounded once."""
     head = make_head(
         type(graph)(300), scaled, dtype, (3, backend.some(12, 3)), device=backend.device
     )
@@ -117,6 +123,7 @@ def test_equals_score_entropy_of_the_same_head(backend: Backend, graph, scaled):
     torch.testing.assert_close(head.entropy(), expected, rtol=little, atol=little)
 
 
+@pytest.mark.interpreted_float16
 @by_head
 @by_dtype
 def test_dtypes_of_the_results(backend: Backend, graph, scaled, dtype):
@@ -130,11 +137,12 @@ def test_dtypes_of_the_results(backend: Backend, graph, scaled, dtype):
             torch.testing.assert_close(head.entropy(reduction), results.loss)
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"), missing=(2, 5))
 @by_head
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("missing", range(8))
-def test_only_some_operands_want_gradients(backend: Backend, graph, scaled, reduction, missing):
-    """One bit for each of hidden, weight, bias."""
+def test_only_some_operands_require_gradients(backend: Backend, graph, scaled, reduction, missing):
+    """``missing`` has one bit for each of hidden, weight, bias."""
     head = make_head(graph, scaled, device=backend.device)
     whole = run(head, reduction)
     operands = [x.detach().clone() for x in head.operands]
@@ -166,6 +174,7 @@ def test_a_weight_tied_to_the_embedding(backend: Backend, graph, scaled, reducti
     torch.testing.assert_close(ours, table.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.interpreted_head
 @by_dtype
 @by_head
 def test_layouts(backend: Backend, graph, scaled, dtype):
@@ -201,6 +210,7 @@ def test_a_hidden_state_shared_by_the_batch(backend: Backend, graph, scaled):
         torch.testing.assert_close(value, getattr(dense, name))
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"), shape=((0, 4),))
 @by_head
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)], ids=str)
@@ -231,6 +241,7 @@ def test_rows_all_of_one_kind(backend: Backend, scaled, masked, dtype):
             assert bool(value.any()) == masked
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"))
 @by_dtype
 @by_head
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -258,6 +269,7 @@ def test_the_mask_has_no_score(backend: Backend, graph, scaled, reduction):
     assert not results.bias[graph.mask_index].any()
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"))
 @by_head
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_nan_in_a_hidden_state(backend: Backend, graph, scaled, reduction):

@@ -17,7 +17,7 @@ from helpers.op_cases import Backend, graph_id
 from sedd_fast.backends import registry
 
 REDUCTIONS = ("none", "sum", "mean")
-pytestmark = on_heads
+pytestmark = [*on_heads, pytest.mark.operation("linear_score_entropy")]
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 by_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
@@ -30,7 +30,7 @@ def assert_same(got: Results, expected: Results, **tolerance: float) -> None:
 @by_head
 @by_reduction
 def test_gradients_of_two_backward_calls_add_up(backend: Backend, graph, scaled, reduction):
-    """What is handed out must not be what is kept: .grad is added to in place."""
+    """The gradient returned must not be the stored one, because .grad is changed in place."""
     head = make_head(graph, scaled, device=backend.device).leaves()
     once = run(head, reduction)
     loss = head.entropy(reduction).sum()
@@ -47,7 +47,7 @@ def test_gradients_of_two_backward_calls_add_up(backend: Backend, graph, scaled,
 
 @by_head
 @by_reduction
-def test_gradients_handed_out_twice_are_not_one_tensor(backend, graph, scaled, reduction):
+def test_two_backward_calls_return_different_tensors(backend, graph, scaled, reduction):
     head = make_head(graph, scaled, device=backend.device).leaves()
     loss = head.entropy(reduction).sum()
     first = torch.autograd.grad(loss, head.operands, retain_graph=True)
@@ -107,7 +107,7 @@ def test_double_backward_is_refused(backend: Backend, graph, scaled, reduction):
 
 @by_head
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_a_loss_scaler_lifts_float16_gradients_into_range(backend, graph, scaled, reduction):
+def test_a_loss_scaler_brings_float16_gradients_into_range(backend, graph, scaled, reduction):
     head = make_head(graph, scaled, torch.float16, device=backend.device)
     tiny = replace(head, inputs=replace(head.inputs, row_weight=head.inputs.row_weight * 1e-7))
     scale = torch.tensor(2.0**16, device=backend.device)
@@ -122,12 +122,13 @@ def test_a_loss_scaler_lifts_float16_gradients_into_range(backend, graph, scaled
         assert bool(value.any())
 
 
+@pytest.mark.interpreted_head(reduction=("none",))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 @by_head
 def test_exp_overflows_only_where_the_value_does(backend, graph, scaled, reduction, dtype):
     if backend.name == "reference" and dtype != torch.float64:
-        pytest.skip("the reference exponentiates in float32: plain, not clever")
+        pytest.skip("the reference exponentiates in float32 without rescaling")
     head = make_head(graph, scaled, dtype, sigma=1.0, device=backend.device)
     bias = head.bias.clone()
     bias[3] = 95.0  # exp(95) = 1.8e41
@@ -144,6 +145,7 @@ def test_exp_overflows_only_where_the_value_does(backend, graph, scaled, reducti
         assert bool(((value.double() - true).abs() <= 2 * big * getattr(size, name)).all()), name
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"))
 @by_head
 @by_reduction
 def test_a_true_overflow_is_infinite_and_not_nan(backend: Backend, graph, scaled, reduction):
@@ -159,6 +161,7 @@ def test_a_true_overflow_is_infinite_and_not_nan(backend: Backend, graph, scaled
 # Rows
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"))
 @by_head
 @by_reduction
 def test_given_rows_change_nothing(backend: Backend, graph, scaled, reduction):
@@ -178,7 +181,7 @@ def test_given_rows_change_nothing(backend: Backend, graph, scaled, reduction):
 
 
 @by_head
-def test_which_rows_are_touched(backend: Backend, graph, scaled):
+def test_which_rows_have_a_loss(backend: Backend, graph, scaled):
     i = make_head(graph, scaled, shape=(5, 40), device=backend.device).inputs
     read = i.row_weight != 0
     if graph.kind == "absorbing":
@@ -205,8 +208,8 @@ def test_too_many_rows_give_nan_and_no_gradient(backend: Backend, graph, scaled,
 
 @by_reduction
 @pytest.mark.parametrize("scaled", [True, False])
-def test_a_filler_reads_no_row(backend: Backend, scaled, reduction):
-    """Entries of -1 must not bring in a row that noise did not touch."""
+def test_a_row_index_of_minus_one_reads_no_row(backend: Backend, scaled, reduction):
+    """Entries of -1 must not add a row that noise did not change."""
     graph = sf.Absorbing(11)
     head = make_head(graph, scaled, device=backend.device)
     x_t = head.inputs.x_t.clone()
@@ -233,7 +236,7 @@ def test_bad_rows(backend: Backend, graph, scaled):
 
 
 class Casts(TorchDispatchMode):
-    """How many numbers are converted from float32 to the dtype of autocast."""
+    """Counts the numbers that are converted from float32 to the dtype of autocast."""
 
     kinds = torch.float32, torch.bfloat16
 
@@ -251,6 +254,7 @@ class Casts(TorchDispatchMode):
         return out
 
 
+@pytest.mark.interpreted_head(reduction=("none", "mean"))
 @by_head
 @by_reduction
 def test_autocast(backend: Backend, graph, scaled, reduction):
@@ -288,7 +292,7 @@ def test_autocast_of_half_hidden_states_on_a_float32_weight(backend: Backend, re
 
 
 @by_head
-def test_autocast_leaves_float64_alone(backend: Backend, graph, scaled):
+def test_autocast_does_not_change_float64(backend: Backend, graph, scaled):
     if backend.widest != torch.float64:
         pytest.skip(f"{backend} has no float64")
     head = make_head(graph, scaled, torch.float64, device=backend.device)
@@ -302,21 +306,21 @@ def test_autocast_leaves_float64_alone(backend: Backend, graph, scaled):
 def test_nothing_is_cast_twice_nor_as_large_as_the_logits(
     backend: Backend, graph, scaled, reduction, monkeypatch
 ):
-    """Inside the operation autocast is off, and every operand is converted once a product."""
+    """Autocast is off inside the operation, and every operand is converted once per product."""
     if backend.name == "reference":
-        pytest.skip("the reference makes all of the logits: plain, not clever")
+        pytest.skip("the reference computes all logits at once")
     seen, module = Casts(), registry.module(backend.name)
     for name in ("linear_score_entropy", "linear_score_entropy_with_grad"):
         monkeypatch.setattr(module, name, watched(getattr(module, name), seen))
     graph = type(graph)(6000)
     head = make_head(graph, scaled, shape=(4, backend.some(50, 5)), width=4, device=backend.device)
-    # On a GPU a block is as wide as its memory allows: too little here for all of the states.
+    # On a GPU the workspace bounds the width of a block; here it is too small for all states.
     workspace = None if backend.device == "cpu" else 1 << 19
     with torch.autocast(backend.device, torch.bfloat16):
         run(head, reduction, workspace=workspace)
     passes = 2 if reduction == "none" else 1
     touched = len(sf.touched_rows(head.inputs.x_t, graph, head.inputs.row_weight).index)
-    # Tiles keep no sum of scores: the uniform graph's comes from the sum of the weights.
+    # Tiles store no sum of scores; that of the uniform graph comes from the sum of the weights.
     summed = backend.name == "tiled" and graph.kind == "uniform"
     assert 0 < seen.count <= passes * ((1 + summed) * graph.vocab_size + touched) * 4
     assert seen.largest < touched * graph.vocab_size

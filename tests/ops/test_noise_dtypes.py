@@ -1,4 +1,4 @@
-"""Noise and weights in float32: the results of their float64 values, and no conversion before."""
+"""Noise and weights in float32: same results as in float64, without a conversion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers.op_cases import GRAPHS, METHODS, Backend, Inputs, make_inputs
 
 
 def inputs_of(graph: sf.Graph, device: str) -> tuple[Inputs, Inputs]:
-    """In float32, and the same values in float64."""
+    """Inputs with noise and weights in float32, and with the same values in float64."""
     made = make_inputs(graph, shape=(2, 3), device=device)
     names = ("sigma", "dsigma", "row_weight")
     fp32 = {name: getattr(made, name).float() for name in names}
@@ -64,7 +64,7 @@ class Conversions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_kernels_that_load_float32_are_given_it(gpu: Backend):
+def test_kernels_that_load_float32_receive_float32(gpu: Backend):
     if gpu.name != "triton":
         pytest.skip("CUDA C++ kernels take float64")
     inputs, _ = inputs_of(GRAPHS[0], gpu.device)

@@ -1,4 +1,4 @@
-"""How operations reach torch's dispatcher: as one node, never looked into, light to import."""
+"""Operations in torch's dispatcher: one opaque node each, without importing the compiler."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ assert "torch._dynamo" not in sys.modules
 
 
 def test_an_eager_call_does_not_import_the_compiler():
-    """It would be the first call's second."""
+    """The import would add about a second to the first call."""
     done = subprocess.run([sys.executable, "-c", CALL], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
 def test_an_implementation_is_not_traced_where_its_operator_runs_eagerly(monkeypatch):
-    """As below a frame that torch.compile gave up on, whose callees it still looks into."""
+    """torch.compile runs a frame eagerly that it cannot trace, and still traces its callees."""
     traced: list[bool] = []
     true = reference.sample_transition
 
@@ -55,7 +55,7 @@ def test_an_implementation_is_not_traced_where_its_operator_runs_eagerly(monkeyp
 
 @pytest.fixture(scope="module")
 def doubled():
-    """An operator with a gradient, of which it says when it is recorded."""
+    """An operator with a gradient that notes when the gradient is recorded."""
 
     @operator("test_doubled")
     def double(x: Tensor, label: str) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ def doubled():
     return double
 
 
-def test_a_gradient_is_recorded_where_it_is_wanted(doubled):
+def test_a_gradient_is_recorded_only_where_it_is_required(doubled):
     leaf = torch.ones(3, requires_grad=True)
     result, copy = doubled(leaf, "here")
     assert result.requires_grad

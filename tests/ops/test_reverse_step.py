@@ -1,4 +1,4 @@
-"""reverse_step and reverse_probs: the law, golden values, same u same tokens, layouts, edges."""
+"""reverse_step and reverse_probs: distribution, golden values, same u same tokens, layouts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from helpers.op_cases import (
     worst,
 )
 
-#: Of a probability: float32 weights, or float64 ones.
+pytestmark = pytest.mark.operation("reverse_step")
+#: Error of a probability, from float32 or float64 weights.
 LITTLE = {dtype: 1e-13 if dtype == torch.float64 else 2e-6 for dtype in DTYPES}
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 in_float64 = pytest.mark.parametrize("dtype", [torch.float64], ids=str)
@@ -34,7 +35,7 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 by_method = pytest.mark.parametrize("method", METHODS)
 
 
-def check_law(inputs: Inputs, method: str) -> None:
+def check_distribution(inputs: Inputs, method: str) -> None:
     """reverse_probs against float64, and reverse_step against the float64 inverse CDF."""
     little = LITTLE[inputs.log_score.dtype]
     with sf.use_backend("reference"):
@@ -51,23 +52,24 @@ def check_law(inputs: Inputs, method: str) -> None:
 @by_dtype
 @by_graph
 @pytest.mark.parametrize("sigma", [1e-5, 0.05, 5.0])
-def test_law_at_every_noise_level(backend: Backend, graph, dtype, method, sigma):
+def test_distribution_at_every_noise_level(backend: Backend, graph, dtype, method, sigma):
     shape = (3, backend.some(8, 2))
     inputs = make_inputs(graph, dtype, shape, sigma=sigma, device=backend.device)
-    check_law(inputs, method)
+    check_distribution(inputs, method)
 
 
+@pytest.mark.interpreted_float16
 @by_method
 @pytest.mark.parametrize(("graph", "dtype"), vocabularies_and_dtypes(), ids=graph_id)
-def test_law_at_odd_vocabularies(backend: Backend, graph, dtype, method):
+def test_distribution_at_odd_vocabularies(backend: Backend, graph, dtype, method):
     shape = (2, backend.some(3, 1))
-    check_law(make_inputs(graph, dtype, shape, device=backend.device), method)
+    check_distribution(make_inputs(graph, dtype, shape, device=backend.device), method)
 
 
 @by_method
 @pytest.mark.parametrize("graph", graphs_of((50257,)), ids=graph_id)
-def test_law_at_the_vocabulary_of_gpt2(backend: Backend, graph, method):
-    check_law(make_inputs(graph, torch.float32, (1, 4), device=backend.device), method)
+def test_distribution_at_the_vocabulary_of_gpt2(backend: Backend, graph, method):
+    check_distribution(make_inputs(graph, torch.float32, (1, 4), device=backend.device), method)
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-4, 0.01])
@@ -75,7 +77,7 @@ def test_law_at_the_vocabulary_of_gpt2(backend: Backend, graph, method):
 @pytest.mark.parametrize("graph", graphs_of((11, 1023)), ids=graph_id)
 @pytest.mark.parametrize("method", ["analytic", "denoise"])
 def test_much_noise_removed_at_once(backend: Backend, graph, method, sigma, spread):
-    """A fresh network's scores are all 0; at the uniform graph alpha exp(l) + beta then cancels."""
+    """An untrained network's scores are all 0; on the uniform graph alpha exp(l) + beta cancels."""
     shape = (3, backend.some(40, 1))
     inputs = make_inputs(graph, shape=shape, sigma=sigma, spread=spread, device=backend.device)
     inputs = replace(inputs, dsigma=inputs.sigma * 0.99)
@@ -109,7 +111,7 @@ def test_same_u_same_tokens_as_the_reference(backend: Backend, graph, dtype, met
         expected = sf.reverse_step(*inputs.reverse(), method, u=inputs.u)
     assert_inverse_cdf(tokens, inputs, method)
     assert_inverse_cdf(expected, inputs, method)
-    assert float((tokens == expected).double().mean()) > 0.98  # the rest are ties
+    assert float((tokens == expected).double().mean()) > 0.98  # the others are ties
 
 
 @by_method
@@ -129,7 +131,7 @@ def test_the_ends_of_the_unit_interval(backend: Backend, graph, method, u0, u1):
 @pytest.mark.parametrize("graph", graphs_of((17, 1023)), ids=graph_id)
 @pytest.mark.parametrize("u1", [0.0, 1 - 2**-53])
 def test_a_state_of_zero_weight_is_never_drawn(backend: Backend, graph, method, u1):
-    """Not even where u1 lies at the end of the interval and the last states weigh nothing."""
+    """Also not where u1 lies at the end of the interval and the last states have no weight."""
     inputs = make_inputs(graph, shape=(3, backend.some(8, 1)), device=backend.device)
     alive = torch.zeros(graph.dim, dtype=torch.bool, device=backend.device)
     alive[graph.vocab_size // 2 : graph.vocab_size // 2 + 2] = True
@@ -144,7 +146,7 @@ def test_a_state_of_zero_weight_is_never_drawn(backend: Backend, graph, method, 
 
 @pytest.mark.parametrize("graph", graphs_of((4097,)), ids=graph_id)
 def test_the_last_state_that_has_weight(backend: Backend, graph):
-    """u1 at the end of its interval, and whole chunks of no weight behind the last state."""
+    """u1 lies at the end of the interval; whole chunks without weight follow the last state."""
     inputs = make_inputs(graph, shape=(1, backend.some(64, 6)), sigma=1e-3, device=backend.device)
     log_score = inputs.log_score.clone()
     log_score[..., 1500:] = -torch.inf
@@ -235,17 +237,17 @@ def test_an_empty_batch(backend: Backend, graph, method, shape):
 @in_float64
 @by_method
 @by_graph
-def test_gradient_of_the_law(backend: Backend, graph, method, dtype):
+def test_gradient_of_the_distribution(backend: Backend, graph, method, dtype):
     inputs = make_inputs(graph, dtype, (2, 3), device=backend.device)
-    # Far from the clamp at 0, where the law has a kink.
+    # Far from the clamp at 0, where the probabilities are not differentiable.
     inputs = replace(inputs, sigma=inputs.sigma * 0.1 + 0.1, dsigma=inputs.dsigma * 0.01)
     leaf = inputs.log_score.requires_grad_()
 
-    def law(log_score: Tensor) -> Tensor:
+    def probs(log_score: Tensor) -> Tensor:
         return sf.reverse_probs(log_score, *inputs.reverse()[1:], method)
 
-    assert torch.autograd.gradcheck(law, (leaf,))
-    (gradient,) = torch.autograd.grad(law(leaf)[..., 0].sum(), leaf, create_graph=True)
+    assert torch.autograd.gradcheck(probs, (leaf,))
+    (gradient,) = torch.autograd.grad(probs(leaf)[..., 0].sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative"):
         gradient.sum().backward()
 

@@ -1,4 +1,4 @@
-"""row_sums: its definition, gradients, numerics, layouts, as one opaque node, and its errors."""
+"""row_sums: its definition, gradients, numerics, layouts, errors, and as an opaque node."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from helpers.op_cases import DTYPES, GRAPHS, Backend, Inputs, graph_id, graphs_o
 from sedd_fast.backends import registry
 from sedd_fast.ops.row_sums import TERMS
 
-#: What numpy says in Triton's interpreter of numbers that are meant to overflow.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
+#: Warnings of numpy in Triton's interpreter about intended overflows.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning"),
+    pytest.mark.operation("row_sums"),
+]
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 by_term = pytest.mark.parametrize("term", TERMS)
 
@@ -29,7 +32,7 @@ def backend(backend: Backend) -> Backend:
 
 
 def coefficients(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """a and b, (B, L) float64, with an a of 0 among them; positive, as a logarithm needs."""
+    """a and b, (B, L) float64, positive where a logarithm needs it; one a is 0."""
     a = inputs.row_weight.clone()
     a[0, 2] = 0.0
     return a, inputs.row_weight.flip(0).clone()
@@ -40,7 +43,7 @@ def arguments(inputs: Inputs, term: str) -> tuple[Any, ...]:
 
 
 def definition(inputs: Inputs, term: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Position by position, state by state, in the arithmetic of float64 tensors of size 1."""
+    """A loop over positions and states, in float64 scalars."""
     graph = inputs.graph
     total, picked = torch.zeros_like(a), torch.zeros_like(a)
     for i in range(a.shape[0]):
@@ -126,7 +129,7 @@ def test_defaults_and_the_score_at_x_t(backend: Backend, term):
 
 @by_term
 def test_scores_beyond_float32(backend: Backend, term):
-    """exp overflows, or its square does, or what is under the logarithm vanishes in float32."""
+    """exp or its square overflows, or the logarithm's argument vanishes in float32."""
     inputs = make_inputs(sf.Uniform(40), shape=(1, 2), device=backend.device)
     for score in (60.0, 95.0, 300.0, -120.0):
         moved = replace(inputs, log_score=torch.full_like(inputs.log_score, score))
@@ -143,7 +146,7 @@ def test_scores_beyond_float32(backend: Backend, term):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_logarithm(backend: Backend, dtype):
-    """ln(a e^l + b) over the whole range of the dtype, one state a row, and where it has none."""
+    """ln(a e^l + b) over the range of the dtype, one state a row, and where it is undefined."""
     low, high = (-300, 300) if dtype == torch.float64 else (-29, 38)
     b = torch.logspace(low, high, backend.some(4001, 41), dtype=torch.float64)
     near_one = 1 + torch.linspace(-1e-3, 1e-3, backend.some(1000, 10), dtype=torch.float64)

@@ -8,13 +8,14 @@ import torch
 import sedd_fast as sf
 from helpers.op_cases import GRAPHS, Backend, graph_id, graphs_of, make_inputs
 
+pytestmark = pytest.mark.operation("sample_transition")
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 
 
 @pytest.mark.parametrize("sigma", [1e-5, 1e-3, 0.5, 3.0, 20.0])
 @pytest.mark.parametrize("graph", graphs_of((2, 11, 50257)), ids=graph_id)
 def test_the_definition(backend: Backend, graph: sf.Graph, sigma):
-    """NoisedBatch where u0 < 1 - exp(-sigma), to the mask or to floor(u1 V)."""
+    """A token changes where u0 < 1 - exp(-sigma), to the mask or to floor(u1 V)."""
     inputs = make_inputs(sf.Uniform(graph.vocab_size), shape=(4, 50), device=backend.device)
     x_0, u = inputs.x_0, inputs.u
     got = sf.sample_transition(x_0, sigma, graph, u=u)

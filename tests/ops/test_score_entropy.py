@@ -26,6 +26,7 @@ from helpers.op_cases import (
     worst,
 )
 
+pytestmark = pytest.mark.operation("score_entropy")
 SIGMAS = (1e-5, 1e-3, 0.05, 1.0, 20.0)
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 in_float64 = pytest.mark.parametrize("dtype", [torch.float64], ids=str)
@@ -33,10 +34,10 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def check_against_truth(backend: Backend, inputs: Inputs) -> None:
-    """Loss and both gradient forms, no further from float64 than the naive formula plus a little.
+    """Loss and both gradients must be as near to float64 as the naive formula, plus a little.
 
-    The loss comes back in float32 or wider and is held to that, whatever the scores' dtype; a
-    gradient is rounded once to its dtype.
+    The loss is returned in float32 or float64 and must be as accurate, for any dtype of the scores.
+    A gradient is rounded once to its dtype.
     """
     dtype = inputs.log_score.dtype
     little = TOLERANCE[dtype]
@@ -62,7 +63,7 @@ def check_against_truth(backend: Backend, inputs: Inputs) -> None:
 
 
 def exact_score(inputs: Inputs) -> Tensor:
-    """a exp(l) where the gradient has it: its size, against which b and c may cancel."""
+    """a exp(l) where the gradient has it: the size of the terms that may cancel."""
     weight = 1.0 if inputs.graph.kind == "absorbing" else 1 / inputs.graph.vocab_size
     return weight * inputs.log_score.double().exp()
 
@@ -76,6 +77,7 @@ def test_truth_at_every_noise_level(backend: Backend, graph: sf.Graph, dtype, si
     check_against_truth(backend, inputs)
 
 
+@pytest.mark.interpreted_float16
 @pytest.mark.parametrize(("graph", "dtype"), vocabularies_and_dtypes(), ids=graph_id)
 def test_truth_at_odd_vocabularies(backend: Backend, graph: sf.Graph, dtype):
     shape = (2, backend.some(3, 1))
@@ -137,6 +139,7 @@ def test_gradcheck(backend: Backend, graph: sf.Graph, dtype):
     assert torch.autograd.gradcheck(weighted, (leaf,))
 
 
+@pytest.mark.interpreted_float16
 @by_graph
 @by_dtype
 def test_dtypes_of_the_results(backend: Backend, graph: sf.Graph, dtype):

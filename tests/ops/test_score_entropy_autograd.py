@@ -1,4 +1,4 @@
-"""score_entropy under autograd and in memory: strides, upstream gradients, unread rows."""
+"""score_entropy under autograd: strides, upstream gradients, rows that are not read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from helpers.op_cases import (
     make_inputs,
 )
 
+pytestmark = pytest.mark.operation("score_entropy")
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def laid_out(log_score: Tensor, layout: str) -> Tensor:
-    """The same numbers in other strides."""
+    """The same numbers with other strides."""
     batch, length, dim = log_score.shape
     if layout == "transposed batch":
         return log_score.transpose(0, 1).contiguous().transpose(0, 1)
@@ -92,7 +93,7 @@ def test_upstream_gradients(backend: Backend, graph: sf.Graph):
 
 
 @by_graph
-def test_a_retained_graph_goes_back_twice_and_gradients_add_up(backend, graph: sf.Graph):
+def test_two_backward_calls_through_a_retained_graph_add_up(backend, graph: sf.Graph):
     inputs = make_inputs(graph, device=backend.device)
     leaf = inputs.log_score.requires_grad_()
     loss = sf.score_entropy(*inputs.entropy(), reduction="sum")
@@ -175,7 +176,7 @@ def test_double_backward_is_refused(backend: Backend, graph: sf.Graph):
 
 
 @by_graph
-def test_the_one_pass_form_is_detached(backend: Backend, graph: sf.Graph):
+def test_score_entropy_with_grad_is_detached(backend: Backend, graph: sf.Graph):
     inputs = make_inputs(graph, device=backend.device)
     leaf = inputs.log_score.requires_grad_()
     loss, grad = sf.score_entropy_with_grad(*inputs.entropy())
@@ -189,7 +190,7 @@ def test_the_one_pass_form_is_detached(backend: Backend, graph: sf.Graph):
         each.sum().backward()
 
 
-def test_a_loss_scaler_lifts_float16_gradients_into_range(backend: Backend):
+def test_a_loss_scaler_brings_float16_gradients_into_range(backend: Backend):
     graph = sf.Absorbing(11)
     inputs = make_inputs(graph, torch.float16, device=backend.device)
     tiny, scale = torch.full_like(inputs.row_weight, 1e-9), 2.0**24

@@ -1,4 +1,4 @@
-"""Scores of any size: the exponential's accuracy, and overflow only where the true value does."""
+"""Scores of any size: accuracy of the exponential; overflow only where the true value overflows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 import sedd_fast as sf
 from helpers.op_cases import GRAPHS, METHODS, Backend, Inputs, assert_near, graph_id, make_inputs
 
-#: 16 lanes and 8: whole vectors and a tail of every length.
+#: Vectors have 16 or 8 lanes: whole vectors, and a tail of every length.
 WIDTHS = (1, 3, 8, 16, 19, 37)
 
 
 def exponentials(scores: Tensor) -> Tensor:
-    """exp of a (N, n) tensor as the gradient has it: at a masked position a = 1, b = 0."""
+    """exp of a (N, n) tensor, taken from the gradient: at a masked position a = 1 and b = 0."""
     rows, width = scores.shape
     graph = sf.Absorbing(width + 1)  # token 0 is the clean one, then the scores, then the mask
     log_score = torch.nn.functional.pad(scores, (1, 1))[None].requires_grad_()
@@ -56,7 +56,7 @@ def test_float64_exponential(backend: Backend, width, dtype):
 
 
 def big_scores(backend: Backend, dtype: torch.dtype, score: float, weight: float) -> Inputs:
-    """Every score at ``score``, at a big vocabulary, with a small weight."""
+    """Inputs with a big vocabulary and a small weight, every score equal to ``score``."""
     graph = sf.Uniform(backend.some(50257, 3001))
     inputs = make_inputs(graph, dtype, (1, 3), sigma=1.0, device=backend.device)
     log_score = torch.full_like(inputs.log_score, score).scatter(-1, inputs.x_t[..., None], 0)
@@ -68,7 +68,7 @@ def big_scores(backend: Backend, dtype: torch.dtype, score: float, weight: float
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_exp_overflows_only_where_the_value_does(backend: Backend, dtype):
     if backend.name == "reference" and dtype != torch.float64:
-        pytest.skip("the reference exponentiates in float32: plain, not clever")
+        pytest.skip("the reference exponentiates in float32 without rescaling")
     inputs = big_scores(backend, dtype, 95.0, 1e-6)  # exp(95) = 1.8e41
     leaf = inputs.log_score.requires_grad_()
     loss = sf.score_entropy(*inputs.entropy(), inputs.row_weight)
@@ -101,7 +101,7 @@ def test_a_true_overflow_is_infinite_and_not_nan(backend: Backend, graph: sf.Gra
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 def test_scores_of_minus_infinity(backend: Backend, graph: sf.Graph, dtype):
-    """Fine where no logarithm reads them: absorbing, at a state that is not x_0."""
+    """Finite where no logarithm reads them: absorbing graph, at a state other than x_0."""
     inputs = make_inputs(graph, dtype, device=backend.device)
     state = (inputs.x_0 + 1) % graph.vocab_size
     inputs = replace(inputs, log_score=inputs.log_score.scatter(-1, state[..., None], -torch.inf))
@@ -123,7 +123,7 @@ def test_scores_of_minus_infinity(backend: Backend, graph: sf.Graph, dtype):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 @pytest.mark.parametrize("level", [-120.0, 80.0, 200.0])
-def test_laws_at_any_level_of_the_scores(backend: Backend, graph, method, level, dtype):
+def test_distributions_at_any_level_of_the_scores(backend: Backend, graph, method, level, dtype):
     inputs = make_inputs(graph, dtype, (3, backend.some(8, 1)), device=backend.device)
     shifted = (inputs.log_score + level).scatter(-1, inputs.x_t[..., None], 0)
     inputs = replace(inputs, log_score=shifted)
@@ -138,7 +138,7 @@ def test_laws_at_any_level_of_the_scores(backend: Backend, graph, method, level,
 
 
 def with_a_bad_score(backend: Backend, graph: sf.Graph, bad: float) -> tuple[Inputs, list[int]]:
-    """Inputs, and the position of a row that may move and has this score in it."""
+    """Inputs, and the position of a row that may move and contains the bad score."""
     inputs = make_inputs(graph, shape=(3, backend.some(8, 2)), device=backend.device)
     movable = torch.ones_like(inputs.x_t) if graph.kind == "uniform" else inputs.x_t == 11
     b, i = movable.nonzero()[-1].tolist()
@@ -149,7 +149,9 @@ def with_a_bad_score(backend: Backend, graph: sf.Graph, bad: float) -> tuple[Inp
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
-def test_elsewhere_a_row_without_a_law_keeps_its_token(backend: Backend, graph, method, bad):
+def test_on_a_gpu_a_row_without_a_distribution_keeps_its_token(
+    backend: Backend, graph, method, bad
+):
     if backend.raises:
         pytest.skip("on the CPU it is an error")
     inputs, (b, i) = with_a_bad_score(backend, graph, bad)
@@ -161,12 +163,13 @@ def test_elsewhere_a_row_without_a_law_keeps_its_token(backend: Backend, graph, 
     assert torch.equal(tokens, expected)
 
 
+@pytest.mark.not_in_smoke
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
-def test_a_row_without_a_law_is_an_error_on_the_cpu(backend: Backend, graph, method, bad):
+def test_a_row_without_a_distribution_is_an_error_on_the_cpu(backend: Backend, graph, method, bad):
     if not backend.raises:
-        pytest.skip("there such a row keeps its token")
+        pytest.skip("on a GPU such a row keeps its token")
     inputs, (b, i) = with_a_bad_score(backend, graph, bad)
     where = rf"log_score at position \({b}, {i}\)"
     with pytest.raises(ValueError, match=where):

@@ -1,4 +1,4 @@
-"""The smoke set of a GPU touches everything once; collected for a GPU that is not there."""
+"""The GPU smoke set covers everything once; it is collected with a simulated GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ HALVES = ("torch.float32", "torch.bfloat16", "torch.float16")
 #: Operation -> the files of its tests, and the kernel backends that have it.
 OPERATIONS = {
     "score_entropy": (("test_score_entropy", "test_score_entropy_autograd"), ("triton", "cuda")),
-    "reverse_step": (("test_reverse_step", "test_laws", "test_shares"), ("triton", "cuda")),
+    "reverse_step": (
+        ("test_reverse_step", "test_distributions", "test_temperature_top_p"),
+        ("triton", "cuda"),
+    ),
     "sample_transition": (("test_sample_transition",), ("triton", "cuda")),
     "row_sums": (("test_row_sums",), ("triton",)),
     "linear_score_entropy": (
@@ -33,7 +36,7 @@ LAYOUTS = ("padded rows", "odd start", "transposed batch", "contiguous")
 
 @pytest.fixture(scope="module")
 def smoke() -> list[str]:
-    """The names of its tests."""
+    """The names of the tests in the smoke set."""
     if find_spec("triton") is None:
         pytest.skip("needs Triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -53,7 +56,7 @@ def of(smoke: list[str], operation: str, backend: str) -> list[str]:
     return [name for name in own if f"{backend}-cuda" in name]
 
 
-def test_it_is_a_few_hundred(smoke):
+def test_the_smoke_set_has_a_few_hundred_tests(smoke):
     assert 300 <= len(smoke) <= 420
     assert len(set(smoke)) == len(smoke)
 
@@ -87,13 +90,13 @@ def test_every_layout_at_real_sizes(smoke):
         assert any("two_to_the_31" in name and f"{backend}-cuda" in name for name in names)
 
 
-def test_what_only_a_gpu_can_show_is_in_it(smoke):
+def test_the_smoke_set_has_the_tests_that_need_a_gpu(smoke):
     functions = Counter(name.partition("::")[2].partition("[")[0] for name in smoke)
     for function in (
-        "test_a_side_stream_sees_what_was_queued_before",
+        "test_a_side_stream_waits_for_its_inputs",
         "test_every_operation_is_captured_and_replayed",
-        "test_nothing_waits_for_the_gpu",
-        "test_no_memory_beside_the_gradient",
+        "test_nothing_synchronises_the_device",
+        "test_no_memory_besides_the_gradient",
         "test_a_bad_row_keeps_its_token",
     ):
         assert functions[function] >= 2, function

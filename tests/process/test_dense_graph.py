@@ -1,4 +1,4 @@
-"""DenseGraph: the two graphs written as dense ones, and a process that has no closed form."""
+"""DenseGraph: the two graphs as dense ones, and a process without a closed form."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def skewed() -> sf.DenseGraph:
-    """Five states, four of them tokens, all rates different."""
+    """A graph of five states, four of them tokens, with all rates different."""
     rates = torch.rand(5, 5, generator=seeded(1), dtype=torch.float64) + 0.05
     rates -= rates.diag().diag()
     return sf.DenseGraph(rates - rates.sum(0).diag(), vocab_size=V)
@@ -48,7 +48,7 @@ def inputs(graph: sf.Graph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x_0 = torch.randint(V, (3, 40), generator=seeded(2))
     sigma = torch.tensor([0.01, 0.7, 3.0], dtype=torch.float64)
     x_t = sf.sample_transition(x_0, sigma, graph, generator=seeded(3))
-    # scores small enough that no weight is cut off at one level only
+    # small scores, so that no weight is clamped in only one of the two graphs
     log_score = torch.randn(3, 40, graph.dim, generator=seeded(4), dtype=torch.float64) - 1
     return log_score.scatter(-1, x_t[..., None], 0.0), sigma, x_t, x_0
 
@@ -87,10 +87,10 @@ def test_same_reverse_step(
 ) -> None:
     log_score, sigma, x_t, _ = inputs
     removed = sigma / 3
-    log_score = log_score.scatter(-1, x_t[..., None], 5.0)  # never read: it is 0 by definition
+    log_score = log_score.scatter(-1, x_t[..., None], 5.0)  # not read: it is 0 by definition
     weights = dense.reverse_weights(log_score, x_t, sigma, removed, same, method)
     if graph.mask_index is not None and method == "denoise":
-        # the closed form leaves unmasked tokens; the dense one agrees where the mask is left out
+        # both keep unmasked tokens: the dense form gives the mask no weight
         assert (weights[..., V] == 0).all()
     expected = sf.reverse_probs(log_score, x_t, sigma, removed, graph, method)
     torch.testing.assert_close(weights / weights.sum(-1, keepdim=True), expected, **EXACT)
@@ -116,7 +116,7 @@ def test_same_objective(graph: sf.Graph, same: sf.DenseGraph, inputs: tuple) -> 
 
 
 def test_objective_draws_its_own_noise() -> None:
-    """The mean over noise and time of exact scores' loss, against any other scores'."""
+    """The mean loss over noise and time is smaller for exact scores than for any others."""
     graph = skewed()
     world = ToyWorld(graph, data_distribution())
     x_0 = states(V)[torch.multinomial(world.data.flatten(), 400, True, generator=seeded(7))]
@@ -130,19 +130,19 @@ def test_transitions_of_a_skewed_process() -> None:
     graph, count = skewed(), 30_000
     x_0 = torch.full((1, count), 2)
     drawn = dense.sample_transition(x_0, 0.6, graph, seeded(9))
-    law = torch.matrix_exp(0.6 * graph.rate_matrix())[:, 2]
+    distribution = torch.matrix_exp(0.6 * graph.rate_matrix())[:, 2]
     counts = torch.bincount(drawn.flatten(), minlength=5).double()
-    assert ((counts - count * law).square() / (count * law)).sum() < 25
+    assert ((counts - count * distribution).square() / (count * distribution)).sum() < 25
 
 
 @pytest.mark.parametrize("method", ["analytic", "euler", "tau_leaping", "theta_trapezoidal"])
 def test_samplers_on_a_skewed_process(method: str) -> None:
-    """Each sampler has the law of its chain, and many steps that of the data."""
+    """Each sampler has the distribution of its chain, and many steps that of the data."""
     graph = skewed()
     world, steps = ToyWorld(graph, data_distribution()), 16
     tokens = sf.sample(world, graph, NOISE, (10_000, L), steps, method, generator=seeded(10))
-    law = sampler_distribution(world, NOISE, steps, method)
-    assert chi_square_p(tokens, law) > 1e-4
+    distribution = sampler_distribution(world, NOISE, steps, method)
+    assert chi_square_p(tokens, distribution) > 1e-4
     many = 48 if method == "theta_trapezoidal" else 256
     assert tv(sampler_distribution(world, NOISE, many, method), world.data) < 0.01
 
@@ -153,8 +153,8 @@ def test_infill_on_a_skewed_process() -> None:
     known = torch.tensor([False, True, False]).expand(10_000, L)
     given = torch.ones(10_000, L, dtype=torch.int64)
     tokens = sf.infill(world, graph, NOISE, given, known, 8, generator=seeded(11))
-    law = sampler_distribution(world, NOISE, 8, "analytic", prompt={1: 1})
-    assert chi_square_p(tokens, law) > 1e-4
+    distribution = sampler_distribution(world, NOISE, 8, "analytic", prompt={1: 1})
+    assert chi_square_p(tokens, distribution) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -167,14 +167,14 @@ def test_infill_on_a_skewed_process() -> None:
         (torch.zeros(3, 3), ValueError, "more than one stationary"),
     ],
 )
-def test_refuses_what_is_no_rate_matrix(
+def test_an_invalid_rate_matrix_is_refused(
     rates: Tensor, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         sf.DenseGraph(rates)
 
 
-def test_refuses_elsewhere() -> None:
+def test_operations_without_a_dense_form_are_refused() -> None:
     graph = skewed()
     objective, x_0 = sf.DenseScoreEntropyLoss(graph, NOISE), torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(TypeError, match="loss_mask must be bool"):

@@ -46,7 +46,7 @@ def test_rates_conserve_probability(graph: sf.Graph):
 
 @by_graph
 def test_golden_rates(graph: sf.Graph):
-    """A column of Q holds the rates out of a state, a row those into it."""
+    """A column of Q has the rates out of a state, a row the rates into it."""
     x_t, rates = golden(graph, "xt"), graph.rate_matrix()
     torch.testing.assert_close(rates.T[x_t], golden(graph, "rate"))
     torch.testing.assert_close(rates[x_t], golden(graph, "transp_rate"))
@@ -103,7 +103,7 @@ def test_sizes_and_names():
     assert uniform.mask_index is None
 
 
-def test_graphs_are_values():
+def test_graphs_compare_by_value():
     assert sf.Absorbing(5) == sf.Absorbing(5)
     assert sf.Absorbing(5) != sf.Uniform(5)
     assert len({sf.Uniform(5), sf.Uniform(5), sf.Uniform(6)}) == 2

@@ -1,4 +1,4 @@
-"""The noise schedules against golden values, their derivative, their ends."""
+"""The noise schedules: golden values, their derivative, and their values at t = 0 and 1."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_small_times_keep_their_digits_in_float32():
     torch.testing.assert_close(sigma, truth, rtol=1e-6, atol=0)
 
 
-def test_schedules_are_values():
+def test_schedules_compare_by_value():
     assert sf.LogLinearNoise() == sf.LogLinearNoise(1e-3)
     assert sf.GeometricNoise() != sf.GeometricNoise(1e-4, 20.0)
 

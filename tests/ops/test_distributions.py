@@ -1,7 +1,7 @@
-"""The laws of the draws by chi-square, on small vocabularies, rare tokens included.
+"""Chi-square tests of the distributions of draws, on small vocabularies, rare tokens included.
 
-One row of scores is drawn from many times over (a stride-0 tensor), so the only memory is that of
-the uniforms. A test fails by chance once in a million runs, and its seed is fixed.
+Many draws come from one row of scores (a stride-0 tensor), so only the uniforms need memory. A test
+would fail by chance once in a million seeds; the seed is fixed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from helpers.op_cases import (
 from sedd_fast.backends import cpp, reference
 from sedd_fast.backends.inputs import Reverse
 
+pytestmark = pytest.mark.operation("reverse_step")
 DRAWS = 200_000
-#: The reference makes (draws, dim) tensors in float64: fewer for it.
+#: Fewer for the reference, which makes (draws, dim) tensors in float64.
 REFERENCE_DRAWS = 50_000
 UNLIKELY = 1e-6
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
@@ -32,9 +33,9 @@ by_method = pytest.mark.parametrize("method", METHODS)
 
 
 def number(backend: Backend) -> int:
-    """Draws for a law."""
+    """How many draws a test makes."""
     if backend.interpreted:
-        pytest.skip("a draw takes milliseconds; the tests of the inverse CDF are the sharper ones")
+        pytest.skip("a draw takes milliseconds; the tests of the inverse CDF are more exact")
     return REFERENCE_DRAWS if backend.name == "reference" else DRAWS
 
 
@@ -48,7 +49,7 @@ def spread_evenly(draws: int, device: str) -> Tensor:
     return (torch.arange(draws, dtype=torch.float64, device=device) + 0.5) / draws
 
 
-def assert_law(tokens: Tensor, probs: Tensor) -> None:
+def assert_distribution(tokens: Tensor, probs: Tensor) -> None:
     """Pearson's test; states expected less than 5 times are counted as one."""
     counts = torch.bincount(tokens.flatten().cpu(), minlength=len(probs)).double()
     probs = probs.double().cpu()
@@ -70,8 +71,8 @@ def draw(row: Tensor, token: int, graph: sf.Graph, method: str, u: Tensor) -> Te
     return sf.reverse_step(row.expand(1, draws, -1), x_t, 0.7, 0.3, graph, method, u=u)
 
 
-def law(row: Tensor, token: int, graph: sf.Graph, method: str) -> Tensor:
-    """The float64 law that :func:`draw` should follow: (dim,)."""
+def distribution(row: Tensor, token: int, graph: sf.Graph, method: str) -> Tensor:
+    """The float64 distribution that :func:`draw` should have: (dim,)."""
     x_t = torch.full((1, 1), token, device=row.device)
     with sf.use_backend("reference"):
         return sf.reverse_probs(row.double()[None, None], x_t, 0.7, 0.3, graph, method)[0, 0]
@@ -86,7 +87,7 @@ def test_reverse_step(backend: Backend, graph: sf.Graph, dtype, method):
     row -= row.logsumexp(0)  # so that Euler's step stays below 1
     row[token] = 0
     u = uniforms(number(backend), backend.device)
-    assert_law(draw(row, token, graph, method, u), law(row, token, graph, method))
+    assert_distribution(draw(row, token, graph, method, u), distribution(row, token, graph, method))
 
 
 @by_graph
@@ -98,7 +99,7 @@ def test_reverse_step_across_chunks(backend: Backend, graph: sf.Graph, method):
     row[[0, 511, 512, 1023, 1024, 1299]] = torch.tensor([-3.0, -2, -2.5, -2, -3, -1])
     row[token] = 0
     u = uniforms(number(backend) // 20, backend.device)
-    assert_law(draw(row, token, graph, method, u), law(row, token, graph, method))
+    assert_distribution(draw(row, token, graph, method, u), distribution(row, token, graph, method))
 
 
 #: (vocabulary, state with nearly all the weight, rare state): the ends of a row and of a chunk, and
@@ -118,10 +119,8 @@ RARE = (
 
 @pytest.mark.parametrize("probability", [1e-6, 1e-7, 3e-8])
 @pytest.mark.parametrize(("vocabulary", "common", "rare"), RARE)
-def test_a_rare_token_is_drawn_as_often_as_it_should(
-    backend: Backend, vocabulary, common, rare, probability
-):
-    """u1 spread evenly over ten times the width of its interval hits it in a tenth of all draws."""
+def test_the_frequency_of_a_rare_token(backend: Backend, vocabulary, common, rare, probability):
+    """The values of u1 are spread evenly over ten times the width of the token's interval."""
     graph = sf.Absorbing(vocabulary)
     row = torch.full((graph.dim,), -40.0, device=backend.device)
     row[common], row[rare] = 0.0, float(torch.tensor(probability).log())
@@ -141,7 +140,7 @@ def test_a_rare_token_is_drawn_as_often_as_it_should(
 
 @pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here")
 def test_rare_tokens_in_ten_million_draws():
-    """Through the kernel's own uniforms: four tokens of probability about 1e-6 and 1e-7."""
+    """Four tokens have a probability near 1e-6 or 1e-7; the kernel draws its own uniforms."""
     graph = sf.Absorbing(12)
     row = torch.tensor([0.3, 1e-6, 1e-7, 0.2, 1e-6, 0, 0.1, 0.4, 0, 2e-7, 0, 3e-6, 1]).log()
     generator = torch.Generator().manual_seed(0)
@@ -153,7 +152,7 @@ def test_rare_tokens_in_ten_million_draws():
                 row.expand(1, 1_000_000, -1), x_t, 0.7, None, graph, "denoise", generator
             )
         counts += torch.bincount(tokens.flatten(), minlength=13)
-    probs = law(row, 12, graph, "denoise") * 10_000_000
+    probs = distribution(row, 12, graph, "denoise") * 10_000_000
     assert not counts[probs == 0].any()
     kept = probs > 0
     statistic = float(((counts - probs) ** 2 / probs)[kept].sum())
@@ -163,7 +162,7 @@ def test_rare_tokens_in_ten_million_draws():
 @pytest.mark.parametrize("dsigma", [1e-7, 1e-3])
 @pytest.mark.parametrize("method", ["analytic", "euler"])
 @by_graph
-def test_how_often_a_token_moves(backend: Backend, graph: sf.Graph, method, dsigma):
+def test_the_probability_that_a_token_moves(backend: Backend, graph: sf.Graph, method, dsigma):
     """A small step moves a token with a probability that float32 uniforms could not resolve."""
     token = graph.mask_index or 1
     row = make_inputs(graph, shape=(1, 1), spread=0.5, device=backend.device).log_score[0, 0]
@@ -188,12 +187,12 @@ def test_how_often_a_token_moves(backend: Backend, graph: sf.Graph, method, dsig
 def test_sample_transition(backend: Backend, graph: sf.Graph, sigma):
     x_0 = torch.full((1, DRAWS), 4, device=backend.device)
     tokens = sf.sample_transition(x_0, sigma, graph, u=uniforms(DRAWS, backend.device))
-    assert_law(tokens, graph.transition_matrix(sigma)[:, 4])
+    assert_distribution(tokens, graph.transition_matrix(sigma)[:, 4])
 
 
 @by_graph
-def test_the_default_generator_draws_the_law_too(backend: Backend, graph: sf.Graph):
+def test_the_default_generator_draws_from_the_same_distribution(backend: Backend, graph: sf.Graph):
     torch.manual_seed(0)
     x_0 = torch.full((1, DRAWS), 4, device=backend.device)
     tokens = sf.sample_transition(x_0, 0.5, graph)
-    assert_law(tokens, graph.transition_matrix(0.5)[:, 4])
+    assert_distribution(tokens, graph.transition_matrix(0.5)[:, 4])

@@ -1,4 +1,4 @@
-"""temperature and top_p of a reverse step: the law, same u same tokens, ties, rows out of range."""
+"""temperature and top_p of a reverse step: distribution, same u same tokens, ties, large scores."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ from helpers.op_cases import (
     make_inputs,
 )
 
-SHARES = (
+pytestmark = pytest.mark.operation("reverse_step")
+TOKEN_FILTERS = (
     {"temperature": 0.5},
     {"temperature": 3.0},
     {"top_p": 0.6},
     {"temperature": 0.7, "top_p": 0.9},
 )
-by_shares = pytest.mark.parametrize("shares", SHARES, ids=str)
+by_token_filter = pytest.mark.parametrize("token_filter", TOKEN_FILTERS, ids=str)
 by_method = pytest.mark.parametrize("method", METHODS)
-#: Of the others the weights are not proportional to the scores.
+#: Cases without clamped weights: in others the weights are not proportional to the scores.
 NOT_CLAMPED = [(GRAPHS[0], method) for method in METHODS] + [(GRAPHS[1], "euler")]
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 
 
 def moving(inputs: Inputs) -> Inputs:
-    """Most rows move."""
+    """The same inputs with smaller u0, so that most rows move."""
     u = inputs.u.clone()
     u[..., 0] *= 0.2
     return replace(inputs, u=u)
 
 
 def textbook(log_score: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """Scores of one row, -inf at its own state, as the definition has them: a loop over states."""
+    """Scores of one row (-inf at its own state) by the definition, in a loop over states."""
     scores = (log_score / temperature).exp()
     kept, reached = torch.zeros_like(scores), 0.0
     for y in scores.argsort(descending=True).tolist():
@@ -55,60 +56,62 @@ def textbook(log_score: Tensor, temperature: float = 1.0, top_p: float = 1.0) ->
     return kept * log_score.exp().sum() / kept.sum()
 
 
-@by_shares
+@by_token_filter
 @by_graph
-def test_the_reference_by_the_definition(graph: sf.Graph, shares: dict[str, float]) -> None:
-    """An Euler step's law is step * score of every other state."""
+def test_the_reference_by_the_definition(graph: sf.Graph, token_filter: dict[str, float]) -> None:
+    """The probability in an Euler step is step * score of every other state."""
     inputs = make_inputs(graph, torch.float64, (2, 3))
     step = 1e-3
     with sf.use_backend("reference"):
         args = (inputs.log_score, inputs.x_t, inputs.sigma, step, graph, "euler")
-        probs = sf.reverse_probs(*args, **shares)
+        probs = sf.reverse_probs(*args, **token_filter)
     for b, i in ((0, 0), (0, 2), (1, 1)):
         own = int(inputs.x_t[b, i])
         if graph.mask_index is not None and own != graph.mask_index:
             continue
         row = inputs.log_score[b, i].clone()
         row[own] = -torch.inf
-        expected = step * textbook(row, **shares)
+        expected = step * textbook(row, **token_filter)
         expected = expected / (1 if graph.mask_index is not None else graph.vocab_size)
         expected[own] = 1 - expected.sum()
         torch.testing.assert_close(probs[b, i], expected, rtol=1e-10, atol=1e-15)
 
 
-@by_shares
+@by_token_filter
 @by_method
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("graph", graphs_of((11, 700)), ids=graph_id)
-def test_law_and_draw(backend: Backend, graph, dtype, method, shares):
-    # All of the interpreter's at the small vocabulary; at the big one, of several blocks, the most.
-    if backend.interpreted and shares in (SHARES[:2] if graph.vocab_size == 11 else SHARES[:3]):
-        pytest.skip("interpreted: another case goes the same way")
+def test_distribution_and_draw(backend: Backend, graph, dtype, method, token_filter):
+    # The interpreter runs two filters at the small vocabulary, one at that of several blocks.
+    if backend.interpreted and token_filter in (
+        TOKEN_FILTERS[:2] if graph.vocab_size == 11 else TOKEN_FILTERS[:3]
+    ):
+        pytest.skip("interpreted: another case runs the same code")
     shape = (2, backend.some(12, 1))
     inputs = moving(make_inputs(graph, dtype, shape, device=backend.device))
     with sf.use_backend("reference"):
-        truth = sf.reverse_probs(*inputs.double().reverse(), method, **shares)
-    probs = sf.reverse_probs(*inputs.reverse(), method, **shares)
+        truth = sf.reverse_probs(*inputs.double().reverse(), method, **token_filter)
+    probs = sf.reverse_probs(*inputs.reverse(), method, **token_filter)
     assert_near(probs, truth, 1.0, 1e-13 if dtype == torch.float64 else 5e-6)
-    if method == "euler" or graph.mask_index is not None:  # not clamped: 0 where left out
+    if method == "euler" or graph.mask_index is not None:  # no clamp: 0 where left out
         assert torch.equal(probs > 0, truth > 0)
-    tokens = sf.reverse_step(*inputs.reverse(), method, u=inputs.u, **shares)
-    assert_inverse_cdf(tokens, inputs, method, **shares)
+    tokens = sf.reverse_step(*inputs.reverse(), method, u=inputs.u, **token_filter)
+    assert_inverse_cdf(tokens, inputs, method, **token_filter)
 
 
 @pytest.mark.parametrize(("graph", "method"), NOT_CLAMPED, ids=lambda v: graph_id(v) or v)
-def test_whether_a_token_moves_stays(backend: Backend, graph, method):
-    """To the last position, where no weight is clamped."""
+def test_whether_a_token_moves_is_unchanged(backend: Backend, graph, method):
+    """Also at the last position, because no weight is clamped."""
     inputs = make_inputs(graph, shape=(1, backend.some(400, 4)), device=backend.device)
     plain = sf.reverse_step(*inputs.reverse(), method, u=inputs.u) != inputs.x_t
     assert plain.any()
-    for shares in SHARES:
-        moved = sf.reverse_step(*inputs.reverse(), method, u=inputs.u, **shares) != inputs.x_t
+    for token_filter in TOKEN_FILTERS:
+        moved = sf.reverse_step(*inputs.reverse(), method, u=inputs.u, **token_filter) != inputs.x_t
         assert torch.equal(moved, plain)
 
 
 @by_graph
-def test_all_that_equal_the_least_are_kept(backend: Backend, graph):
+def test_states_equal_to_the_smallest_kept_one_are_kept(backend: Backend, graph):
     inputs = moving(make_inputs(graph, torch.bfloat16, (1, backend.some(300, 4))))
     steps = torch.arange(graph.dim) % 4  # four values, each many times
     rows = (-0.5 * steps).bfloat16().expand_as(inputs.log_score).clone()
@@ -120,15 +123,15 @@ def test_all_that_equal_the_least_are_kept(backend: Backend, graph):
 
 
 @pytest.mark.parametrize("offset", [-400.0, 300.0])
-@by_shares
-def test_rows_beyond_float32(backend: Backend, shares, offset):
-    """A denoising draw depends on differences of scores only."""
+@by_token_filter
+def test_rows_beyond_float32(backend: Backend, token_filter, offset):
+    """A denoising draw depends on the differences of scores only."""
     graph = GRAPHS[0]
     inputs = moving(make_inputs(graph, shape=(1, backend.some(50, 2)), device=backend.device))
     inputs = replace(inputs, log_score=(inputs.log_score * 8).round() / 8)
-    near = sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u, **shares)
+    near = sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u, **token_filter)
     far = replace(inputs, log_score=inputs.log_score + offset)
-    assert torch.equal(sf.reverse_step(*far.reverse(), "denoise", u=inputs.u, **shares), near)
+    assert torch.equal(sf.reverse_step(*far.reverse(), "denoise", u=inputs.u, **token_filter), near)
 
 
 @by_method
@@ -138,7 +141,7 @@ def test_any_temperature_and_top_p_on_any_row(backend: Backend, graph, kind, met
     if backend.interpreted and (
         graph.vocab_size > 2 or method == "euler" or kind not in ("random", "far down")
     ):
-        pytest.skip("interpreted: another case goes the same way")
+        pytest.skip("interpreted: another case runs the same code")
     inputs = moving(make_inputs(graph, shape=(1, backend.some(12, 2)), device=backend.device))
     scores = inputs.log_score * {"equal": 0, "spread": 100}.get(kind, 1)
     scores += {"far up": 200, "far down": -300}.get(kind, 0)
@@ -147,13 +150,13 @@ def test_any_temperature_and_top_p_on_any_row(backend: Backend, graph, kind, met
     inputs = replace(inputs, log_score=scores)
     every = itertools.product((1e-300, 1e-40, 1e-3, 1e4, 1e40, 1e300), (1e-12, 1 - 1e-9, 1.0))
     for temperature, top_p in ((1e-40, 1.0), (1e40, 1e-12)) if backend.interpreted else every:
-        shares = {"temperature": temperature, "top_p": top_p}
-        tokens = sf.reverse_step(*inputs.reverse(), method, u=inputs.u, **shares)
-        assert_inverse_cdf(tokens, inputs, method, **shares)
+        token_filter = {"temperature": temperature, "top_p": top_p}
+        tokens = sf.reverse_step(*inputs.reverse(), method, u=inputs.u, **token_filter)
+        assert_inverse_cdf(tokens, inputs, method, **token_filter)
 
 
-def test_a_row_without_a_law(backend: Backend):
-    """An error on the CPU; the token stays on a GPU, and a NaN spoils no other row."""
+def test_a_row_without_a_distribution(backend: Backend):
+    """An error on the CPU. On a GPU the token stays, and a NaN does not change other rows."""
     inputs = moving(make_inputs(GRAPHS[0], shape=(1, 3), device=backend.device))
     masked = replace(inputs, x_t=torch.full_like(inputs.x_t, GRAPHS[0].vocab_size))
     for bad in (-torch.inf, torch.inf, torch.nan):
@@ -168,29 +171,30 @@ def test_a_row_without_a_law(backend: Backend):
         assert (tokens == GRAPHS[0].vocab_size).tolist() == [[False, True, False]]
 
 
-def test_cold_is_the_largest(backend: Backend):
+def test_a_low_temperature_draws_the_largest_score(backend: Backend):
     graph = GRAPHS[0]
     inputs = make_inputs(graph, shape=(1, backend.some(50, 2)), device=backend.device)
-    for shares in ({"temperature": 1e-3}, {"temperature": 1e-40}, {"top_p": 1e-9}):
-        drawn = sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u, **shares)
+    for token_filter in ({"temperature": 1e-3}, {"temperature": 1e-40}, {"top_p": 1e-9}):
+        drawn = sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u, **token_filter)
         largest = inputs.log_score[..., : graph.vocab_size].argmax(-1)
         assert torch.equal(drawn, torch.where(inputs.x_t == graph.mask_index, largest, inputs.x_t))
 
 
-@by_shares
+@pytest.mark.interpreted_head(method=("analytic", "euler"), token_filter=(TOKEN_FILTERS[-1],))
+@by_token_filter
 @by_method
 @pytest.mark.usefixtures("has_heads")
 @pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
-def test_from_hidden_states(backend: Backend, graph, scaled, method, shares):
+def test_from_hidden_states(backend: Backend, graph, scaled, method, token_filter):
     head = make_head(graph, scaled, torch.float32, (2, backend.some(20, 2)), device=backend.device)
     head = replace(head, inputs=moving(head.inputs))
     exact = replace(head.inputs, log_score=head.double().log_score())
-    assert_inverse_cdf(head.step(method, **shares), exact, method, **shares)
+    assert_inverse_cdf(head.step(method, **token_filter), exact, method, **token_filter)
 
 
-def test_what_is_refused() -> None:
+def test_bad_arguments() -> None:
     inputs = make_inputs(GRAPHS[0])
-    for shares, message in (
+    for token_filter, message in (
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"temperature": float("nan")}, "temperature must be positive"),
         ({"top_p": 0}, r"top_p must lie in \(0, 1\], got 0"),
@@ -198,7 +202,7 @@ def test_what_is_refused() -> None:
     ):
         for op in (sf.reverse_step, sf.reverse_probs):
             with pytest.raises(ValueError, match=message):
-                op(*inputs.reverse(), "analytic", **shares)
+                op(*inputs.reverse(), "analytic", **token_filter)
     with pytest.raises(TypeError, match="top_p must be a number, got str"):
         sf.reverse_step(*inputs.reverse(), "analytic", top_p="0.9")  # type: ignore[arg-type]
     leaf = inputs.log_score.requires_grad_()
