@@ -69,7 +69,8 @@ struct HeadBlock {
   char* columns;   // (states,), wide: += the sums of the gradient over the rows
 };
 
-// What a block needs to know of its rows, and what it adds to them.
+// What a block needs to know of its rows, and what it adds to them. x_0, sum_log and f_x_0 may be
+// null, and a, b and c where there is no gradient.
 struct HeadRows {
   const int64_t* x_t;  // never part of a sum; of zero gradient
   const int64_t* x_0;

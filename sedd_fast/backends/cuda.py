@@ -1,9 +1,9 @@
 """The operations in CUDA C++ (csrc/cuda), for NVIDIA GPUs: a block of threads a position.
 
 The compiled module ``sedd_fast._cuda`` takes raw addresses and a stream. This module owns what it
-cannot see: dtypes, contiguity of the small tensors, the device and its
-current stream. Nothing here waits for the GPU, so every operation can be captured in a CUDA graph;
-memory is torch's, so that what a call frees is not reused before its stream is through with it.
+cannot see: dtypes, contiguity of the small tensors, the device and its current stream. Nothing here
+synchronises the device, so every operation can be captured in a CUDA graph. Memory is torch's, so
+what a call frees is not reused before its stream is through with it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import reference, values
+from sedd_fast.backends import reference
+from sedd_fast.backends.dtypes import gradient_dtype
 from sedd_fast.backends.gpu import MOST_STATES, on, too_large
-from sedd_fast.backends.inputs import Entropy, Noising, Reverse
+from sedd_fast.backends.inputs import EntropyInputs, NoisingInputs, ReverseInputs
 
 #: The codes of csrc/common/process.h and coefficients.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -27,7 +28,7 @@ METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
 #: What runs one block a position; sample_transition takes any number of tokens.
 ROW_OPS = ("score_entropy", "score_entropy_with_grad", "reverse_step")
 
-#: A law for study needs no kernel of its own.
+#: Reference-only: its speed does not matter.
 reverse_probs = reference.reverse_probs
 
 
@@ -80,9 +81,8 @@ def kernels() -> Any:
     return importlib.import_module("sedd_fast._cuda")
 
 
-def sample_transition(noising: Noising) -> Tensor:
+def sample_transition(noising: NoisingInputs) -> Tensor:
     """x_t ~ p(. | x_0)."""
-    values.check(noising)
     noising = noising.contiguous()
     x_t = torch.empty_like(noising.x_0)
     addresses = (t.data_ptr() for t in (noising.x_0, noising.sigma, noising.u, x_t))
@@ -95,8 +95,7 @@ def sample_transition(noising: Noising) -> Tensor:
 class _Entropy:
     """One call of the score entropy kernel; keeps its tensors alive until it is launched."""
 
-    def __init__(self, log_score: Tensor, entropy: Entropy) -> None:
-        values.check(entropy)
+    def __init__(self, log_score: Tensor, entropy: EntropyInputs) -> None:
         self.log_score, self.entropy = log_score, entropy.contiguous()
         weight = self.entropy.row_weight
         self.call = kernels().Entropy(
@@ -131,7 +130,7 @@ class _Entropy:
         _launch(kernels().score_entropy, self.call, self.log_score)
 
 
-def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
+def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L) losses: one read of the touched rows."""
     call = _Entropy(log_score, entropy)
     loss = call.with_loss()
@@ -139,7 +138,7 @@ def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
     return loss
 
 
-def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: Entropy) -> Tensor:
+def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L, dim) gradient: one read of the touched rows, one write."""
     call = _Entropy(log_score, entropy)
     grad = call.with_gradient(log_score.dtype, upstream=grad_loss)
@@ -148,19 +147,18 @@ def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: Entrop
 
 
 def score_entropy_with_grad(
-    log_score: Tensor, entropy: Entropy, scale: float
+    log_score: Tensor, entropy: EntropyInputs, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Losses and gradient of ``scale * loss.sum()``: one read, one write."""
     call = _Entropy(log_score, entropy)
     loss = call.with_loss()
-    grad = call.with_gradient(values.gradient_dtype(log_score.dtype), scale)
+    grad = call.with_gradient(gradient_dtype(log_score.dtype), scale)
     call.launch()
     return loss, grad
 
 
-def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
+def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one read of every row that may move, and one chunk of it again."""
-    values.check(reverse)
     reverse = reverse.contiguous()
     assert reverse.u is not None
     x_s = torch.empty_like(reverse.x_t)

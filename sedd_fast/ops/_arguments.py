@@ -191,17 +191,18 @@ def noise_removed(
     return first, second
 
 
-def check_shares(temperature: float, top_p: float) -> None:
-    """TypeError for what is no number, ValueError for a temperature or top_p out of range."""
+def check_shares(temperature: float, top_p: float) -> tuple[float, float]:
+    """Both as float; TypeError for what is no number, ValueError for what is out of range."""
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 < temperature < float("inf"):
         raise ValueError(
-            f"temperature must be positive, got {temperature}; 1 is the model's own law"
+            f"temperature must be positive, got {temperature}; 1 is the model's own distribution"
         )
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 keeps every token")
+    return float(temperature), float(top_p)
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:

@@ -24,26 +24,6 @@ from sedd_fast.backends.cpp.score_entropy import (
     score_entropy_with_grad,
 )
 
-__all__ = [
-    "DTYPES",
-    "devices",
-    "kernels",
-    "linear_reverse_step",
-    "linear_score_entropy",
-    "linear_score_entropy_with_grad",
-    "openmp_address",
-    "pool",
-    "reverse_probs",
-    "reverse_step",
-    "row_sums",
-    "row_sums_backward",
-    "sample_transition",
-    "score_entropy",
-    "score_entropy_backward",
-    "score_entropy_with_grad",
-    "unavailable",
-]
-
 
 def devices() -> tuple[str, ...]:
     """The kinds of device it runs on."""

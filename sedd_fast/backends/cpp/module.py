@@ -65,6 +65,11 @@ def _openmp_runtimes() -> list[Path]:
     return sorted(found, key=lambda path: (beside not in path.parents, path))
 
 
+def address(tensor: Tensor | None) -> int:
+    """Of a tensor's memory; 0, a null pointer, for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def scores(log_score: Tensor) -> object:
     return kernels().Scores(
         log_score.data_ptr(), DTYPES[log_score.dtype], tuple(log_score.shape), log_score.stride()

@@ -1,9 +1,9 @@
 """Score entropy of a linear head on a GPU: cuBLAS products, and a kernel in place on every block.
 
-The loop of :mod:`sedd_fast.backends.blocked_head`, for a device on which every launch counts: five
-of a block of the vocabulary (scores, their gradient in place, sums, and the products with hidden
-states and weight), at most ten besides. How many rows were touched must be known to the host: where
-``linear.rows`` does not tell, it is asked, and the GPU waited for.
+The loop of :mod:`sedd_fast.backends.blocked_head` for a device on which every launch counts. It
+launches five kernels for a block of the vocabulary (scores, their gradient in place, sums, and the
+products with hidden states and weight), and at most ten besides. The host must know how many rows
+were touched: without ``linear.rows`` they are counted first, which synchronises the device.
 """
 
 from __future__ import annotations
@@ -13,36 +13,34 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import head_plan, values
-from sedd_fast.backends.gpu import launching
+from sedd_fast.backends import head_plan
+from sedd_fast.backends.dtypes import gradient_dtype
 from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
-from sedd_fast.backends.inputs import Entropy
+from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.backends.products import accumulate
+from sedd_fast.backends.triton.launch import launching_triton
 
 if TYPE_CHECKING:
     from sedd_fast.kernels.head_rows import Process
     from sedd_fast.kernels.linear_score_entropy import Sums
 
 
-def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
+def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
     """(B, L) float32 losses: one product of the touched rows."""
     return _run(linear, entropy, 0.0, NeedsGrad(False, False, False))[0]
 
 
 def linear_score_entropy_with_grad(
-    linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
+    linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) float32 losses, and gradients of ``(grad_scale * loss).sum()``: three products."""
     return _run(linear, entropy, grad_scale, needs)
 
 
 def _run(
-    linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
+    linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
-    import triton
-
-    values.check(entropy)
-    with launching("linear_score_entropy", linear.hidden, triton.TritonError):
+    with launching_triton("linear_score_entropy", linear.hidden):
         return _Run(linear, entropy, grad_scale, needs)()
 
 
@@ -50,7 +48,7 @@ class _Run:
     """One pass over rows and vocabulary."""
 
     def __init__(
-        self, linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
+        self, linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
     ) -> None:
         from sedd_fast.kernels.head_rows import Process
 
@@ -70,7 +68,7 @@ class _Run:
         self.plan = self._plan()
 
     def _rows(self, given: Tensor | None) -> Tensor:
-        """(R,) positions, -1 for none; the only place that waits for the GPU, if none are given."""
+        """(R,) positions, -1 for none; if none are given, counting them synchronises the device."""
         if given is not None:
             return given.contiguous()
         return touched(self.process)
@@ -103,10 +101,10 @@ class _Run:
         linear, needs = self.linear, self.needs
         hidden = weight = bias = linear.hidden.new_empty(0)
         if needs.hidden:
-            dtype = values.gradient_dtype(linear.hidden.dtype)
+            dtype = gradient_dtype(linear.hidden.dtype)
             hidden = linear.hidden.new_zeros(linear.hidden.shape, dtype=dtype)
         if needs.weight:
-            dtype = values.gradient_dtype(linear.weight.dtype)
+            dtype = gradient_dtype(linear.weight.dtype)
             if len(self.rows) > self.plan.rows:  # several parts add up in it
                 dtype = torch.promote_types(dtype, torch.float32)
             weight = torch.empty(linear.weight.shape, dtype=dtype, device=linear.weight.device)
@@ -193,7 +191,7 @@ class _Part:
 
 
 def touched(process: Process) -> Tensor:
-    """(R,) the touched positions; a GPU is waited for, to learn how many, unless it is all."""
+    """(R,) the touched positions; to count them synchronises the device, unless it is all."""
     from sedd_fast.kernels import head_rows
 
     positions, device = process.x_t.numel(), process.x_t.device
