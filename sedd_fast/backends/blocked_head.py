@@ -136,6 +136,7 @@ def losses_and_gradients(
         loss[to] = terms.loss()
         if of_hidden is not None and total is not None:
             of_hidden[to] = total.to(of_hidden.dtype)
+        del terms, h, factor, total  # before those of the next chunk are made
 
     if of_hidden is not None:
         of_hidden = of_hidden[:-1].view(shape)
@@ -174,7 +175,7 @@ def _allocate(
     """
     positions, width = linear.hidden.shape[:2].numel(), linear.hidden.shape[-1]
     hidden = weight = bias = None
-    if needs.hidden:  # a last row takes what belongs to no position
+    if needs.hidden:  # a last row for what belongs to no position
         dtype = gradient_dtype(linear.hidden.dtype)
         hidden = linear.hidden.new_zeros(positions + 1, width, dtype=dtype)
     if needs.weight:

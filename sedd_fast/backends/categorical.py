@@ -14,7 +14,7 @@ def inverse_cdf(running: Tensor, u: Tensor) -> Tensor:
     An index of weight 0 is never drawn.
 
     Args:
-        running: (..., n) cumulative weights, not normalised.
+        running: (..., n) cumulative weights, not normalised, or (n,) for every u.
         u: (...) in [0, 1).
 
     Returns:

@@ -47,6 +47,12 @@ class Linear:
         """What gradients are of; the hidden states stand for a bias that is absent."""
         return self.hidden, self.weight, self.hidden if self.bias is None else self.bias
 
+    def detach(self) -> Linear:
+        """The same head, of which no gradient is recorded."""
+        bias = None if self.bias is None else self.bias.detach()
+        operands = self.hidden.detach(), self.weight.detach(), bias
+        return Linear(*operands, self.rows, self.dtype, self.workspace)
+
     def bias_fp32(self) -> Tensor:
         """(dim,) the bias, or zeros, in the dtype of sums, float32 or float64; contiguous."""
         bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias

@@ -24,7 +24,7 @@ _Inputs = TypeVar("_Inputs", bound="OpInputs")
 
 #: The largest factor of a score, and one over the least, that kernels compute with in float32. At
 #: either only the largest score, or every score alike, has weight.
-COLDEST = 1e30
+EXTREME_FACTOR = 1e30
 
 
 class OpInputs:
@@ -142,7 +142,7 @@ class ReverseInputs(OpInputs):
     @property
     def inverse_temperature(self) -> float:
         """One over the temperature, as kernels take it: 0 or infinity times a score may be NaN."""
-        return min(max(1 / self.temperature, 1 / COLDEST), COLDEST)
+        return min(max(1 / self.temperature, 1 / EXTREME_FACTOR), EXTREME_FACTOR)
 
     def touched(self) -> Tensor:
         """(B, L) bool: the positions that may move."""

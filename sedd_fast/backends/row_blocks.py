@@ -1,7 +1,7 @@
 """A reverse step from hidden states: the head's output for a few whole rows at a time.
 
-A draw needs the sums of its whole row before it can choose, so rows are not cut: a block of them is
-formed in the workspace, drawn from by the ordinary kernel, and overwritten by the next.
+A draw needs the sums of its whole row first, so rows are not cut. A few whole rows are formed in
+the workspace, the ordinary kernel draws from them, and the next rows overwrite them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def linear_reverse_step(linear: Linear, reverse: ReverseInputs, step: Step) -> T
     """x_s (B, L); ``step`` is the backend's reverse_step."""
     x_t = reverse.x_t.flatten()
     rows = linear.read(reverse)
-    x_s = torch.cat((x_t, x_t.new_zeros(1)))  # the last takes what belongs to no position
+    x_s = torch.cat((x_t, x_t.new_zeros(1)))  # the last one is for rows that mean no position
     dim = linear.weight.shape[0]
     count = min(rows_at_once(linear), max(1, len(rows)))
     memory = linear.weight.new_empty(count, _stride(linear), dtype=linear.dtype)

@@ -1,7 +1,7 @@
 """Checks of dtype, shape and device, made once in the public functions, and the noise's one shape.
 
 Each check names the argument, what came, what was expected and the remedy. Values are checked
-inside the operations (``sedd_fast.backends.values``): looking at one here would stop a GPU.
+inside the operations (``sedd_fast.backends.values``): reading one here would synchronise a GPU.
 """
 
 from __future__ import annotations

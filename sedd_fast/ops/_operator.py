@@ -8,7 +8,7 @@ with an argument: the tests make it (``torch.library.opcheck``).
 
 An operator with a gradient is two entries in the dispatcher: ``sedd_fast::NAME``, whose autograd
 kernel records the gradient where one is wanted, and ``sedd_fast::NAME_kernel``, of which autograd
-knows nothing: what the first one runs, and what is called where no gradient is wanted.
+knows nothing. The first one runs the second, which is also called where no gradient is wanted.
 
 A function may take the argument objects of ``sedd_fast.backends``. The dispatcher knows nothing of
 them: an operator takes their fields one by one, and its function gets the objects back.
@@ -154,7 +154,7 @@ class _Arguments:
 class _Untraced:
     """A function that torch.compile never looks into: the backend is chosen when it runs.
 
-    Who never compiles does not import the compiler, which takes a second.
+    A program that never compiles does not import the compiler, which takes a second.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -68,8 +68,7 @@ def linear_reverse_step(
     """
     arguments.check_choice("method", method, arguments.METHODS)
     shares = arguments.check_shares(temperature, top_p)
-    detached = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    linear = _linear.checked_linear(*detached, graph, rows, workspace)
+    linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace).detach()
     _linear.check_scaling(scale_by_sigma, graph)
     arguments.check_tokens("x_t", x_t, tuple(hidden.shape[:2]))
     arguments.check_device("x_t", x_t, hidden, "hidden")

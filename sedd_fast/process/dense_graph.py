@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.categorical import draw
+from sedd_fast.backends.categorical import draw, inverse_cdf
 from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._uniforms import uniforms
@@ -98,8 +98,7 @@ class DenseGraph(Graph):
     ) -> Tensor:
         draw_on = generator.device if generator is not None else device
         u = torch.rand(shape, dtype=torch.float64, device=draw_on, generator=generator)
-        cdf = self.limit.to(u.device).cumsum(0)
-        tokens = torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=self.dim - 1)
+        tokens = inverse_cdf(self.limit.to(u.device).cumsum(0), u)
         return tokens.to(device) if device is not None else tokens
 
 

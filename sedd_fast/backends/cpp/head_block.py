@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.cpp.module import DTYPES, address, kernels
+from sedd_fast.backends.compiled import DTYPES, address
+from sedd_fast.backends.cpp.module import kernels
 
 
 class Rows(NamedTuple):

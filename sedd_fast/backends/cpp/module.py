@@ -1,4 +1,4 @@
-"""The compiled module ``sedd_fast._cpu``: loading it, its threads, its numbers for names."""
+"""The compiled module ``sedd_fast._cpu``: loading it, and its threads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-GRAPHS = {"absorbing": 0, "uniform": 1}
-METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
-TERMS = {"affine": 0, "square": 1, "log": 2}
+from sedd_fast.backends.compiled import DTYPES
 
 
 @functools.cache
@@ -63,11 +60,6 @@ def _openmp_runtimes() -> list[Path]:
     found = [p for p in paths if p.name.startswith(("libgomp", "libiomp5", "libomp"))]
     beside = Path(torch.__file__).parent
     return sorted(found, key=lambda path: (beside not in path.parents, path))
-
-
-def address(tensor: Tensor | None) -> int:
-    """Of a tensor's memory; 0, a null pointer, for None."""
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def scores(log_score: Tensor) -> object:

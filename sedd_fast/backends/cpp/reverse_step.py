@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.cpp.module import GRAPHS, METHODS, address, kernels, scores
+from sedd_fast.backends.compiled import GRAPHS, METHODS, address
+from sedd_fast.backends.cpp.module import kernels, scores
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.inputs import ReverseInputs
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.cpp.module import GRAPHS, TERMS, address, kernels, scores
+from sedd_fast.backends.compiled import GRAPHS, TERMS, address
+from sedd_fast.backends.cpp.module import kernels, scores
 from sedd_fast.backends.inputs import RowSumInputs
 
 

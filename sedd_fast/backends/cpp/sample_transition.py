@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.cpp.module import GRAPHS, address, kernels
+from sedd_fast.backends.compiled import GRAPHS, address
+from sedd_fast.backends.cpp.module import kernels
 from sedd_fast.backends.inputs import NoisingInputs
 
 
