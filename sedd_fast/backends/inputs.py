@@ -65,6 +65,19 @@ class OpInputs:
                 changed[name] = value.contiguous()
         return replace(self, **changed) if changed else self  # type: ignore[type-var]
 
+    def at(self: _Inputs, rows: Tensor) -> _Inputs:
+        """The same for R positions b * L + i, each a sequence of its own: x_t (R, 1) and so on.
+
+        Not for NoisingInputs, which have no x_t.
+        """
+        tensors = self.tensors()
+        sequence = rows // max(tensors["x_t"].shape[1], 1)
+        changed: dict[str, Any] = {}
+        for name, value in tensors.items():
+            of_sequences = value.dim() == 1
+            changed[name] = value[sequence] if of_sequences else value.flatten(0, 1)[rows, None]
+        return replace(self, **changed)  # type: ignore[type-var]
+
 
 def touched(x_t: Tensor, row_weight: Tensor | None, graph: str, vocab_size: int) -> Tensor:
     """(B, L) bool: the positions that carry a loss of some weight, or may move.
@@ -104,16 +117,6 @@ class EntropyInputs(OpInputs):
         """(B, L) bool: the positions that carry a loss."""
         return touched(self.x_t, self.row_weight, self.graph, self.vocab_size)
 
-    def at(self, rows: Tensor) -> EntropyInputs:
-        """The same for R positions b * L + i, each a sequence of its own: x_t (R, 1) and so on."""
-        return replace(
-            self,
-            sigma=self.sigma[rows // max(self.x_t.shape[1], 1)],
-            x_t=self.x_t.flatten()[rows, None],
-            x_0=self.x_0.flatten()[rows, None],
-            row_weight=None if self.row_weight is None else self.row_weight.flatten()[rows, None],
-        )
-
 
 @dataclass(frozen=True)
 class ReverseInputs(OpInputs):
@@ -147,17 +150,6 @@ class ReverseInputs(OpInputs):
     def touched(self) -> Tensor:
         """(B, L) bool: the positions that may move."""
         return touched(self.x_t, None, self.graph, self.vocab_size)
-
-    def at(self, rows: Tensor) -> ReverseInputs:
-        """The same for R positions, as of an Entropy."""
-        sequence = rows // max(self.x_t.shape[1], 1)
-        return replace(
-            self,
-            x_t=self.x_t.flatten()[rows, None],
-            sigma=self.sigma[sequence],
-            dsigma=self.dsigma[sequence],
-            u=None if self.u is None else self.u.flatten(0, 1)[rows, None],
-        )
 
 
 @dataclass(frozen=True)

@@ -159,12 +159,18 @@ def per_position(
     return value.to(_float_dtype(value, keep_fp32))
 
 
-def check_pair(log_score: Tensor, x_t: Tensor, graph: GraphLike) -> None:
-    """A row of scores for every token, on one device."""
+def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
+    """A row of scores for every one of the tokens, on one device."""
     check_graph(graph)
     check_log_score(log_score, graph)
-    check_tokens("x_t", x_t, log_score.shape[:2])
-    check_device("x_t", x_t, log_score, "log_score")
+    check_all_tokens(tokens, log_score, "log_score")
+
+
+def check_all_tokens(tokens: dict[str, Tensor], like: Tensor, like_name: str) -> None:
+    """(B, L) int64 beside ``like`` (B, L, ...), on its device."""
+    for name, value in tokens.items():
+        check_tokens(name, value, tuple(like.shape[:2]))
+        check_device(name, value, like, like_name)
 
 
 def noise_removed(

@@ -179,9 +179,7 @@ def linear_score_entropy(
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
     linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace)
     _linear.check_scaling(scale_by_sigma, graph)
-    for name, tokens in (("x_t", x_t), ("x_0", x_0)):
-        arguments.check_tokens(name, tokens, tuple(hidden.shape[:2]))
-        arguments.check_device(name, tokens, hidden, "hidden")
+    arguments.check_all_tokens({"x_t": x_t, "x_0": x_0}, hidden, "hidden")
     entropy = EntropyInputs(
         arguments.per_sequence("sigma", sigma, x_t),
         x_t,

@@ -168,5 +168,5 @@ def _checked(
 ) -> tuple[Tensor, Tensor]:
     """sigma and dsigma, (B,)."""
     arguments.check_choice("method", method, arguments.METHODS)
-    arguments.check_pair(log_score, x_t, graph)
+    arguments.check_rows(log_score, graph, x_t=x_t)
     return arguments.noise_removed(sigma, dsigma, method, x_t, keep_fp32=True)

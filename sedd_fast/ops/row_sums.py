@@ -101,9 +101,7 @@ def row_sums(
         >>> cross_entropy = total.log() - log_x_0  # at masked positions of the absorbing graph
     """
     arguments.check_choice("term", term, TERMS)
-    arguments.check_pair(log_score, x_t, graph)
-    arguments.check_tokens("x_0", x_0, x_t.shape)
-    arguments.check_device("x_0", x_0, log_score, "log_score")
+    arguments.check_rows(log_score, graph, x_t=x_t, x_0=x_0)
     scale = arguments.per_position("a", a, x_t)
     scale = torch.ones_like(x_t, dtype=torch.float64) if scale is None else scale
     if graph.dim != graph.vocab_size:

@@ -164,9 +164,7 @@ def _checked(
     graph: arguments.GraphLike,
     row_weight: Tensor | None,
 ) -> EntropyInputs:
-    arguments.check_pair(log_score, x_t, graph)
-    arguments.check_tokens("x_0", x_0, x_t.shape)
-    arguments.check_device("x_0", x_0, log_score, "log_score")
+    arguments.check_rows(log_score, graph, x_t=x_t, x_0=x_0)
     sigma = arguments.per_sequence("sigma", sigma, x_t, keep_fp32=True)
     row_weight = arguments.per_position("row_weight", row_weight, x_t, keep_fp32=True)
     return EntropyInputs(sigma, x_t, x_0, row_weight, graph.kind, graph.vocab_size)
