@@ -54,7 +54,7 @@ def small(dtype: torch.dtype, *shape: int) -> Tensor:
 
 def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     """The loss, the backward, and both in one pass."""
-    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.backends.dtypes import gradient_dtype
     from sedd_fast.kernels import score_entropy as op
     from sedd_fast.kernels.batches import EntropyBatch
 
@@ -128,7 +128,7 @@ def head_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
 
     All blocks use the memory of the largest one: the rows of the last block have the same stride.
     """
-    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.backends.dtypes import gradient_dtype
     from sedd_fast.kernels import linear_score_entropy as op
 
     rows, states = BATCH * LENGTH // 2, 5632
@@ -161,7 +161,7 @@ def head_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
 
 def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     """Finding, gathering and finishing the rows of a head, and the scale of its gradients."""
-    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.backends.dtypes import gradient_dtype
     from sedd_fast.kernels import head_rows as op
     from sedd_fast.kernels import scale_gradient
     from sedd_fast.kernels.batches import EntropyBatch
@@ -197,7 +197,7 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
 
 def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     """The tile-fused head of SEDD-small: a block with and without gradient, a step, both graphs."""
-    from sedd_fast.backends.values import gradient_dtype
+    from sedd_fast.backends.dtypes import gradient_dtype
     from sedd_fast.kernels import tiled_reverse_step as step
     from sedd_fast.kernels import tiled_score_entropy as entropy
     from sedd_fast.kernels.tiles import Operands

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.harness.config import DTYPES
 from sedd_fast.backends import registry
-from sedd_fast.backends.inputs import Entropy, Reverse, Sums
+from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs, RowSumInputs
 
 SHAPE = (8, 1024)
 MASKED = 0.35
@@ -55,9 +55,9 @@ def call_of(case: RowCall, device: str, name: str = "triton") -> Callable[[], ob
     sigma = torch.full(SHAPE[:1], 0.7, dtype=torch.float64, device=device)
     weight = torch.ones(SHAPE, dtype=torch.float64, device=device)
     process = (case.graph, case.vocab)
-    entropy = Entropy(sigma, tokens["x_t"], x_0, weight, *process)
-    reverse = Reverse(tokens["x_t"], sigma, sigma * 0.02, tokens["u"], *process, "analytic")
-    sums = Sums(tokens["x_t"], x_0, weight, weight, "affine", *process)
+    entropy = EntropyInputs(sigma, tokens["x_t"], x_0, weight, *process)
+    reverse = ReverseInputs(tokens["x_t"], sigma, sigma * 0.02, tokens["u"], *process, "analytic")
+    sums = RowSumInputs(tokens["x_t"], x_0, weight, weight, "affine", *process)
     calls: dict[str, Callable[[], object]] = {
         "loss": lambda: backend.score_entropy(scores, entropy),
         "gradient": lambda: backend.score_entropy_with_grad(scores, entropy, 1.0),

@@ -34,7 +34,7 @@ class BlockRows {
   bool run(int64_t r) {
     const char* scores = block_.scores + r * block_.stride * item_size(block_.dtype);
     char* gradient = block_.gradient ? block_.gradient + r * block_.stride * grad_size() : nullptr;
-    const int64_t x_0 = inside(rows_.x_0[r]), x_t = inside(rows_.x_t[r]);
+    const int64_t x_0 = rows_.x_0 ? inside(rows_.x_0[r]) : -1, x_t = inside(rows_.x_t[r]);
     const double f_x_0 =  // read before the gradient overwrites it
         x_0 >= 0 ? functions_.get(scores, x_0) + functions_.get_fp32(block_.bias, x_0) : 0;
     Sums sums = {0, 0};
@@ -42,7 +42,7 @@ class BlockRows {
     if (x_t >= 0) add(sums, r, scores, gradient, x_t + 1, block_.states);
     if (!exact_ && !std::isfinite(sums.exp)) return false;
     rows_.sum_exp[r] += sums.exp;
-    rows_.sum_log[r] += sums.log;
+    if (rows_.sum_log) rows_.sum_log[r] += sums.log;
     if (x_0 >= 0) rows_.f_x_0[r] = f_x_0;
     if (!gradient) return true;
     if (x_t >= 0) functions_.set(gradient, x_t, 0, block_.grad_fp32);

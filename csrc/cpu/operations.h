@@ -70,7 +70,8 @@ struct HeadBlock {
   char* columns;     // (states,), fp32: += the sums of the gradient over the rows
 };
 
-// The inputs of the rows of a block, (rows,) each, and the sums that a block adds to.
+// The inputs of the rows of a block, (rows,) each, and the sums that a block adds to. x_0, sum_log
+// and f_x_0 may be null, and a, b and c where there is no gradient.
 struct HeadRows {
   const int64_t* x_t;  // excluded from the sums; its gradient is zero
   const int64_t* x_0;

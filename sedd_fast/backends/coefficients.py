@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.inputs import Entropy, Reverse
+from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 
 
 class EntropyCoefficients(NamedTuple):
@@ -46,7 +46,7 @@ def log_expm1(sigma: Tensor) -> Tensor:
     return sigma + torch.log(-torch.expm1(-sigma))
 
 
-def entropy_coefficients(entropy: Entropy) -> EntropyCoefficients:
+def entropy_coefficients(entropy: EntropyInputs) -> EntropyCoefficients:
     """Coefficients of the score entropy in log scores."""
     x_t, x_0, size = entropy.x_t, entropy.x_0, float(entropy.vocab_size)
     log_e = log_expm1(entropy.sigma.double())[:, None].expand(x_t.shape)  # (B, L)
@@ -75,7 +75,7 @@ def log_output_scale(sigma: Tensor, vocab_size: int) -> Tensor:
     return log_expm1(sigma) + math.log(vocab_size)
 
 
-def head_coefficients(entropy: Entropy) -> EntropyCoefficients:
+def head_coefficients(entropy: EntropyInputs) -> EntropyCoefficients:
     """Coefficients of the score entropy in the raw outputs f of a head.
 
     With l = f - ln E - ln V (``scale_by_sigma``, absorbing), E cancels from what is exponentiated:
@@ -88,7 +88,9 @@ def head_coefficients(entropy: Entropy) -> EntropyCoefficients:
     return EntropyCoefficients(a, b, c, k)
 
 
-def reverse_coefficients(reverse: Reverse, sum_exp: Tensor, unit: Tensor) -> ReverseCoefficients:
+def reverse_coefficients(
+    reverse: ReverseInputs, sum_exp: Tensor, unit: Tensor
+) -> ReverseCoefficients:
     """Coefficients of a reverse step in log scores, for weights that are all scaled by ``unit``.
 
     The weights are homogeneous of degree one in (exp(l), 1), so a row may be shifted by its

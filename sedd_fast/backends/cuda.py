@@ -1,9 +1,9 @@
 """The operations in CUDA C++ (csrc/cuda), for NVIDIA GPUs: a block of threads a position.
 
 The compiled module ``sedd_fast._cuda`` takes raw addresses and a stream. This module owns what it
-cannot see: dtypes, contiguity of the small tensors, the device and its
-current stream. Nothing here waits for the GPU, so every operation can be captured in a CUDA graph;
-memory is torch's, so that what a call frees is not reused before its stream is through with it.
+cannot see: dtypes, contiguity of the small tensors, the device and its current stream. Nothing here
+synchronises the device, so every operation can be captured in a CUDA graph. Memory is torch's, so
+what a call frees is not reused before its stream is through with it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import reference, values
+from sedd_fast.backends import reference
+from sedd_fast.backends.compiled import DTYPES, GRAPHS, METHODS, address
+from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.gpu import MOST_STATES, on, too_large
-from sedd_fast.backends.inputs import Entropy, Noising, Reverse
-
-#: The codes of csrc/common/process.h and coefficients.h.
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-GRAPHS = {"absorbing": 0, "uniform": 1}
-METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
+from sedd_fast.backends.inputs import EntropyInputs, NoisingInputs, ReverseInputs
 
 #: What runs one block a position; sample_transition takes any number of tokens.
 ROW_OPS = ("score_entropy", "score_entropy_with_grad", "reverse_step")
 
-#: A law for study needs no kernel of its own.
+#: Reference-only: its speed does not matter.
 reverse_probs = reference.reverse_probs
 
 
@@ -80,94 +77,70 @@ def kernels() -> Any:
     return importlib.import_module("sedd_fast._cuda")
 
 
-def sample_transition(noising: Noising) -> Tensor:
+def sample_transition(noising: NoisingInputs) -> Tensor:
     """x_t ~ p(. | x_0)."""
-    values.check(noising)
     noising = noising.contiguous()
     x_t = torch.empty_like(noising.x_0)
-    addresses = (t.data_ptr() for t in (noising.x_0, noising.sigma, noising.u, x_t))
+    addresses = map(address, (noising.x_0, noising.sigma, noising.u, x_t))
     process = GRAPHS[noising.graph], noising.vocab_size
     call = kernels().Transition(*addresses, *x_t.shape, *process)
     _launch(kernels().sample_transition, call, x_t)
     return x_t
 
 
-class _Entropy:
-    """One call of the score entropy kernel; keeps its tensors alive until it is launched."""
-
-    def __init__(self, log_score: Tensor, entropy: Entropy) -> None:
-        values.check(entropy)
-        self.log_score, self.entropy = log_score, entropy.contiguous()
-        weight = self.entropy.row_weight
-        self.call = kernels().Entropy(
-            _tensor(log_score),
-            self.entropy.sigma.data_ptr(),
-            self.entropy.x_t.data_ptr(),
-            self.entropy.x_0.data_ptr(),
-            0 if weight is None else weight.data_ptr(),
-            GRAPHS[entropy.graph],
-            entropy.vocab_size,
-        )
-
-    def with_loss(self) -> Tensor:
-        """(B, L) the loss to be, in its public dtype."""
-        dtype = torch.float64 if self.log_score.dtype == torch.float64 else torch.float32
-        loss = torch.empty(self.log_score.shape[:2], dtype=dtype, device=self.log_score.device)
-        self.call.set_loss(loss.data_ptr())
-        return loss
-
-    def with_gradient(
-        self, dtype: torch.dtype, scale: float = 1.0, upstream: Tensor | None = None
-    ) -> Tensor:
-        """(B, L, dim) the gradient to be, of ``(scale * upstream * loss).sum()``."""
-        gradient = torch.empty(self.log_score.shape, dtype=dtype, device=self.log_score.device)
-        self.upstream = None if upstream is None else upstream.to(torch.float64).contiguous()
-        address = 0 if self.upstream is None else self.upstream.data_ptr()
-        self.call.set_gradient(_tensor(gradient), address, scale)
-        return gradient
-
-    def launch(self) -> None:
-        """Put the kernel on the current stream."""
-        _launch(kernels().score_entropy, self.call, self.log_score)
-
-
-def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
+def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L) losses: one read of the touched rows."""
-    call = _Entropy(log_score, entropy)
-    loss = call.with_loss()
-    call.launch()
+    loss = log_score.new_empty(log_score.shape[:2], dtype=fp32_or_fp64(log_score.dtype))
+    _launch_entropy(log_score, entropy, loss, None)
     return loss
 
 
-def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: Entropy) -> Tensor:
+def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L, dim) gradient: one read of the touched rows, one write."""
-    call = _Entropy(log_score, entropy)
-    grad = call.with_gradient(log_score.dtype, upstream=grad_loss)
-    call.launch()
+    grad = log_score.new_empty(log_score.shape)
+    _launch_entropy(log_score, entropy, None, grad, upstream=grad_loss.double().contiguous())
     return grad
 
 
 def score_entropy_with_grad(
-    log_score: Tensor, entropy: Entropy, scale: float
+    log_score: Tensor, entropy: EntropyInputs, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Losses and gradient of ``scale * loss.sum()``: one read, one write."""
-    call = _Entropy(log_score, entropy)
-    loss = call.with_loss()
-    grad = call.with_gradient(values.gradient_dtype(log_score.dtype), scale)
-    call.launch()
+    loss = log_score.new_empty(log_score.shape[:2], dtype=fp32_or_fp64(log_score.dtype))
+    grad = log_score.new_empty(log_score.shape, dtype=gradient_dtype(log_score.dtype))
+    _launch_entropy(log_score, entropy, loss, grad, scale)
     return loss, grad
 
 
-def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
+def _launch_entropy(
+    log_score: Tensor,
+    entropy: EntropyInputs,
+    loss: Tensor | None,
+    grad: Tensor | None,
+    scale: float = 1.0,
+    upstream: Tensor | None = None,
+) -> None:
+    """Fill the loss (B, L), and the gradient (B, L, dim) of ``(scale * upstream * loss).sum()``."""
+    entropy = entropy.contiguous()
+    tensors = (entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight)
+    process = GRAPHS[entropy.graph], entropy.vocab_size
+    call = kernels().Entropy(_tensor(log_score), *map(address, tensors), *process)
+    if loss is not None:
+        call.set_loss(loss.data_ptr())
+    if grad is not None:
+        call.set_gradient(_tensor(grad), address(upstream), scale)
+    _launch(kernels().score_entropy, call, log_score)
+
+
+def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one read of every row that may move, and one chunk of it again."""
-    values.check(reverse)
     reverse = reverse.contiguous()
     assert reverse.u is not None
     x_s = torch.empty_like(reverse.x_t)
     small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s)
     call = kernels().Reverse(
         _tensor(log_score),
-        *(tensor.data_ptr() for tensor in small),
+        *map(address, small),
         GRAPHS[reverse.graph],
         reverse.vocab_size,
         METHODS[reverse.method],

@@ -1,4 +1,4 @@
-"""What the GPU backends share: limits of a launch, its device guard, the words where one fails."""
+"""What the GPU backends share: limits of a launch, its device guard, and its errors."""
 
 from __future__ import annotations
 

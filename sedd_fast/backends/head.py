@@ -1,34 +1,36 @@
-"""What a linear head's operations are given, and the rows of it that noise touched.
+"""The inputs of a linear head's operations, and the rows of the head that noise touched.
 
 An absorbing position that is not masked has no loss and cannot move: its row of outputs is never
 formed. ``rows`` names the others (positions b * L + i); an entry of -1 fills a list of fixed length
-and stands for no position.
+and means no position.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import EntropyCoefficients, head_coefficients
-from sedd_fast.backends.inputs import Entropy, Reverse
+from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
+from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 
 #: Bytes of workspace, besides what is returned.
 WORKSPACE = {"cpu": 32 << 20, "cuda": 64 << 20}
 
 
 def workspace(device: torch.device) -> int:
-    """Bytes that an operation on that device may take for itself unless told otherwise."""
+    """Bytes that an operation on that device may take for itself by default."""
     return WORKSPACE.get(device.type, WORKSPACE["cuda"])
 
 
 @dataclass(frozen=True)
 class Linear:
-    """f = hidden @ weight.T + bias, computed in ``dtype``; ``rows`` of it, or as many as it takes.
+    """f = hidden @ weight.T + bias, computed in ``dtype``, for some ``rows`` or all touched ones.
 
     hidden (B, L, H), weight (dim, H), bias (dim,) or None, rows (R,) int64 or None.
     """
@@ -40,39 +42,54 @@ class Linear:
     dtype: torch.dtype
     workspace: int
 
-    def bias_fp32(self) -> Tensor:
-        """(dim,) the bias, or zeros, in the dtype of sums, at least float32; contiguous."""
-        bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
-        return bias.to(torch.promote_types(self.dtype, torch.float32)).contiguous()
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What gradients are of; the hidden states stand for a bias that is absent."""
+        return self.hidden, self.weight, self.hidden if self.bias is None else self.bias
 
-    def read(self, inputs: Entropy | Reverse) -> Tensor:
-        """(R,) the rows listed, else all touched; a GPU is waited for then, to learn how many."""
+    def detach(self) -> Linear:
+        """The same head, of which no gradient is recorded."""
+        bias = None if self.bias is None else self.bias.detach()
+        operands = self.hidden.detach(), self.weight.detach(), bias
+        return Linear(*operands, self.rows, self.dtype, self.workspace)
+
+    def bias_fp32(self) -> Tensor:
+        """(dim,) the bias, or zeros, in the dtype of sums, float32 or float64; contiguous."""
+        bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        return bias.to(fp32_or_fp64(self.dtype)).contiguous()
+
+    def read(self, inputs: EntropyInputs | ReverseInputs) -> Tensor:
+        """(R,) the rows listed, else all touched; then it synchronises the device to count them."""
         if self.rows is not None:
             return self.rows
         return inputs.touched().flatten().nonzero().squeeze(-1)
 
     def gathered(self, rows: Tensor) -> Tensor:
-        """(R, H) hidden states in the dtype of the product, 0 for no position."""
+        """(R, H) hidden states in the dtype of the product; 0 where an entry of rows is -1."""
         hidden = self.hidden.flatten(0, 1)[rows.clamp(min=0)]
-        if self.rows is not None:  # what a filler would read may be NaN, and spoil whole products
+        if (
+            self.rows is not None
+        ):  # a hidden state read for -1 may be NaN, and would spoil whole products
             hidden.masked_fill_(rows[:, None] < 0, 0)
         return hidden.to(self.dtype)
 
 
 @dataclass(frozen=True)
 class NeedsGrad:
-    """Which gradients are wanted."""
+    """Which gradients are wanted; iterable in this order."""
 
     hidden: bool
     weight: bool
     bias: bool
 
+    def __iter__(self) -> Iterator[bool]:
+        return iter((self.hidden, self.weight, self.bias))
 
-@dataclass(frozen=True)
-class Gradients:
+
+class Gradients(NamedTuple):
     """(B, L, H), (dim, H), (dim,); empty where not wanted.
 
-    In the dtypes of the operands, float32 for float16: a loss scaler has yet to lift them.
+    In the dtypes of the operands, float32 for float16: a loss scaler has yet to multiply them.
     """
 
     hidden: Tensor
@@ -84,27 +101,28 @@ class Gradients:
         cls, linear: Linear, hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
     ) -> Gradients:
         """From tensors of any dtype, None where not wanted."""
-        absent = linear.hidden if linear.bias is None else linear.bias
-        operands = (linear.hidden, linear.weight, absent)
         made = [
             (operand.new_empty(0) if gradient is None else gradient).to(
-                values.gradient_dtype(operand.dtype)
+                gradient_dtype(operand.dtype)
             )
-            for gradient, operand in zip((hidden, weight, bias), operands, strict=True)
+            for gradient, operand in zip((hidden, weight, bias), linear.operands, strict=True)
         ]
         return cls(*made)
 
 
 class EntropyRows:
-    """Rows of a head on their way to a loss: tokens, coefficients, and the sums that blocks add to.
+    """Rows of a head whose loss is computed: tokens, coefficients, and the sums that blocks add to.
 
     Args:
         entropy: the whole batch.
         rows: (R,) positions, -1 for none.
-        lift: (B, L) factor of every gradient beside the weight, a number, or None for no gradient.
+        grad_scale: factor of every gradient besides the weight, (B, L) or a number; None for no
+            gradient.
     """
 
-    def __init__(self, entropy: Entropy, rows: Tensor, lift: Tensor | float | None) -> None:
+    def __init__(
+        self, entropy: EntropyInputs, rows: Tensor, grad_scale: Tensor | float | None
+    ) -> None:
         at = rows.clamp(min=0)
         here = entropy.at(at)
         self.rows = rows
@@ -117,12 +135,12 @@ class EntropyRows:
         self.weight = (rows >= 0).double()
         if here.row_weight is not None:
             self.weight = self.weight * here.row_weight.squeeze(1)
-        self.gradient = None if lift is None else self._gradient(lift, at)
+        self.gradient = None if grad_scale is None else self._gradient(grad_scale, at)
         self.sum_exp, self.sum_log, self.f_x_0 = torch.zeros_like(here.sigma.expand(3, -1)).unbind()
 
-    def _gradient(self, lift: Tensor | float, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradient(self, grad_scale: Tensor | float, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """a, b, c of the gradient a * exp(f_y) - b - c * [y == x_0]."""
-        factor = lift.flatten()[at] if isinstance(lift, Tensor) else lift
+        factor = grad_scale.flatten()[at] if isinstance(grad_scale, Tensor) else grad_scale
         factor = torch.where(self.valid, self.weight * factor, 0)
         a, b, c, _ = self.terms
         return factor * a, factor * b, factor * c

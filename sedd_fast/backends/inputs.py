@@ -1,7 +1,7 @@
-"""What the operations are given beside log scores or a head: one object an operation.
+"""The inputs of an operation besides log scores or a head: one class an operation.
 
-They are made inside the operations, of validated tensors, and handed through every backend. A graph
-is known by its kind and its number of tokens.
+The public functions make them of tensors whose dtypes and shapes were checked, and every backend
+takes them. A graph is given by its kind and its number of tokens.
 
     sigma, dsigma  (B,)               noise; what a reverse step removes
     x_t, x_0       (B, L) int64       noised and clean tokens
@@ -24,11 +24,11 @@ _Inputs = TypeVar("_Inputs", bound="OpInputs")
 
 #: The largest factor of a score, and one over the least, that kernels compute with in float32. At
 #: either only the largest score, or every score alike, has weight.
-COLDEST = 1e30
+EXTREME_FACTOR = 1e30
 
 
 class OpInputs:
-    """Tensors, and the process that they belong to.
+    """Tensors, and the diffusion process that they belong to.
 
     ``TENSORS`` names them: asking the dataclass in every call would take microseconds.
     """
@@ -44,16 +44,16 @@ class OpInputs:
 
     @property
     def device(self) -> torch.device:
-        """Of every tensor."""
+        """The device of every tensor."""
         return getattr(self, self.TENSORS[0]).device
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those that are there, by name."""
+        """The tensors that are not None, by name."""
         named = ((name, getattr(self, name)) for name in self.TENSORS)
         return {name: value for name, value in named if value is not None}
 
     def contiguous(self: _Inputs, *, keep_fp32: bool = False) -> _Inputs:
-        """The same, as kernels read it; keep it while its addresses are in use.
+        """The same with contiguous tensors; keep the result while its addresses are in use.
 
         Noise and weights in float64, unless the kernel takes float32 too (``keep_fp32``).
         """
@@ -64,6 +64,19 @@ class OpInputs:
             elif not value.is_contiguous():
                 changed[name] = value.contiguous()
         return replace(self, **changed) if changed else self  # type: ignore[type-var]
+
+    def at(self: _Inputs, rows: Tensor) -> _Inputs:
+        """The same for R positions b * L + i, each a sequence of its own: x_t (R, 1) and so on.
+
+        Not for NoisingInputs, which have no x_t.
+        """
+        tensors = self.tensors()
+        sequence = rows // max(tensors["x_t"].shape[1], 1)
+        changed: dict[str, Any] = {}
+        for name, value in tensors.items():
+            of_sequences = value.dim() == 1
+            changed[name] = value[sequence] if of_sequences else value.flatten(0, 1)[rows, None]
+        return replace(self, **changed)  # type: ignore[type-var]
 
 
 def touched(x_t: Tensor, row_weight: Tensor | None, graph: str, vocab_size: int) -> Tensor:
@@ -76,8 +89,8 @@ def touched(x_t: Tensor, row_weight: Tensor | None, graph: str, vocab_size: int)
 
 
 @dataclass(frozen=True)
-class Noising(OpInputs):
-    """Of sample_transition."""
+class NoisingInputs(OpInputs):
+    """Inputs of sample_transition."""
 
     TENSORS: ClassVar = ("x_0", "sigma", "u")
     x_0: Tensor
@@ -88,8 +101,8 @@ class Noising(OpInputs):
 
 
 @dataclass(frozen=True)
-class Entropy(OpInputs):
-    """Of score_entropy; ``scale_by_sigma`` where a head gives f of l = f - ln E - ln V."""
+class EntropyInputs(OpInputs):
+    """Inputs of score_entropy; with ``scale_by_sigma`` the scores are f of l = f - ln E - ln V."""
 
     TENSORS: ClassVar = ("sigma", "x_t", "x_0", "row_weight")
     sigma: Tensor
@@ -104,20 +117,13 @@ class Entropy(OpInputs):
         """(B, L) bool: the positions that carry a loss."""
         return touched(self.x_t, self.row_weight, self.graph, self.vocab_size)
 
-    def at(self, rows: Tensor) -> Entropy:
-        """The same for R positions b * L + i, each a sequence of its own: x_t (R, 1) and so on."""
-        return replace(
-            self,
-            sigma=self.sigma[rows // max(self.x_t.shape[1], 1)],
-            x_t=self.x_t.flatten()[rows, None],
-            x_0=self.x_0.flatten()[rows, None],
-            row_weight=None if self.row_weight is None else self.row_weight.flatten()[rows, None],
-        )
-
 
 @dataclass(frozen=True)
-class Reverse(OpInputs):
-    """Of reverse_step, and but for ``u`` of reverse_probs; ``scale_by_sigma`` as in Entropy."""
+class ReverseInputs(OpInputs):
+    """Inputs of reverse_step, and without ``u`` of reverse_probs.
+
+    ``scale_by_sigma`` is that of EntropyInputs.
+    """
 
     TENSORS: ClassVar = ("x_t", "sigma", "dsigma", "u")
     x_t: Tensor
@@ -132,34 +138,23 @@ class Reverse(OpInputs):
     top_p: float = 1.0
 
     @property
-    def shaped(self) -> bool:
+    def changes_shares(self) -> bool:
         """Whether temperature or top_p change the shares of the tokens."""
         return self.temperature != 1 or self.top_p < 1
 
     @property
     def inverse_temperature(self) -> float:
         """One over the temperature, as kernels take it: 0 or infinity times a score may be NaN."""
-        return min(max(1 / self.temperature, 1 / COLDEST), COLDEST)
+        return min(max(1 / self.temperature, 1 / EXTREME_FACTOR), EXTREME_FACTOR)
 
     def touched(self) -> Tensor:
         """(B, L) bool: the positions that may move."""
         return touched(self.x_t, None, self.graph, self.vocab_size)
 
-    def at(self, rows: Tensor) -> Reverse:
-        """The same for R positions, as of an Entropy."""
-        sequence = rows // max(self.x_t.shape[1], 1)
-        return replace(
-            self,
-            x_t=self.x_t.flatten()[rows, None],
-            sigma=self.sigma[sequence],
-            dsigma=self.dsigma[sequence],
-            u=None if self.u is None else self.u.flatten(0, 1)[rows, None],
-        )
-
 
 @dataclass(frozen=True)
-class Sums(OpInputs):
-    """Of row_sums: f(a exp(l) + b), f by ``term``; a and b (B, L) float64."""
+class RowSumInputs(OpInputs):
+    """Inputs of row_sums: f(a exp(l) + b), f by ``term``; a and b (B, L) float64."""
 
     TENSORS: ClassVar = ("x_t", "x_0", "a", "b")
     x_t: Tensor

@@ -147,12 +147,13 @@ def _warn_of_fallback(device_type: str) -> None:
     first, *others = preference(device_type)
     if others and (reason := unavailable(first, device_type)):
         chosen = next(b for b in others if unavailable(b, device_type) is None)
-        warnings.warn(
-            f"sedd_fast runs on the {'slower ' * (chosen == 'reference')}{chosen!r} backend: "
-            f"{first!r} is not available ({reason})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        _warn("", chosen, f"{first!r} is not available ({reason})")
+
+
+def _warn(op: str, chosen: str, reason: str) -> None:
+    slower = "slower " * (chosen == "reference")
+    message = f"sedd_fast runs {op}on the {slower}{chosen!r} backend: {reason}"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 #: (operation, first backend, chosen one) of which it has been said that a limit is why.
@@ -172,12 +173,7 @@ def _within_limits(first: str, op: str, like: Tensor, fastest: str | None) -> st
     chosen = choose(like.device.type, unfit, fastest)
     if (key := (op, first, chosen)) not in _warned_of_limits:
         _warned_of_limits.add(key)
-        warnings.warn(
-            f"sedd_fast runs {op} on the {'slower ' * (chosen == 'reference')}{chosen!r} backend: "
-            f"{first!r} cannot ({beyond(first, op, like)})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        _warn(f"{op} ", chosen, f"{first!r} cannot ({beyond(first, op, like)})")
     return chosen
 
 
@@ -189,8 +185,8 @@ def function(op: str, like: Tensor, graph: str) -> Callable[..., Any]:
 def implementation(op: str, like: Tensor, graph: str) -> tuple[Callable[..., Any], Tensor]:
     """That function, and its backend's code.
 
-    The code goes to the backward as a 0-dim int8 CPU tensor: autograd's threads do not see
-    context variables, and a string could not be an output of an operation.
+    The backward gets the code as a 0-dim int8 CPU tensor: autograd's threads do not see context
+    variables, and a string cannot be an output of an operation.
     """
     backend = _backend(op, like, graph)
     code = torch.full((), BACKENDS.index(backend), dtype=torch.int8, device="cpu")
@@ -217,7 +213,7 @@ def _chosen(
 
 
 def by_code(op: str, code: Tensor) -> Callable[..., Any]:
-    """The function of ``op`` in the backend whose code a forward handed on."""
+    """The function of ``op`` in the backend whose code the forward call returned."""
     return getattr(module(BACKENDS[int(code)]), op)
 
 

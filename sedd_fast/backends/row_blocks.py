@@ -1,7 +1,7 @@
 """A reverse step from hidden states: the head's output for a few whole rows at a time.
 
-A draw needs the sums of its whole row before it can choose, so rows are not cut: a block of them is
-formed in the workspace, drawn from by the ordinary kernel, and overwritten by the next.
+A draw needs the sums of its whole row first, so rows are not cut. A few whole rows are formed in
+the workspace, the ordinary kernel draws from them, and the next rows overwrite them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from sedd_fast.backends import values
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.head_plan import TILE_ROWS
-from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.inputs import ReverseInputs
 
 #: Elements that a row of the block is padded to: products run slower into rows of odd length.
 ALIGNMENT = 64
@@ -23,15 +23,14 @@ ALIGNMENT = 64
 STATES = 2048
 
 #: (log_score, reverse) -> x_s
-Step = Callable[[Tensor, Reverse], Tensor]
+Step = Callable[[Tensor, ReverseInputs], Tensor]
 
 
-def linear_reverse_step(linear: Linear, reverse: Reverse, step: Step) -> Tensor:
+def linear_reverse_step(linear: Linear, reverse: ReverseInputs, step: Step) -> Tensor:
     """x_s (B, L); ``step`` is the backend's reverse_step."""
-    values.check(reverse)
     x_t = reverse.x_t.flatten()
     rows = linear.read(reverse)
-    x_s = torch.cat((x_t, x_t.new_zeros(1)))  # the last takes what belongs to no position
+    x_s = torch.cat((x_t, x_t.new_zeros(1)))  # the last one is for rows that mean no position
     dim = linear.weight.shape[0]
     count = min(rows_at_once(linear), max(1, len(rows)))
     memory = linear.weight.new_empty(count, _stride(linear), dtype=linear.dtype)
@@ -71,7 +70,7 @@ def _product(linear: Linear, hidden: Tensor, out: Tensor) -> None:
             torch.addmm(linear.bias[at].to(linear.dtype), hidden, weight.T, out=into)
 
 
-def _draw(scores: Tensor, reverse: Reverse, rows: Tensor, step: Step) -> Tensor:
+def _draw(scores: Tensor, reverse: ReverseInputs, rows: Tensor, step: Step) -> Tensor:
     """(R,) the next tokens at those positions, from their raw scores (R, dim)."""
     at = rows.clamp(min=0)
     try:

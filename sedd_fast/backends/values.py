@@ -1,23 +1,23 @@
 """Checks of values (not of shapes): tokens in range, positive noise, uniforms in [0, 1).
 
-They run inside the operations: on the CPU always, on CUDA only with SEDD_FAST_CHECK=1, because
-reading a value back from a GPU waits for it. The C++ kernels make the same tests in their one pass
-and call :func:`check` only to word the error.
+The operations make them once, before their backend runs: on the CPU always, on CUDA only with
+SEDD_FAST_CHECK=1, because reading a value back synchronises the device. The C++ kernels of the CPU
+make the same tests in their one pass; their functions, marked with :func:`checked_by_kernel`, call
+:func:`check` only to word the error.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.inputs import Entropy, Noising, Reverse, Sums
+from sedd_fast.backends.inputs import OpInputs
 
-
-def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of a gradient formed before its upstream factor is known."""
-    return torch.float32 if dtype == torch.float16 else dtype
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def enabled(device: torch.device) -> bool:
@@ -25,7 +25,19 @@ def enabled(device: torch.device) -> bool:
     return device.type == "cpu" or os.environ.get("SEDD_FAST_CHECK", "0") == "1"
 
 
-def check(inputs: Noising | Entropy | Reverse | Sums) -> None:
+def checked_by_kernel(function: _Function) -> _Function:
+    """Mark a backend's function whose kernel checks the values of its inputs."""
+    function.checks_values = True  # type: ignore[attr-defined]
+    return function
+
+
+def check_for(run: Callable[..., Any], inputs: OpInputs) -> None:
+    """Check the inputs of a backend's function, unless its kernel does that."""
+    if not getattr(run, "checks_values", False):
+        check(inputs)
+
+
+def check(inputs: OpInputs) -> None:
     """Raise a ValueError that names the first argument with an impossible value.
 
     Raises:

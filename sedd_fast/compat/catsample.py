@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sedd_fast.backends.values import check_drawable
+from sedd_fast.backends.categorical import draw
 
 
 def gumbel_softmax(categorical_probs: Tensor, hard: bool = False, eps: float = 1e-9) -> Tensor:
@@ -30,11 +30,6 @@ def sample_categorical(categorical_probs: Tensor, method: str = "hard") -> Tenso
     """
     if method != "hard":
         raise ValueError(f"method must be 'hard', got {method!r}")
-    cdf = categorical_probs.double().clamp(min=0).cumsum(-1)  # (..., n)
-    total = cdf[..., -1:].contiguous()
-    check_drawable(((total > 0) & torch.isfinite(total)).squeeze(-1))
-    u = torch.rand(total.shape, dtype=torch.float64, device=total.device)
-    state = torch.searchsorted(cdf, u * total, right=True)
-    # u * total may round up to total itself: the last state that has weight then.
-    last = torch.searchsorted(cdf, total, right=False)
-    return torch.minimum(state, last).squeeze(-1)
+    device = categorical_probs.device
+    u = torch.rand(categorical_probs.shape[:-1], dtype=torch.float64, device=device)
+    return draw(categorical_probs.double().clamp(min=0), u)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends.coefficients import reverse_coefficients
-from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.ops import row_sums
@@ -84,7 +84,9 @@ def _uniform_divergence(log_score: Tensor, noised: NoisedBatch, graph: Graph) ->
     read = weight != 0
     total, log_x_0 = row_sums(log_score, x_t, x_0, graph, "affine", read.double())
     # The step's probabilities: alpha s_y + beta, and gamma for x_t; their sum is always 1.
-    step = Reverse(x_t, level.sigma, level.removed, None, graph.kind, graph.vocab_size, "analytic")
+    step = ReverseInputs(
+        x_t, level.sigma, level.removed, None, graph.kind, graph.vocab_size, "analytic"
+    )
     alpha, beta, gamma = reverse_coefficients(step, total, torch.ones_like(total))
     every = read & (q.other > 0)
     logs, _ = row_sums(log_score, x_t, x_0, graph, "log", torch.where(every, alpha, 0.0), beta)

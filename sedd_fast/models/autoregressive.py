@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sedd_fast.backends.categorical import inverse_cdf
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.interface import device_of, evaluating
 from sedd_fast.models.layers import Attend
@@ -138,9 +139,7 @@ def draw_token(logits: Tensor, top_p: float, u: Tensor) -> Tensor:
         probs, order = probs.sort(-1, descending=True)
         # A token stays if those before it hold less than top_p: the first always does.
         probs = probs * (probs.cumsum(-1) - probs < top_p)
-    total = probs.cumsum(-1)
-    # Strictly above u: a token of probability 0 is never drawn.
-    drawn = torch.searchsorted(total, u * total[:, -1:], right=True)
+    drawn = inverse_cdf(probs.cumsum(-1), u.squeeze(-1))[:, None]
     return drawn if order is None else order.gather(-1, drawn)
 
 

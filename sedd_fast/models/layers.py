@@ -15,16 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sedd_fast.backends.dtypes import at_least_fp32
+
 if TYPE_CHECKING:
     from sedd_fast.models.config import SEDDConfig
 
 #: Queries, keys, values (B, heads, L, d) -> (B, heads, L, d).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """float16 and bfloat16 become float32; float32 and float64 stay."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -45,8 +42,8 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = at_least_float32(self.weight)
-        return F.layer_norm(at_least_float32(x), gain.shape, gain).to(x.dtype)
+        gain = at_least_fp32(self.weight)
+        return F.layer_norm(at_least_fp32(x), gain.shape, gain).to(x.dtype)
 
 
 class Rotary(nn.Module):

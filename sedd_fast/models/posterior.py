@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import log_expm1
-from sedd_fast.backends.inputs import Reverse
-from sedd_fast.backends.reference import wide
+from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import reverse_probs
 from sedd_fast.process.graphs import Graph
@@ -65,9 +65,9 @@ def score_from_posterior(
     """
     sigma = _checked(logits, sigma, x_t, graph)
     if graph.kind == "uniform":
-        return _uniform_score(wide(logits), sigma, x_t, graph.vocab_size)
-    real = wide(logits)[..., : graph.vocab_size]
-    total = (real if zero_masking else wide(logits)).logsumexp(-1).double()
+        return _uniform_score(at_least_fp32(logits), sigma, x_t, graph.vocab_size)
+    real = at_least_fp32(logits)[..., : graph.vocab_size]
+    total = (real if zero_masking else at_least_fp32(logits)).logsumexp(-1).double()
     shift = total + log_expm1(sigma)[:, None]  # (B, L)
     log_score = real - shift[..., None].to(real.dtype)
     return F.pad(log_score, (0, 1)).scatter(-1, x_t[..., None], 0.0)
@@ -177,5 +177,5 @@ def _checked(logits: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph) -
     arguments.check_tokens("x_t", x_t, tuple(logits.shape[:2]))
     arguments.check_device("x_t", x_t, logits, "logits")
     sigma = arguments.per_sequence("sigma", sigma, x_t)
-    values.check(Reverse(x_t, sigma, sigma, None, graph.kind, graph.vocab_size, "denoise"))
+    values.check(ReverseInputs(x_t, sigma, sigma, None, graph.kind, graph.vocab_size, "denoise"))
     return sigma

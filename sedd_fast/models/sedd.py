@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sedd_fast.backends.coefficients import log_output_scale
+from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.interface import (
     HeadRequest,
@@ -21,7 +22,6 @@ from sedd_fast.models.interface import (
     ReverseStepRequest,
     ScoreEntropyRequest,
 )
-from sedd_fast.models.layers import at_least_float32
 from sedd_fast.models.transformer import Transformer
 from sedd_fast.process.graphs import Graph, make_graph
 from sedd_fast.process.noise import Noise, make_noise
@@ -94,7 +94,7 @@ class SEDD(Transformer):
         # (B * L, dim). In place from here on: no derivative needs the head's own output, and a copy
         # is B * L * dim numbers. Two dimensions, since autograd copies when a view is written to,
         # and a linear layer returns one for three.
-        log_score = at_least_float32(self.output_layer.linear(hidden.flatten(0, 1)))
+        log_score = at_least_fp32(self.output_layer.linear(hidden.flatten(0, 1)))
         if self.config.scale_by_sigma:
             log_score.sub_(self._log_scale(indices, sigma).to(log_score.dtype))
         log_score.scatter_(-1, indices.reshape(-1, 1), 0.0)
@@ -102,7 +102,7 @@ class SEDD(Transformer):
 
     def _log_scale(self, indices: Tensor, sigma: Tensor) -> Tensor:
         """ln(expm1(sigma)) + ln(vocab_size) for each position, (B * L, 1)."""
-        scale = log_output_scale(at_least_float32(sigma), self.config.vocab_size)
+        scale = log_output_scale(at_least_fp32(sigma), self.config.vocab_size)
         return scale.reshape(-1, 1).expand(indices.shape).reshape(-1, 1)
 
     def features(self, indices: Tensor, sigma: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Checks of dtype, shape and device, made once in the public functions, and the noise's one shape.
 
 Each check names the argument, what came, what was expected and the remedy. Values are checked
-inside the operations (``sedd_fast.backends.values``): looking at one here would stop a GPU.
+inside the operations (``sedd_fast.backends.values``): reading one here would synchronise a GPU.
 """
 
 from __future__ import annotations
@@ -159,12 +159,18 @@ def per_position(
     return value.to(_float_dtype(value, keep_fp32))
 
 
-def check_pair(log_score: Tensor, x_t: Tensor, graph: GraphLike) -> None:
-    """A row of scores for every token, on one device."""
+def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
+    """A row of scores for every one of the tokens, on one device."""
     check_graph(graph)
     check_log_score(log_score, graph)
-    check_tokens("x_t", x_t, log_score.shape[:2])
-    check_device("x_t", x_t, log_score, "log_score")
+    check_all_tokens(tokens, log_score, "log_score")
+
+
+def check_all_tokens(tokens: dict[str, Tensor], like: Tensor, like_name: str) -> None:
+    """(B, L) int64 beside ``like`` (B, L, ...), on its device."""
+    for name, value in tokens.items():
+        check_tokens(name, value, tuple(like.shape[:2]))
+        check_device(name, value, like, like_name)
 
 
 def noise_removed(
@@ -191,17 +197,18 @@ def noise_removed(
     return first, second
 
 
-def check_shares(temperature: float, top_p: float) -> None:
-    """TypeError for what is no number, ValueError for a temperature or top_p out of range."""
+def check_shares(temperature: float, top_p: float) -> tuple[float, float]:
+    """Both as float; TypeError for what is no number, ValueError for what is out of range."""
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 < temperature < float("inf"):
         raise ValueError(
-            f"temperature must be positive, got {temperature}; 1 is the model's own law"
+            f"temperature must be positive, got {temperature}; 1 is the model's own distribution"
         )
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 keeps every token")
+    return float(temperature), float(top_p)
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:

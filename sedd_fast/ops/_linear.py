@@ -8,16 +8,23 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import head, registry
+from sedd_fast.backends.head import Linear
 from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops.touched_rows import TouchedRows
 
 
-def check_operands(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, graph: arguments.GraphLike
-) -> torch.dtype:
-    """The dtype to compute in: autocast's where it is on, else that of the operands.
+def checked_linear(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    graph: arguments.GraphLike,
+    rows: TouchedRows | None,
+    workspace: int | None,
+) -> Linear:
+    """The head, computed in the dtype of autocast where that is on, else in that of the operands.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, shape or device; the message says which.
+        TypeError, ValueError: a wrong dtype, shape, device or size; the message says which.
     """
     arguments.check_graph(graph)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
@@ -25,12 +32,19 @@ def check_operands(
             raise TypeError(f"{name} must be floating point, got {value.dtype}")
     if hidden.dim() != 3:
         raise ValueError(f"hidden must have shape (B, L, H), got {tuple(hidden.shape)}")
-    _check_shape("weight", weight, (graph.dim, hidden.shape[-1]), graph)
-    arguments.check_device("weight", weight, hidden, "hidden")
-    if bias is not None:
-        _check_shape("bias", bias, (graph.dim,), graph)
-        arguments.check_device("bias", bias, hidden, "hidden")
-    return _dtype(hidden, weight)
+    for name, value, shape in (
+        ("weight", weight, (graph.dim, hidden.shape[-1])),
+        ("bias", bias, (graph.dim,)),
+    ):
+        if value is not None:
+            _check_shape(name, value, shape, graph)
+            arguments.check_device(name, value, hidden, "hidden")
+    if workspace is None:
+        workspace = head.workspace(hidden.device)
+    if isinstance(workspace, bool) or not isinstance(workspace, int) or workspace < 1:
+        raise ValueError(f"workspace must be a positive number of bytes, got {workspace!r}")
+    listed = None if rows is None else rows.index
+    return Linear(hidden, weight, bias, listed, _dtype(hidden, weight), workspace)
 
 
 def _check_shape(
@@ -64,17 +78,8 @@ def check_scaling(scale_by_sigma: bool, graph: arguments.GraphLike) -> None:
         )
 
 
-def check_workspace(workspace: int | None, device: torch.device) -> int:
-    """The bytes to work in."""
-    if workspace is None:
-        return head.workspace(device)
-    if isinstance(workspace, bool) or not isinstance(workspace, int) or workspace < 1:
-        raise ValueError(f"workspace must be a positive number of bytes, got {workspace!r}")
-    return workspace
-
-
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Inside an operation: its dtypes are all_unmasked, and autocast must not cast them again."""
+    """Autocast off, inside an operation: its dtypes are chosen, and must not be cast again."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -83,9 +88,9 @@ def no_autocast(device: torch.device) -> AbstractContextManager[object]:
 def scale_gradient(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     """A gradient formed in the forward pass times the loss's own, (), which is usually 1.
 
-    No copy is made then: a CPU looks, and on a GPU, where the host would have to wait to look, a
-    kernel does, and returns at once. There is a copy where the graph is kept, or the next backward
-    would hand out the same memory again.
+    It is not copied where that factor is 1. On a CPU the host reads the factor; on a GPU, where
+    that would synchronise the device, a kernel reads it and returns at once. It is copied where the
+    graph is kept, or the next backward would return the same memory again.
     """
     if type(upstream) is Tensor:  # not while traced
         kept = torch._C._autograd._get_current_graph_task_keep_graph()

@@ -8,13 +8,20 @@ shares memory with an argument: the tests make it (``torch.library.opcheck``).
 
 An operator with a gradient is two entries in the dispatcher: ``sedd_fast::NAME``, whose autograd
 kernel records the gradient where one is wanted, and ``sedd_fast::NAME_kernel``, of which autograd
-knows nothing: what the first one runs, and what is called where no gradient is wanted.
+knows nothing. The first one runs the second, which is also called where no gradient is wanted.
+
+A function may take the argument objects of ``sedd_fast.backends``. The dispatcher knows nothing of
+them: an operator takes their fields one by one, and its function gets the objects back.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import itertools
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +33,8 @@ _LIBRARY = torch.library.Library("sedd_fast", "FRAGMENT")
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
     """Make the operator ``sedd_fast::name`` of a function whose annotations give its schema.
 
-    The function changes none of its arguments, and its results share no memory with them.
+    Parameters are what ``torch.library.infer_schema`` knows, or dataclasses of that. The function
+    changes none of its arguments, and its results share no memory with them.
     """
     return lambda function: Operator(name, function)
 
@@ -36,17 +44,19 @@ class Operator:
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self._name, self._function = name, function
-        self._schema = torch.library.infer_schema(function, mutates_args=())
+        self._arguments = _Arguments(function)
+        self._schema = torch.library.infer_schema(self._arguments.prototype(), mutates_args=())
         self._fake: Callable[..., Any] | None = None
         self._entry = self._kernel = self._define(name)
 
     def __call__(self, *args: Any) -> Any:
-        return self._entry(*args) if _wants_gradient(args) else self._kernel(*args)
+        flat = self._arguments.flatten(args)
+        return self._entry(*flat) if _wants_gradient(flat) else self._kernel(*flat)
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
         """The shapes, dtypes and devices of the results, for tracing."""
-        self._fake = fake
-        torch.library.register_fake(f"sedd_fast::{self._name}", fake, lib=_LIBRARY)
+        self._fake = self._taking_fields(fake)
+        torch.library.register_fake(f"sedd_fast::{self._name}", self._fake, lib=_LIBRARY)
 
     def register_autograd(
         self,
@@ -56,24 +66,95 @@ class Operator:
     ) -> None:
         """The gradient, with the arguments of ``torch.library.register_autograd``.
 
+        ``setup_context`` gets the fields one by one. By default it keeps them for
+        :meth:`saved_arguments`. ``backward`` may leave out the last gradients that are None.
         Call it after ``register_fake``.
         """
         self._kernel = self._define(f"{self._name}_kernel")
         if self._fake is not None:
             torch.library.register_fake(f"sedd_fast::{self._name}_kernel", self._fake, lib=_LIBRARY)
-        recording = _autograd_kernel(self._kernel, backward, setup_context)
+        recording = _autograd_kernel(self._kernel, backward, setup_context or _save_arguments)
         _LIBRARY.impl(self._name, recording, "Autograd")
+
+    def refuse_gradient(self, message: str) -> None:
+        """Raise a RuntimeError with that message where a gradient is computed."""
+
+        def refuse(ctx: Any, *_: Tensor | None) -> None:
+            raise RuntimeError(message)
+
+        self.register_autograd(refuse, setup_context=lambda ctx, inputs, output: None)
+
+    def saved_arguments(self, ctx: Any) -> tuple[Any, ...]:
+        """The arguments of the forward call, then the code of its backend if it returned one."""
+        flat = [
+            constant if tensor is None else tensor
+            for tensor, constant in zip(ctx.saved_tensors, ctx.constants, strict=True)
+        ]
+        return (*self._arguments.pack(flat), *flat[self._arguments.count :])
+
+    def _taking_fields(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *flat: function(*self._arguments.pack(flat))
 
     def _define(self, name: str) -> Any:
         _LIBRARY.define(name + self._schema, tags=torch.Tag.pt2_compliant_tag)
-        _LIBRARY.impl(name, _Untraced(self._function), "CompositeExplicitAutograd")
+        untraced = _Untraced(self._taking_fields(self._function))
+        _LIBRARY.impl(name, untraced, "CompositeExplicitAutograd")
         return getattr(torch.ops.sedd_fast, name).default
+
+
+class _Arguments:
+    """The parameters of a function, and the fields of those that are dataclasses."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        hints = typing.get_type_hints(function)
+        self._returned = hints.pop("return")
+        self._types: dict[str, Any] = {}  # of the fields
+        #: Of every parameter its class and the names of its fields, or None and no names.
+        self._parts: list[tuple[Any, list[str]]] = []
+        for parameter, kind in hints.items():
+            if not dataclasses.is_dataclass(kind):
+                self._parts.append((None, []))
+                self._types[parameter] = kind
+                continue
+            types = typing.get_type_hints(kind)
+            names = [field.name for field in dataclasses.fields(kind)]
+            self._parts.append((kind, names))
+            for name in names:
+                unique = f"{parameter}_{name}" if name in self._types else name
+                self._types[unique] = types[name]
+        self.count = len(self._types)
+
+    def prototype(self) -> Callable[..., Any]:
+        """A function of the fields, for its signature."""
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        fields = [inspect.Parameter(name, kind, annotation=of) for name, of in self._types.items()]
+
+        def function() -> None: ...
+
+        signature = inspect.Signature(fields, return_annotation=self._returned)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    def flatten(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Fields in place of dataclasses."""
+        flat: list[Any] = []
+        for value, (kind, names) in zip(args, self._parts, strict=True):
+            flat += [value] if kind is None else [getattr(value, name) for name in names]
+        return tuple(flat)
+
+    def pack(self, flat: Sequence[Any]) -> tuple[Any, ...]:
+        """Dataclasses in place of their fields; what follows the arguments is left out."""
+        fields = iter(flat)
+        return tuple(
+            next(fields) if kind is None else kind(*itertools.islice(fields, len(names)))
+            for kind, names in self._parts
+        )
 
 
 class _Untraced:
     """A function that torch.compile never looks into: the backend is chosen when it runs.
 
-    Who never compiles does not import the compiler, which takes a second.
+    A program that never compiles does not import the compiler, which takes a second.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -88,7 +169,7 @@ class _Untraced:
 def _autograd_kernel(
     kernel: Callable[..., Any],
     gradient: Callable[..., Any],
-    setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None,
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
 ) -> Callable[..., Any]:
     """What autograd does with a call: it records the gradient if some argument wants one."""
 
@@ -96,15 +177,15 @@ def _autograd_kernel(
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             output = kernel(*args)
-            if setup_context is not None:
-                setup_context(ctx, args, output)
+            setup_context(ctx, args, output)
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
             if all(grad is None for grad in grads):  # nothing depends on the outputs
                 return (None,) * len(ctx.needs_input_grad)
-            return gradient(ctx, *grads)
+            made = gradient(ctx, *grads)
+            return *made, *(None,) * (len(ctx.needs_input_grad) - len(made))
 
     def run(*args: Any) -> Any:
         return Recorded.apply(*args) if _wants_gradient(args) else kernel(*args)
@@ -116,3 +197,14 @@ def _wants_gradient(args: tuple[Any, ...]) -> bool:
     if not torch.is_grad_enabled():
         return False
     return any(isinstance(value, Tensor) and value.requires_grad for value in args)
+
+
+def _save_arguments(ctx: Any, args: tuple[Any, ...], output: Any) -> None:
+    """Keep the arguments for the backward, and of several outputs the last: the backend's code."""
+    kept = args
+    ctx.set_materialize_grads(False)  # no zeros for outputs that nothing depends on
+    if isinstance(output, tuple):
+        kept = (*args, output[-1])
+        ctx.mark_non_differentiable(output[-1])
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in kept))
+    ctx.constants = [None if isinstance(x, Tensor) else x for x in kept]

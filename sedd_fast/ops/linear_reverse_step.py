@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import registry
+from sedd_fast.backends import registry, values
 from sedd_fast.backends.head import Linear
-from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import _linear
 from sedd_fast.ops._operator import operator
@@ -16,35 +16,16 @@ from sedd_fast.ops.touched_rows import TouchedRows
 
 
 @operator("linear_reverse_step")
-def linear_reverse_step_op(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    u: Tensor,
-    rows: Tensor | None,
-    graph: str,
-    vocab_size: int,
-    method: str,
-    scale_by_sigma: bool,
-    temperature: float,
-    top_p: float,
-    dtype: torch.dtype,
-    workspace: int,
-) -> Tensor:
-    run = registry.function("linear_reverse_step", hidden, graph)
-    linear = Linear(hidden, weight, bias, rows, dtype, workspace)
-    process = (graph, vocab_size, method, scale_by_sigma, temperature, top_p)
-    reverse = Reverse(x_t, sigma, dsigma, u, *process)
-    with _linear.no_autocast(hidden.device):
+def linear_reverse_step_op(linear: Linear, reverse: ReverseInputs) -> Tensor:
+    run = registry.function("linear_reverse_step", linear.hidden, reverse.graph)
+    values.check_for(run, reverse)
+    with _linear.no_autocast(linear.hidden.device):
         return run(linear, reverse)
 
 
 @linear_reverse_step_op.register_fake
-def _(hidden, weight, bias, x_t, *_):  # type: ignore[no-untyped-def]
-    return torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device)
+def _(linear: Linear, reverse: ReverseInputs) -> Tensor:
+    return reverse.x_t.new_empty(reverse.x_t.shape)
 
 
 def linear_reverse_step(
@@ -66,8 +47,8 @@ def linear_reverse_step(
 ) -> Tensor:
     """One reverse step from the head f = hidden @ weight.T + bias, for the rows that may move.
 
-    The same law, and for the same ``u`` the same tokens (up to rounding of the product), as
-    ``reverse_step(l, ...)`` with l = f, or f - ln(expm1(sigma)) - ln(V) (``scale_by_sigma``).
+    The same distribution, and for the same ``u`` the same tokens (up to rounding of the product),
+    as ``reverse_step(l, ...)`` with l = f, or f - ln(expm1(sigma)) - ln(V) (``scale_by_sigma``).
     Rows of an absorbing graph that are not masked are never formed; the others a few at a time.
 
     Args:
@@ -86,27 +67,11 @@ def linear_reverse_step(
             which no token can be drawn; the message says which.
     """
     arguments.check_choice("method", method, arguments.METHODS)
-    arguments.check_shares(temperature, top_p)
-    dtype = _linear.check_operands(hidden, weight, bias, graph)
+    shares = arguments.check_shares(temperature, top_p)
+    linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace).detach()
     _linear.check_scaling(scale_by_sigma, graph)
-    arguments.check_tokens("x_t", x_t, tuple(hidden.shape[:2]))
-    arguments.check_device("x_t", x_t, hidden, "hidden")
+    arguments.check_all_tokens({"x_t": x_t}, hidden, "hidden")
     sigma, dsigma = arguments.noise_removed(sigma, dsigma, method, x_t)
-    return linear_reverse_step_op(
-        hidden.detach(),
-        weight.detach(),
-        None if bias is None else bias.detach(),
-        x_t,
-        sigma,
-        dsigma,
-        uniforms(x_t, u, generator),
-        None if rows is None else rows.index,
-        graph.kind,
-        graph.vocab_size,
-        method,
-        scale_by_sigma,
-        float(temperature),
-        float(top_p),
-        dtype,
-        _linear.check_workspace(workspace, hidden.device),
-    )
+    drawn = uniforms(x_t, u, generator)
+    process = (graph.kind, graph.vocab_size, method, scale_by_sigma, *shares)
+    return linear_reverse_step_op(linear, ReverseInputs(x_t, sigma, dsigma, drawn, *process))

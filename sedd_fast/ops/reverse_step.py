@@ -1,4 +1,4 @@
-"""reverse_step: one denoising step, and reverse_probs, its law written out."""
+"""reverse_step: one denoising step, and reverse_probs, the distribution that it draws from."""
 
 from __future__ import annotations
 
@@ -7,104 +7,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import reference, registry
-from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends import reference, registry, values
+from sedd_fast.backends.dtypes import fp32_or_fp64
+from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._operator import operator
 from sedd_fast.ops._uniforms import uniforms
 
 
 @operator("reverse_step")
-def reverse_step_op(
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    u: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-    temperature: float,
-    top_p: float,
-) -> Tensor:
-    run = registry.function("reverse_step", log_score, graph)
-    process = (graph, vocab_size, method, False, temperature, top_p)
-    return run(log_score, Reverse(x_t, sigma, dsigma, u, *process))
+def reverse_step_op(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
+    run = registry.function("reverse_step", log_score, reverse.graph)
+    values.check_for(run, reverse)
+    return run(log_score, reverse)
 
 
 @reverse_step_op.register_fake
-def _(log_score, x_t, *_):  # type: ignore[no-untyped-def]
-    return torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device)
+def _(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
+    return reverse.x_t.new_empty(reverse.x_t.shape)
 
 
 @operator("reverse_probs")
-def reverse_probs_op(
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
-    temperature: float,
-    top_p: float,
-) -> Tensor:
-    run = registry.function("reverse_probs", log_score, graph)
-    process = (graph, vocab_size, method, False, temperature, top_p)
-    return run(log_score, Reverse(x_t, sigma, dsigma, None, *process))
+def reverse_probs_op(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
+    run = registry.function("reverse_probs", log_score, reverse.graph)
+    values.check_for(run, reverse)
+    return run(log_score, reverse)
 
 
 @reverse_probs_op.register_fake
-def _(log_score, *_):  # type: ignore[no-untyped-def]
-    dtype = torch.float64 if log_score.dtype == torch.float64 else torch.float32
-    return torch.empty(log_score.shape, dtype=dtype, device=log_score.device)
+def _(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
+    return log_score.new_empty(log_score.shape, dtype=fp32_or_fp64(log_score.dtype))
 
 
 @operator("reverse_probs_backward")
 def reverse_probs_backward_op(
-    grad_probs: Tensor,
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor,
-    dsigma: Tensor,
-    graph: str,
-    vocab_size: int,
-    method: str,
+    grad_probs: Tensor, log_score: Tensor, reverse: ReverseInputs
 ) -> Tensor:
-    # On every backend the reference's: a law for study needs no kernel of its own.
-    reverse = Reverse(x_t, sigma, dsigma, None, graph, vocab_size, method)
+    # The reference's on every backend: its speed does not matter.
     return reference.reverse_probs_backward(grad_probs, log_score, reverse)
 
 
 @reverse_probs_backward_op.register_fake
-def _(grad_probs, log_score, *_):  # type: ignore[no-untyped-def]
-    return torch.empty(log_score.shape, dtype=log_score.dtype, device=log_score.device)
+def _(grad_probs: Tensor, log_score: Tensor, reverse: ReverseInputs) -> Tensor:
+    return log_score.new_empty(log_score.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    log_score, x_t, sigma, dsigma, *ctx.settings, ctx.temperature, ctx.top_p = inputs
-    ctx.save_for_backward(log_score, x_t, sigma, dsigma)
-
-
-def _backward(ctx: Any, grad_probs: Tensor) -> tuple[Tensor | None, ...]:
-    if ctx.temperature != 1 or ctx.top_p < 1:
+def _backward(ctx: Any, grad_probs: Tensor) -> tuple[Tensor]:
+    log_score, reverse = reverse_probs_op.saved_arguments(ctx)
+    if reverse.changes_shares:
         raise RuntimeError(
             "reverse_probs has a gradient at temperature 1 and top_p 1 only, got "
-            f"{ctx.temperature} and {ctx.top_p}"
+            f"{reverse.temperature} and {reverse.top_p}"
         )
-    grad = reverse_probs_backward_op(grad_probs, *ctx.saved_tensors, *ctx.settings)
-    return grad, *(None,) * 8
+    return (reverse_probs_backward_op(grad_probs, log_score, reverse),)
 
 
-def _no_double_backward(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "reverse_probs has no second derivative; write the law in plain torch instead "
-        "(sedd_fast.backends.reference.reverse_weights)"
-    )
-
-
-reverse_probs_op.register_autograd(_backward, setup_context=_setup)
-reverse_probs_backward_op.register_autograd(_no_double_backward)
+reverse_probs_op.register_autograd(_backward)
+reverse_probs_backward_op.refuse_gradient(
+    "reverse_probs has no second derivative; write the distribution in plain torch instead "
+    "(sedd_fast.backends.reference.reverse_weights)"
+)
 
 
 def reverse_step(
@@ -119,9 +81,9 @@ def reverse_step(
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """One reverse step: every position drawn once from its law given the network's scores.
+    """One reverse step: every position drawn once from its distribution given the network's scores.
 
-    The law is a categorical, p(y) = max(0, alpha exp(l_y) + beta) for y != x_t and
+    The distribution is a categorical, p(y) = max(0, alpha exp(l_y) + beta) for y != x_t and
     p(x_t) = max(0, gamma), normalised; alpha, beta, gamma by method:
 
     - "analytic": the exact reverse of the noise removed, with the scores held fixed
@@ -134,9 +96,10 @@ def reverse_step(
     The draw is a hierarchical inverse CDF: one read of a row gives the sums of its chunks, and
     one chunk is read again. Same ``u``, same tokens, on every backend.
 
-    ``temperature`` and ``top_p`` leave the model's law. They change the shares exp(l_y) / S of the
-    states y != x_t and keep their sum S, so which token a position jumps to and not whether it
-    jumps (but for "analytic" and "denoise" of a uniform graph, clamped at 0, where nearly so).
+    ``temperature`` and ``top_p`` change the model's distribution. They change the shares
+    exp(l_y) / S of the states y != x_t and keep their sum S, so they change which token a position
+    jumps to and not whether it jumps (but for "analytic" and "denoise" of a uniform graph, whose
+    weights are clamped at 0; there they nearly keep it).
     They cost further reads of the rows that move.
 
     Args:
@@ -161,11 +124,11 @@ def reverse_step(
 
     Source: Lou, Meng, Ermon 2024, section 4 and algorithm 2.
     """
-    sigma, dsigma = _prepare(log_score, x_t, sigma, dsigma, graph, method)
-    arguments.check_shares(temperature, top_p)
+    sigma, dsigma = _checked(log_score, x_t, sigma, dsigma, graph, method)
+    shares = arguments.check_shares(temperature, top_p)
     drawn = uniforms(x_t, u, generator)
-    process = (graph.kind, graph.vocab_size, method, float(temperature), float(top_p))
-    return reverse_step_op(log_score.detach(), x_t, sigma, dsigma, drawn, *process)
+    process = (graph.kind, graph.vocab_size, method, False, *shares)
+    return reverse_step_op(log_score.detach(), ReverseInputs(x_t, sigma, dsigma, drawn, *process))
 
 
 def reverse_probs(
@@ -178,7 +141,7 @@ def reverse_probs(
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """The law that :func:`reverse_step` draws from, written out; for study and tests.
+    """The distribution that :func:`reverse_step` draws from, in full; for study and tests.
 
     Args: as in :func:`reverse_step`.
 
@@ -189,13 +152,13 @@ def reverse_probs(
     Raises:
         TypeError, ValueError: as in :func:`reverse_step`.
     """
-    sigma, dsigma = _prepare(log_score, x_t, sigma, dsigma, graph, method)
-    arguments.check_shares(temperature, top_p)
-    process = (graph.kind, graph.vocab_size, method, float(temperature), float(top_p))
-    return reverse_probs_op(log_score, x_t, sigma, dsigma, *process)
+    sigma, dsigma = _checked(log_score, x_t, sigma, dsigma, graph, method)
+    shares = arguments.check_shares(temperature, top_p)
+    process = (graph.kind, graph.vocab_size, method, False, *shares)
+    return reverse_probs_op(log_score, ReverseInputs(x_t, sigma, dsigma, None, *process))
 
 
-def _prepare(
+def _checked(
     log_score: Tensor,
     x_t: Tensor,
     sigma: Tensor | float,
@@ -203,6 +166,7 @@ def _prepare(
     graph: arguments.GraphLike,
     method: str,
 ) -> tuple[Tensor, Tensor]:
+    """sigma and dsigma, (B,)."""
     arguments.check_choice("method", method, arguments.METHODS)
-    arguments.check_pair(log_score, x_t, graph)
+    arguments.check_rows(log_score, graph, x_t=x_t)
     return arguments.noise_removed(sigma, dsigma, method, x_t, keep_fp32=True)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import registry
-from sedd_fast.backends.inputs import Sums
+from sedd_fast.backends import registry, values
+from sedd_fast.backends.inputs import RowSumInputs
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._operator import operator
 
@@ -17,78 +17,48 @@ TERMS = ("affine", "square", "log")
 
 
 @operator("row_sums")
-def row_sums_op(
-    log_score: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    a: Tensor,
-    b: Tensor,
-    term: str,
-    graph: str,
-    vocab_size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    run, code = registry.implementation("row_sums", log_score, graph)
-    return *run(log_score, Sums(x_t, x_0, a, b, term, graph, vocab_size)), code
+def row_sums_op(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor, Tensor]:
+    run, code = registry.implementation("row_sums", log_score, sums.graph)
+    values.check_for(run, sums)
+    return *run(log_score, sums), code
 
 
 @row_sums_op.register_fake
-def _(log_score, *_):  # type: ignore[no-untyped-def]
+def _(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(log_score), _empty(log_score), registry.fake_code()
 
 
 @operator("row_sums_backward")
 def row_sums_backward_op(
-    grad_total: Tensor,
-    grad_log_x_0: Tensor,
-    log_score: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    a: Tensor,
-    b: Tensor,
-    code: Tensor,
-    term: str,
-    graph: str,
-    vocab_size: int,
+    grad_total: Tensor, grad_log_x_0: Tensor, log_score: Tensor, sums: RowSumInputs, code: Tensor
 ) -> tuple[Tensor, Tensor]:
     run = registry.by_code("row_sums_backward", code)
-    sums = Sums(x_t, x_0, a, b, term, graph, vocab_size)
     return run(grad_total, grad_log_x_0, log_score, sums)
 
 
 @row_sums_backward_op.register_fake
-def _(grad_total, grad_log_x_0, log_score, *_):  # type: ignore[no-untyped-def]
-    gradient = torch.empty(log_score.shape, dtype=log_score.dtype, device=log_score.device)
-    return gradient, _empty(log_score)
+def _(
+    grad_total: Tensor, grad_log_x_0: Tensor, log_score: Tensor, *_: object
+) -> tuple[Tensor, Tensor]:
+    return log_score.new_empty(log_score.shape), _empty(log_score)
 
 
 def _empty(log_score: Tensor) -> Tensor:
-    return torch.empty(log_score.shape[:2], dtype=torch.float64, device=log_score.device)
+    return log_score.new_empty(log_score.shape[:2], dtype=torch.float64)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.term, ctx.graph, ctx.vocab_size = inputs
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(*tensors, output[2])
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    log_score, sums, code = row_sums_op.saved_arguments(ctx)
+    upstream = (torch.zeros_like(sums.a) if grad is None else grad for grad in grads[:2])
+    gradient, grad_b = row_sums_backward_op(*upstream, log_score, sums, code)
+    return gradient, None, None, None, grad_b
 
 
-def _backward(
-    ctx: Any, grad_total: Tensor, grad_log_x_0: Tensor, _: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    gradient, grad_b = row_sums_backward_op(
-        grad_total, grad_log_x_0, *ctx.saved_tensors, ctx.term, ctx.graph, ctx.vocab_size
-    )
-    return gradient, None, None, None, grad_b, None, None, None
-
-
-def _no_double_backward(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "row_sums has no second derivative: its backward is a fused kernel. For gradient "
-        "penalties write the loss in plain torch (sedd_fast.backends.reference shows how)"
-    )
-
-
-row_sums_op.register_autograd(_backward, setup_context=_setup)
-row_sums_backward_op.register_autograd(_no_double_backward)
+row_sums_op.register_autograd(_backward)
+row_sums_backward_op.refuse_gradient(
+    "row_sums has no second derivative: its backward is a fused kernel. For gradient "
+    "penalties write the loss in plain torch (sedd_fast.backends.reference shows how)"
+)
 
 
 def row_sums(
@@ -131,9 +101,7 @@ def row_sums(
         >>> cross_entropy = total.log() - log_x_0  # at masked positions of the absorbing graph
     """
     arguments.check_choice("term", term, TERMS)
-    arguments.check_pair(log_score, x_t, graph)
-    arguments.check_tokens("x_0", x_0, x_t.shape)
-    arguments.check_device("x_0", x_0, log_score, "log_score")
+    arguments.check_rows(log_score, graph, x_t=x_t, x_0=x_0)
     scale = arguments.per_position("a", a, x_t)
     scale = torch.ones_like(x_t, dtype=torch.float64) if scale is None else scale
     if graph.dim != graph.vocab_size:
@@ -142,7 +110,6 @@ def row_sums(
     if b is not None:
         arguments.per_position("b", arguments.check_tensor("b", b).detach(), x_t)
         shift = b.to(torch.float64)
-    total, log_x_0, _ = row_sums_op(
-        log_score, x_t, x_0, scale, shift, term, graph.kind, graph.vocab_size
-    )
+    sums = RowSumInputs(x_t, x_0, scale, shift, term, graph.kind, graph.vocab_size)
+    total, log_x_0, _ = row_sums_op(log_score, sums)
     return total, log_x_0

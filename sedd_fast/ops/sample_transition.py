@@ -5,24 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import registry
-from sedd_fast.backends.inputs import Noising
+from sedd_fast.backends import registry, values
+from sedd_fast.backends.inputs import NoisingInputs
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._operator import operator
 from sedd_fast.ops._uniforms import uniforms
 
 
 @operator("sample_transition")
-def sample_transition_op(
-    x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int
-) -> Tensor:
-    run = registry.function("sample_transition", x_0, graph)
-    return run(Noising(x_0, sigma, u, graph, vocab_size))
+def sample_transition_op(noising: NoisingInputs) -> Tensor:
+    run = registry.function("sample_transition", noising.x_0, noising.graph)
+    values.check_for(run, noising)
+    return run(noising)
 
 
 @sample_transition_op.register_fake
-def _(x_0: Tensor, sigma: Tensor, u: Tensor, graph: str, vocab_size: int) -> Tensor:
-    return torch.empty(x_0.shape, dtype=x_0.dtype, device=x_0.device)
+def _(noising: NoisingInputs) -> Tensor:
+    return noising.x_0.new_empty(noising.x_0.shape)
 
 
 def sample_transition(
@@ -55,6 +54,5 @@ def sample_transition(
     arguments.check_graph(graph)
     arguments.check_tokens("x_0", x_0)
     sigma = arguments.per_sequence("sigma", sigma, x_0, keep_fp32=True)
-    return sample_transition_op(
-        x_0, sigma, uniforms(x_0, u, generator), graph.kind, graph.vocab_size
-    )
+    drawn = uniforms(x_0, u, generator)
+    return sample_transition_op(NoisingInputs(x_0, sigma, drawn, graph.kind, graph.vocab_size))

@@ -4,116 +4,71 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sedd_fast.backends import registry
-from sedd_fast.backends.inputs import Entropy
-from sedd_fast.backends.values import gradient_dtype
+from sedd_fast.backends import registry, values
+from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
+from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._operator import operator
 
 
 @operator("score_entropy")
-def score_entropy_op(
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    graph: str,
-    vocab_size: int,
-) -> tuple[Tensor, Tensor]:
-    run, code = registry.implementation("score_entropy", log_score, graph)
-    return run(log_score, Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size)), code
+def score_entropy_op(log_score: Tensor, entropy: EntropyInputs) -> tuple[Tensor, Tensor]:
+    run, code = registry.implementation("score_entropy", log_score, entropy.graph)
+    values.check_for(run, entropy)
+    return run(log_score, entropy), code
 
 
 @score_entropy_op.register_fake
-def _(log_score, sigma, x_t, x_0, row_weight, graph, vocab_size):  # type: ignore[no-untyped-def]
+def _(log_score: Tensor, entropy: EntropyInputs) -> tuple[Tensor, Tensor]:
     return _empty_loss(log_score), registry.fake_code()
 
 
 @operator("score_entropy_backward")
 def score_entropy_backward_op(
-    grad_loss: Tensor,
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    code: Tensor,
-    graph: str,
-    vocab_size: int,
+    grad_loss: Tensor, log_score: Tensor, entropy: EntropyInputs, code: Tensor
 ) -> Tensor:
-    run = registry.by_code("score_entropy_backward", code)
-    return run(grad_loss, log_score, Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size))
+    return registry.by_code("score_entropy_backward", code)(grad_loss, log_score, entropy)
 
 
 @score_entropy_backward_op.register_fake
-def _(grad_loss, log_score, *_):  # type: ignore[no-untyped-def]
-    return torch.empty(log_score.shape, dtype=log_score.dtype, device=log_score.device)
+def _(grad_loss: Tensor, log_score: Tensor, *_: object) -> Tensor:
+    return log_score.new_empty(log_score.shape)
 
 
 @operator("score_entropy_with_grad")
 def score_entropy_with_grad_op(
-    log_score: Tensor,
-    sigma: Tensor,
-    x_t: Tensor,
-    x_0: Tensor,
-    row_weight: Tensor | None,
-    scale: float,
-    graph: str,
-    vocab_size: int,
+    log_score: Tensor, entropy: EntropyInputs, scale: float
 ) -> tuple[Tensor, Tensor]:
-    run = registry.function("score_entropy_with_grad", log_score, graph)
-    return run(log_score, Entropy(sigma, x_t, x_0, row_weight, graph, vocab_size), scale)
+    run = registry.function("score_entropy_with_grad", log_score, entropy.graph)
+    values.check_for(run, entropy)
+    return run(log_score, entropy, scale)
 
 
 @score_entropy_with_grad_op.register_fake
-def _(log_score, *_):  # type: ignore[no-untyped-def]
-    dtype = gradient_dtype(log_score.dtype)
-    return _empty_loss(log_score), torch.empty(
-        log_score.shape, dtype=dtype, device=log_score.device
-    )
+def _(log_score: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    gradient = log_score.new_empty(log_score.shape, dtype=gradient_dtype(log_score.dtype))
+    return _empty_loss(log_score), gradient
 
 
 def _empty_loss(log_score: Tensor) -> Tensor:
-    dtype = torch.float64 if log_score.dtype == torch.float64 else torch.float32
-    return torch.empty(log_score.shape[:2], dtype=dtype, device=log_score.device)
+    return log_score.new_empty(log_score.shape[:2], dtype=fp32_or_fp64(log_score.dtype))
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    log_score, sigma, x_t, x_0, row_weight, ctx.graph, ctx.vocab_size = inputs
-    ctx.set_materialize_grads(False)  # no zeros for the backend's code
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(log_score, sigma, x_t, x_0, row_weight, output[1])
+def _backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor]:
+    return (score_entropy_backward_op(grad_loss, *score_entropy_op.saved_arguments(ctx)),)
 
 
-def _backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    log_score, sigma, x_t, x_0, row_weight, code = ctx.saved_tensors
-    grad = score_entropy_backward_op(
-        grad_loss, log_score, sigma, x_t, x_0, row_weight, code, ctx.graph, ctx.vocab_size
-    )
-    return grad, None, None, None, None, None, None
-
-
-def _no_double_backward(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "score_entropy has no second derivative: its backward is a fused kernel. For gradient "
-        "penalties write the loss in plain torch (sedd_fast.backends.reference shows how)"
-    )
-
-
-def _no_gradient_of_gradient(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "score_entropy_with_grad returns its gradient itself and cannot be differentiated; call "
-        "log_score.backward(grad), or use score_entropy under autograd"
-    )
-
-
-score_entropy_op.register_autograd(_backward, setup_context=_setup)
-score_entropy_backward_op.register_autograd(_no_double_backward)
-score_entropy_with_grad_op.register_autograd(_no_gradient_of_gradient)
+score_entropy_op.register_autograd(_backward)
+score_entropy_backward_op.refuse_gradient(
+    "score_entropy has no second derivative: its backward is a fused kernel. For gradient "
+    "penalties write the loss in plain torch (sedd_fast.backends.reference shows how)"
+)
+score_entropy_with_grad_op.refuse_gradient(
+    "score_entropy_with_grad returns its gradient itself and cannot be differentiated; call "
+    "log_score.backward(grad), or use score_entropy under autograd"
+)
 
 
 def score_entropy(
@@ -159,8 +114,8 @@ def score_entropy(
     Source: Lou, Meng, Ermon 2024, equations 5 and 10.
     """
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
-    inputs = _prepare(log_score, sigma, x_t, x_0, graph, row_weight)
-    loss, _ = score_entropy_op(*inputs, graph.kind, graph.vocab_size)
+    entropy = _checked(log_score, sigma, x_t, x_0, graph, row_weight)
+    loss, _ = score_entropy_op(log_score, entropy)
     return arguments.reduce(loss, reduction)
 
 
@@ -195,25 +150,21 @@ def score_entropy_with_grad(
         >>> log_score.backward(grad)
     """
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
-    inputs = _prepare(log_score, sigma, x_t, x_0, graph, row_weight)
+    entropy = _checked(log_score, sigma, x_t, x_0, graph, row_weight)
     scale = 1.0 / max(x_t.numel(), 1) if reduction == "mean" else 1.0
-    loss, grad = score_entropy_with_grad_op(
-        inputs[0].detach(), *inputs[1:], scale, graph.kind, graph.vocab_size
-    )
+    loss, grad = score_entropy_with_grad_op(log_score.detach(), entropy, scale)
     return arguments.reduce(loss, reduction), grad
 
 
-def _prepare(
+def _checked(
     log_score: Tensor,
     sigma: Tensor | float,
     x_t: Tensor,
     x_0: Tensor,
     graph: arguments.GraphLike,
     row_weight: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    arguments.check_pair(log_score, x_t, graph)
-    arguments.check_tokens("x_0", x_0, x_t.shape)
-    arguments.check_device("x_0", x_0, log_score, "log_score")
+) -> EntropyInputs:
+    arguments.check_rows(log_score, graph, x_t=x_t, x_0=x_0)
     sigma = arguments.per_sequence("sigma", sigma, x_t, keep_fp32=True)
     row_weight = arguments.per_position("row_weight", row_weight, x_t, keep_fp32=True)
-    return log_score, sigma, x_t, x_0, row_weight
+    return EntropyInputs(sigma, x_t, x_0, row_weight, graph.kind, graph.vocab_size)

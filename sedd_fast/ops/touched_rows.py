@@ -1,14 +1,15 @@
-"""Which positions a fused head has to compute, found without stopping a GPU.
+"""Which positions a fused head has to compute, found without synchronising the device.
 
 The number of touched rows decides the sizes of the head's products, so the host must know it.
-Asked for right after x_t is made, the answer travels while the network's body runs, and is there
-when the head needs it:
+Counted right after x_t is made, it is copied to the host while the network's body runs, and is
+there when the head needs it:
 
     rows = sf.touched_rows(x_t, graph, row_weight)
     hidden = body(x_t, sigma)
     loss = sf.linear_score_entropy(hidden, ..., rows=rows)
 
-With ``max_rows`` nothing is asked: the list has that length always, as a CUDA graph needs it.
+With ``max_rows`` nothing is counted on the host: the list always has that length, as a CUDA graph
+needs it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class TouchedRows:
     def index(self) -> Tensor:
         """(R,) int64 positions b * L + i; -1 fills a list of fixed length.
 
-        On a GPU without ``max_rows`` this waits until the count has arrived.
+        On a GPU without ``max_rows`` this waits until the count is on the host.
         """
         if self._copied is not None:
             self._copied.synchronize()

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.values import check_drawable
+from sedd_fast.backends.categorical import draw, inverse_cdf
+from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._uniforms import uniforms
 from sedd_fast.process.graphs import Graph
@@ -97,8 +98,7 @@ class DenseGraph(Graph):
     ) -> Tensor:
         draw_on = generator.device if generator is not None else device
         u = torch.rand(shape, dtype=torch.float64, device=draw_on, generator=generator)
-        cdf = self.limit.to(u.device).cumsum(0)
-        tokens = torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=self.dim - 1)
+        tokens = inverse_cdf(self.limit.to(u.device).cumsum(0), u)
         return tokens.to(device) if device is not None else tokens
 
 
@@ -122,7 +122,7 @@ def score_entropy(
     reached = _columns(graph.transitions(levels), x_0)  # (B, L, n): M[y, x_0]
     ratio = reached / reached.gather(-1, x_t[..., None])
     constant = torch.where(ratio > 0, ratio * (ratio.clamp(min=1e-300).log() - 1), 0)
-    scores = log_score.to(torch.promote_types(log_score.dtype, torch.float32))
+    scores = at_least_fp32(log_score)
     rate = _reverse_rates(graph, x_t)
     terms = scores.exp() - torch.where(ratio > 0, ratio * scores, 0) + constant
     return torch.where(rate > 0, rate * terms, 0).sum(-1).to(scores.dtype)
@@ -177,13 +177,7 @@ def leap_weights(log_score: Tensor, x: Tensor, h: Tensor, graph: DenseGraph) -> 
 
 def categorical(weights: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """A state of every position from weights (B, L, n), by the inverse CDF of u1."""
-    cdf = weights.double().cumsum(-1)
-    total = cdf[..., -1:].contiguous()
-    check_drawable(((total > 0) & torch.isfinite(total)).squeeze(-1))
-    u = uniforms(like, None, generator)[..., 1:]
-    state = torch.searchsorted(cdf, u * total, right=True)
-    # u * total may round up to total itself: the last state that has weight then.
-    return torch.minimum(state, torch.searchsorted(cdf, total)).squeeze(-1)
+    return draw(weights, uniforms(like, None, generator)[..., 1])
 
 
 def _rows(matrix: Tensor, x: Tensor) -> Tensor:

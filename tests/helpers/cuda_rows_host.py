@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sedd_fast.backends import reference
 from sedd_fast.backends.coefficients import entropy_coefficients
-from sedd_fast.backends.inputs import Entropy, Reverse
+from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 GRAPHS = {"absorbing": 0, "uniform": 1}
@@ -158,14 +158,14 @@ class Rows:
         return Process(GRAPHS[self.graph], self.vocab)
 
     @property
-    def inputs(self) -> Entropy:
+    def inputs(self) -> EntropyInputs:
         """The arguments of the reference's score entropy."""
-        return Entropy(self.sigma, self.x_t, self.x_0, self.weight, self.graph, self.vocab)
+        return EntropyInputs(self.sigma, self.x_t, self.x_0, self.weight, self.graph, self.vocab)
 
-    def step(self, method: str) -> Reverse:
+    def step(self, method: str) -> ReverseInputs:
         """The arguments of the reference's reverse step."""
         process = (self.graph, self.vocab, method, False, self.temperature, self.top_p)
-        return Reverse(self.x_t, self.sigma, self.dsigma, self.u, *process)
+        return ReverseInputs(self.x_t, self.sigma, self.dsigma, self.u, *process)
 
     def weights(self, method: str) -> tuple[Tensor, Tensor]:
         """Weights of moving (B, L, dim) and of staying (B, L), float64."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import sedd_fast as sf
 from sedd_fast.backends import reference, registry
-from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.inputs import ReverseInputs
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def assert_inverse_cdf(
 def _reference_moves(inputs: Inputs, method: str, **token_filter: float) -> tuple[Tensor, Tensor]:
     noise, graph = (inputs.sigma, inputs.dsigma), inputs.graph
     process = (graph.kind, graph.vocab_size, method)
-    reverse = Reverse(inputs.x_t, *noise, None, *process, **token_filter)
+    reverse = ReverseInputs(inputs.x_t, *noise, None, *process, **token_filter)
     return reference.reverse_weights(inputs.log_score.detach().double(), reverse)
 
 

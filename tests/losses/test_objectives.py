@@ -277,7 +277,8 @@ def test_d3pm_of_the_true_posterior_tends_to_the_entropy(graph: sf.Graph):
     shift = torch.zeros(graph.dim**3, 3, TOY_SIZE, dtype=torch.float64)
     distribution = data_distribution()
     entropy = -float((distribution * distribution.log()).sum())
-    # What the chain starts from is not the text's distribution at t = 1, and the bound leaves it out.
+    # What the chain starts from is not the text's distribution at t = 1, and the bound leaves it
+    # out.
     noise = SCHEDULES[graph.kind]
     gaps = []
     for steps in (8, 32):

@@ -46,32 +46,28 @@ def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]
     graph = inputs.graph
     process = (graph.kind, graph.vocab_size)
     scores = inputs.log_score.clone().requires_grad_(needs_grad)
-    entropy = (inputs.sigma, inputs.x_t, inputs.x_0, inputs.row_weight)
-    reverse = (inputs.x_t, inputs.sigma, inputs.dsigma)
+    entropy = (inputs.sigma, inputs.x_t, inputs.x_0, inputs.row_weight, *process, False)
+    noise = (inputs.x_t, inputs.sigma, inputs.dsigma)
+    probs = (*noise, None, *process, "analytic", False, 1.0, 1.0)
     _, code = registry.implementation("score_entropy", inputs.log_score, graph.kind)
     upstream = inputs.row_weight.to(inputs.log_score.dtype)
     return {
         "sample_transition": (inputs.x_0, inputs.sigma, inputs.u, *process),
-        "score_entropy": (scores, *entropy, *process),
-        "score_entropy_with_grad": (scores.detach(), *entropy, 0.5, *process),
-        "score_entropy_backward": (upstream, scores.detach(), *entropy, code, *process),
+        "score_entropy": (scores, *entropy),
+        "score_entropy_with_grad": (scores.detach(), *entropy, 0.5),
+        "score_entropy_backward": (upstream, scores.detach(), *entropy, code),
         "reverse_step": (
             scores.detach(),
-            *reverse,
+            *noise,
             inputs.u,
             *process,
             "analytic",
+            False,
             0.7,
             0.9,
         ),
-        "reverse_probs": (scores, *reverse, *process, "analytic", 1.0, 1.0),
-        "reverse_probs_backward": (
-            inputs.log_score,
-            scores.detach(),
-            *reverse,
-            *process,
-            "analytic",
-        ),
+        "reverse_probs": (scores, *probs),
+        "reverse_probs_backward": (inputs.log_score, scores.detach(), *probs),
     }
 
 

@@ -34,7 +34,7 @@ from helpers.cuda_rows_host import (
     pointer,
 )
 from sedd_fast.backends import reference
-from sedd_fast.backends.inputs import Noising
+from sedd_fast.backends.inputs import NoisingInputs
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Bytes of scores in a chunk, of a loss and of a reverse step.
@@ -351,7 +351,7 @@ def test_transition(rows: ctypes.CDLL, graph: str) -> None:
     """The tokens equal those of the reference; with a bad value the token stays."""
     case = Rows(graph, 50)
     u = torch.rand((2, 6, 2), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    noising = Noising(case.x_0, case.sigma, u, graph, case.vocab)
+    noising = NoisingInputs(case.x_0, case.sigma, u, graph, case.vocab)
     expected = reference.sample_transition(noising)
     u[1, 5, 1] = math.nan
     expected[1, 5] = case.x_0[1, 5]

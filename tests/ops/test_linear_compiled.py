@@ -54,19 +54,23 @@ def op_arguments(head: Head, name: str, rows: Tensor | None, needs: list[bool]) 
     """Arguments of an operation of torch.library; the dtype of autocast is float32."""
     i = head.inputs
     graph = (i.graph.kind, i.graph.vocab_size)
-    settings = (*graph, head.scale_by_sigma, head.hidden.dtype, 4000)
     _, code = registry.implementation("linear_score_entropy", head.hidden, graph[0])
-    entropy = (i.sigma, i.x_t, i.x_0, i.row_weight, rows)
-    detached = tuple(None if x is None else x.detach() for x in head.operands)
+    computed = (rows, head.hidden.dtype, 4000)
+    linear, detached = (*head.operands, *computed), (*map(detach, head.operands), *computed)
+    entropy = (i.sigma, i.x_t, i.x_0, i.row_weight, *graph, head.scale_by_sigma)
     if name == "linear_reverse_step":
-        process = (*graph, "analytic", head.scale_by_sigma, 0.7, 0.9, *settings[3:])
-        return (*detached, i.x_t, i.sigma, i.dsigma, i.u, rows, *process)
+        process = (*graph, "analytic", head.scale_by_sigma, 0.7, 0.9)
+        return (*detached, i.x_t, i.sigma, i.dsigma, i.u, *process)
     if name == "linear_score_entropy":
-        return (*head.operands, *entropy, *settings)
+        return (*linear, *entropy)
     if name == "linear_score_entropy_with_grad":
-        return (*head.operands, *entropy, 0.5, *settings, needs)
+        return (*linear, *entropy, 0.5, *needs)
     upstream = i.row_weight.to(torch.promote_types(head.hidden.dtype, torch.float32))
-    return (upstream, *detached, *entropy, code, *settings, needs)
+    return (upstream, *detached, *entropy, code, *needs)
+
+
+def detach(operand: Tensor | None) -> Tensor | None:
+    return None if operand is None else operand.detach()
 
 
 @pytest.mark.parametrize("name", NAMES)

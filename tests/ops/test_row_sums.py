@@ -228,7 +228,7 @@ def test_opcheck(backend: Backend, graph: sf.Graph, dtype):
     torch.library.opcheck(torch.ops.sedd_fast.row_sums.default, forward)
     *_, code = torch.ops.sedd_fast.row_sums(*forward)
     tensors = (a, b.detach(), inputs.log_score, inputs.x_t, inputs.x_0, a, b.detach())
-    torch.library.opcheck(torch.ops.sedd_fast.row_sums_backward.default, (*tensors, code, *process))
+    torch.library.opcheck(torch.ops.sedd_fast.row_sums_backward.default, (*tensors, *process, code))
 
 
 @by_graph

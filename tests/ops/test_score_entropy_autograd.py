@@ -185,7 +185,7 @@ def test_score_entropy_with_grad_is_detached(backend: Backend, graph: sf.Graph):
     leaf.backward(grad)
     assert torch.equal(leaf.grad, grad)
     op = torch.ops.sedd_fast.score_entropy_with_grad
-    each, _ = op(*inputs.entropy()[:4], None, 1.0, graph.kind, graph.vocab_size)
+    each, _ = op(*inputs.entropy()[:4], None, graph.kind, graph.vocab_size, False, 1.0)
     with pytest.raises(RuntimeError, match=r"returns its gradient itself"):
         each.sum().backward()
 

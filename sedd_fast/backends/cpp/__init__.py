@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 
+from sedd_fast.backends.compiled import DTYPES
 from sedd_fast.backends.cpp.linear_reverse_step import linear_reverse_step
 from sedd_fast.backends.cpp.linear_score_entropy import (
     linear_score_entropy,
     linear_score_entropy_with_grad,
 )
-from sedd_fast.backends.cpp.module import DTYPES, kernels, openmp_address, pool
+from sedd_fast.backends.cpp.module import kernels, openmp_address, pool
 from sedd_fast.backends.cpp.reverse_step import reverse_probs, reverse_step
 from sedd_fast.backends.cpp.row_sums import row_sums, row_sums_backward
 from sedd_fast.backends.cpp.sample_transition import sample_transition
@@ -23,26 +24,6 @@ from sedd_fast.backends.cpp.score_entropy import (
     score_entropy_backward,
     score_entropy_with_grad,
 )
-
-__all__ = [
-    "DTYPES",
-    "devices",
-    "kernels",
-    "linear_reverse_step",
-    "linear_score_entropy",
-    "linear_score_entropy_with_grad",
-    "openmp_address",
-    "pool",
-    "reverse_probs",
-    "reverse_step",
-    "row_sums",
-    "row_sums_backward",
-    "sample_transition",
-    "score_entropy",
-    "score_entropy_backward",
-    "score_entropy_with_grad",
-    "unavailable",
-]
 
 
 def devices() -> tuple[str, ...]:

@@ -1,13 +1,13 @@
-"""A reverse step from hidden states: sums of blocks of states, and again the block drawn from.
+"""A reverse step from hidden states: sums of blocks of states, then the drawn block once more.
 
 A product of few whole rows runs below full speed, and many do not fit the workspace. So a block of
 states is formed for all rows at once, a kernel adds up exp(f) of each row, and the next block
 overwrites it. The sums say whether a token moves and from which block; that one alone is formed
 again, for the rows that draw from it, all of them together the work of one block.
 
-The clamped law of the uniform graph, and a temperature or top-p, need the sum of a row before its
-weights: such rows are formed whole (:mod:`sedd_fast.backends.row_blocks`). So are rows that one
-workspace holds, and those that leave the range of float32 or have no law.
+The clamped distribution of the uniform graph, and a temperature or top-p, need the sum of a row
+before its weights: such rows are formed whole (:mod:`sedd_fast.backends.row_blocks`). So are rows
+that one workspace holds, and those that leave the range of float32 or have no valid distribution.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import row_blocks, values
+from sedd_fast.backends import row_blocks
 from sedd_fast.backends.blocked_head import ROW_BYTES
+from sedd_fast.backends.categorical import inverse_cdf
 from sedd_fast.backends.coefficients import log_output_scale, reverse_coefficients
-from sedd_fast.backends.cpp.linear_score_entropy import block_sums
+from sedd_fast.backends.cpp.head_block import Rows, add_block
 from sedd_fast.backends.cpp.reverse_step import reverse_step
 from sedd_fast.backends.head import Linear
-from sedd_fast.backends.inputs import Reverse
-from sedd_fast.backends.inverse_cdf import inverse_cdf
+from sedd_fast.backends.inputs import ReverseInputs
 
 #: Rows drawn at a time: their weights, in float64, are few.
 DRAWN = 64
 
 
-def linear_reverse_step(linear: Linear, reverse: Reverse) -> Tensor:
+def linear_reverse_step(linear: Linear, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one product of the rows that may move."""
-    values.check(reverse)
     rows = linear.read(reverse)
     clamped = reverse.graph == "uniform" and reverse.method != "euler"
-    if reverse.shaped or clamped or len(rows) <= row_blocks.rows_at_once(linear):
+    if reverse.changes_shares or clamped or len(rows) <= row_blocks.rows_at_once(linear):
         return row_blocks.linear_reverse_step(replace(linear, rows=rows), reverse, reverse_step)
     step = _Step(linear, reverse)
     whole = [step(some) for some in rows[rows >= 0].split(step.count)]
@@ -46,7 +45,7 @@ def linear_reverse_step(linear: Linear, reverse: Reverse) -> Tensor:
 class _Step:
     """One step of all rows, ``count`` at a time; ``x_s`` (B, L) is where they go."""
 
-    def __init__(self, linear: Linear, reverse: Reverse) -> None:
+    def __init__(self, linear: Linear, reverse: ReverseInputs) -> None:
         self.linear, self.reverse = linear, reverse
         self.x_s = reverse.x_t.clone()
         self.weight = linear.weight[: reverse.vocab_size]
@@ -64,9 +63,9 @@ class _Step:
         unit = scale = torch.ones_like(total)
         if at.scale_by_sigma:
             scale = torch.exp(-log_output_scale(at.sigma, at.vocab_size))
-        law = reverse_coefficients(at, (total * scale)[:, None], unit[:, None])
-        moving = law.alpha.squeeze(1) * scale * total
-        stay = law.gamma.squeeze(1)
+        terms = reverse_coefficients(at, (total * scale)[:, None], unit[:, None])
+        moving = terms.alpha.squeeze(1) * scale * total
+        stay = terms.gamma.squeeze(1)
         weight = moving + stay.clamp(min=0)
         good = (total > 1e-30) & torch.isfinite(total) & torch.isfinite(weight) & (weight > 0)
         assert at.u is not None
@@ -86,7 +85,10 @@ class _Step:
             w = self._block(begin)
             scores = memory[: len(hidden) * len(w)].view(len(hidden), len(w))
             torch.mm(hidden, w.T, out=scores)
-            block_sums(scores, self.bias[begin : begin + len(w)], begin, x_t, sums[block])
+            bias = self.bias[begin : begin + len(w)]
+            overflowed = add_block(scores, bias, begin, Rows(x_t, sums[block]))
+            if overflowed is not None:
+                sums[block][overflowed] = torch.nan
         return sums
 
     def _block(self, begin: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The compiled module ``sedd_fast._cpu``: loading it, its threads, its numbers for names."""
+"""The compiled module ``sedd_fast._cpu``: loading it, and its threads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-GRAPHS = {"absorbing": 0, "uniform": 1}
-METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
-TERMS = {"affine": 0, "square": 1, "log": 2}
+from sedd_fast.backends.compiled import DTYPES
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""reverse_step and its law in C++."""
+"""reverse_step and reverse_probs in C++."""
 
 from __future__ import annotations
 
@@ -6,42 +6,39 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.cpp.module import GRAPHS, METHODS, kernels, scores
-from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.compiled import GRAPHS, METHODS, address
+from sedd_fast.backends.cpp.module import kernels, scores
+from sedd_fast.backends.dtypes import fp32_or_fp64
+from sedd_fast.backends.inputs import ReverseInputs
 
 
-def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
+@values.checked_by_kernel
+def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one read of every row that may move, and one chunk of it again."""
     reverse = reverse.contiguous()
     assert reverse.u is not None
     x_s = torch.empty(reverse.x_t.shape, dtype=torch.int64)
-    outcome = kernels().reverse_step(
-        _inputs(log_score, reverse),
-        reverse.u.data_ptr(),
-        x_s.data_ptr(),
-        torch.get_num_threads(),
-    )
-    _check(outcome, reverse)
+    addresses = reverse.u.data_ptr(), x_s.data_ptr()
+    run = kernels().reverse_step
+    _check(run(_inputs(log_score, reverse), *addresses, torch.get_num_threads()), reverse)
     return x_s
 
 
-def reverse_probs(log_score: Tensor, reverse: Reverse) -> Tensor:
-    """(B, L, dim): the law of :func:`reverse_step`."""
+@values.checked_by_kernel
+def reverse_probs(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
+    """(B, L, dim): the distribution of :func:`reverse_step`."""
     reverse = reverse.contiguous()
-    dtype = torch.float64 if log_score.dtype == torch.float64 else torch.float32
-    probs = torch.empty(log_score.shape, dtype=dtype)
+    probs = torch.empty(log_score.shape, dtype=fp32_or_fp64(log_score.dtype))
     inputs = _inputs(log_score, reverse)
     _check(kernels().reverse_probs(inputs, probs.data_ptr(), torch.get_num_threads()), reverse)
     return probs
 
 
-def _inputs(log_score: Tensor, reverse: Reverse) -> object:
+def _inputs(log_score: Tensor, reverse: ReverseInputs) -> object:
     """Addresses; ``reverse`` is contiguous, and its owner keeps it."""
     return kernels().ReverseInputs(
         scores(log_score),
-        reverse.x_t.data_ptr(),
-        reverse.sigma.data_ptr(),
-        reverse.dsigma.data_ptr(),
+        *map(address, (reverse.x_t, reverse.sigma, reverse.dsigma)),
         GRAPHS[reverse.graph],
         reverse.vocab_size,
         METHODS[reverse.method],
@@ -51,8 +48,8 @@ def _inputs(log_score: Tensor, reverse: Reverse) -> object:
     )
 
 
-def _check(outcome: tuple[bool, int], reverse: Reverse) -> None:
-    """Word the error where a value was out of range or a row gave no law."""
+def _check(outcome: tuple[bool, int], reverse: ReverseInputs) -> None:
+    """Word the error where a value was out of range or a row gave no distribution."""
     valid, undrawable = outcome
     if not valid:
         values.check(reverse)

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.cpp.module import GRAPHS, TERMS, kernels, scores
-from sedd_fast.backends.inputs import Sums
+from sedd_fast.backends.compiled import GRAPHS, TERMS, address
+from sedd_fast.backends.cpp.module import kernels, scores
+from sedd_fast.backends.inputs import RowSumInputs
 
 
-def row_sums(log_score: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
+@values.checked_by_kernel
+def row_sums(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor]:
     """Sums and l at x_0, (B, L) float64: one read of the rows in which a is not 0."""
     sums = sums.contiguous()
     total, log_x_0 = torch.empty_like(sums.a), torch.empty_like(sums.a)
@@ -21,24 +23,22 @@ def row_sums(log_score: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
 
 
 def row_sums_backward(
-    grad_total: Tensor, grad_log_x_0: Tensor, log_score: Tensor, sums: Sums
+    grad_total: Tensor, grad_log_x_0: Tensor, log_score: Tensor, sums: RowSumInputs
 ) -> tuple[Tensor, Tensor]:
     """Gradients in log_score and b: one read of the touched rows, one write."""
     sums = sums.contiguous()
     upstream = [grad.to(torch.float64).contiguous() for grad in (grad_total, grad_log_x_0)]
     grad, grad_b = torch.empty(log_score.shape, dtype=log_score.dtype), torch.empty_like(sums.a)
-    addresses = (tensor.data_ptr() for tensor in (*upstream, grad, grad_b))
-    inputs, run = _inputs(log_score, sums), kernels().row_sums_backward
-    if not run(inputs, *addresses, torch.get_num_threads()):
-        values.check(sums)
+    addresses = map(address, (*upstream, grad, grad_b))
+    kernels().row_sums_backward(_inputs(log_score, sums), *addresses, torch.get_num_threads())
     return grad, grad_b
 
 
-def _inputs(log_score: Tensor, sums: Sums) -> object:
+def _inputs(log_score: Tensor, sums: RowSumInputs) -> object:
     """Addresses; ``sums`` is contiguous, and its owner keeps it."""
     return kernels().RowSumsInputs(
         scores(log_score),
-        *(tensor.data_ptr() for tensor in (sums.x_t, sums.x_0, sums.a, sums.b)),
+        *map(address, (sums.x_t, sums.x_0, sums.a, sums.b)),
         TERMS[sums.term],
         GRAPHS[sums.graph],
         sums.vocab_size,

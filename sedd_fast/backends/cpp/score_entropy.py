@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.cpp.module import GRAPHS, kernels, scores
-from sedd_fast.backends.inputs import Entropy
+from sedd_fast.backends.compiled import GRAPHS, address
+from sedd_fast.backends.cpp.module import kernels, scores
+from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
+from sedd_fast.backends.inputs import EntropyInputs
 
 
-def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
+@values.checked_by_kernel
+def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L) losses: one read of the touched rows."""
     entropy, loss = entropy.contiguous(), _empty_loss(log_score)
     run = kernels().score_entropy
@@ -19,40 +22,33 @@ def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
     return _rounded(loss, log_score)
 
 
-def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: Entropy) -> Tensor:
+def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L, dim) gradient: one read of the touched rows, one write."""
     entropy, upstream = entropy.contiguous(), grad_loss.to(torch.float64).contiguous()
     grad = torch.empty(log_score.shape, dtype=log_score.dtype)
-    inputs, run = _inputs(log_score, entropy), kernels().score_entropy_backward
-    if not run(inputs, upstream.data_ptr(), grad.data_ptr(), torch.get_num_threads()):
-        values.check(entropy)
+    inputs, addresses = _inputs(log_score, entropy), (upstream.data_ptr(), grad.data_ptr())
+    kernels().score_entropy_backward(inputs, *addresses, torch.get_num_threads())
     return grad
 
 
+@values.checked_by_kernel
 def score_entropy_with_grad(
-    log_score: Tensor, entropy: Entropy, scale: float
+    log_score: Tensor, entropy: EntropyInputs, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Losses and gradient of ``scale * loss.sum()``: one read, one write."""
     entropy, loss = entropy.contiguous(), _empty_loss(log_score)
-    grad = torch.empty(log_score.shape, dtype=values.gradient_dtype(log_score.dtype))
+    grad = torch.empty(log_score.shape, dtype=gradient_dtype(log_score.dtype))
     inputs, run = _inputs(log_score, entropy), kernels().score_entropy_with_grad
     if not run(inputs, scale, loss.data_ptr(), grad.data_ptr(), torch.get_num_threads()):
         values.check(entropy)
     return _rounded(loss, log_score), grad
 
 
-def _inputs(log_score: Tensor, entropy: Entropy) -> object:
+def _inputs(log_score: Tensor, entropy: EntropyInputs) -> object:
     """Addresses; ``entropy`` is contiguous, and its owner keeps it."""
-    weight = entropy.row_weight
-    return kernels().EntropyInputs(
-        scores(log_score),
-        entropy.sigma.data_ptr(),
-        entropy.x_t.data_ptr(),
-        entropy.x_0.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
-        GRAPHS[entropy.graph],
-        entropy.vocab_size,
-    )
+    tensors = (entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight)
+    process = GRAPHS[entropy.graph], entropy.vocab_size
+    return kernels().EntropyInputs(scores(log_score), *map(address, tensors), *process)
 
 
 def _empty_loss(log_score: Tensor) -> Tensor:
@@ -62,4 +58,4 @@ def _empty_loss(log_score: Tensor) -> Tensor:
 
 def _rounded(loss: Tensor, log_score: Tensor) -> Tensor:
     """The loss in its public dtype."""
-    return loss if log_score.dtype == torch.float64 else loss.float()
+    return loss.to(fp32_or_fp64(log_score.dtype))

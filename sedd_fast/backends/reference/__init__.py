@@ -24,7 +24,7 @@ from sedd_fast.backends.reference.reverse_step import (
     reverse_weights,
 )
 from sedd_fast.backends.reference.row_sums import row_sums, row_sums_backward
-from sedd_fast.backends.reference.rows import other_states, wide
+from sedd_fast.backends.reference.rows import other_states
 from sedd_fast.backends.reference.sample_transition import sample_transition
 from sedd_fast.backends.reference.score_entropy import (
     score_entropy,
@@ -32,28 +32,6 @@ from sedd_fast.backends.reference.score_entropy import (
     score_entropy_with_grad,
 )
 from sedd_fast.backends.reference.shares import reshaped
-
-__all__ = [
-    "DTYPES",
-    "devices",
-    "linear_reverse_step",
-    "linear_score_entropy",
-    "linear_score_entropy_with_grad",
-    "other_states",
-    "reshaped",
-    "reverse_probs",
-    "reverse_probs_backward",
-    "reverse_step",
-    "reverse_weights",
-    "row_sums",
-    "row_sums_backward",
-    "sample_transition",
-    "score_entropy",
-    "score_entropy_backward",
-    "score_entropy_with_grad",
-    "unavailable",
-    "wide",
-]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

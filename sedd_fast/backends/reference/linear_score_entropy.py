@@ -7,29 +7,30 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
-from sedd_fast.backends.inputs import Entropy, Reverse
-from sedd_fast.backends.reference.rows import wide
+from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 from sedd_fast.backends.reference.score_entropy import score_entropy, score_entropy_backward
 
 
-def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
+def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
     """(B, L) losses, 0 where no row is read."""
     where = read(linear, entropy)
     return score_entropy(outputs(linear, where), _only(entropy, where))
 
 
 def linear_score_entropy_with_grad(
-    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: NeedsGrad
+    linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
-    """(B, L) losses, and gradients of ``(lift * loss).sum()``: the chain rule through the head."""
+    """(B, L) losses, and gradients of ``(grad_scale * loss).sum()``, by the chain rule."""
     where = read(linear, entropy)
     scores, entropy = outputs(linear, where), _only(entropy, where)
     loss = score_entropy(scores, entropy)
-    lifts = torch.as_tensor(lift, dtype=torch.float64, device=loss.device).expand(loss.shape)
-    g = score_entropy_backward(lifts, scores, entropy).flatten(0, 1)  # (B * L, dim)
-    h = wide(_hidden(linear, where).flatten(0, 1))
-    w = wide(linear.weight.to(linear.dtype))
+    grad_loss = torch.as_tensor(grad_scale, dtype=torch.float64, device=loss.device)
+    g = score_entropy_backward(grad_loss.expand(loss.shape), scores, entropy)
+    g = g.flatten(0, 1)  # (B * L, dim)
+    h = at_least_fp32(_hidden(linear, where).flatten(0, 1))
+    w = at_least_fp32(linear.weight.to(linear.dtype))
     return loss, Gradients.of(
         linear,
         (g @ w).view(linear.hidden.shape) if needs.hidden else None,
@@ -38,7 +39,7 @@ def linear_score_entropy_with_grad(
     )
 
 
-def read(linear: Linear, inputs: Entropy | Reverse) -> Tensor:
+def read(linear: Linear, inputs: EntropyInputs | ReverseInputs) -> Tensor:
     """(B, L) bool: the positions whose outputs count, touched by noise and, if listed, listed."""
     where = inputs.touched()
     if linear.rows is None:
@@ -49,10 +50,10 @@ def read(linear: Linear, inputs: Entropy | Reverse) -> Tensor:
 
 
 def outputs(linear: Linear, where: Tensor) -> Tensor:
-    """(B, L, dim) float32 or wider; hidden states are taken to be 0 but at ``where``."""
+    """(B, L, dim) float32 or float64; hidden states are taken to be 0 but at ``where``."""
     bias = None if linear.bias is None else linear.bias.to(linear.dtype)
     w = linear.weight.to(linear.dtype)
-    return wide(torch.nn.functional.linear(_hidden(linear, where), w, bias))
+    return at_least_fp32(torch.nn.functional.linear(_hidden(linear, where), w, bias))
 
 
 def _hidden(linear: Linear, where: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def _hidden(linear: Linear, where: Tensor) -> Tensor:
     return torch.where(where[..., None], linear.hidden, 0).to(linear.dtype)
 
 
-def _only(entropy: Entropy, where: Tensor) -> Entropy:
+def _only(entropy: EntropyInputs, where: Tensor) -> EntropyInputs:
     """With no weight elsewhere."""
     weight = 1.0 if entropy.row_weight is None else entropy.row_weight
     return replace(entropy, row_weight=torch.where(where, weight, 0).double())

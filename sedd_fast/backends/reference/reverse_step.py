@@ -1,4 +1,4 @@
-"""reverse_step and the law that it draws from, in plain torch."""
+"""reverse_step and the distribution that it draws from, in plain torch."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
+from sedd_fast.backends.categorical import inverse_cdf
 from sedd_fast.backends.coefficients import reverse_coefficients
-from sedd_fast.backends.inputs import Reverse
-from sedd_fast.backends.inverse_cdf import inverse_cdf
-from sedd_fast.backends.reference.rows import log_scores, other_states, wide
+from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.backends.inputs import ReverseInputs
+from sedd_fast.backends.reference.rows import log_scores, other_states
 from sedd_fast.backends.reference.shares import reshaped
 
 
-def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
+def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): u0 decides whether the token moves, u1 where to, by the inverse CDF."""
-    values.check(reverse)
     assert reverse.u is not None
     u = reverse.u
     weights, stay = reverse_weights(log_score, reverse)
@@ -28,10 +28,10 @@ def reverse_step(log_score: Tensor, reverse: Reverse) -> Tensor:
     return torch.where(drawable & (u[..., 0] * total < moving), moved, reverse.x_t).contiguous()
 
 
-def reverse_weights(log_score: Tensor, reverse: Reverse) -> tuple[Tensor, Tensor]:
-    """Unnormalised law of a reverse step: (B, L, dim) float64 with 0 at x_t, and (B, L) for x_t.
+def reverse_weights(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, Tensor]:
+    """Unnormalised probabilities of a step: (B, L, dim) float64 with 0 at x_t; (B, L) for x_t.
 
-    Rows are shifted by their maximum, so no finite score overflows; the law does not change.
+    Rows are shifted by their maximum, so no finite score overflows; this changes no probability.
     """
     others = other_states(reverse.x_t, log_score.shape[-1])
     exp_scores, shift = _shifted_exp(log_score, reverse)
@@ -46,27 +46,26 @@ def reverse_weights(log_score: Tensor, reverse: Reverse) -> tuple[Tensor, Tensor
     return torch.where(moves, weights, 0).clamp(min=0), gamma.clamp(min=0)
 
 
-def _shifted_exp(log_score: Tensor, reverse: Reverse) -> tuple[Tensor, Tensor]:
+def _shifted_exp(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, Tensor]:
     """exp(l_y - m), 0 at x_t, (B, L, dim) float64, and m, (B, L): the largest score of the row."""
     others = other_states(reverse.x_t, log_score.shape[-1])
     scores = torch.where(others, log_scores(log_score, reverse).double(), -torch.inf)
-    if reverse.shaped:
+    if reverse.changes_shares:
         scores = reshaped(scores, reverse.temperature, reverse.top_p)
     shift = scores.amax(-1).clamp(min=-700)  # exp(700) is still a float64
     return torch.exp(scores - shift[..., None]), shift
 
 
-def reverse_probs(log_score: Tensor, reverse: Reverse) -> Tensor:
-    """(B, L, dim): the law of :func:`reverse_step`, float64 for float64 scores, else float32."""
-    values.check(reverse)
+def reverse_probs(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
+    """(B, L, dim): the probabilities of :func:`reverse_step`, float32 or float64."""
     weights, stay = reverse_weights(log_score, reverse)
     total = weights.sum(-1) + stay
     values.check_drawable((total > 0) & torch.isfinite(total))
     probs = weights.scatter(-1, reverse.x_t[..., None], stay[..., None]) / total[..., None]
-    return probs.to(wide(log_score).dtype).contiguous()
+    return probs.to(at_least_fp32(log_score).dtype).contiguous()
 
 
-def reverse_probs_backward(grad_probs: Tensor, log_score: Tensor, reverse: Reverse) -> Tensor:
+def reverse_probs_backward(grad_probs: Tensor, log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     """(B, L, dim) in the dtype of log_score: the chain rule through :func:`reverse_probs`.
 
     With weights w of sum W, p = w / W and h = (grad - sum grad * p) / W, the gradient in l_y is

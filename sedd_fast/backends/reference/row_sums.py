@@ -5,43 +5,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import values
-from sedd_fast.backends.inputs import Sums
-from sedd_fast.backends.reference.rows import other_states, wide
+from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.backends.inputs import RowSumInputs
+from sedd_fast.backends.reference.rows import other_states
 
 
-def row_sums(log_score: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
+def row_sums(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor]:
     """Sum over y != x_t of f(a exp(l_y) + b), and l at x_0: (B, L) float64, 0 where a is 0."""
-    values.check(sums)
     argument, _ = _arguments(log_score, sums)
     read = _read(sums, log_score.shape[-1])
     total = torch.where(read, _value(argument, sums.term), 0).sum(-1)
     at_x_0 = sums.x_0[..., None]
-    log_x_0 = torch.where(read, wide(log_score).double(), 0).gather(-1, at_x_0).squeeze(-1)
+    log_x_0 = torch.where(read, at_least_fp32(log_score).double(), 0).gather(-1, at_x_0).squeeze(-1)
     return total.contiguous(), log_x_0.contiguous()
 
 
 def row_sums_backward(
-    grad_total: Tensor, grad_log_x_0: Tensor, log_score: Tensor, sums: Sums
+    grad_total: Tensor, grad_log_x_0: Tensor, log_score: Tensor, sums: RowSumInputs
 ) -> tuple[Tensor, Tensor]:
     """Gradients in log_score, (B, L, dim) in its dtype, and in b, (B, L) float64."""
     argument, moving = _arguments(log_score, sums)
     read = _read(sums, log_score.shape[-1])
-    lift = torch.where(read, grad_total[..., None], 0)
-    slope = torch.where(lift != 0, lift * _slope(argument, sums.term), 0)
-    gradient = torch.where(lift != 0, slope * moving, 0)
+    scale = torch.where(read, grad_total[..., None], 0)
+    slope = torch.where(scale != 0, scale * _slope(argument, sums.term), 0)
+    gradient = torch.where(scale != 0, slope * moving, 0)
     at_x_0 = torch.nn.functional.one_hot(sums.x_0, log_score.shape[-1]).bool() & read
     gradient = gradient + torch.where(at_x_0, grad_log_x_0[..., None], 0)
     return gradient.to(log_score.dtype).contiguous(), slope.sum(-1).contiguous()
 
 
-def _arguments(log_score: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
+def _arguments(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor]:
     """a exp(l) + b and a exp(l), (B, L, dim) float64."""
-    moving = sums.a[..., None] * wide(log_score).double().exp()
+    moving = sums.a[..., None] * at_least_fp32(log_score).double().exp()
     return moving + sums.b[..., None], moving
 
 
-def _read(sums: Sums, dim: int) -> Tensor:
+def _read(sums: RowSumInputs, dim: int) -> Tensor:
     """(B, L, dim) bool: the states that count."""
     return other_states(sums.x_t, dim) & (sums.a != 0)[..., None]
 

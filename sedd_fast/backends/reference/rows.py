@@ -6,20 +6,16 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends.coefficients import log_output_scale
-from sedd_fast.backends.inputs import Entropy, Reverse
+from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 
 
-def wide(values: Tensor) -> Tensor:
-    """In the dtype in which rows are worked on: float64 stays, all else becomes float32."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def log_scores(given: Tensor, inputs: Entropy | Reverse) -> Tensor:
+def log_scores(given: Tensor, inputs: EntropyInputs | ReverseInputs) -> Tensor:
     """(B, L, dim) log scores l: those given, or f - ln E - ln V where sigma scales them."""
     if not inputs.scale_by_sigma:
-        return wide(given)
+        return at_least_fp32(given)
     scale = log_output_scale(inputs.sigma.double(), inputs.vocab_size)  # (B,)
-    return wide(given) - scale[:, None, None].to(wide(given).dtype)
+    return at_least_fp32(given) - scale[:, None, None].to(at_least_fp32(given).dtype)
 
 
 def other_states(x_t: Tensor, dim: int) -> Tensor:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import values
-from sedd_fast.backends.inputs import Noising
+from sedd_fast.backends.inputs import NoisingInputs
 
 
-def sample_transition(noising: Noising) -> Tensor:
+def sample_transition(noising: NoisingInputs) -> Tensor:
     """x_t ~ p(. | x_0): noised when u0 < 1 - exp(-sigma), to the mask or to floor(u1 * V)."""
-    values.check(noising)
     x_0, u, size = noising.x_0, noising.u, noising.vocab_size
     noised = u[..., 0] < -torch.expm1(-noising.sigma.double())[:, None]
     if noising.graph == "absorbing":

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import entropy_coefficients
-from sedd_fast.backends.inputs import Entropy
+from sedd_fast.backends.dtypes import gradient_dtype
+from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.backends.reference.rows import log_scores, other_states
 
 
-def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
+def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L): row_weight * (a * sum exp(l_y) - b * sum l_y - c * l_{x_0} + k), y != x_t."""
-    values.check(entropy)
     scores = log_scores(log_score, entropy)
     a, b, c, k = entropy_coefficients(entropy)
     others = other_states(entropy.x_t, scores.shape[-1])
@@ -28,31 +27,31 @@ def score_entropy(log_score: Tensor, entropy: Entropy) -> Tensor:
     return loss.to(scores.dtype).contiguous()
 
 
-def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: Entropy) -> Tensor:
+def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L, dim) in the dtype of log_score: the gradient of (grad_loss * loss).sum()."""
     return _gradient(log_score, entropy, grad_loss.double()).to(log_score.dtype)
 
 
 def score_entropy_with_grad(
-    log_score: Tensor, entropy: Entropy, scale: float
+    log_score: Tensor, entropy: EntropyInputs, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The loss (B, L) and the gradient (B, L, dim) of ``scale * loss.sum()``.
 
-    The gradient of float16 scores is float32: a loss scaler has yet to lift it into range.
+    The gradient of float16 scores is float32: a loss scaler has yet to multiply it into range.
     """
     loss = score_entropy(log_score, entropy)
-    lift = torch.full_like(entropy.x_t, scale, dtype=torch.float64)
-    gradient = _gradient(log_score, entropy, lift)
-    return loss, gradient.to(values.gradient_dtype(log_score.dtype))
+    upstream = torch.full_like(entropy.x_t, scale, dtype=torch.float64)
+    gradient = _gradient(log_score, entropy, upstream)
+    return loss, gradient.to(gradient_dtype(log_score.dtype))
 
 
-def _gradient(log_score: Tensor, entropy: Entropy, lift: Tensor) -> Tensor:
-    """lift * row_weight * (a * exp(l_y) - b - c * [y == x_0]), 0 at x_t and at weight 0."""
+def _gradient(log_score: Tensor, entropy: EntropyInputs, grad_loss: Tensor) -> Tensor:
+    """grad_loss * row_weight * (a * exp(l_y) - b - c * [y == x_0]), 0 at x_t and at weight 0."""
     scores = log_scores(log_score, entropy)
     a, b, c, _ = (value.to(scores.dtype)[..., None] for value in entropy_coefficients(entropy))
     gradient = a * scores.exp() - b
     gradient = gradient - c * torch.nn.functional.one_hot(entropy.x_0, scores.shape[-1])
-    weight = lift if entropy.row_weight is None else lift * entropy.row_weight
+    weight = grad_loss if entropy.row_weight is None else grad_loss * entropy.row_weight
     weight = weight.to(scores.dtype)[..., None]
     read = other_states(entropy.x_t, scores.shape[-1]) & (a > 0) & (weight != 0)
     return torch.where(read, weight * gradient, 0).contiguous()

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import triton as blocked
-from sedd_fast.backends import values
-from sedd_fast.backends.gpu import launching
 from sedd_fast.backends.head import Linear
-from sedd_fast.backends.inputs import Reverse
+from sedd_fast.backends.inputs import ReverseInputs
+from sedd_fast.backends.triton.launch import launching_triton
 
 if TYPE_CHECKING:
     from sedd_fast.kernels.tiled_reverse_step import GroupSums, StepRows
@@ -20,22 +19,21 @@ if TYPE_CHECKING:
 STATES = 8192
 
 
-def linear_reverse_step(linear: Linear, reverse: Reverse) -> Tensor:
+def linear_reverse_step(linear: Linear, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one product of the rows that may move, and a group of states where one does.
 
-    The clamped law of the uniform graph, and a temperature or top-p, need the sum of a row before
-    its weights: such rows are formed whole, by the ``triton`` backend.
+    The clamped distribution of the uniform graph, and a temperature or top-p, need the sum of a
+    row before its weights: such rows are formed whole, by the ``triton`` backend.
     """
-    if reverse.shaped or (reverse.graph == "uniform" and reverse.method != "euler"):
+    if reverse.changes_shares or (reverse.graph == "uniform" and reverse.method != "euler"):
         return blocked.linear_reverse_step(linear, reverse)
-    values.check(reverse)
     return _Run(linear, reverse)()
 
 
 class _Run:
     """One step of all touched rows, as many at a time as the workspace has room for."""
 
-    def __init__(self, linear: Linear, reverse: Reverse) -> None:
+    def __init__(self, linear: Linear, reverse: ReverseInputs) -> None:
         from sedd_fast.kernels import tiled_reverse_step as kernel
         from sedd_fast.kernels import tiles
 
@@ -69,14 +67,12 @@ class _Run:
         return max(1, min(self.linear.workspace // each, rows))
 
     def _draw(self, step: StepRows, hidden: Tensor) -> None:
-        import triton
-
         from sedd_fast.kernels import tiled_reverse_step as kernel
         from sedd_fast.kernels import tiles
 
         reverse = self.reverse
         live = (step.rows >= 0).sum()
-        with launching("linear_reverse_step", hidden, triton.TritonError):
+        with launching_triton("linear_reverse_step", hidden):
             groups = self._groups(step, hidden, live)
             whole = tiles.Operands(hidden, self.weight, self.bias, live)
             process = reverse.graph, reverse.method, reverse.scale_by_sigma

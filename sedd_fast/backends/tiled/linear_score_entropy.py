@@ -1,7 +1,7 @@
 """Score entropy of a linear head on a GPU, its scores never stored: gradient in the epilogue.
 
-Blocks of the vocabulary as everywhere (``blocked_head``), but of a block only the gradient is kept,
-for the two products that it enters; a loss alone keeps nothing but sums.
+The loop over blocks of the vocabulary is that of ``blocked_head``. Of a block only the gradient is
+kept, for the two products that it enters; a loss alone keeps nothing but sums.
 """
 
 from __future__ import annotations
@@ -9,39 +9,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import blocked_head, values
+from sedd_fast.backends import blocked_head
 from sedd_fast.backends.blocked_head import Block
-from sedd_fast.backends.gpu import launching
 from sedd_fast.backends.head import EntropyRows, Gradients, Linear, NeedsGrad
-from sedd_fast.backends.inputs import Entropy
+from sedd_fast.backends.inputs import EntropyInputs
+from sedd_fast.backends.triton.launch import launching_triton
 
 #: Weights that are converted and added up at a time.
 STATES = 2048
 
 
-def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
+def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
     """(B, L) float32 losses: one product of the touched rows."""
-    values.check(entropy)
-    loss = blocked_head.losses(linear, entropy, Tiles(linear, entropy))
-    return loss.view(linear.hidden.shape[:2]).float()
+    return blocked_head.losses(linear, entropy, _kernel(linear, entropy, with_grad=False))
 
 
 def linear_score_entropy_with_grad(
-    linear: Linear, entropy: Entropy, lift: Tensor | float, needs: NeedsGrad
+    linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
-    """(B, L) float32 losses, and gradients of ``(lift * loss).sum()``: three products."""
-    values.check(entropy)
-    kernel = Tiles(linear, entropy)
-    loss, gradients = blocked_head.losses_and_gradients(linear, entropy, lift, needs, kernel)
-    return loss.view(linear.hidden.shape[:2]).float(), gradients
+    """(B, L) float32 losses, and gradients of ``(grad_scale * loss).sum()``: three products."""
+    kernel = _kernel(linear, entropy, with_grad=True)
+    return blocked_head.losses_and_gradients(linear, entropy, grad_scale, needs, kernel)
 
 
-class Tiles:
-    """The kernels of one run over the vocabulary."""
+def _kernel(linear: Linear, entropy: EntropyInputs, with_grad: bool) -> blocked_head.Kernel:
+    """It takes a sum for every tile's row and column besides."""
+    from sedd_fast.kernels import tiles
 
-    in_place = False
+    tile = tiles.tile(linear.dtype)
+    sums = 4 / tile.states + (4 / tile.rows if with_grad else 0)
+    return blocked_head.Kernel(_Tiles(linear, entropy), stores_scores=False, score_bytes=sums)
 
-    def __init__(self, linear: Linear, entropy: Entropy) -> None:
+
+class _Tiles:
+    """The kernels of one pass over the vocabulary."""
+
+    def __init__(self, linear: Linear, entropy: EntropyInputs) -> None:
         self.weight = linear.weight[: entropy.vocab_size]
         self.bias = linear.bias_fp32()[: len(self.weight)]
         self.uniform = entropy.graph == "uniform"
@@ -52,32 +55,19 @@ class Tiles:
         parts = (part.to(dtype).sum(0, dtype=torch.float32) for part in self.weight.split(STATES))
         return torch.stack(list(parts)).sum(0)
 
-    def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """From torch's caching allocator."""
-        return torch.empty(shape, dtype=dtype, device=like.device)
-
-    def beside(self, dtype: torch.dtype, gradient: bool) -> float:
-        """A sum for every tile's row and column."""
-        from sedd_fast.kernels import tiles
-
-        tile = tiles.tile(dtype)
-        return 4 / tile.states + (4 / tile.rows if gradient else 0)
-
-    def visit(self, block: Block, rows: EntropyRows) -> Tensor | None:
+    def __call__(self, block: Block, rows: EntropyRows) -> Tensor | None:
         """Add a block to the sums of its rows, which are kept times a and the weight."""
-        import triton
-
         from sedd_fast.kernels import tiled_score_entropy as kernel
         from sedd_fast.kernels import tiles
 
-        with launching("linear_score_entropy", block.hidden, triton.TritonError):
+        with launching_triton("linear_score_entropy", block.hidden):
             if block.first == 0:
                 self._begin(block, rows)
             operands = tiles.Operands(block.hidden, block.weight, block.bias, self._live)
             down, across = tiles.tiles(len(block.hidden), len(block.weight), block.hidden.dtype)
             sums = self._empty(across, len(block.hidden))
             columns = self._empty(down, len(block.weight))
-            gradient = None if rows.gradient is None else (block.gradient, columns)
+            gradient = None if block.gradient is None else (block.gradient, columns)
             kernel.launch(operands, self._terms, sums, gradient, block.first, self.uniform)
         a = scale(rows)
         self._sum += sums.sum(0, dtype=torch.float64)

@@ -1,199 +1,140 @@
 """Score entropy of a linear head on a GPU: cuBLAS products, and a kernel in place on every block.
 
-The loop of :mod:`sedd_fast.backends.blocked_head`, for a device on which every launch counts: five
-of a block of the vocabulary (scores, their gradient in place, sums, and the products with hidden
-states and weight), at most ten besides. How many rows were touched must be known to the host: where
-``linear.rows`` does not tell, it is asked, and the GPU waited for.
+The loop of :mod:`sedd_fast.backends.blocked_head` for a device on which every launch counts. It
+launches five kernels for a block of the vocabulary (scores, their gradient in place, sums, and the
+products with hidden states and weight), and at most ten besides. The host must know how many rows
+were touched: without ``linear.rows`` they are counted first, which synchronises the device.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import head_plan, values
-from sedd_fast.backends.gpu import launching
+from sedd_fast.backends import head_plan
+from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
-from sedd_fast.backends.inputs import Entropy
+from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.backends.products import accumulate
+from sedd_fast.backends.triton.launch import launching_triton
 
 if TYPE_CHECKING:
     from sedd_fast.kernels.batches import EntropyBatch
-    from sedd_fast.kernels.linear_score_entropy import PartialSums
 
 
-def linear_score_entropy(linear: Linear, entropy: Entropy) -> Tensor:
+def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
     """(B, L) float32 losses: one product of the touched rows."""
-    return _run(linear, entropy, 0.0, NeedsGrad(False, False, False))[0]
+    return linear_score_entropy_with_grad(linear, entropy, 0.0, NeedsGrad(False, False, False))[0]
 
 
 def linear_score_entropy_with_grad(
-    linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
+    linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) float32 losses, and gradients of ``(grad_scale * loss).sum()``: three products."""
-    return _run(linear, entropy, grad_scale, needs)
+    with launching_triton("linear_score_entropy", linear.hidden):
+        return _losses_and_gradients(linear, entropy, grad_scale, needs)
 
 
-def _run(
-    linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
+def _losses_and_gradients(
+    linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
-    import triton
+    from sedd_fast.kernels import head_rows
+    from sedd_fast.kernels import linear_score_entropy as kernel
+    from sedd_fast.kernels.batches import EntropyBatch
 
-    values.check(entropy)
-    with launching("linear_score_entropy", linear.hidden, triton.TritonError):
-        return _Run(linear, entropy, grad_scale, needs)()
+    entropy = entropy.contiguous()
+    tensors = entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight
+    process = entropy.graph, entropy.vocab_size, entropy.scale_by_sigma
+    batch = EntropyBatch(*tensors, *process)
+    rows = touched(batch) if linear.rows is None else linear.rows.contiguous()
+    scale = grad_scale.contiguous() if isinstance(grad_scale, Tensor) else grad_scale
+    bias = None if linear.bias is None else linear.bias.contiguous()
+    uniform, vocab, with_grad = entropy.graph == "uniform", entropy.vocab_size, any(needs)
+    grad_dtype = gradient_dtype(linear.dtype) if with_grad else linear.dtype
+    count, states = _plan(linear, entropy, needs, len(rows))
+    width = linear.hidden.shape[2]
+    loss = linear.hidden.new_zeros(linear.hidden.shape[:2], dtype=torch.float32)
+    of_hidden, of_weight, of_bias = _allocate(linear, vocab, needs, len(rows), count)
 
-
-class _Run:
-    """One pass over rows and vocabulary."""
-
-    def __init__(
-        self, linear: Linear, entropy: Entropy, grad_scale: Tensor | float, needs: NeedsGrad
-    ) -> None:
-        from sedd_fast.kernels.batches import EntropyBatch
-
-        self.linear, self.needs, self.vocab = linear, needs, entropy.vocab_size
-        self.scale = grad_scale.contiguous() if isinstance(grad_scale, Tensor) else grad_scale
-        entropy = entropy.contiguous()
-        small = entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight
-        kind = entropy.graph, entropy.vocab_size, entropy.scale_by_sigma
-        self.batch = EntropyBatch(*small, *kind)
-        self.uniform = entropy.graph == "uniform"
-        self.bias = None if linear.bias is None else linear.bias.contiguous()
-        self.with_grad = needs.hidden or needs.weight or needs.bias
-        # A gradient in float16 would lose what a loss scaler has yet to bring into range.
-        half = linear.dtype == torch.float16
-        self.grad_dtype = torch.float32 if half and self.with_grad else linear.dtype
-        self.rows = self._rows(linear.rows)
-        self.plan = self._plan()
-
-    def _rows(self, given: Tensor | None) -> Tensor:
-        """(R,) positions, -1 for none; the only place that waits for the GPU, if none are given."""
-        if given is not None:
-            return given.contiguous()
-        return touched(self.batch)
-
-    def _plan(self) -> head_plan.Plan:
-        from sedd_fast.kernels import linear_score_entropy as kernel
-
-        item, width = self.linear.dtype.itemsize, self.linear.hidden.shape[2]
-        tile, apart = kernel.TABLE[item], 4 * (self.grad_dtype != self.linear.dtype)
-        row = width * (item + 4 * self.needs.hidden + apart) + 5 * 4 + 2 * 4 + 2 * 8
-        score = item + apart + 4 * (1 + self.uniform) / tile.states
-        score += self.needs.bias * 4 / tile.group
-        size = len(self.rows), self.vocab, width, self.linear.workspace
-        from sedd_fast.kernels.settings import multiprocessors
-
-        count = multiprocessors(self.linear.hidden.device)
-        return head_plan.plan(head_plan.Head(*size, row, score), count)
-
-    def __call__(self) -> tuple[Tensor, Gradients]:
-        shape = self.linear.hidden.shape
-        self.loss = self.linear.hidden.new_zeros(shape[:2], dtype=torch.float32)
-        self.gradients = self._allocate()
-        parts = self.rows.split(self.plan.rows) if len(self.rows) else ()
-        for number, rows in enumerate(parts):
-            _Part(self, rows, again=number > 0)()
-        return self.loss, self._finished()
-
-    def _allocate(self) -> Gradients:
-        """Zeros where no row and no state will write."""
-        linear, needs = self.linear, self.needs
-        hidden = weight = bias = linear.hidden.new_empty(0)
-        if needs.hidden:
-            dtype = values.gradient_dtype(linear.hidden.dtype)
-            hidden = linear.hidden.new_zeros(linear.hidden.shape, dtype=dtype)
-        if needs.weight:
-            dtype = values.gradient_dtype(linear.weight.dtype)
-            if len(self.rows) > self.plan.rows:  # several parts add up in it
-                dtype = torch.promote_types(dtype, torch.float32)
-            weight = torch.empty(linear.weight.shape, dtype=dtype, device=linear.weight.device)
-            unwritten = weight[self.vocab :] if len(self.rows) else weight
-            if len(unwritten):
-                unwritten.zero_()
-        if needs.bias:
-            make = torch.empty if len(self.rows) else torch.zeros
-            bias = make(len(linear.weight), dtype=torch.float32, device=linear.weight.device)
-        return Gradients(hidden, weight, bias)
-
-    def _finished(self) -> Gradients:
-        """In the dtypes that the caller is promised."""
-        made, needs = self.gradients, self.needs
-        return Gradients.of(
-            self.linear,
-            made.hidden if needs.hidden else None,
-            made.weight if needs.weight else None,
-            made.bias if needs.bias else None,
-        )
+    empty = functools.partial(torch.empty, device=linear.hidden.device)
+    room = count if len(rows) else 0
+    memory = gradient_memory = empty(room, states, dtype=linear.dtype)
+    if grad_dtype != linear.dtype:
+        gradient_memory = empty(room, states, dtype=grad_dtype)
+    total_memory = empty(room, width, dtype=torch.float32) if needs.hidden else None
+    for number, chunk in enumerate(rows.split(count) if len(rows) else ()):
+        size, again = len(chunk), number > 0
+        hidden = empty(size, width, dtype=linear.dtype)
+        tokens = empty(2, size, dtype=torch.int32)
+        terms = empty(5, size, dtype=torch.float32)
+        sums = empty(1 + uniform, size, dtype=torch.float64)
+        operands = linear.hidden, linear.weight, bias
+        head_rows.launch_gather(batch, chunk, operands, scale, (hidden, tokens, terms))
+        factor = hidden.to(grad_dtype)  # products take operands of one dtype
+        total = None if total_memory is None else total_memory[:size]
+        partial = kernel.PartialSums.like(memory[:size], uniform, needs.bias)
+        for begin in range(0, vocab, states):
+            at = slice(begin, min(begin + states, vocab))
+            w = linear.weight[at].to(linear.dtype)  # (n, H)
+            f = torch.mm(hidden, w.T, out=memory[:size, : len(w)])
+            g = gradient_memory[:size, : len(w)] if with_grad else None
+            b = None if bias is None else bias[at]
+            kernel.launch(f, b, g, (tokens, terms), partial, begin)
+            if g is not None and total is not None:
+                accumulate(total, g, w.to(g.dtype), again=begin > 0)
+            if g is not None and of_weight is not None:
+                accumulate(of_weight[at], g.T, factor, again)
+            columns = None
+            if of_bias is not None:  # the last block's also set what lies beyond to 0
+                columns = of_bias[begin : at.stop if at.stop < vocab else None]
+            kernel.launch_sums(partial, sums, columns, len(w), begin > 0, again)
+        into = None if total is None or of_hidden is None else (total, of_hidden)
+        head_rows.launch_scatter(batch, chunk, terms, sums, loss, into)
+        del hidden, factor, partial  # before those of the next chunk are made
+    return loss, Gradients.of(linear, of_hidden, of_weight, of_bias)
 
 
-class _Part:
-    """Some rows, through all of the vocabulary."""
+def _plan(linear: Linear, entropy: EntropyInputs, needs: NeedsGrad, rows: int) -> head_plan.Plan:
+    from sedd_fast.kernels import linear_score_entropy as kernel
+    from sedd_fast.kernels.settings import multiprocessors
 
-    def __init__(self, run: _Run, rows: Tensor, again: bool) -> None:
-        from sedd_fast.kernels import head_rows
+    item, width = linear.dtype.itemsize, linear.hidden.shape[2]
+    separate = 4 * (linear.dtype == torch.float16 and any(needs))  # a gradient in float32
+    tile, uniform = kernel.TABLE[item], entropy.graph == "uniform"
+    row_bytes = width * (item + 4 * needs.hidden + separate) + 5 * 4 + 2 * 4 + 2 * 8
+    score_bytes = item + separate + 4 * (1 + uniform) / tile.states
+    score_bytes += needs.bias * 4 / tile.group
+    size = rows, entropy.vocab_size, width, linear.workspace
+    head = head_plan.Head(*size, row_bytes, score_bytes)
+    return head_plan.plan(head, multiprocessors(linear.hidden.device))
 
-        self.run, self.rows, self.again = run, rows, again
-        linear, count = run.linear, len(rows)
-        self.hidden = self._empty(count, linear.hidden.shape[2], dtype=linear.dtype)
-        self.tokens = self._empty(2, count, dtype=torch.int32)
-        self.terms = self._empty(5, count)
-        self.sums = self._empty(1 + run.uniform, count, dtype=torch.float64)
-        out = self.hidden, self.tokens, self.terms
-        operands = linear.hidden, linear.weight, run.bias
-        head_rows.launch_gather(run.batch, rows, operands, run.scale, out)
-        # Products take operands of one dtype.
-        self.factor = self.hidden.to(run.grad_dtype) if run.with_grad else self.hidden
-        self.total = self._empty(*self.hidden.shape) if run.needs.hidden else None
 
-    def __call__(self) -> None:
-        from sedd_fast.kernels import head_rows
-        from sedd_fast.kernels import linear_score_entropy as kernel
-
-        run, states = self.run, self.run.plan.states
-        scores = self._empty(len(self.rows), states, dtype=run.linear.dtype)
-        gradient = scores
-        if run.grad_dtype != scores.dtype:
-            gradient = self._empty(*scores.shape, dtype=run.grad_dtype)
-        partial = kernel.PartialSums.like(scores, run.uniform, run.needs.bias)
-        for begin in range(0, run.vocab, states):
-            at = slice(begin, min(begin + states, run.vocab))
-            self._block(at, scores[:, : at.stop - begin], gradient, partial)
-        into = None if self.total is None else (self.total, run.gradients.hidden)
-        head_rows.launch_scatter(run.batch, self.rows, self.terms, self.sums, run.loss, into)
-
-    def _block(self, at: slice, scores: Tensor, gradient: Tensor, partial: PartialSums) -> None:
-        """The scores (R, n) of some states, their gradient in place, and where that goes."""
-        from sedd_fast.kernels import linear_score_entropy as kernel
-
-        run = self.run
-        w = run.linear.weight[at].to(run.linear.dtype)
-        torch.mm(self.hidden, w.T, out=scores)
-        bias = None if run.bias is None else run.bias[at]
-        g = gradient[:, : len(w)] if run.with_grad else None
-        kernel.launch(scores, bias, g, (self.tokens, self.terms), partial, at.start)
-        if g is not None:
-            self._products(g, w.to(g.dtype), at)
-        of_bias = None
-        if run.needs.bias:
-            of_bias = run.gradients.bias[at.start : at.stop if at.stop < run.vocab else None]
-        kernel.launch_sums(partial, self.sums, of_bias, len(w), at.start > 0, self.again)
-
-    def _products(self, g: Tensor, w: Tensor, at: slice) -> None:
-        """g (R, n) into the gradients of the hidden states and of the weight."""
-        if self.total is not None:
-            accumulate(self.total, g, w, at.start > 0)
-        if self.run.needs.weight:
-            accumulate(self.run.gradients.weight[at], g.T, self.factor, self.again)
-
-    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.rows.device)
+def _allocate(
+    linear: Linear, vocab_size: int, needs: NeedsGrad, rows: int, count: int
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Memory for the wanted gradients, with zeros where no row and no state will write."""
+    hidden = weight = bias = None
+    if needs.hidden:
+        dtype = gradient_dtype(linear.hidden.dtype)
+        hidden = linear.hidden.new_zeros(linear.hidden.shape, dtype=dtype)
+    if needs.weight:
+        dtype = gradient_dtype(linear.weight.dtype)
+        dtype = fp32_or_fp64(dtype) if rows > count else dtype  # several chunks add up in it
+        weight = linear.weight.new_empty(linear.weight.shape, dtype=dtype)
+        unwritten = weight[vocab_size:] if rows else weight
+        if len(unwritten):
+            unwritten.zero_()
+    if needs.bias:
+        make = torch.empty if rows else torch.zeros
+        bias = make(len(linear.weight), dtype=torch.float32, device=linear.weight.device)
+    return hidden, weight, bias
 
 
 def touched(batch: EntropyBatch) -> Tensor:
-    """(R,) the touched positions; a GPU is waited for, to learn how many, unless it is all."""
+    """(R,) the touched positions; to count them synchronises the device, unless it is all."""
     from sedd_fast.kernels import head_rows
 
     positions, device = batch.x_t.numel(), batch.x_t.device

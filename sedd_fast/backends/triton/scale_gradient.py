@@ -1,11 +1,11 @@
-"""A gradient formed in the forward pass times that of the loss, which the device looks at."""
+"""A gradient formed in the forward pass times the gradient of the loss, which the kernel reads."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.gpu import launching
+from sedd_fast.backends.triton.launch import launching_triton
 
 
 def scale_gradient(
@@ -15,13 +15,11 @@ def scale_gradient(
 
     Each product is formed in float32 and rounded once.
     """
-    import triton
-
     from sedd_fast.kernels import scale_gradient as kernel
 
     out = gradient
     if not in_place or dtype != gradient.dtype:
         out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
-    with launching("linear_score_entropy's backward", gradient, triton.TritonError):
+    with launching_triton("linear_score_entropy's backward", gradient):
         kernel.launch(gradient, upstream, out)
     return out

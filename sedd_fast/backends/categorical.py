@@ -1,0 +1,39 @@
+"""Categorical draws in plain torch: the inverse of the cumulative weights, in one place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sedd_fast.backends import values
+
+
+def inverse_cdf(running: Tensor, u: Tensor) -> Tensor:
+    """The first index at which running sums of weights pass the share u of their total.
+
+    An index of weight 0 is never drawn.
+
+    Args:
+        running: (..., n) cumulative weights, not normalised, or (n,) for every u.
+        u: (...) in [0, 1).
+
+    Returns:
+        (...) int64.
+    """
+    total = running[..., -1:].contiguous()
+    index = torch.searchsorted(running, u[..., None] * total, right=True)
+    # u * total may round up to the total itself: the last that has weight then.
+    last = torch.searchsorted(running, total)
+    return torch.minimum(index, last).squeeze(-1)
+
+
+def draw(weights: Tensor, u: Tensor) -> Tensor:
+    """An index of each row of weights (..., n) for uniforms u (...): (...) int64.
+
+    Raises:
+        ValueError: on the CPU, a row whose weights are all zero, or of which one is not finite.
+    """
+    running = weights.double().cumsum(-1)
+    total = running[..., -1]
+    values.check_drawable((total > 0) & torch.isfinite(total))
+    return inverse_cdf(running, u)

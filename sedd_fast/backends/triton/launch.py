@@ -1,0 +1,55 @@
+"""What launches of Triton kernels share: memory for results, the device guard, limits of size."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from sedd_fast.backends.gpu import MOST_POSITIONS, launching, too_large
+
+#: What runs one program a position.
+ROW_OPS = ("score_entropy", "score_entropy_with_grad", "reverse_step", "row_sums")
+#: The most states of reverse_step, whose programs keep the sums of a row's blocks in registers. At
+#: this size they spill a little (sm_90); for four times as many, compiling takes 10 to 30 seconds.
+MOST_STATES_OF_A_STEP = 2**20
+
+
+def unsupported(op: str, like: Tensor) -> str | None:
+    """Why the operation cannot run on log scores, or tokens to be noised, of that size, or None."""
+    if op == "sample_transition" and like.numel() > MOST_POSITIONS:
+        return _too_many_programs(like)
+    if op not in ROW_OPS:
+        return None
+    if op != "reverse_step":
+        return too_large(op, like)
+    return too_large(op, like, MOST_STATES_OF_A_STEP, "it keeps their sums in registers")
+
+
+def _too_many_programs(x_0: Tensor) -> str | None:
+    from sedd_fast.kernels.sample_transition import programs
+
+    if (number := programs(*x_0.shape)) <= MOST_POSITIONS:
+        return None
+    return (
+        f"its sample_transition takes at most {MOST_POSITIONS:,} programs in a call, got "
+        f"{number:,}; split the batch"
+    )
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of that shape and device."""
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def launching_triton(op: str, tensor: Tensor) -> launching:
+    """The device guard of a launch; an error of Triton's in it names the operation."""
+    import triton
+
+    return launching(op, tensor, triton.TritonError)

@@ -1,0 +1,20 @@
+"""sample_transition as a Triton kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sedd_fast.backends.inputs import NoisingInputs
+from sedd_fast.backends.triton.launch import launching_triton
+
+
+def sample_transition(noising: NoisingInputs) -> Tensor:
+    """x_t ~ p(. | x_0)."""
+    from sedd_fast.kernels import sample_transition as kernel
+
+    noising = noising.contiguous(keep_fp32=True)
+    x_0, x_t = noising.x_0, torch.empty_like(noising.x_0)
+    with launching_triton("sample_transition", x_0):
+        kernel.launch(x_0, noising.sigma, noising.u, x_t, noising.graph, noising.vocab_size)
+    return x_t
