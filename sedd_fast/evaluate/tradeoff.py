@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.data.blocks import Blocks
 from sedd_fast.evaluate.diversity import ngram_divergence, unigram_entropy
 from sedd_fast.evaluate.generative import generative_perplexity
 from sedd_fast.evaluate.judge import Judge
@@ -160,13 +161,9 @@ class Quality:
 def counted(model: SEDD | Autoregressive) -> Iterator[list[torch.Size]]:
     """The shapes (B, L) of a network's inputs, recorded at its embedding, in the order of calls."""
     shapes: list[torch.Size] = []
-    handle = model.vocab_embed.register_forward_pre_hook(
-        lambda module, inputs: shapes.append(inputs[0].shape)
-    )
-    try:
+    embedding = model.vocab_embed
+    with embedding.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape)):
         yield shapes
-    finally:
-        handle.remove()
 
 
 def measure_sampler(
@@ -221,14 +218,12 @@ def _measure(
     return Point(name, steps, seconds / n, network_rows / n, positions / n, metrics)
 
 
-def spaced_rows(tokens: np.ndarray, length: int, most: int) -> np.ndarray:
+def spaced_rows(tokens: np.ndarray, length: int, most: int) -> Tensor:
     """Rows of a text (N,), evenly spaced over it: (at most `most`, length) int64.
 
     A text shorter than `length` is one row.
     """
-    length = min(length, len(tokens))
-    rows = tokens[: len(tokens) // length * length].astype(np.int64).reshape(-1, length)
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
+    return Blocks(tokens, min(length, len(tokens))).spaced(most)
 
 
 def _now(model: nn.Module) -> float:
