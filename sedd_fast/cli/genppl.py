@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import torch
@@ -18,10 +18,7 @@ from sedd_fast.evaluate.judge import Judge
 from sedd_fast.progress import counted
 
 #: Options of the drawing, and those of them that only SEDD has.
-DRAWING = (
-    "num_samples", "steps", "method", "top_p", "length", "batch_size", "seed", "dtype",
-    "tokenizer", "keep_after_eot",
-)  # fmt: skip
+DRAWING = (*(field.name for field in fields(Draw)), "dtype", "tokenizer")
 OF_SEDD = ("steps", "method")
 
 
@@ -124,11 +121,8 @@ def _result(
     }
     of = f"tokens of the {record['counted_in_tokens_of']}"
     figures = {
-        shown: figure(record[name], record[f"{name}_stderr"])
-        for shown, name in (
-            ("mean of exponentials", "mean_of_exponentials"),
-            ("exponential of mean", "exponential_of_mean"),
-        )
+        name.replace("_", " "): figure(record[name], record[f"{name}_stderr"])
+        for name in ("mean_of_exponentials", "exponential_of_mean")
     }
     figures["unigram entropy"] = f"{figure(record['unigram_entropy_nats'])} nats, {of}"
     figures["distinct n-grams"] = ", ".join(

@@ -99,15 +99,15 @@ def _train_demo(minutes: float) -> None:
     path = DEMO[0]
     if demo.is_trained(path):
         return
-    settings = demo.DemoSettings(minutes, path)
-    if RunDirectory(path).config.is_file() and not demo.is_interrupted(path):
+    settings = demo.DemoSettings(path, minutes)
+    if not demo.is_usable(path):
         raise ValueError(
             f"--demo: {path} holds another run than the demo's; move it away, or compare that "
             f"one: sedd-fast tradeoff --model {path} --ar RUN_DIR"
         )
     progress().print(f"training SEDD as sedd-fast demo does, {minutes:g} minutes, in {path}")
     with TrainingDisplay(str(path)) as display:
-        demo.train_demo(settings, path, display)
+        demo.train_demo(settings, display)
 
 
 def _of_runs(name: str, options: TradeoffOptions) -> Compared:
@@ -122,7 +122,7 @@ def _of_runs(name: str, options: TradeoffOptions) -> Compared:
     quality = Quality.of_text(
         train_tokens, held_out, tokenizer.vocab_size, tokenizer.decode, budget, judge
     )
-    rows = torch.from_numpy(spaced_rows(held_out, model.config.length, _BLOCKS))
+    rows = spaced_rows(held_out, model.config.length, _BLOCKS)
     generator = torch.Generator().manual_seed(options.seed)
     about: dict[str, Any] = {
         "model": network.source,

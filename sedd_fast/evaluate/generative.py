@@ -118,7 +118,7 @@ def generative_perplexity(
     encoded = judge.encode(texts) if texts else []
     nats = judge.nats(encoded, batch_size, on_batch)
     counts = torch.tensor([len(row) for row in nats])
-    if not len(counts) or not bool(counts.any()):
+    if not counts.any():
         raise ValueError(
             f"texts: none of {len(texts)} has two tokens of the judge, so nothing is predicted"
         )

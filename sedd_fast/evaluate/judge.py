@@ -67,11 +67,6 @@ class Judge:
         context = min(positions, tokenizer.model_max_length)
         return cls(name, model, tokenizer, context if context < _UNLIMITED else _DEFAULT_CONTEXT)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
-
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The judge's tokens of each text."""
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
@@ -136,7 +131,8 @@ class Judge:
         lengths = torch.tensor([len(row) for row in rows])
         padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         attention = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-        return padded.to(self.device), lengths.to(self.device), attention.to(self.device)
+        device = self.model.device
+        return padded.to(device), lengths.to(device), attention.to(device)
 
 
 def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:

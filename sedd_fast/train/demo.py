@@ -1,7 +1,6 @@
 """The demo: train a character model on the help texts that come with Python, and evaluate it.
 
-    settings = DemoSettings(minutes=5)
-    run = train_demo(settings, demo_directory(settings))
+    run = train_demo(DemoSettings(demo_directory(), minutes=5))
     report = evaluate_demo(run)
 
 It creates a run directory as any training does, and adds a picture of the curves and the figures
@@ -49,14 +48,13 @@ class DemoSettings:
     """The settings of a demo.
 
     Args:
+        run_dir: from `demo_directory`.
         minutes: training time.
-        run_dir: a new directory, or that of an interrupted demo; None: runs/demo, or runs/demo-2,
-            ... where that is taken.
         seed: random seed for weights, training, bound and samples.
     """
 
+    run_dir: Path
     minutes: float = 5.0
-    run_dir: Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -100,21 +98,29 @@ class DemoReport:
         return self.baselines["unigram"] - self.bits
 
 
-def demo_directory(settings: DemoSettings) -> Path:
+def demo_directory(run_dir: Path | None = None) -> Path:
     """The directory of the demo: one that is free, or holds an interrupted demo.
 
+    Args:
+        run_dir: the directory to use; None: the first usable one of runs/demo, runs/demo-2, ...
+
     Raises:
-        ValueError: `settings.run_dir` holds another run.
+        ValueError: `run_dir` holds another run.
     """
-    if settings.run_dir is None:
+    if run_dir is None:
         names = chain(["demo"], (f"demo-{number}" for number in count(2)))
-        return next(path for name in names if _usable(path := Path("runs") / name))
-    if not _usable(settings.run_dir):
+        return next(path for name in names if is_usable(path := Path("runs") / name))
+    if not is_usable(run_dir):
         raise ValueError(
-            f"run_dir: {settings.run_dir} already holds a finished run; choose another directory, "
-            f"or look at this one: sedd-fast sample --model {settings.run_dir}"
+            f"run_dir: {run_dir} already holds a finished run; choose another directory, "
+            f"or look at this one: sedd-fast sample --model {run_dir}"
         )
-    return settings.run_dir
+    return run_dir
+
+
+def is_usable(path: Path) -> bool:
+    """Whether a demo can be trained in the directory: it holds no other run."""
+    return is_interrupted(path) or not RunDirectory(path).config.exists()
 
 
 def is_interrupted(path: Path) -> bool:
@@ -129,8 +135,9 @@ def is_trained(path: Path) -> bool:
     return record is not None and (record["finished"] or is_finished(path))
 
 
-def train_demo(settings: DemoSettings, path: Path, on_step: OnStep | None = None) -> TrainResult:
-    """Train the preset `tiny` in `path`, or resume the demo that was interrupted there."""
+def train_demo(settings: DemoSettings, on_step: OnStep | None = None) -> TrainResult:
+    """Train the preset `tiny` in `run_dir`, or resume the demo that was interrupted there."""
+    path = settings.run_dir
     limit = f"training.max_minutes={settings.minutes!r}"
     if is_interrupted(path) and RunDirectory(path).config.is_file():
         return resume(path, [limit], on_step)
@@ -186,10 +193,6 @@ def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> D
     report = DemoReport(bound, corpus.chars_per_token, baselines, samples, filled_text, picture)
     _write(run.run_dir / RECORD, _record(report, run))
     return report
-
-
-def _usable(path: Path) -> bool:
-    return is_interrupted(path) or not RunDirectory(path).config.exists()
 
 
 def _record(report: DemoReport, run: TrainResult) -> dict[str, Any]:
