@@ -15,8 +15,7 @@ from sedd_fast.evaluate.tradeoff import (
     Point,
     as_fast,
     matches,
-    measure_baseline,
-    measure_sampler,
+    measure,
 )
 from sedd_fast.progress import counted
 from sedd_fast.sampling.config import SamplerConfig
@@ -83,13 +82,13 @@ def _points(compared: Compared, grid: Grid) -> tuple[list[Point], dict[str, str]
         for method in grid.methods:
             try:
                 # Called once before, so that the costs of a first call are not in the measurements.
-                measure_sampler(sedd, SamplerConfig(method, 1), budget.one_batch())
+                measure(sedd, SamplerConfig(method, 1), budget.one_batch())
             except ValueError as error:
                 left_out[method] = str(error)
                 continue
             for steps in grid.steps:
                 config = SamplerConfig(method, steps)
-                points.append(measure_sampler(sedd, config, budget, compared.quality))
+                points.append(measure(sedd, config, budget, compared.quality))
                 report(len(points), (len(grid.methods) - len(left_out)) * len(grid.steps))
     if not points:
         raise ValueError(f"tradeoff: no sampler can draw: {next(iter(left_out.values()))}")
@@ -101,8 +100,11 @@ def _baselines(compared: Compared, grid: Grid) -> list[Point]:
     if model is None:
         return []
     with compared.autocast():
-        measure_baseline(model, 1.0, compared.budget.one_batch())
-        return [measure_baseline(model, p, compared.budget, compared.quality) for p in grid.top_p]
+        measure(model, SamplerConfig(), compared.budget.one_batch())
+        return [
+            measure(model, SamplerConfig(top_p=top_p), compared.budget, compared.quality)
+            for top_p in grid.top_p
+        ]
 
 
 def _records(found: dict[str, Point | None]) -> dict[str, Any]:

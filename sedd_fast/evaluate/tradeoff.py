@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from sedd_fast.data.blocks import Blocks
 from sedd_fast.evaluate.diversity import ngram_divergence, unigram_entropy
-from sedd_fast.evaluate.generative import generative_perplexity
+from sedd_fast.evaluate.generative import ORDERS, generative_perplexity
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.ngram import NGram
 from sedd_fast.models.autoregressive import Autoregressive, generate
@@ -38,7 +39,6 @@ from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import sample
 from sedd_fast.sampling.config import SamplerConfig
 
-ORDERS = (1, 2, 3, 4)
 #: Axis labels of the metrics.
 LABELS = {
     "js": "n-gram divergence from held-out text, bits",
@@ -166,41 +166,25 @@ def counted(model: SEDD | Autoregressive) -> Iterator[list[torch.Size]]:
         yield shapes
 
 
-def measure_sampler(
-    model: SEDD, config: SamplerConfig, budget: Budget, quality: Quality | None = None
+def measure(
+    model: SEDD | Autoregressive,
+    config: SamplerConfig,
+    budget: Budget,
+    quality: Quality | None = None,
 ) -> Point:
-    """Draw with one sampler at one number of steps.
+    """Draw with one sampler at one number of steps, or from the autoregressive model.
+
+    Of `config`, the autoregressive model uses `top_p` alone.
 
     Raises:
         ValueError: the method is not for the model's graph.
     """
-
-    def draw(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-        process = (model, model.graph, model.noise)
-        return sample(*process, shape, generator=generator, **vars(config))
-
-    return _measure(model, config.method, config.steps or budget.length, draw, budget, quality)
-
-
-def measure_baseline(
-    model: Autoregressive, top_p: float, budget: Budget, quality: Quality | None = None
-) -> Point:
-    """Draw from the autoregressive model with its cache."""
-
-    def draw(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-        return generate(model, shape, top_p, generator=generator)
-
-    return _measure(model, f"ar, top-p {top_p:g}", budget.length, draw, budget, quality)
-
-
-def _measure(
-    model: SEDD | Autoregressive,
-    name: str,
-    steps: int,
-    draw: Callable[[tuple[int, int], torch.Generator], Tensor],
-    budget: Budget,
-    quality: Quality | None,
-) -> Point:
+    if isinstance(model, Autoregressive):
+        name, steps = f"ar, top-p {config.top_p:g}", budget.length
+        draw = partial(generate, model, top_p=config.top_p)
+    else:
+        name, steps = config.method, config.steps or budget.length
+        draw = partial(sample, model, model.graph, model.noise, **vars(config))
     generator = torch.Generator().manual_seed(budget.seed)
     rows: list[list[int]] = []
     seconds = 0.0
@@ -208,7 +192,7 @@ def _measure(
         for start in range(0, budget.num_samples, budget.batch_size):
             size = min(budget.batch_size, budget.num_samples - start)
             began = _now(model)
-            tokens = draw((size, budget.length), generator)
+            tokens = draw(shape=(size, budget.length), generator=generator)
             seconds += _now(model) - began
             rows += tokens.tolist()
     n = budget.num_samples
