@@ -96,7 +96,7 @@ def _show(run: TrainResult, report: work.DemoReport) -> None:
     files = {
         str(run.export): "averaged weights and tokenizer",
         str(run.checkpoint): "checkpoint to resume from",
-        str(report.picture): "picture of the training curves",
+        str(run.run_dir / work.PICTURE): "picture of the training curves",
         str(run.run_dir / work.RECORD): "the figures above",
     }
     console.print("", pairs(files, styles=("cyan", "dim")), "", commands(run), sep="\n")

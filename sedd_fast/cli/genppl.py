@@ -71,18 +71,16 @@ def genppl(context: typer.Context, options: GenpplOptions) -> None:
       2    a wrong option, value or path, or transformers is not installed
       130  stopped with Ctrl-C
     """
-    device = choose_device(options.device)
+    device, samples = choose_device(options.device), None
     if (options.file is None) == (options.model is None):
         raise ValueError("genppl: give either SAMPLES.jsonl or --model, to draw the samples from")
     if options.file is not None:
         why = f"the samples are those of {options.file}, nothing is drawn"
         shared.refuse_given(context, DRAWING, why)
         samples = read_samples(options.file)
-        judge = Judge.from_pretrained(options.judge, device)
-    else:
-        # The judge is loaded first: a failure here must not cost the drawing.
-        judge = Judge.from_pretrained(options.judge, device)
-        samples = _draw(context, options)
+    # Loaded before the samples are drawn: a failure here must not cost the drawing.
+    judge = Judge.from_pretrained(options.judge, device)
+    samples = samples or _draw(context, options)
     with counted("judging", "windows") as report:
         found = generative_perplexity(
             judge, samples.texts, samples.tokens, options.judge_batch_size, report

@@ -8,7 +8,7 @@ MDLM does the same (but SEDD passes its own GPT-2 tokens to the judge).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sedd_fast.data.libraries import explained, import_library
+from sedd_fast.progress import Report
 
 _DEFAULT_CONTEXT = 1024  # where the configuration names none
 _UNLIMITED = 10**9  # a larger model_max_length means that the tokenizer names none
-OnBatch = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Judge:
         self,
         sequences: Sequence[Sequence[int]],
         batch_size: int = 4,
-        on_batch: OnBatch | None = None,
+        on_batch: Report | None = None,
     ) -> list[Tensor]:
         """-ln p of every token that is predicted: for each sequence (n,) float64 on the CPU.
 

@@ -41,8 +41,11 @@ def load_config(
         ValueError: unknown key (with the close matches), wrong type, bad value, missing file;
             one line.
     """
-    layers = [_read_preset(preset)] if preset else []
-    return config_from_dict(*layers, *map(_read_yaml, files), *map(_parse_override, overrides))
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    first = [Path(__file__).with_name("presets") / f"{preset}.yaml"] if preset else []
+    layers = (*map(_read_yaml, [*first, *files]), *map(_parse_override, overrides))
+    return config_from_dict(*layers)
 
 
 def save_config(config: TrainConfig, path: str | Path) -> None:
@@ -66,12 +69,6 @@ def config_from_dict(*layers: Mapping[str, Any]) -> TrainConfig:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{error.full_key or 'settings'}: {reason}") from error
-
-
-def _read_preset(name: str) -> Any:
-    if name not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return _read_yaml(Path(__file__).with_name("presets") / f"{name}.yaml")
 
 
 def _read_yaml(path: str | Path) -> Any:

@@ -72,7 +72,6 @@ class DemoReport:
         baselines: name of an n-gram model -> its bits per character of the same held-out text.
         samples: unconditional samples.
         filled: an infill around the prompt GIVEN.
-        picture: path of the training curves.
     """
 
     bound: LikelihoodBound
@@ -80,7 +79,6 @@ class DemoReport:
     baselines: dict[str, float]
     samples: list[Sample]
     filled: Sample
-    picture: Path
 
     @property
     def bits(self) -> float:
@@ -189,8 +187,8 @@ def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> D
     tokens, known = lay_out(pieces, tokenizer, length)
     filled = infill(model, *process, tokens[None], known[None], steps, generator=generator())
     [filled_text] = decode_samples(filled, known, tokenizer, model.graph.mask_index)
-    picture = plot_training(directory.metrics, run.run_dir / PICTURE, baselines)
-    report = DemoReport(bound, corpus.chars_per_token, baselines, samples, filled_text, picture)
+    plot_training(directory.metrics, run.run_dir / PICTURE, baselines)
+    report = DemoReport(bound, corpus.chars_per_token, baselines, samples, filled_text)
     _write(run.run_dir / RECORD, _record(report, run))
     return report
 
@@ -207,7 +205,7 @@ def _record(report: DemoReport, run: TrainResult) -> dict[str, Any]:
         "below_unigram": report.gain,
         "samples": [drawn.text for drawn in report.samples],
         "filled": report.filled.text,
-        "picture": str(report.picture),
+        "picture": str(run.run_dir / PICTURE),
     }
 
 
