@@ -9,7 +9,6 @@ import torch
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli import sampler_options
 from sedd_fast.cli.network import Baseline, Precision, choose_device, load_any
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.cli.samples import Draw, File, ModelOrNone, Samples, draw_samples, read_samples
@@ -29,30 +28,20 @@ class GenpplOptions:
     file: File = None
     model: ModelOrNone = None
     judge: shared.JudgeName = "gpt2-large"
-    num_samples: Annotated[shared.NumSamples, shared.Renamed(("--texts", "-t"))] = 64
-    steps: sampler_options.Steps = 128
-    method: sampler_options.SamplerMethod = sampler_options.DEFAULT
-    top_p: sampler_options.TopP = 1.0
-    length: shared.Length = None
-    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch",))] = 16
     judge_batch_size: Annotated[
         int,
         typer.Option(**shared.COUNT, help="Windows that the judge reads at a time."),
         shared.Renamed(("--judge-batch",)),
     ] = 4
-    seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed for the drawing.")] = 0
     device: shared.DeviceName = "auto"
     dtype: shared.Dtype = Precision.float32
     tokenizer: shared.TokenizerName = None
-    keep_after_eot: Annotated[
-        bool, typer.Option("--keep-after-eot", help="Do not cut drawn samples at end-of-text.")
-    ] = False
     as_json: shared.Json = False
     save: shared.SaveTo = None
 
 
 @shared.expand_options
-def genppl(context: typer.Context, options: GenpplOptions) -> None:
+def genppl(context: typer.Context, options: GenpplOptions, draw: Draw) -> None:
     """Generative perplexity: how likely a large model finds the samples.
 
     The judge tokenises the samples anew; the first token of a sample (of
@@ -80,7 +69,7 @@ def genppl(context: typer.Context, options: GenpplOptions) -> None:
         samples = read_samples(options.file)
     # Loaded before the samples are drawn: a failure here must not cost the drawing.
     judge = Judge.from_pretrained(options.judge, device)
-    samples = samples or _draw(context, options)
+    samples = samples or _draw(context, options, draw)
     with counted("judging", "windows") as report:
         found = generative_perplexity(
             judge, samples.texts, samples.tokens, options.judge_batch_size, report
@@ -88,11 +77,7 @@ def genppl(context: typer.Context, options: GenpplOptions) -> None:
     _result(found, judge, samples, device).write(options.save, options.as_json)
 
 
-def _draw(context: typer.Context, options: GenpplOptions) -> Samples:
-    draw = Draw(
-        options.num_samples, options.length, options.steps, options.method.value, options.seed,
-        options.batch_size, options.keep_after_eot, options.top_p,
-    )  # fmt: skip
+def _draw(context: typer.Context, options: GenpplOptions, draw: Draw) -> Samples:
     network = load_any(str(options.model), options.tokenizer, options.device, options.dtype)
     if isinstance(network, Baseline):
         shared.refuse_given(context, OF_SEDD, "an autoregressive model draws a token at a time")

@@ -12,7 +12,8 @@ import torch
 import typer
 
 from sedd_fast.cli.network import Baseline, Network
-from sedd_fast.cli.sampler_options import text_option
+from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed
+from sedd_fast.cli.sampler_options import DEFAULT, SamplerMethod, Steps, TopP, text_option
 from sedd_fast.data.prompts import decode_samples
 from sedd_fast.data.sources import read_text
 from sedd_fast.models.autoregressive import generate
@@ -49,16 +50,18 @@ class Samples:
 
 @dataclass(frozen=True)
 class Draw:
-    """How samples are drawn from a model; the record contains it."""
+    """How samples are drawn from a model, as options; the record contains it."""
 
-    num_samples: int
-    length: int | None
-    steps: int
-    method: str
-    seed: int
-    batch_size: int
-    keep_after_eot: bool
-    top_p: float = 1.0
+    num_samples: Annotated[NumSamples, Renamed(("--texts", "-t"))] = 64
+    steps: Steps = 128
+    method: SamplerMethod = DEFAULT
+    top_p: TopP = 1.0
+    length: Length = None
+    batch_size: Annotated[BatchSize, Renamed(("--batch",))] = 16
+    seed: Annotated[int, typer.Option(**SEED, help="Random seed for the drawing.")] = 0
+    keep_after_eot: Annotated[
+        bool, typer.Option("--keep-after-eot", help="Do not cut drawn samples at end-of-text.")
+    ] = False
 
 
 def read_samples(path: Path, name: str = "SAMPLES") -> Samples:
@@ -116,7 +119,7 @@ def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
     nothing = torch.zeros(length, dtype=torch.bool)
     mask = None if isinstance(network, Baseline) else network.model.graph.mask_index
     drawn = decode_samples(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
-    settings = asdict(draw)
+    settings = asdict(draw) | {"method": draw.method.value}
     if isinstance(network, Baseline):
         del settings["steps"], settings["method"]
     origin = {"model": network.source, **settings, "length": length}
@@ -129,4 +132,5 @@ def _draw_batch(
     if isinstance(network, Baseline):
         return generate(network.model, shape, draw.top_p, generator=generator)
     process = (network.model, network.model.graph, network.model.noise)
-    return sample(*process, shape, draw.steps, draw.method, generator=generator, top_p=draw.top_p)
+    method = draw.method.value
+    return sample(*process, shape, draw.steps, method, generator=generator, top_p=draw.top_p)
