@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -166,6 +165,18 @@ def counted(model: SEDD | Autoregressive) -> Iterator[list[torch.Size]]:
         yield shapes
 
 
+def draw_batch(
+    model: SEDD | Autoregressive,
+    config: SamplerConfig,
+    shape: tuple[int, int],
+    generator: torch.Generator,
+) -> Tensor:
+    """Draw samples, (B, L) int64; of `config`, the autoregressive model uses `top_p` alone."""
+    if isinstance(model, Autoregressive):
+        return generate(model, shape, config.top_p, generator=generator)
+    return sample(model, model.graph, model.noise, shape, generator=generator, **vars(config))
+
+
 def measure(
     model: SEDD | Autoregressive,
     config: SamplerConfig,
@@ -174,17 +185,13 @@ def measure(
 ) -> Point:
     """Draw with one sampler at one number of steps, or from the autoregressive model.
 
-    Of `config`, the autoregressive model uses `top_p` alone.
-
     Raises:
         ValueError: the method is not for the model's graph.
     """
     if isinstance(model, Autoregressive):
         name, steps = f"ar, top-p {config.top_p:g}", budget.length
-        draw = partial(generate, model, top_p=config.top_p)
     else:
         name, steps = config.method, config.steps or budget.length
-        draw = partial(sample, model, model.graph, model.noise, **vars(config))
     generator = torch.Generator().manual_seed(budget.seed)
     rows: list[list[int]] = []
     seconds = 0.0
@@ -192,7 +199,7 @@ def measure(
         for start in range(0, budget.num_samples, budget.batch_size):
             size = min(budget.batch_size, budget.num_samples - start)
             began = _now(model)
-            tokens = draw(shape=(size, budget.length), generator=generator)
+            tokens = draw_batch(model, config, (size, budget.length), generator)
             seconds += _now(model) - began
             rows += tokens.tolist()
     n = budget.num_samples

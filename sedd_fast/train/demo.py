@@ -123,14 +123,13 @@ def is_usable(path: Path) -> bool:
 
 def is_interrupted(path: Path) -> bool:
     """Whether the directory holds a demo that was started and is not finished."""
-    record = _read(path / RECORD)
-    return record is not None and not record["finished"]
+    return _finished(path) is False
 
 
 def is_trained(path: Path) -> bool:
     """Whether the directory holds a demo whose training is finished."""
-    record = _read(path / RECORD)
-    return record is not None and (record["finished"] or is_finished(path))
+    finished = _finished(path)
+    return finished is not None and (finished or is_finished(path))
 
 
 def train_demo(settings: DemoSettings, on_step: OnStep | None = None) -> TrainResult:
@@ -209,9 +208,10 @@ def _record(report: DemoReport, run: TrainResult) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _finished(path: Path) -> bool | None:
+    """What the record in the directory says; None where it holds no demo."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads((path / RECORD).read_text(encoding="utf-8"))["finished"]
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
