@@ -210,9 +210,7 @@ def _bits(log_probs: np.ndarray) -> float:
 
 def _as_tokens(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
     array = np.asarray(tokens)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.size and not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"tokens must be integers, got {array.dtype}")
     if array.ndim != 1:
         raise ValueError(f"tokens must be 1-D, got shape {array.shape}; join blocks with .ravel()")

@@ -92,7 +92,7 @@ class Trainer:
         section = self.config.training
         with self._open_run(), StopRequest() as stop:
             self._began = time.monotonic() - self.elapsed
-            # (step, seconds) of the last fifty steps
+            # The last fifty steps: (step, seconds since the start of the run).
             self._pace: deque[tuple[int, float]] = deque([(self.step, self.elapsed)], maxlen=50)
             while not section.is_over(self.step, self.elapsed):
                 info, stopping = self._train_step(stop.requested)
