@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from sedd_fast.cli.display import TrainingDisplay, duration
 from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.options import SEED
-from sedd_fast.cli.output import heading, marked, pairs, progress, results, show_text
+from sedd_fast.cli.output import heading, pairs, progress, results, show_text
 from sedd_fast.cli.train import commands
 from sedd_fast.train import demo as work
 from sedd_fast.train.progress import TrainingInterrupted, TrainResult
@@ -66,55 +62,41 @@ def demo(
     """
     check_backend("cpu")
     began = time.monotonic()
-    settings = work.DemoSettings(minutes, run_dir, seed)
-    path = work.demo_directory(settings)
-    _announce(settings, path)
-    with TrainingDisplay(str(path)) as display:
-        run = _train(settings, path, display)
-    with _stages() as on_stage:
-        report = work.evaluate_demo(run, on_stage)
+    settings = work.DemoSettings(work.demo_directory(run_dir), minutes, seed)
+    verb = "Resuming" if work.is_interrupted(settings.run_dir) else "Training"
+    progress().print(
+        f"{verb} a character model on Python's own help texts, {minutes:g} minutes, "
+        f"in {settings.run_dir}\n",
+        soft_wrap=True,
+    )
+    run = _train(settings)
+    report = work.evaluate_demo(run, lambda stage: progress().print(f"{stage} ..."))
     _show(run, report)
     results().print(f"\n[dim]The whole demo took {duration(time.monotonic() - began)}.[/]")
 
 
-def _train(settings: work.DemoSettings, path: Path, display: TrainingDisplay) -> TrainResult:
+def _train(settings: work.DemoSettings) -> TrainResult:
+    path = str(settings.run_dir)
     try:
-        return work.train_demo(settings, path, display)
+        with TrainingDisplay(path) as display:
+            return work.train_demo(settings, display)
     except TrainingInterrupted as stop:
-        again = f"sedd-fast demo --minutes {settings.minutes:g} --run-dir {shlex.quote(str(path))}"
+        again = f"sedd-fast demo --minutes {settings.minutes:g} --run-dir {shlex.quote(path)}"
         raise TrainingInterrupted(stop.run_dir, stop.step, again) from stop
-
-
-def _announce(settings: work.DemoSettings, path: Path) -> None:
-    verb = "Resuming" if work.is_interrupted(path) else "Training"
-    progress().print(
-        f"{verb} a character model on Python's own help texts, {settings.minutes:g} minutes, "
-        f"in {path}\n",
-        soft_wrap=True,
-    )
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
-    """A spinner that names the present stage; a plain line per stage without a terminal."""
-    console = progress()
-    if not console.is_terminal:
-        yield lambda stage: console.print(f"{stage} ...")
-        return
-    with console.status("reading the weights ...") as status:
-        yield lambda stage: status.update(f"{stage} ...")
 
 
 def _show(run: TrainResult, report: work.DemoReport) -> None:
     console = results()
     console.print("", _bits_table(report), _verdict(report), sep="\n", soft_wrap=False)
-    for number, drawn in enumerate(report.samples, start=1):
-        _text(console, f"sample {number} of {len(report.samples)}", drawn)
-    _text(console, "infill with given start, middle and end", report.filled)
+    titles = [f"sample {number} of {work.SAMPLES}" for number in range(1, work.SAMPLES + 1)]
+    titles.append("infill with given start, middle and end")
+    for title, drawn in zip(titles, [*report.samples, report.filled], strict=True):
+        heading(title)
+        show_text(drawn.text, drawn.marks)
     files = {
         str(run.export): "averaged weights and tokenizer",
         str(run.checkpoint): "checkpoint to resume from",
-        str(report.picture): "picture of the training curves",
+        str(run.run_dir / work.PICTURE): "picture of the training curves",
         str(run.run_dir / work.RECORD): "the figures above",
     }
     console.print("", pairs(files, styles=("cyan", "dim")), "", commands(run), sep="\n")
@@ -130,16 +112,6 @@ def _verdict(report: work.DemoReport) -> Text:
         "Python's help repeats passages across topics; that helps the model and the 5-gram.\n"
     )
     return Text.assemble("The model is ", (gain, style), ".\n", (notes, "dim"))
-
-
-def _text(console: Console, title: str, drawn: work.Sample) -> None:
-    if console.is_terminal:
-        shown = marked(drawn.text.rstrip("\n"), drawn.marks)
-        panel = Panel(shown, title=Text(title), title_align="left", border_style="dim")
-        console.print(panel, soft_wrap=False)
-    else:
-        heading(title)
-        show_text(drawn.text)
 
 
 def _bits_table(report: work.DemoReport) -> Table:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import torch
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli import sampler_options
 from sedd_fast.cli.network import Baseline, Precision, choose_device, load_any
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.cli.samples import Draw, File, ModelOrNone, Samples, draw_samples, read_samples
@@ -18,10 +17,7 @@ from sedd_fast.evaluate.judge import Judge
 from sedd_fast.progress import counted
 
 #: Options of the drawing, and those of them that only SEDD has.
-DRAWING = (
-    "num_samples", "steps", "method", "top_p", "length", "batch_size", "seed", "dtype",
-    "tokenizer", "keep_after_eot",
-)  # fmt: skip
+DRAWING = (*(field.name for field in fields(Draw)), "dtype", "tokenizer")
 OF_SEDD = ("steps", "method")
 
 
@@ -32,30 +28,20 @@ class GenpplOptions:
     file: File = None
     model: ModelOrNone = None
     judge: shared.JudgeName = "gpt2-large"
-    num_samples: Annotated[shared.NumSamples, shared.Renamed(("--texts", "-t"))] = 64
-    steps: sampler_options.Steps = 128
-    method: sampler_options.SamplerMethod = sampler_options.DEFAULT
-    top_p: sampler_options.TopP = 1.0
-    length: shared.Length = None
-    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch",))] = 16
     judge_batch_size: Annotated[
         int,
         typer.Option(**shared.COUNT, help="Windows that the judge reads at a time."),
         shared.Renamed(("--judge-batch",)),
     ] = 4
-    seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed for the drawing.")] = 0
     device: shared.DeviceName = "auto"
     dtype: shared.Dtype = Precision.float32
     tokenizer: shared.TokenizerName = None
-    keep_after_eot: Annotated[
-        bool, typer.Option("--keep-after-eot", help="Do not cut drawn samples at end-of-text.")
-    ] = False
     as_json: shared.Json = False
     save: shared.SaveTo = None
 
 
 @shared.expand_options
-def genppl(context: typer.Context, options: GenpplOptions) -> None:
+def genppl(context: typer.Context, options: GenpplOptions, draw: Draw) -> None:
     """Generative perplexity: how likely a large model finds the samples.
 
     The judge tokenises the samples anew; the first token of a sample (of
@@ -74,18 +60,16 @@ def genppl(context: typer.Context, options: GenpplOptions) -> None:
       2    a wrong option, value or path, or transformers is not installed
       130  stopped with Ctrl-C
     """
-    device = choose_device(options.device)
+    device, samples = choose_device(options.device), None
     if (options.file is None) == (options.model is None):
         raise ValueError("genppl: give either SAMPLES.jsonl or --model, to draw the samples from")
     if options.file is not None:
         why = f"the samples are those of {options.file}, nothing is drawn"
         shared.refuse_given(context, DRAWING, why)
         samples = read_samples(options.file)
-        judge = Judge.from_pretrained(options.judge, device)
-    else:
-        # The judge is loaded first: a failure here must not cost the drawing.
-        judge = Judge.from_pretrained(options.judge, device)
-        samples = _draw(context, options)
+    # Loaded before the samples are drawn: a failure here must not cost the drawing.
+    judge = Judge.from_pretrained(options.judge, device)
+    samples = samples or _draw(context, options, draw)
     with counted("judging", "windows") as report:
         found = generative_perplexity(
             judge, samples.texts, samples.tokens, options.judge_batch_size, report
@@ -93,11 +77,7 @@ def genppl(context: typer.Context, options: GenpplOptions) -> None:
     _result(found, judge, samples, device).write(options.save, options.as_json)
 
 
-def _draw(context: typer.Context, options: GenpplOptions) -> Samples:
-    draw = Draw(
-        options.num_samples, options.length, options.steps, options.method.value, options.seed,
-        options.batch_size, options.keep_after_eot, options.top_p,
-    )  # fmt: skip
+def _draw(context: typer.Context, options: GenpplOptions, draw: Draw) -> Samples:
     network = load_any(str(options.model), options.tokenizer, options.device, options.dtype)
     if isinstance(network, Baseline):
         shared.refuse_given(context, OF_SEDD, "an autoregressive model draws a token at a time")
@@ -124,11 +104,8 @@ def _result(
     }
     of = f"tokens of the {record['counted_in_tokens_of']}"
     figures = {
-        shown: figure(record[name], record[f"{name}_stderr"])
-        for shown, name in (
-            ("mean of exponentials", "mean_of_exponentials"),
-            ("exponential of mean", "exponential_of_mean"),
-        )
+        name.replace("_", " "): figure(record[name], record[f"{name}_stderr"])
+        for name in ("mean_of_exponentials", "exponential_of_mean")
     }
     figures["unigram entropy"] = f"{figure(record['unigram_entropy_nats'])} nats, {of}"
     figures["distinct n-grams"] = ", ".join(

@@ -12,12 +12,13 @@ import torch
 import typer
 
 from sedd_fast.cli.network import Baseline, Network
-from sedd_fast.cli.sampler_options import text_option
+from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed
+from sedd_fast.cli.sampler_options import DEFAULT, SamplerMethod, Steps, TopP, text_option
 from sedd_fast.data.prompts import decode_samples
 from sedd_fast.data.sources import read_text
-from sedd_fast.models.autoregressive import generate
+from sedd_fast.evaluate.tradeoff import draw_batch
 from sedd_fast.progress import counted
-from sedd_fast.sampling.api import sample
+from sedd_fast.sampling.config import SamplerConfig
 
 File = Annotated[
     Path | None,
@@ -49,16 +50,18 @@ class Samples:
 
 @dataclass(frozen=True)
 class Draw:
-    """How samples are drawn from a model; the record contains it."""
+    """How samples are drawn from a model, as options; the record contains it."""
 
-    num_samples: int
-    length: int | None
-    steps: int
-    method: str
-    seed: int
-    batch_size: int
-    keep_after_eot: bool
-    top_p: float = 1.0
+    num_samples: Annotated[NumSamples, Renamed(("--texts", "-t"))] = 64
+    steps: Steps = 128
+    method: SamplerMethod = DEFAULT
+    top_p: TopP = 1.0
+    length: Length = None
+    batch_size: Annotated[BatchSize, Renamed(("--batch",))] = 16
+    seed: Annotated[int, typer.Option(**SEED, help="Random seed for the drawing.")] = 0
+    keep_after_eot: Annotated[
+        bool, typer.Option("--keep-after-eot", help="Do not cut drawn samples at end-of-text.")
+    ] = False
 
 
 def read_samples(path: Path, name: str = "SAMPLES") -> Samples:
@@ -106,27 +109,19 @@ def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
     `keep_after_eot`.
     """
     length = draw.length or network.model.config.length
+    config = SamplerConfig(draw.method.value, draw.steps, top_p=draw.top_p)
     generator = torch.Generator().manual_seed(draw.seed)
     rows: list[torch.Tensor] = []
     with network.autocast(), counted("sampling", "texts") as report:
         for start in range(0, draw.num_samples, draw.batch_size):
             shape = (min(draw.batch_size, draw.num_samples - start), length)
-            rows.append(_draw_batch(network, draw, shape, generator).cpu())
+            rows.append(draw_batch(network.model, config, shape, generator).cpu())
             report(start + shape[0], draw.num_samples)
     nothing = torch.zeros(length, dtype=torch.bool)
     mask = None if isinstance(network, Baseline) else network.model.graph.mask_index
     drawn = decode_samples(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
-    settings = asdict(draw)
+    settings = asdict(draw) | {"method": draw.method.value}
     if isinstance(network, Baseline):
         del settings["steps"], settings["method"]
     origin = {"model": network.source, **settings, "length": length}
     return Samples([d.text for d in drawn], [d.tokens for d in drawn], origin)
-
-
-def _draw_batch(
-    network: Network | Baseline, draw: Draw, shape: tuple[int, int], generator: torch.Generator
-) -> torch.Tensor:
-    if isinstance(network, Baseline):
-        return generate(network.model, shape, draw.top_p, generator=generator)
-    process = (network.model, network.model.graph, network.model.noise)
-    return sample(*process, shape, draw.steps, draw.method, generator=generator, top_p=draw.top_p)

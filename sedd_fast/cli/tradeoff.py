@@ -12,12 +12,10 @@ from sedd_fast.cli.tradeoff_options import PICTURE, RECORD, Grid, TradeoffOption
 from sedd_fast.cli.tradeoff_report import show
 from sedd_fast.evaluate.plots import plot_tradeoff
 from sedd_fast.evaluate.tradeoff import (
-    LABELS,
     Point,
     as_fast,
     matches,
-    measure_baseline,
-    measure_sampler,
+    measure,
 )
 from sedd_fast.progress import counted
 from sedd_fast.sampling.config import SamplerConfig
@@ -47,28 +45,27 @@ def tradeoff(options: TradeoffOptions) -> None:
     compared = find_networks(options)
     points, left_out = _points(compared, grid)
     baselines = _baselines(compared, grid)
-    real = compared.quality.real if compared.quality is not None else None
-    metric = options.metric if real is not None else None
+    real = compared.quality.real if compared.quality else {}
+    metric = options.metric if real else None
     record = {
         **compared.about,
         **asdict(compared.budget),
         "grid": asdict(grid),
         "metric": metric,
-        "real_text": real,
+        "real_text": real or None,
         "points": [asdict(point) for point in points],
         "baselines": [asdict(point) for point in baselines],
         "matches": {
             point.sampler: _records(matches(points, point, options.metric, real))
             for point in baselines
-            if real is not None
+            if real
         },
         "as_fast": {point.sampler: _records(as_fast(points, point)) for point in baselines},
         "left_out": left_out,
     }
     folder = options.out or compared.folder
     folder.mkdir(parents=True, exist_ok=True)
-    real_figure = real.get(options.metric) if real is not None else None
-    picture = plot_tradeoff(points, baselines, metric, folder / PICTURE, real_figure, LABELS)
+    picture = plot_tradeoff(points, baselines, metric, folder / PICTURE, real.get(options.metric))
     save_json(record, folder / RECORD)
     if options.as_json:
         write_json(record)
@@ -77,40 +74,25 @@ def tradeoff(options: TradeoffOptions) -> None:
 
 
 def _points(compared: Compared, grid: Grid) -> tuple[list[Point], dict[str, str]]:
-    """The points of all samplers, and why a sampler was left out."""
-    left_out = _unusable(compared, grid.methods)
-    chosen = [
-        (method, steps) for method in grid.methods if method not in left_out for steps in grid.steps
-    ]
-    if not chosen:
-        raise ValueError(f"tradeoff: no sampler can draw: {next(iter(left_out.values()))}")
+    """The points of all samplers, and why a sampler was left out: it refuses this model."""
     points: list[Point] = []
+    left_out: dict[str, str] = {}
+    sedd, budget = compared.sedd, compared.budget
     with compared.autocast(), counted("drawing", "points") as report:
-        for method, steps in chosen:
-            points.append(
-                measure_sampler(
-                    compared.sedd, SamplerConfig(method, steps), compared.budget, compared.quality
-                )
-            )
-            report(len(points), len(chosen))
+        for method in grid.methods:
+            try:
+                # Called once before, so that the costs of a first call are not in the measurements.
+                measure(sedd, SamplerConfig(method, 1), budget.one_batch())
+            except ValueError as error:
+                left_out[method] = str(error)
+                continue
+            for steps in grid.steps:
+                config = SamplerConfig(method, steps)
+                points.append(measure(sedd, config, budget, compared.quality))
+                report(len(points), (len(grid.methods) - len(left_out)) * len(grid.steps))
+    if not points:
+        raise ValueError(f"tradeoff: no sampler can draw: {next(iter(left_out.values()))}")
     return points, left_out
-
-
-def _unusable(compared: Compared, methods: tuple[str, ...]) -> dict[str, str]:
-    """Samplers that refuse this model, each with its reason.
-
-    Each is called once, so that the costs of a first call are not in the measurements.
-    """
-    refused = {}
-    for method in methods:
-        try:
-            with compared.autocast():
-                measure_sampler(
-                    compared.sedd, SamplerConfig(method, 1), compared.budget.one_batch()
-                )
-        except ValueError as error:
-            refused[method] = str(error)
-    return refused
 
 
 def _baselines(compared: Compared, grid: Grid) -> list[Point]:
@@ -118,8 +100,11 @@ def _baselines(compared: Compared, grid: Grid) -> list[Point]:
     if model is None:
         return []
     with compared.autocast():
-        measure_baseline(model, 1.0, compared.budget.one_batch())
-        return [measure_baseline(model, p, compared.budget, compared.quality) for p in grid.top_p]
+        measure(model, SamplerConfig(), compared.budget.one_batch())
+        return [
+            measure(model, SamplerConfig(top_p=top_p), compared.budget, compared.quality)
+            for top_p in grid.top_p
+        ]
 
 
 def _records(found: dict[str, Point | None]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ class Compared:
         sedd, baseline: the networks; None where there is no baseline.
         budget: how much is drawn.
         quality: what samples are measured by; None for random weights.
-        precision: the data type of the networks' matrix products.
+        autocast: makes a context in which the networks run in the precision of --dtype.
         folder: where the record goes unless --out is given.
         about: entries of the record that describe the networks and the text.
     """
@@ -60,13 +62,9 @@ class Compared:
     baseline: Autoregressive | None
     budget: Budget
     quality: Quality | None
-    precision: Precision
+    autocast: Callable[[], torch.autocast]
     folder: Path
     about: dict[str, Any]
-
-    def autocast(self) -> torch.autocast:
-        """A context in which the networks run in `precision`."""
-        return autocast(device_of(self.sedd), self.precision)
 
 
 def find_networks(options: TradeoffOptions) -> Compared:
@@ -91,7 +89,8 @@ def _of_preset(name: str, options: TradeoffOptions) -> Compared:
         "network": _describe(sedd, options.dtype),
     }
     budget = options.budget(config.length)
-    return Compared(sedd, baseline, budget, None, options.dtype, Path(), about)
+    context = partial(autocast, device, options.dtype)
+    return Compared(sedd, baseline, budget, None, context, Path(), about)
 
 
 def _train_demo(minutes: float) -> None:
@@ -99,15 +98,15 @@ def _train_demo(minutes: float) -> None:
     path = DEMO[0]
     if demo.is_trained(path):
         return
-    settings = demo.DemoSettings(minutes, path)
-    if RunDirectory(path).config.is_file() and not demo.is_interrupted(path):
+    settings = demo.DemoSettings(path, minutes)
+    if not demo.is_usable(path):
         raise ValueError(
             f"--demo: {path} holds another run than the demo's; move it away, or compare that "
             f"one: sedd-fast tradeoff --model {path} --ar RUN_DIR"
         )
     progress().print(f"training SEDD as sedd-fast demo does, {minutes:g} minutes, in {path}")
     with TrainingDisplay(str(path)) as display:
-        demo.train_demo(settings, path, display)
+        demo.train_demo(settings, display)
 
 
 def _of_runs(name: str, options: TradeoffOptions) -> Compared:
@@ -122,7 +121,7 @@ def _of_runs(name: str, options: TradeoffOptions) -> Compared:
     quality = Quality.of_text(
         train_tokens, held_out, tokenizer.vocab_size, tokenizer.decode, budget, judge
     )
-    rows = torch.from_numpy(spaced_rows(held_out, model.config.length, _BLOCKS))
+    rows = spaced_rows(held_out, model.config.length, _BLOCKS)
     generator = torch.Generator().manual_seed(options.seed)
     about: dict[str, Any] = {
         "model": network.source,
@@ -140,7 +139,7 @@ def _of_runs(name: str, options: TradeoffOptions) -> Compared:
     run = RunDirectory(Path(name).expanduser())
     folder = run.path if run.config.is_file() else Path()
     ar = baseline.model if baseline else None
-    return Compared(model, ar, budget, quality, options.dtype, folder, about)
+    return Compared(model, ar, budget, quality, network.autocast, folder, about)
 
 
 def _train_baseline(name: str, path: Path) -> None:

@@ -142,30 +142,25 @@ class Grid:
     def of(cls, options: TradeoffOptions) -> Grid:
         """Read --methods, --steps and --top-p; ValueError for a wrong value."""
         methods = tuple(_items(options.methods))
-        for name in methods or ("",):
-            if name not in METHODS:
-                raise ValueError(f"--methods: expected some of {', '.join(METHODS)}, got {name!r}")
-        steps = _numbers("--steps", options.steps, int)
-        if max(steps) > shared.MOST:
-            raise ValueError(f"--steps: expected at most {shared.MOST:,}, got {max(steps)}")
-        top_p = _numbers("--top-p", options.top_p, float)
-        for share in top_p:
-            if not share <= 1:
-                raise ValueError(f"--top-p: expected numbers in (0, 1], got {share}")
-        return cls(methods, steps, top_p)
+        if not methods or not set(methods) <= set(METHODS):
+            raise ValueError(
+                f"--methods: expected some of {', '.join(METHODS)}, got {options.methods!r}"
+            )
+        steps = _numbers("--steps", options.steps, int, shared.MOST)
+        return cls(methods, steps, _numbers("--top-p", options.top_p, float, 1))
 
 
 def _items(listed: str) -> list[str]:
     return [item.strip() for item in listed.split(",") if item.strip()]
 
 
-def _numbers(option: str, listed: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+def _numbers(option: str, listed: str, kind: Callable[[str], Any], most: int) -> tuple[Any, ...]:
     try:
         numbers = tuple(kind(item) for item in _items(listed))
     except ValueError:
         raise ValueError(
             f"{option}: expected numbers with commas between them, got {listed!r}"
         ) from None
-    if not numbers or min(numbers) <= 0:
-        raise ValueError(f"{option}: expected positive numbers, got {listed!r}")
+    if not numbers or not all(0 < number <= most for number in numbers):
+        raise ValueError(f"{option}: expected positive numbers up to {most:,}, got {listed!r}")
     return numbers

@@ -37,13 +37,13 @@ def _table(record: dict[str, Any]) -> Table:
     for name in ("steps", "rows/sample", "s/sample", *shown):
         table.add_column(name, justify="right")
     for point in (*record["points"], *record["baselines"]):
-        figures = (_number(point["metrics"][name]) for name in shown)
+        figures = (f"{point['metrics'][name]:.3f}" for name in shown)
         table.add_row(
             point["sampler"], str(point["steps"]), f"{point['rows']:.1f}",
             f"{point['seconds']:.4f}", *figures,
         )  # fmt: skip
     if shown:
-        real = (_number(record["real_text"][name]) for name in shown)
+        real = (f"{record['real_text'][name]:.3f}" for name in shown)
         table.add_row("real text", "", "", "", *real, style="dim")
     return table
 
@@ -68,7 +68,3 @@ def _verdicts(record: dict[str, Any]) -> Iterator[str]:
                 f"{name} is as near to real text as {baseline['sampler']} from {point['steps']} "
                 f"steps on, {ratio:.2f} times as fast ({record['metric']})."
             )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -52,6 +52,10 @@ class Blocks:
         picked = self.tokens[starts[:, None] + np.arange(self.length)]  # (n, L)
         return torch.from_numpy(picked.astype(np.int64))
 
+    def spaced(self, most: int) -> torch.Tensor:
+        """Evenly spaced blocks, at most `most` of them: (n, L) int64."""
+        return self.rows(evenly_spaced(len(self), most))
+
     @property
     def fingerprint(self) -> str:
         """Changes when the text does (size, first and last million tokens)."""
@@ -188,6 +192,11 @@ class StreamOrder:
             seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
             rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
         return self.source.texts(rows.skip(self.documents))
+
+
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers 0 .. count - 1, with the first and the last of them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def with_end(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

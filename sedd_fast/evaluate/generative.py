@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.evaluate.diversity import distinct_ngrams, unigram_entropy
-from sedd_fast.evaluate.judge import Judge, OnBatch
+from sedd_fast.evaluate.judge import Judge
+from sedd_fast.progress import Report
 
 ORDERS = (1, 2, 3, 4)
 
@@ -101,7 +102,7 @@ def generative_perplexity(
     texts: Sequence[str],
     tokens: Sequence[Sequence[int]] | None = None,
     batch_size: int = 4,
-    on_batch: OnBatch | None = None,
+    on_batch: Report | None = None,
 ) -> GenerativePerplexity:
     """The judge's perplexity of samples, their entropy and their distinct n-grams.
 
@@ -118,7 +119,7 @@ def generative_perplexity(
     encoded = judge.encode(texts) if texts else []
     nats = judge.nats(encoded, batch_size, on_batch)
     counts = torch.tensor([len(row) for row in nats])
-    if not len(counts) or not bool(counts.any()):
+    if not counts.any():
         raise ValueError(
             f"texts: none of {len(texts)} has two tokens of the judge, so nothing is predicted"
         )

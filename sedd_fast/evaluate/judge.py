@@ -8,7 +8,7 @@ MDLM does the same (but SEDD passes its own GPT-2 tokens to the judge).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sedd_fast.data.libraries import explained, import_library
+from sedd_fast.progress import Report
 
 _DEFAULT_CONTEXT = 1024  # where the configuration names none
 _UNLIMITED = 10**9  # a larger model_max_length means that the tokenizer names none
-OnBatch = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,6 @@ class Judge:
         context = min(positions, tokenizer.model_max_length)
         return cls(name, model, tokenizer, context if context < _UNLIMITED else _DEFAULT_CONTEXT)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
-
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The judge's tokens of each text."""
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
@@ -82,7 +77,7 @@ class Judge:
         self,
         sequences: Sequence[Sequence[int]],
         batch_size: int = 4,
-        on_batch: OnBatch | None = None,
+        on_batch: Report | None = None,
     ) -> list[Tensor]:
         """-ln p of every token that is predicted: for each sequence (n,) float64 on the CPU.
 
@@ -136,7 +131,8 @@ class Judge:
         lengths = torch.tensor([len(row) for row in rows])
         padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         attention = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-        return padded.to(self.device), lengths.to(self.device), attention.to(self.device)
+        device = self.model.device
+        return padded.to(device), lengths.to(device), attention.to(device)
 
 
 def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -87,8 +88,10 @@ class NGram:
         for k in range(1, order + 1):
             codes, numbers = grams[k]
             counts = occurrences if k == order else _left_neighbours(grams[k + 1], numbers)
-            contexts = len(grams[k - 1][0])
-            levels.append(_level(codes, counts, contexts, vocab_size))
+            discounts = _discounts(counts)
+            sum_of = partial(np.bincount, codes // vocab_size, minlength=len(grams[k - 1][0]))
+            totals, spare = sum_of(weights=counts), sum_of(weights=discounts[np.minimum(counts, 3)])
+            levels.append(_Level(codes, counts, discounts, totals, spare))
         return cls(order, vocab_size, tuple(levels))
 
     def log_probs(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -136,31 +139,18 @@ class NGram:
         return number
 
 
-@dataclass(frozen=True)
-class Unigram:
-    """Token frequencies with ``add`` added to the count of each token (1: Laplace's rule)."""
+def unigram_bits(
+    train: Sequence[int] | np.ndarray, held_out: Sequence[int] | np.ndarray, vocab_size: int
+) -> float:
+    """Bits per held-out token under the token frequencies of `train`, smoothed by Laplace's rule.
 
-    probs: np.ndarray
+        p(w) = (count of w + 1) / (N + V)
 
-    @classmethod
-    def fit(cls, tokens: Sequence[int] | np.ndarray, vocab_size: int, add: float = 1.0) -> Unigram:
-        """p(w) = (count of w + add) / (N + add * V).
-
-        Raises:
-            TypeError, ValueError: as :meth:`NGram.fit`; ``add`` not positive.
-        """
-        if not add > 0:
-            raise ValueError(f"add must be positive, got {add}: unseen tokens need a probability")
-        counts = np.bincount(_as_tokens(tokens, vocab_size), minlength=vocab_size) + add
-        return cls(counts / counts.sum())
-
-    def log_probs(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Natural log of p, each token of a text; (N,)."""
-        return np.log(self.probs)[_as_tokens(tokens, len(self.probs))]
-
-    def bits_per_token(self, tokens: Sequence[int] | np.ndarray) -> float:
-        """Mean of -log2 p over a text."""
-        return _bits(self.log_probs(tokens))
+    Raises:
+        TypeError, ValueError: as :meth:`NGram.fit`.
+    """
+    counts = np.bincount(_as_tokens(train, vocab_size), minlength=vocab_size) + 1
+    return _bits(np.log(counts / counts.sum())[_as_tokens(held_out, vocab_size)])
 
 
 def baseline_bits(
@@ -172,7 +162,7 @@ def baseline_bits(
     """Bits per held-out token of each baseline: "uniform", "unigram" and, say, "5-gram"."""
     return {
         "uniform": math.log2(vocab_size),
-        "unigram": Unigram.fit(train, vocab_size).bits_per_token(held_out),
+        "unigram": unigram_bits(train, held_out, vocab_size),
         f"{order}-gram": NGram.fit(train, vocab_size, order).bits_per_token(held_out),
     }
 
@@ -204,14 +194,6 @@ def _left_neighbours(longer: tuple[np.ndarray, np.ndarray], numbers: np.ndarray)
     return np.bincount(suffix, minlength=int(numbers.max()) + 1)
 
 
-def _level(codes: np.ndarray, counts: np.ndarray, contexts: int, vocab_size: int) -> _Level:
-    discounts = _discounts(counts)
-    parent = codes // vocab_size
-    totals = np.bincount(parent, weights=counts, minlength=contexts)
-    spare = np.bincount(parent, weights=discounts[np.minimum(counts, 3)], minlength=contexts)
-    return _Level(codes, counts, discounts, totals, spare)
-
-
 def _discounts(counts: np.ndarray) -> np.ndarray:
     """D(c) = c - (c + 1) Y n_{c+1} / n_c, Y = n_1 / (n_1 + 2 n_2); n_c: how many have count c."""
     n = np.bincount(counts, minlength=5)[:5].astype(float)
@@ -228,9 +210,7 @@ def _bits(log_probs: np.ndarray) -> float:
 
 def _as_tokens(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
     array = np.asarray(tokens)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if not np.issubdtype(array.dtype, np.integer):
+    if array.size and not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"tokens must be integers, got {array.dtype}")
     if array.ndim != 1:
         raise ValueError(f"tokens must be 1-D, got shape {array.shape}; join blocks with .ravel()")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from sedd_fast.evaluate.tradeoff import Point
+from sedd_fast.evaluate.tradeoff import LABELS, Point
 
 _LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # so that curves that coincide can both be seen
 _COLOURS = ("#1f5fa8", "#2e8b57", "#8a4fb0", "#b8860b", "#4d4d4d")
@@ -20,7 +20,6 @@ def plot_tradeoff(
     metric: str | None,
     png: str | Path,
     real: float | None = None,
-    labels: Mapping[str, str] | None = None,
 ) -> Path:
     """Plot a metric against steps and against seconds per sample, a curve for each sampler.
 
@@ -30,7 +29,6 @@ def plot_tradeoff(
         metric: one of the points' metrics; None: seconds against steps and rows against steps.
         png: the file to write.
         real: the metric of real text, drawn as a dotted line.
-        labels: metric -> axis label.
 
     Raises:
         ValueError: there is no point.
@@ -38,7 +36,7 @@ def plot_tradeoff(
     if not points:
         raise ValueError("plot: there is no point to draw")
     figure, left, right = two_panels()
-    named = {"seconds": "seconds per sample", "rows": "network rows per sample", **(labels or {})}
+    named = {"seconds": "seconds per sample", "rows": "network rows per sample", **LABELS}
     upright = ("seconds", "rows") if metric is None else (metric, metric)
     across = ("steps", "steps") if metric is None else ("steps", "seconds")
     for axes, y, x in zip((left, right), upright, across, strict=True):

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.data.blocks import Blocks
 from sedd_fast.evaluate.diversity import ngram_divergence, unigram_entropy
-from sedd_fast.evaluate.generative import generative_perplexity
+from sedd_fast.evaluate.generative import ORDERS, generative_perplexity
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.ngram import NGram
 from sedd_fast.models.autoregressive import Autoregressive, generate
@@ -37,7 +38,6 @@ from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import sample
 from sedd_fast.sampling.config import SamplerConfig
 
-ORDERS = (1, 2, 3, 4)
 #: Axis labels of the metrics.
 LABELS = {
     "js": "n-gram divergence from held-out text, bits",
@@ -160,50 +160,38 @@ class Quality:
 def counted(model: SEDD | Autoregressive) -> Iterator[list[torch.Size]]:
     """The shapes (B, L) of a network's inputs, recorded at its embedding, in the order of calls."""
     shapes: list[torch.Size] = []
-    handle = model.vocab_embed.register_forward_pre_hook(
-        lambda module, inputs: shapes.append(inputs[0].shape)
-    )
-    try:
+    embedding = model.vocab_embed
+    with embedding.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape)):
         yield shapes
-    finally:
-        handle.remove()
 
 
-def measure_sampler(
-    model: SEDD, config: SamplerConfig, budget: Budget, quality: Quality | None = None
+def draw_batch(
+    model: SEDD | Autoregressive,
+    config: SamplerConfig,
+    shape: tuple[int, int],
+    generator: torch.Generator,
+) -> Tensor:
+    """Draw samples, (B, L) int64; of `config`, the autoregressive model uses `top_p` alone."""
+    if isinstance(model, Autoregressive):
+        return generate(model, shape, config.top_p, generator=generator)
+    return sample(model, model.graph, model.noise, shape, generator=generator, **vars(config))
+
+
+def measure(
+    model: SEDD | Autoregressive,
+    config: SamplerConfig,
+    budget: Budget,
+    quality: Quality | None = None,
 ) -> Point:
-    """Draw with one sampler at one number of steps.
+    """Draw with one sampler at one number of steps, or from the autoregressive model.
 
     Raises:
         ValueError: the method is not for the model's graph.
     """
-
-    def draw(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-        process = (model, model.graph, model.noise)
-        return sample(*process, shape, generator=generator, **vars(config))
-
-    return _measure(model, config.method, config.steps or budget.length, draw, budget, quality)
-
-
-def measure_baseline(
-    model: Autoregressive, top_p: float, budget: Budget, quality: Quality | None = None
-) -> Point:
-    """Draw from the autoregressive model with its cache."""
-
-    def draw(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-        return generate(model, shape, top_p, generator=generator)
-
-    return _measure(model, f"ar, top-p {top_p:g}", budget.length, draw, budget, quality)
-
-
-def _measure(
-    model: SEDD | Autoregressive,
-    name: str,
-    steps: int,
-    draw: Callable[[tuple[int, int], torch.Generator], Tensor],
-    budget: Budget,
-    quality: Quality | None,
-) -> Point:
+    if isinstance(model, Autoregressive):
+        name, steps = f"ar, top-p {config.top_p:g}", budget.length
+    else:
+        name, steps = config.method, config.steps or budget.length
     generator = torch.Generator().manual_seed(budget.seed)
     rows: list[list[int]] = []
     seconds = 0.0
@@ -211,7 +199,7 @@ def _measure(
         for start in range(0, budget.num_samples, budget.batch_size):
             size = min(budget.batch_size, budget.num_samples - start)
             began = _now(model)
-            tokens = draw((size, budget.length), generator)
+            tokens = draw_batch(model, config, (size, budget.length), generator)
             seconds += _now(model) - began
             rows += tokens.tolist()
     n = budget.num_samples
@@ -221,14 +209,12 @@ def _measure(
     return Point(name, steps, seconds / n, network_rows / n, positions / n, metrics)
 
 
-def spaced_rows(tokens: np.ndarray, length: int, most: int) -> np.ndarray:
+def spaced_rows(tokens: np.ndarray, length: int, most: int) -> Tensor:
     """Rows of a text (N,), evenly spaced over it: (at most `most`, length) int64.
 
     A text shorter than `length` is one row.
     """
-    length = min(length, len(tokens))
-    rows = tokens[: len(tokens) // length * length].astype(np.int64).reshape(-1, length)
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
+    return Blocks(tokens, min(length, len(tokens))).spaced(most)
 
 
 def _now(model: nn.Module) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sedd_fast.data.blocks import Blocks, with_end
+from sedd_fast.data.blocks import Blocks, evenly_spaced, with_end
 from sedd_fast.data.corpus import pack
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.ops._arguments import check_choice
@@ -72,8 +72,7 @@ class Wrapped:
 
     def blocks(self, limit: int | None = None) -> list[Tensor]:
         """All blocks, or `limit` evenly spaced ones, by length: each (n, L) int64."""
-        chosen = np.linspace(0, len(self) - 1, min(len(self), limit or len(self)))
-        chosen = chosen.round().astype(np.int64)
+        chosen = evenly_spaced(len(self), limit or len(self))
         lengths = self.lengths[chosen]
         return [self._rows(self.starts[chosen[lengths == n]], n) for n in np.unique(lengths)]
 

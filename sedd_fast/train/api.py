@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sedd_fast.train.config import load_config, override
+from sedd_fast.train.config import load_config
 from sedd_fast.train.loop import Trainer
 from sedd_fast.train.progress import OnStep, TrainResult, resume_command
 from sedd_fast.train.run_directory import RunDirectory, load_file
@@ -59,7 +59,7 @@ def resume(
     run = RunDirectory(run_dir)
     if not run.config.is_file():
         raise ValueError(f"run_dir: {run.path} holds no run (no config.yaml); check the path")
-    config = replace(override(load_config(files=[run.config]), overrides), run_dir=str(run.path))
+    config = replace(load_config(None, [run.config], overrides), run_dir=str(run.path))
     return Trainer(config, make_accelerator(config)).fit(on_step)
 
 

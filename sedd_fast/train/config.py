@@ -15,6 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
 from sedd_fast.train.run_directory import write_text
 from sedd_fast.train.settings import TrainConfig
 
@@ -37,31 +41,20 @@ def load_config(
         ValueError: unknown key (with the close matches), wrong type, bad value, missing file;
             one line.
     """
-    layers = [_read_preset(preset)] if preset else []
-    return _merge(*layers, *map(_read_yaml, files), *map(_parse_override, overrides))
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    first = [Path(__file__).with_name("presets") / f"{preset}.yaml"] if preset else []
+    layers = (*map(_read_yaml, [*first, *files]), *map(_parse_override, overrides))
+    return config_from_dict(*layers)
 
 
 def save_config(config: TrainConfig, path: str | Path) -> None:
     """Write every setting as YAML; `load_config(files=[path])` reads it back."""
-    from omegaconf import OmegaConf
-
     write_text(Path(path), OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
 
 
-def override(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
-    """`config` with dotted overrides applied."""
-    return _merge(asdict(config), *map(_parse_override, overrides))
-
-
-def config_from_dict(settings: Mapping[str, Any]) -> TrainConfig:
-    """Settings from nested dictionaries such as `dataclasses.asdict(config)` gives."""
-    return _merge(settings)
-
-
-def _merge(*layers: Mapping[str, Any]) -> TrainConfig:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
+def config_from_dict(*layers: Mapping[str, Any]) -> TrainConfig:
+    """Settings from nested dictionaries such as `dataclasses.asdict(config)` gives; later wins."""
     known = asdict(TrainConfig())
     for layer in layers:
         for key, value in layer.items():
@@ -78,15 +71,7 @@ def _merge(*layers: Mapping[str, Any]) -> TrainConfig:
         raise ValueError(f"{error.full_key or 'settings'}: {reason}") from error
 
 
-def _read_preset(name: str) -> Any:
-    if name not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return _read_yaml(Path(__file__).with_name("presets") / f"{name}.yaml")
-
-
 def _read_yaml(path: str | Path) -> Any:
-    from omegaconf import OmegaConf
-
     if not Path(path).is_file():
         raise ValueError(f"config: no file {str(path)!r}; presets are {', '.join(PRESETS)}")
     settings = _parse(OmegaConf.load, path, f"config: {path} is not valid YAML")
@@ -96,8 +81,6 @@ def _read_yaml(path: str | Path) -> Any:
 
 
 def _parse_override(text: str) -> Any:
-    from omegaconf import OmegaConf
-
     if "=" not in text or text.startswith("="):
         raise ValueError(f"override: expected section.key=value, got {text!r}")
     return _parse(OmegaConf.from_dotlist, [text], f"override: cannot read {text!r} as YAML")
@@ -105,9 +88,6 @@ def _parse_override(text: str) -> Any:
 
 def _parse(read: Callable[[Any], Any], source: Any, problem: str) -> Any:
     """The settings that `read(source)` returns; ValueError in one line for wrong YAML."""
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
     try:
         return OmegaConf.to_container(read(source))
     except YAMLError as error:

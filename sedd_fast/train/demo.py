@@ -1,7 +1,6 @@
 """The demo: train a character model on the help texts that come with Python, and evaluate it.
 
-    settings = DemoSettings(minutes=5)
-    run = train_demo(settings, demo_directory(settings))
+    run = train_demo(DemoSettings(demo_directory(), minutes=5))
     report = evaluate_demo(run)
 
 It creates a run directory as any training does, and adds a picture of the curves and the figures
@@ -49,14 +48,13 @@ class DemoSettings:
     """The settings of a demo.
 
     Args:
+        run_dir: from `demo_directory`.
         minutes: training time.
-        run_dir: a new directory, or that of an interrupted demo; None: runs/demo, or runs/demo-2,
-            ... where that is taken.
         seed: random seed for weights, training, bound and samples.
     """
 
+    run_dir: Path
     minutes: float = 5.0
-    run_dir: Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,7 +72,6 @@ class DemoReport:
         baselines: name of an n-gram model -> its bits per character of the same held-out text.
         samples: unconditional samples.
         filled: an infill around the prompt GIVEN.
-        picture: path of the training curves.
     """
 
     bound: LikelihoodBound
@@ -82,7 +79,6 @@ class DemoReport:
     baselines: dict[str, float]
     samples: list[Sample]
     filled: Sample
-    picture: Path
 
     @property
     def bits(self) -> float:
@@ -100,37 +96,45 @@ class DemoReport:
         return self.baselines["unigram"] - self.bits
 
 
-def demo_directory(settings: DemoSettings) -> Path:
+def demo_directory(run_dir: Path | None = None) -> Path:
     """The directory of the demo: one that is free, or holds an interrupted demo.
 
+    Args:
+        run_dir: the directory to use; None: the first usable one of runs/demo, runs/demo-2, ...
+
     Raises:
-        ValueError: `settings.run_dir` holds another run.
+        ValueError: `run_dir` holds another run.
     """
-    if settings.run_dir is None:
+    if run_dir is None:
         names = chain(["demo"], (f"demo-{number}" for number in count(2)))
-        return next(path for name in names if _usable(path := Path("runs") / name))
-    if not _usable(settings.run_dir):
+        return next(path for name in names if is_usable(path := Path("runs") / name))
+    if not is_usable(run_dir):
         raise ValueError(
-            f"run_dir: {settings.run_dir} already holds a finished run; choose another directory, "
-            f"or look at this one: sedd-fast sample --model {settings.run_dir}"
+            f"run_dir: {run_dir} already holds a finished run; choose another directory, "
+            f"or look at this one: sedd-fast sample --model {run_dir}"
         )
-    return settings.run_dir
+    return run_dir
+
+
+def is_usable(path: Path) -> bool:
+    """Whether a demo can be trained in the directory: it holds no other run."""
+    return is_interrupted(path) or not RunDirectory(path).config.exists()
 
 
 def is_interrupted(path: Path) -> bool:
     """Whether the directory holds a demo that was started and is not finished."""
-    record = _read(path / RECORD)
-    return record is not None and not record["finished"]
+    return _finished(path) is False
 
 
 def is_trained(path: Path) -> bool:
     """Whether the directory holds a demo whose training is finished."""
-    record = _read(path / RECORD)
-    return record is not None and (record["finished"] or is_finished(path))
+    finished = _finished(path)
+    return finished is not None and (finished or is_finished(path))
 
 
-def train_demo(settings: DemoSettings, path: Path, on_step: OnStep | None = None) -> TrainResult:
-    """Train the preset `tiny` in `path`, or resume the demo that was interrupted there."""
+def train_demo(settings: DemoSettings, on_step: OnStep | None = None) -> TrainResult:
+    """Train the preset `tiny` in `run_dir`, or resume the demo that was interrupted there."""
+    path = settings.run_dir
     limit = f"training.max_minutes={settings.minutes!r}"
     if is_interrupted(path) and RunDirectory(path).config.is_file():
         return resume(path, [limit], on_step)
@@ -182,14 +186,10 @@ def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> D
     tokens, known = lay_out(pieces, tokenizer, length)
     filled = infill(model, *process, tokens[None], known[None], steps, generator=generator())
     [filled_text] = decode_samples(filled, known, tokenizer, model.graph.mask_index)
-    picture = plot_training(directory.metrics, run.run_dir / PICTURE, baselines)
-    report = DemoReport(bound, corpus.chars_per_token, baselines, samples, filled_text, picture)
+    plot_training(directory.metrics, run.run_dir / PICTURE, baselines)
+    report = DemoReport(bound, corpus.chars_per_token, baselines, samples, filled_text)
     _write(run.run_dir / RECORD, _record(report, run))
     return report
-
-
-def _usable(path: Path) -> bool:
-    return is_interrupted(path) or not RunDirectory(path).config.exists()
 
 
 def _record(report: DemoReport, run: TrainResult) -> dict[str, Any]:
@@ -204,13 +204,14 @@ def _record(report: DemoReport, run: TrainResult) -> dict[str, Any]:
         "below_unigram": report.gain,
         "samples": [drawn.text for drawn in report.samples],
         "filled": report.filled.text,
-        "picture": str(report.picture),
+        "picture": str(run.run_dir / PICTURE),
     }
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _finished(path: Path) -> bool | None:
+    """What the record in the directory says; None where it holds no demo."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads((path / RECORD).read_text(encoding="utf-8"))["finished"]
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 

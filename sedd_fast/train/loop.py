@@ -91,7 +91,9 @@ class Trainer:
         """Run to the end, or to an interruption."""
         section = self.config.training
         with self._open_run(), StopRequest() as stop:
-            self._start_clock()
+            self._began = time.monotonic() - self.elapsed
+            # The last fifty steps: (step, seconds since the start of the run).
+            self._pace: deque[tuple[int, float]] = deque([(self.step, self.elapsed)], maxlen=50)
             while not section.is_over(self.step, self.elapsed):
                 info, stopping = self._train_step(stop.requested)
                 self._record(info)
@@ -171,10 +173,6 @@ class Trainer:
         return resume_command(self.run.path, self.accelerator.num_processes)
 
     # Reporting
-
-    def _start_clock(self) -> None:
-        self._began = time.monotonic() - self.elapsed
-        self._pace: deque[tuple[int, float]] = deque([(self.step, self.elapsed)], maxlen=50)
 
     def _bits(self, loss: float) -> dict[str, float | None]:
         """Bits per token and per character, where the objective is in nats."""

@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, TensorBoard where installed, Weights & Biases on request.
+"""Metrics of a run: metrics.jsonl, TensorBoard, Weights & Biases on request.
 
 A line of metrics.jsonl is one JSON object with "step" and any of
 
@@ -14,7 +14,6 @@ in nats has its own unit, and null for bits.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -23,10 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sedd_fast.data.libraries import import_library
 from sedd_fast.train.run_directory import RunDirectory, write_text
 from sedd_fast.train.settings import TrainConfig
-
-_log = logging.getLogger(__name__)
 
 
 class MetricsLog(ExitStack):
@@ -64,11 +62,8 @@ class MetricsLog(ExitStack):
         os.fsync(self._file.fileno())
 
     def _open_tensorboard(self, directory: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            _log.info("TensorBoard is not installed; metrics.jsonl holds the same figures")
-            return
+        from torch.utils.tensorboard import SummaryWriter
+
         writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
 
         def log(values: dict[str, float], step: int) -> None:
@@ -79,13 +74,7 @@ class MetricsLog(ExitStack):
         self._trackers.append(log)
 
     def _open_wandb(self, path: Path, config: TrainConfig) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(
-                "log.wandb: Weights & Biases is not installed: pip install wandb, or set "
-                "log.wandb=false"
-            ) from error
+        wandb = import_library("wandb", "wandb", "log.wandb=true")
         run = wandb.init(
             project=config.log.wandb_project,
             name=path.name,

@@ -164,7 +164,7 @@ class LogConfig:
     """Metrics beside metrics.jsonl, which is always written.
 
     Args:
-        tensorboard: write event files where TensorBoard is installed.
+        tensorboard: write TensorBoard's event files.
         wandb: report to Weights & Biases (an error where it is not installed).
     """
 

@@ -93,15 +93,15 @@ class Learner:
         """
         section, a = self.config.training, self.accelerator
         batch_size = section.batch_size // (a.num_processes * section.accum)
-        count = min(section.eval_sequences, len(blocks))
-        chosen = np.linspace(0, len(blocks) - 1, count).round().astype(int)
+        rows = blocks.spaced(section.eval_sequences)  # (count, L)
+        count = len(rows)
         generator = torch.Generator(a.device).manual_seed(_HELD_OUT_SEED)
         t = stratified_times(count, self.objective.sampling_eps, a.device, generator)  # (count,)
         losses = [torch.empty(0, device=a.device)]  # a process may have no batch
         for number in range(a.process_index, -(-count // batch_size), a.num_processes):
             part = slice(number * batch_size, (number + 1) * batch_size)
-            x_0 = blocks.rows(chosen[part]).to(a.device)  # (B, L)
             generator.manual_seed(_seeds(_HELD_OUT_SEED, number)[0])
+            x_0 = rows[part].to(a.device)  # (B, L)
             loss = self.objective(self.plain, x_0, t=t[part], generator=generator)  # (B,)
             losses.append(loss.float() / blocks.length)
         return torch.cat(losses)

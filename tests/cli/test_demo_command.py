@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sedd_fast.train.demo import DemoSettings, demo_directory, is_interrupted
+from sedd_fast.train.demo import demo_directory, is_interrupted
 
 
 def test_demo_in_seconds(call, tmp_path, monkeypatch):
@@ -24,7 +24,7 @@ def test_demo_in_seconds(call, tmp_path, monkeypatch):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     for word in ("uniform", "unigram", "5-gram", "sample 3 of 3", "sedd-fast infill", "curves.png"):
         assert word in result.out
-    assert demo_directory(DemoSettings()).name == "demo-2"
+    assert demo_directory().name == "demo-2"
     again = call("demo", "--run-dir", "runs/demo")
     assert (again.code, len(again.err.splitlines())) == (2, 1)
 
@@ -32,4 +32,4 @@ def test_demo_in_seconds(call, tmp_path, monkeypatch):
 def test_interrupted_demo_is_resumed(tmp_path):
     (tmp_path / "demo.json").write_text('{"finished": false}')
     assert is_interrupted(tmp_path)
-    assert demo_directory(DemoSettings(run_dir=tmp_path)) == tmp_path
+    assert demo_directory(tmp_path) == tmp_path

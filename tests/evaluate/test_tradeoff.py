@@ -20,8 +20,7 @@ from sedd_fast.evaluate.tradeoff import (
     as_fast,
     counted,
     matches,
-    measure_baseline,
-    measure_sampler,
+    measure,
     spaced_rows,
 )
 from sedd_fast.models.autoregressive import Autoregressive
@@ -50,12 +49,12 @@ def test_rows_are_counted_at_the_network():
 
 
 def test_points_of_sedd_and_of_the_baseline():
-    point = measure_sampler(sf.SEDD(CONFIG), SamplerConfig("euler", 3), BUDGET)
+    point = measure(sf.SEDD(CONFIG), SamplerConfig("euler", 3), BUDGET)
     assert (point.sampler, point.steps, point.metrics) == ("euler", 3, {})
     assert 1 <= point.rows <= 4  # three steps and the denoising one; fewer once all is unmasked
     assert point.positions == 10 * point.rows
     assert point.seconds > 0
-    baseline = measure_baseline(Autoregressive(CONFIG), 0.9, BUDGET)
+    baseline = measure(Autoregressive(CONFIG), SamplerConfig(top_p=0.9), BUDGET)
     assert (baseline.sampler, baseline.steps) == ("ar, top-p 0.9", 10)
     assert baseline.rows == baseline.positions == 10
 
@@ -65,7 +64,7 @@ def test_seconds_count_the_drawing_alone_and_are_per_sample(monkeypatch):
     clock = count()
     monkeypatch.setattr(tradeoff, "_now", lambda model: next(clock))
     batches = 3  # of 2, 2 and 1 samples
-    point = measure_sampler(sf.SEDD(CONFIG), SamplerConfig("hit", 3), BUDGET)
+    point = measure(sf.SEDD(CONFIG), SamplerConfig("hit", 3), BUDGET)
     assert point.seconds == batches / BUDGET.num_samples
 
 
@@ -73,9 +72,9 @@ def test_same_seed_same_samples():
     quality = Quality.of_text(cycle(0, 300), cycle(0, 60), V, decode, BUDGET)
     model = sf.SEDD(CONFIG)
     config = SamplerConfig("analytic", 4)
-    first, again = (measure_sampler(model, config, BUDGET, quality) for _ in range(2))
+    first, again = (measure(model, config, BUDGET, quality) for _ in range(2))
     assert first.metrics == again.metrics
-    other = measure_sampler(model, config, Budget(5, 2, 10, seed=1), quality)
+    other = measure(model, config, Budget(5, 2, 10, seed=1), quality)
     assert other.metrics != first.metrics
 
 

@@ -327,7 +327,6 @@ def test_checkpoint_holds_the_settings(whole):
 
 
 def test_tensorboard_files(text_file, tmp_path):
-    pytest.importorskip("tensorboard")
     options = ["log.tensorboard=true", "training.n_iters=2"]
     result = train(settings(text_file, tmp_path / "run", *options))
     assert list((result.run_dir / "tensorboard").glob("events*"))
