@@ -21,7 +21,7 @@ def inverse_cdf(running: Tensor, u: Tensor) -> Tensor:
         (...) int64.
     """
     total = running[..., -1:].contiguous()
-    index = torch.searchsorted(running, u[..., None] * total, right=True)
+    index = torch.searchsorted(running, (u[..., None] * total).contiguous(), right=True)
     # u * total may round up to the total itself: the last that has weight then.
     last = torch.searchsorted(running, total)
     return torch.minimum(index, last).squeeze(-1)

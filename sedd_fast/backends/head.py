@@ -67,9 +67,8 @@ class Linear:
     def gathered(self, rows: Tensor) -> Tensor:
         """(R, H) hidden states in the dtype of the product; 0 where an entry of rows is -1."""
         hidden = self.hidden.flatten(0, 1)[rows.clamp(min=0)]
-        if (
-            self.rows is not None
-        ):  # a hidden state read for -1 may be NaN, and would spoil whole products
+        if self.rows is not None:
+            # A hidden state read for -1 may be NaN, and would spoil whole products.
             hidden.masked_fill_(rows[:, None] < 0, 0)
         return hidden.to(self.dtype)
 

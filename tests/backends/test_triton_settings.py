@@ -102,9 +102,9 @@ def test_candidates_are_timed_once_for_each_kind_of_call(monkeypatch):
 
 def test_a_step_refuses_a_vocabulary_that_exceeds_its_registers():
     """Given log scores, before the launch; given hidden states, before the first product."""
-    from sedd_fast.backends import triton as backend
+    from sedd_fast.backends.triton.launch import MOST_STATES_OF_A_STEP
 
-    graph = sf.Absorbing(backend.MOST_STATES_OF_A_STEP)
+    graph = sf.Absorbing(MOST_STATES_OF_A_STEP)
     x_t = torch.full((1, 1), graph.mask_index)
     remedy = r"at most 1,048,576 states .*got 1,048,577.*reference"
     with sf.use_backend("triton"):
