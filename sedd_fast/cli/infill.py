@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from sedd_fast.cli import requests
@@ -10,17 +11,18 @@ from sedd_fast.cli.options import Model, expand_options
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
 
 
-@expand_options
-def infill(
-    model: Model,
+@dataclass(frozen=True)
+class GivenText:
+    """The options that say which text is given, one a field."""
+
     template: Annotated[
         str,
         text_option(
             help="Text with gaps: [8] is a gap of 8 tokens. Write a literal bracket with a "
             "backslash before it.",
         ),
-    ] = "",
-    prefix: Annotated[str, text_option(help="Text at the start.")] = "",
+    ] = ""
+    prefix: Annotated[str, text_option(help="Text at the start.")] = ""
     middle: Annotated[
         list[str] | None,
         text_option(
@@ -28,8 +30,8 @@ def infill(
             help="TEXT starts at token POS, counted from 0 (with characters as tokens: at that "
             "character). May be given several times.",
         ),
-    ] = None,
-    suffix: Annotated[str, text_option(help="Text at the end.")] = "",
+    ] = None
+    suffix: Annotated[str, text_option(help="Text at the end.")] = ""
     source: Annotated[
         str,
         text_option(
@@ -37,10 +39,11 @@ def infill(
             metavar="FILE",
             help="A file of texts to complete, one JSON object a line; - is the standard input.",
         ),
-    ] = "",
-    *,
-    options: SamplingOptions,
-) -> None:
+    ] = ""
+
+
+@expand_options
+def infill(model: Model, given: GivenText, options: SamplingOptions) -> None:
     """Fill the gaps around given text, wherever it is.
 
     The given text is exact in the result, and bold on a terminal; the rest is
@@ -62,13 +65,12 @@ def infill(
       130  stopped with Ctrl-C
     """
     network = load_network(model, options.tokenizer, options.device, options.dtype)
-    given = {
-        "template": template, "prefix": prefix, "suffix": suffix,
-        "middle": [_placed(text) for text in middle or []],
-        "length": options.length, "from": source,
-    }  # fmt: skip
-    given = {name: value for name, value in given.items() if value}
-    requests.draw(_requests(given, network), network, options)
+    texts = {name: value for name, value in asdict(given).items() if value}
+    if given.middle:
+        texts["middle"] = [_placed(text) for text in given.middle]
+    if options.length:
+        texts["length"] = options.length
+    requests.draw(_requests(texts, network), network, options)
 
 
 def _requests(given: dict[str, Any], network: Network) -> list[requests.Request]:
@@ -78,10 +80,10 @@ def _requests(given: dict[str, Any], network: Network) -> list[requests.Request]
             "infill: nothing is given; use --template, --prefix, --middle, --suffix or --from, "
             "or the command sample"
         )
-    if "from" in given:
-        if others := sorted(texts - {"from"}):
+    if "source" in given:
+        if others := sorted(texts - {"source"}):
             raise ValueError(f"--from: every line says what is given, so not with --{others[0]}")
-        return requests.from_file(given["from"], network.tokenizer, length)
+        return requests.from_file(given["source"], network.tokenizer, length)
     return [requests.from_record(given, network.tokenizer, length, "--")]
 
 
