@@ -10,11 +10,13 @@ gradients of the hidden states, to their positions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sedd_fast.kernels.batches import EntropyBatch
+from sedd_fast.kernels.batches import numbers, options, tensors
 from sedd_fast.kernels.coefficients import entropy_coefficients
 
 #: Rows, and elements of each row, that a program copies at a time; positions that it checks.
@@ -162,21 +164,21 @@ def _scatter(
             tl.store(gradient + into + n, g.to(gradient.dtype.element_ty), mask=inside)
 
 
-def launch_touched(batch: EntropyBatch, rows: Tensor, count: Tensor) -> None:
+def launch_touched(entropy: Any, rows: Tensor, count: Tensor) -> None:
     """Write the touched positions b * L + i in order into ``rows`` (B * L,), and how many there are
     into ``count`` (); int64.
     """
-    options = batch.options()
-    del options["SCALED"]
-    _, x_t, _, weight = batch.tensors()
+    known = options(entropy)
+    del known["SCALED"]
+    _, x_t, _, weight = tensors(entropy)
     _touched[(max(1, triton.cdiv(x_t.numel(), POSITIONS)),)](
-        x_t, weight, rows, count, x_t.numel(), batch.vocab_size, **options, BLOCK=POSITIONS,
+        x_t, weight, rows, count, x_t.numel(), entropy.vocab_size, **known, BLOCK=POSITIONS,
         num_warps=4,
     )  # fmt: skip
 
 
 def launch_gather(
-    batch: EntropyBatch,
+    entropy: Any,
     index: Tensor,
     operands: tuple[Tensor, Tensor, Tensor | None],
     grad_scale: Tensor | float,
@@ -197,17 +199,17 @@ def launch_gather(
     gathered, tokens, terms = out
     upstream = isinstance(grad_scale, Tensor)
     _gather[(triton.cdiv(len(index), ROWS),)](
-        index, hidden, weight, weight if bias is None else bias, *batch.tensors(),
+        index, hidden, weight, weight if bias is None else bias, *tensors(entropy),
         grad_scale if upstream else terms, gathered, tokens, terms,
-        len(index), *batch.numbers(), hidden.shape[2], 1.0 if upstream else grad_scale,
+        len(index), *numbers(entropy), hidden.shape[2], 1.0 if upstream else grad_scale,
         *hidden.stride(), *weight.stride(),
-        **batch.options(), UPSTREAM=upstream, WITH_BIAS=bias is not None, ROWS=ROWS, DEPTH=DEPTH,
+        **options(entropy), UPSTREAM=upstream, WITH_BIAS=bias is not None, ROWS=ROWS, DEPTH=DEPTH,
         num_warps=4,
     )  # fmt: skip
 
 
 def launch_scatter(
-    batch: EntropyBatch,
+    entropy: Any,
     index: Tensor,
     terms: Tensor,
     sums: Tensor,
@@ -225,7 +227,7 @@ def launch_scatter(
     """
     total, into = (terms, terms) if gradient is None else gradient
     _scatter[(triton.cdiv(len(index), ROWS),)](
-        index, *batch.tensors(), terms, sums, total, loss, into,
-        len(index), *batch.numbers(), total.shape[1], **batch.options(),
+        index, *tensors(entropy), terms, sums, total, loss, into,
+        len(index), *numbers(entropy), total.shape[1], **options(entropy),
         WITH_HIDDEN=gradient is not None, ROWS=ROWS, DEPTH=DEPTH, num_warps=4,
     )  # fmt: skip

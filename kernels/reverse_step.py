@@ -10,12 +10,13 @@ temperature and top-p (``nucleus``) also need further passes over such rows.
 csrc/common/reverse_row.h does the same.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sedd_fast.kernels import settings
-from sedd_fast.kernels.batches import ReverseBatch
 from sedd_fast.kernels.chunks import blocks, chunk_sums, draw
 from sedd_fast.kernels.coefficients import (
     ANALYTIC,
@@ -207,23 +208,23 @@ def _reverse_step(
             )  # fmt: skip
 
 
-def launch(log_score: Tensor, batch: ReverseBatch, x_s: Tensor) -> None:
+def launch(log_score: Tensor, reverse: Any, x_s: Tensor) -> None:
     """Draw the next tokens from scores (B, L, dim) in any layout into ``x_s`` (B, L) int64."""
     size, length, dim = log_score.shape
     if (rows := size * length) == 0:
         return
-    absorbing, vec = batch.graph == "absorbing", 16 // log_score.element_size()
-    clamped = not absorbing and batch.method != "euler"
-    filtered = batch.inverse_temperature != 1 or batch.top_p < 1
+    absorbing, vec = reverse.graph == "absorbing", 16 // log_score.element_size()
+    clamped = not absorbing and reverse.method != "euler"
+    filtered = reverse.inverse_temperature != 1 or reverse.top_p < 1
     rows_each = settings.rows_per_program(rows, log_score, absorbing)
-    kind = "filtered" if filtered else "scaled" if batch.scale_by_sigma else batch.graph
+    kind = "filtered" if filtered else "scaled" if reverse.scale_by_sigma else reverse.graph
     plan = settings.plan(f"{kind}_step", vec, dim, rows_each, _reverse_step, KEY)
     plan.kernel[(-(-rows // rows_each),)](
-        log_score, batch.x_t, batch.sigma, batch.dsigma, batch.u, x_s,
-        length, dim, batch.vocab_size, *log_score.stride(),
-        batch.inverse_temperature, batch.top_p, rows, rows_each,
-        ABSORBING=absorbing, METHOD=METHODS[batch.method].value,
-        CLAMPED=clamped, SCALED=batch.scale_by_sigma, FILTERED=filtered,
+        log_score, reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s,
+        length, dim, reverse.vocab_size, *log_score.stride(),
+        reverse.inverse_temperature, reverse.top_p, rows, rows_each,
+        ABSORBING=absorbing, METHOD=METHODS[reverse.method].value,
+        CLAMPED=clamped, SCALED=reverse.scale_by_sigma, FILTERED=filtered,
         CONTIGUOUS=log_score.stride(2) == 1, VEC=vec, BLOCKS=blocks(dim, plan.smallest),
         SEVERAL_ROWS=rows_each > 1, **plan.options,
     )  # fmt: skip

@@ -9,6 +9,8 @@ overflow or underflow in float32 is read a second time in float64. A position wi
 read its row; its gradient row is filled with zeros.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -128,17 +130,15 @@ KEY = ("dim", "TERM", "WITH_GRAD", "CONTIGUOUS")
 
 def launch(
     log_score: Tensor,
-    rows: tuple[Tensor, Tensor, Tensor, Tensor],
+    sums: Any,
     upstream: tuple[Tensor, Tensor] | None,
     out: tuple[Tensor, Tensor],
-    term: str,
-    vocab_size: int,
 ) -> None:
     """Compute the sums, or their gradient.
 
     Args:
         log_score: (B, L, dim) in any layout.
-        rows: x_t, x_0, a and b, (B, L), contiguous.
+        sums: x_t, x_0, a and b, (B, L), contiguous; term and vocab_size.
         upstream: gradients of the total and of l at x_0, (B, L) float64; None: no gradient.
         out: the totals and l at x_0, (B, L) float64. With ``upstream``: the gradient in b, (B, L)
             float64, and the gradient in the scores, (B, L, dim) of unit stride over states.
@@ -152,12 +152,13 @@ def launch(
     kind = "row_sums" if grad is None else "row_sums_gradient"
     plan = settings.plan(kind, vec, dim, 1, _row_sums, KEY)
     plan.kernel[(batch * length,)](
-        log_score, *rows, *((unused, unused) if upstream is None else upstream), out[0],
+        log_score, sums.x_t, sums.x_0, sums.a, sums.b,
+        *((unused, unused) if upstream is None else upstream), out[0],
         out[1] if grad is None else unused, unused if grad is None else grad,
-        length, dim, vocab_size, *log_score.stride(),
+        length, dim, sums.vocab_size, *log_score.stride(),
         *((0, 0) if grad is None else grad.stride()[:2]),
-        TERM=TERMS[term], WITH_GRAD=grad is not None,
-        WITH_SLOPES=grad is not None or term != "affine",  # the slopes of f(z) = z are all 1
+        TERM=TERMS[sums.term], WITH_GRAD=grad is not None,
+        WITH_SLOPES=grad is not None or sums.term != "affine",  # the slopes of f(z) = z are all 1
         CONTIGUOUS=log_score.stride(2) == 1,
         SCORE_ALIGNMENT=score_alignment(log_score, grad, vec), VEC=vec, **plan.options,
     )  # fmt: skip

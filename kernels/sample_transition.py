@@ -3,6 +3,8 @@
 x_t = x_0 if u0 >= 1 - exp(-sigma), else the mask (absorbing) or floor(u1 * V) (uniform)
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -43,12 +45,13 @@ def programs(batch: int, length: int) -> int:
     return batch * triton.cdiv(length, BLOCK)
 
 
-def launch(x_0: Tensor, sigma: Tensor, u: Tensor, x_t: Tensor, graph: str, vocab_size: int) -> None:
-    """Noise the tokens ``x_0`` (B, L), with uniforms ``u`` (B, L, 2), into ``x_t``."""
-    batch, length = x_0.shape
+def launch(noising: Any, x_t: Tensor) -> None:
+    """Noise the tokens x_0 (B, L) of ``noising``, with its uniforms (B, L, 2), into ``x_t``."""
+    batch, length = noising.x_0.shape
     if batch * length == 0:
         return
     _sample_transition[(programs(batch, length),)](
-        x_0, sigma, u, x_t, length, triton.cdiv(length, BLOCK), vocab_size,
-        ABSORBING=graph == "absorbing", BLOCK=BLOCK, enable_fp_fusion=True,
+        noising.x_0, noising.sigma, noising.u, x_t, length, triton.cdiv(length, BLOCK),
+        noising.vocab_size, ABSORBING=noising.graph == "absorbing", BLOCK=BLOCK,
+        enable_fp_fusion=True,
     )  # fmt: skip

@@ -12,12 +12,14 @@ One kernel computes the loss alone, the gradient alone (a backward that recomput
 both in one pass.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sedd_fast.kernels import settings
-from sedd_fast.kernels.batches import EntropyBatch
+from sedd_fast.kernels.batches import numbers, tensors
 from sedd_fast.kernels.coefficients import entropy_coefficients
 from sedd_fast.kernels.rows import (
     EXACT_BLOCK,
@@ -154,7 +156,7 @@ KEY = ("dim", "ABSORBING", "WITH_LOSS", "WITH_GRAD", "CONTIGUOUS")
 
 def launch(
     log_score: Tensor,
-    batch: EntropyBatch,
+    entropy: Any,
     upstream: Tensor | None,
     loss: Tensor | None,
     grad: Tensor | None,
@@ -164,7 +166,7 @@ def launch(
 
     Args:
         log_score: (B, L, dim) in any layout.
-        batch: its noise and weights are float32 or float64.
+        entropy: its noise and weights are float32 or float64.
         upstream: (B, L) float32 or float64, multiplied into each gradient row; or None.
         loss: (B, L) float32 output, or None.
         grad: (B, L, dim) output of unit stride over states, or None.
@@ -173,24 +175,24 @@ def launch(
     rows, dim = log_score.shape[:2].numel(), log_score.shape[2]
     if rows == 0:
         return
-    unused = batch.x_t  # a pointer that is never read
-    absorbing = batch.graph == "absorbing"
+    unused = entropy.x_t  # a pointer that is never read
+    absorbing = entropy.graph == "absorbing"
     # As many states as fit into 16 bytes of the larger dtype, so that a thread stores what it
     # loads.
     size = log_score.element_size()
     vec = 16 // (size if grad is None else max(size, grad.element_size()))
     # Without a gradient, a row that is not touched costs only the start of a program.
     rows_each = settings.rows_per_program(rows, log_score, absorbing and grad is None)
-    kind = f"{batch.graph}_{'loss' if grad is None else 'gradient'}"
+    kind = f"{entropy.graph}_{'loss' if grad is None else 'gradient'}"
     plan = settings.plan(kind, vec, dim, rows_each, _score_entropy, KEY)
     plan.kernel[(-(-rows // rows_each),)](
-        log_score, *batch.tensors(),
+        log_score, *tensors(entropy),
         unused if upstream is None else upstream,
         unused if loss is None else loss,
         unused if grad is None else grad,
-        scale, *batch.numbers(), *log_score.stride(),
+        scale, *numbers(entropy), *log_score.stride(),
         *(grad.stride()[:2] if grad is not None else (0, 0)), rows, rows_each,
-        ABSORBING=absorbing, WEIGHTED=batch.row_weight is not None,
+        ABSORBING=absorbing, WEIGHTED=entropy.row_weight is not None,
         UPSTREAM=upstream is not None, WITH_LOSS=loss is not None, WITH_GRAD=grad is not None,
         CONTIGUOUS=log_score.stride(2) == 1, SCORE_ALIGNMENT=score_alignment(log_score, grad, vec),
         VEC=vec, SEVERAL_ROWS=rows_each > 1, **plan.options,

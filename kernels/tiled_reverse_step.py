@@ -12,7 +12,7 @@ A clamped distribution (uniform graph, analytic or denoise), max(0, alpha * exp(
 beta that depends on the sum over the row, cannot be computed from such sums.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -131,25 +131,6 @@ class GroupSums(NamedTuple):
     sums: Tensor
 
 
-class StepRows(NamedTuple):
-    """The rows of a step; all tensors contiguous.
-
-    Attributes:
-        rows: (R,) positions, -1 for none.
-        x_t: (B, L) int64 noised tokens.
-        sigma, dsigma: (B,) noise, and the noise that the step removes.
-        u: (B, L, 2) float64 uniforms in [0, 1).
-        x_s: (B, L) int64 output; must hold x_t, and changes where a token moves.
-    """
-
-    rows: Tensor
-    x_t: Tensor
-    sigma: Tensor
-    dsigma: Tensor
-    u: Tensor
-    x_s: Tensor
-
-
 def group_states(dtype: torch.dtype) -> int:
     """States of a group for operands of that dtype: GROUP, or a tile if that is smaller."""
     return min(GROUP, tile(dtype).states)
@@ -174,26 +155,28 @@ def launch_sums(
 
 def launch_draw(
     operands: Operands,
-    step: StepRows,
+    rows: Tensor,
+    reverse: Any,
     groups: GroupSums,
-    graph: str,
-    method: str,
-    scale_by_sigma: bool,
+    x_s: Tensor,
 ) -> None:
     """Draw the next state where a token moves.
 
     Args:
         operands: with the whole weight, in any dtype.
-        scale_by_sigma: the head's output is f of log scores f - ln E - ln V.
+        rows: (R,) positions, -1 for none.
+        reverse: x_t, sigma, dsigma and u, contiguous; graph, method and scale_by_sigma.
+        x_s: (B, L) int64 output; must hold x_t, and changes where a token moves.
     """
     if len(operands.hidden) == 0:
         return
     hidden, weight, bias, _ = operands
     count = len(groups.sums)
     _draw[(len(hidden),)](
-        hidden, weight, bias, *step[:-1], *groups, step.x_s,
-        *operands.numbers(), step.x_t.shape[1], count, len(weight),
-        ABSORBING=graph == "absorbing", METHOD=METHODS[method].value, SCALED=scale_by_sigma,
+        hidden, weight, bias, rows, reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, *groups,
+        x_s, *operands.numbers(), reverse.x_t.shape[1], count, len(weight),
+        ABSORBING=reverse.graph == "absorbing", METHOD=METHODS[reverse.method].value,
+        SCALED=reverse.scale_by_sigma,
         GROUP=group_states(hidden.dtype), GROUPS=triton.next_power_of_2(count), DEPTH=DRAW_DEPTH,
         num_warps=4, **settings.COMMON,
     )  # fmt: skip

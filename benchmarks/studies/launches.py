@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sedd_fast.backends.inputs import EntropyInputs, NoisingInputs, ReverseInputs, RowSumInputs
 
 GRAPHS = ("absorbing", "uniform")
 METHODS = ("analytic", "euler", "denoise")
@@ -56,7 +58,6 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     """The loss, the backward, and both in one pass."""
     from sedd_fast.backends.dtypes import gradient_dtype
     from sedd_fast.kernels import score_entropy as op
-    from sedd_fast.kernels.batches import EntropyBatch
 
     sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
     weight, loss, grad_dtype = small(torch.float64), small(torch.float32), gradient_dtype(dtype)
@@ -71,7 +72,7 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
             grad = {"backward": dtype, "with_grad": grad_dtype}.get(kind)
             arguments = (
                 scores(dim, dtype, layout),
-                EntropyBatch(sigma, tokens, tokens, weight, graph, vocab),
+                EntropyInputs(sigma, tokens, tokens, weight, graph, vocab),
                 weight if kind == "backward" else None,
                 None if kind == "backward" else loss,
                 grad and scores(dim, grad),
@@ -87,7 +88,6 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
 def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     """Every method of both graphs."""
     from sedd_fast.kernels import reverse_step as op
-    from sedd_fast.kernels.batches import ReverseBatch
 
     sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
     u = small(torch.float64, BATCH, LENGTH, 2)
@@ -96,12 +96,12 @@ def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
         for form in (*METHODS, "analytic strided", "euler offset", "euler many"):
             method, _, layout = form.partition(" ")
             of = scores(dim, dtype, layout)
-            batch = ReverseBatch(tokens, sigma, sigma, u, graph, vocab, method)
+            batch = ReverseInputs(tokens, sigma, sigma, u, graph, vocab, method)
             variants = {"": batch}
             if graph == "absorbing":
-                variants[" scaled"] = batch._replace(scale_by_sigma=True)
+                variants[" scaled"] = replace(batch, scale_by_sigma=True)
             if form in ("analytic", "euler"):
-                variants[" top-p"] = batch._replace(inverse_temperature=0.8, top_p=0.9)
+                variants[" top-p"] = replace(batch, temperature=1.25, top_p=0.9)
             for variant, given in variants.items():
                 name, call = f"reverse_step {graph} {form}{variant}", (of, given, tokens)
                 yield Launch(name, op._reverse_step, lambda a=call: op.launch(*a))
@@ -112,13 +112,13 @@ def sums_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     from sedd_fast.kernels import row_sums as op
 
     tokens, number, dim = small(torch.int64), small(torch.float64), vocab + 1
-    rows = (tokens, tokens, number, number)
     for term in op.TERMS:
+        sums = RowSumInputs(tokens, tokens, number, number, term, "absorbing", vocab)
         for form, upstream, last in (
             ("sum", None, number),
             ("backward", (number, number), scores(dim, dtype)),
         ):
-            arguments = (scores(dim, dtype), rows, upstream, (number, last), term, vocab)
+            arguments = (scores(dim, dtype), sums, upstream, (number, last))
             name = f"row_sums {term} {form}"
             yield Launch(name, op._row_sums, lambda a=arguments: op.launch(*a))
 
@@ -164,7 +164,6 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     from sedd_fast.backends.dtypes import gradient_dtype
     from sedd_fast.kernels import head_rows as op
     from sedd_fast.kernels import scale_gradient
-    from sedd_fast.kernels.batches import EntropyBatch
 
     rows, width, grad_dtype = BATCH * LENGTH // 2, 768, gradient_dtype(dtype)
     tokens, weight, index = small(torch.int64), small(torch.float64), small(torch.int64, rows)
@@ -174,7 +173,7 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     for graph in GRAPHS:
         uniform = graph == "uniform"
         sigma = small(torch.float64, BATCH)
-        batch = EntropyBatch(sigma, tokens, tokens, weight, graph, vocab, not uniform)
+        batch = EntropyInputs(sigma, tokens, tokens, weight, graph, vocab, not uniform)
         operands = hidden, small(dtype, vocab + 1, width), small(dtype, vocab + 1)
         made = small(torch.float32, rows, width), small(grad_dtype, BATCH, LENGTH, width)
         sums = small(torch.float64, 1 + uniform, rows)
@@ -214,9 +213,10 @@ def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
         *(small(torch.float32, -(-vocab // step.group_states(dtype)), rows),) * 2
     )
     sigma, of = small(torch.float64, BATCH), small(torch.int64)
-    some = step.StepRows(tokens, of, sigma, sigma, small(torch.float64, BATCH, LENGTH, 2), of)
+    u = small(torch.float64, BATCH, LENGTH, 2)
     for uniform in (False, True):
-        graph = GRAPHS[uniform]
+        process = GRAPHS[uniform], vocab, "euler", not uniform
+        reverse = ReverseInputs(of, sigma, sigma, u, *process)
         total = small(torch.float32, width) if uniform else None
         numbers = (small(torch.float64, rows),) * 2
         for name, kernel, launch, arguments in (
@@ -227,9 +227,11 @@ def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
             ("rows", entropy._row_scores, entropy.launch_rows, (whole, terms, total, numbers)),
             ("step", step._group_sums, step.launch_sums, (whole, tokens, groups, 0, uniform)),
             ("draw", step._draw, step.launch_draw,
-             (whole, some, groups, graph, "euler", not uniform)),
+             (whole, tokens, reverse, groups, of)),
         ):  # fmt: skip
-            yield Launch(f"tiled {graph} {name}", kernel, lambda f=launch, a=arguments: f(*a))
+            yield Launch(
+                f"tiled {GRAPHS[uniform]} {name}", kernel, lambda f=launch, a=arguments: f(*a)
+            )
 
 
 def transition_launches(vocab: int) -> Iterator[Launch]:
@@ -239,7 +241,7 @@ def transition_launches(vocab: int) -> Iterator[Launch]:
     sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
     u = small(torch.float64, BATCH, LENGTH, 2)
     for graph in GRAPHS:
-        arguments = (tokens, sigma, u, tokens, graph, vocab)
+        arguments = (NoisingInputs(tokens, sigma, u, graph, vocab), tokens)
         yield Launch(
             f"sample_transition {graph}", op._sample_transition, lambda a=arguments: op.launch(*a)
         )

@@ -65,6 +65,11 @@ class OpInputs:
                 changed[name] = value.contiguous()
         return replace(self, **changed) if changed else self  # type: ignore[type-var]
 
+    def touched(self) -> Tensor:
+        """(B, L) bool: the positions that carry a loss, or may move. Not for NoisingInputs."""
+        tensors = self.tensors()
+        return touched(tensors["x_t"], tensors.get("row_weight"), self.graph, self.vocab_size)
+
     def at(self: _Inputs, rows: Tensor) -> _Inputs:
         """The same for R positions b * L + i, each a sequence of its own: x_t (R, 1) and so on.
 
@@ -113,10 +118,6 @@ class EntropyInputs(OpInputs):
     vocab_size: int
     scale_by_sigma: bool = False
 
-    def touched(self) -> Tensor:
-        """(B, L) bool: the positions that carry a loss."""
-        return touched(self.x_t, self.row_weight, self.graph, self.vocab_size)
-
 
 @dataclass(frozen=True)
 class ReverseInputs(OpInputs):
@@ -146,10 +147,6 @@ class ReverseInputs(OpInputs):
     def inverse_temperature(self) -> float:
         """One over the temperature, as kernels take it: 0 or infinity times a score may be NaN."""
         return min(max(1 / self.temperature, 1 / EXTREME_FACTOR), EXTREME_FACTOR)
-
-    def touched(self) -> Tensor:
-        """(B, L) bool: the positions that may move."""
-        return touched(self.x_t, None, self.graph, self.vocab_size)
 
 
 @dataclass(frozen=True)

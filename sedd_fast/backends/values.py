@@ -19,6 +19,13 @@ from sedd_fast.backends.inputs import OpInputs
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+#: What to do about an impossible value of an argument.
+REMEDIES = {
+    **dict.fromkeys(("sigma", "dsigma"), "take it from a noise schedule at t in (0, 1]"),
+    **dict.fromkeys(("x_t", "x_0"), "is the graph's vocabulary that of the tokenizer?"),
+    "u": "use torch.rand",
+}
+
 
 def enabled(device: torch.device) -> bool:
     """Whether values on that device are checked."""
@@ -47,14 +54,17 @@ def check(inputs: OpInputs) -> None:
     if not enabled(inputs.device):
         return
     for name, value in inputs.tensors().items():
-        if name in ("sigma", "dsigma"):
-            _check_noise(name, value)
+        if name == "sigma":
+            _refuse(~((value > 0) & value.isfinite()), name, value, "be positive and finite")
+        elif name == "dsigma":
+            _refuse(~((value >= 0) & value.isfinite()), name, value, "be non-negative and finite")
         elif name == "x_t":
-            _check_tokens(name, value, inputs.dim, f"states 0 .. {inputs.dim - 1}")
+            bad = (value < 0) | (value >= inputs.dim)
+            _refuse(bad, name, value, f"hold states 0 .. {inputs.dim - 1}")
         elif name == "x_0":
             _check_clean(value, inputs.graph, inputs.vocab_size)
         elif name == "u":
-            _check_uniforms(value)
+            _refuse(~((value >= 0) & (value < 1)), name, value, "lie in [0, 1)")
 
 
 def check_drawable(drawable: Tensor) -> None:
@@ -64,7 +74,7 @@ def check_drawable(drawable: Tensor) -> None:
         drawable: (B, L) bool.
     """
     if enabled(drawable.device) and not bool(drawable.all()):
-        raise undrawable(tuple(int(i) for i in (~drawable).nonzero()[0]))
+        raise undrawable(_first(~drawable))
 
 
 class UndrawableError(ValueError):
@@ -88,28 +98,6 @@ def _first(bad: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in bad.nonzero()[0])
 
 
-def _check_noise(name: str, value: Tensor) -> None:
-    bad = ~(value > 0) if name == "sigma" else ~(value >= 0)
-    bad = bad | ~torch.isfinite(value)
-    if bool(bad.any()):
-        where = _first(bad)
-        bound = "positive" if name == "sigma" else "non-negative"
-        raise ValueError(
-            f"{name} must be {bound} and finite, got {value[where].item()} for sequence "
-            f"{where[0]}; take it from a noise schedule at t in (0, 1]"
-        )
-
-
-def _check_tokens(name: str, tokens: Tensor, size: int, allowed: str) -> None:
-    bad = (tokens < 0) | (tokens >= size)
-    if bool(bad.any()):
-        where = _first(bad)
-        raise ValueError(
-            f"{name} must hold {allowed}, got {tokens[where].item()} at position {where}; "
-            "is the graph's vocabulary that of the tokenizer?"
-        )
-
-
 def _check_clean(x_0: Tensor, graph: str, vocab_size: int) -> None:
     masked = x_0 == vocab_size
     if graph == "absorbing" and bool(masked.any()):
@@ -117,11 +105,14 @@ def _check_clean(x_0: Tensor, graph: str, vocab_size: int) -> None:
             f"x_0 holds the mask ({vocab_size}) at position {_first(masked)}; clean text has none: "
             "pass the tokens before noise as x_0"
         )
-    _check_tokens("x_0", x_0, vocab_size, f"tokens 0 .. {vocab_size - 1}")
+    bad = (x_0 < 0) | (x_0 >= vocab_size)
+    _refuse(bad, "x_0", x_0, f"hold tokens 0 .. {vocab_size - 1}")
 
 
-def _check_uniforms(u: Tensor) -> None:
-    bad = ~((u >= 0) & (u < 1))
+def _refuse(bad: Tensor, name: str, value: Tensor, expected: str) -> None:
+    """Raise a ValueError for the first bad value, if there is one."""
     if bool(bad.any()):
         where = _first(bad)
-        raise ValueError(f"u must lie in [0, 1), got {u[where].item()} at {where}; use torch.rand")
+        place = f"for sequence {where[0]}" if bad.dim() == 1 else f"at position {where}"
+        found = f"{name} must {expected}, got {value[where].item()} {place}"
+        raise ValueError(f"{found}; {REMEDIES[name]}")

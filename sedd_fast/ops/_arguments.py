@@ -119,10 +119,9 @@ def per_sequence(
         return torch.full((batch,), float(value), dtype=torch.float64, device=tokens.device)
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-    if value.is_complex() or value.dtype == torch.bool:
+    if value.dtype == torch.bool:
         raise TypeError(f"{name} must be real, got {value.dtype}")
-    if value.requires_grad:
-        raise ValueError(f"{name} requires a gradient, which this operation lacks; detach it")
+    dtype = _constant_dtype(name, value, keep_fp32)
     if value.dim() == 0:
         value = value.expand(batch)
     elif value.shape == (batch, 1):
@@ -132,10 +131,15 @@ def per_sequence(
             f"{name} must be a number or have shape ({batch},) or ({batch}, 1), "
             f"got {tuple(value.shape)}"
         )
-    return value.to(device=tokens.device, dtype=_float_dtype(value, keep_fp32))
+    return value.to(device=tokens.device, dtype=dtype)
 
 
-def _float_dtype(value: Tensor, keep_fp32: bool) -> torch.dtype:
+def _constant_dtype(name: str, value: Tensor, keep_fp32: bool) -> torch.dtype:
+    """float64 or, where that is kept, float32, for a real tensor without a gradient."""
+    if value.is_complex():
+        raise TypeError(f"{name} must be real, got {value.dtype}")
+    if value.requires_grad:
+        raise ValueError(f"{name} requires a gradient, which this operation lacks; detach it")
     return torch.float32 if keep_fp32 and value.dtype == torch.float32 else torch.float64
 
 
@@ -145,18 +149,14 @@ def per_position(
     """An optional weight for every position, as (B, L) float64; keep_fp32 as in per_sequence."""
     if value is None:
         return None
-    check_tensor(name, value)
-    if value.is_complex():
-        raise TypeError(f"{name} must be real, got {value.dtype}")
-    if value.requires_grad:
-        raise ValueError(f"{name} requires a gradient, which this operation lacks; detach it")
+    dtype = _constant_dtype(name, check_tensor(name, value), keep_fp32)
     if value.shape != tokens.shape:
         raise ValueError(
             f"{name} must have shape {tuple(tokens.shape)}, got {tuple(value.shape)}; "
             "expand a weight per sequence with [:, None].expand(B, L)"
         )
     check_device(name, value, tokens, "x_t")
-    return value.to(_float_dtype(value, keep_fp32))
+    return value.to(dtype)
 
 
 def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
@@ -185,16 +185,15 @@ def noise_removed(
 
     ``keep_fp32`` as in per_sequence.
     """
-    if dsigma is None or method == "denoise":
-        if method != "denoise":
-            raise ValueError(
-                f"dsigma is needed for method {method!r}: the noise removed (analytic) or step "
-                "size times noise rate (euler)"
-            )
+    if method == "denoise":
         dsigma = 0.0
-    levels = (("sigma", sigma), ("dsigma", dsigma))
-    first, second = (per_sequence(name, of, x_t, keep_fp32=keep_fp32) for name, of in levels)
-    return first, second
+    elif dsigma is None:
+        raise ValueError(
+            f"dsigma is needed for method {method!r}: the noise removed (analytic) or step "
+            "size times noise rate (euler)"
+        )
+    sigma = per_sequence("sigma", sigma, x_t, keep_fp32=keep_fp32)
+    return sigma, per_sequence("dsigma", dsigma, x_t, keep_fp32=keep_fp32)
 
 
 def check_shares(temperature: float, top_p: float) -> tuple[float, float]:

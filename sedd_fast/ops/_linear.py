@@ -36,25 +36,21 @@ def checked_linear(
         ("weight", weight, (graph.dim, hidden.shape[-1])),
         ("bias", bias, (graph.dim,)),
     ):
-        if value is not None:
-            _check_shape(name, value, shape, graph)
-            arguments.check_device(name, value, hidden, "hidden")
+        if value is None:
+            continue
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f"{name} must have shape {shape} for hidden states of that width and the "
+                f"{graph.kind} graph over {graph.vocab_size} tokens ({graph.dim} states), got "
+                f"{tuple(value.shape)}"
+            )
+        arguments.check_device(name, value, hidden, "hidden")
     if workspace is None:
         workspace = head.workspace(hidden.device)
     if isinstance(workspace, bool) or not isinstance(workspace, int) or workspace < 1:
         raise ValueError(f"workspace must be a positive number of bytes, got {workspace!r}")
     listed = None if rows is None else rows.index
     return Linear(hidden, weight, bias, listed, _dtype(hidden, weight), workspace)
-
-
-def _check_shape(
-    name: str, value: Tensor, shape: tuple[int, ...], graph: arguments.GraphLike
-) -> None:
-    if tuple(value.shape) != shape:
-        raise ValueError(
-            f"{name} must have shape {shape} for hidden states of that width and the {graph.kind} "
-            f"graph over {graph.vocab_size} tokens ({graph.dim} states), got {tuple(value.shape)}"
-        )
 
 
 def _dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -69,13 +65,16 @@ def _dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-def check_scaling(scale_by_sigma: bool, graph: arguments.GraphLike) -> None:
-    """ValueError for a scaled uniform head, which nothing defines."""
+def check_inputs(
+    hidden: Tensor, graph: arguments.GraphLike, scale_by_sigma: bool, **tokens: Tensor
+) -> None:
+    """Tokens beside the hidden states; no scaled uniform head, which nothing defines."""
     if scale_by_sigma and graph.kind != "absorbing":
         raise ValueError(
             "scale_by_sigma=True is defined for the absorbing graph only, got the "
             f"{graph.kind} graph; pass scale_by_sigma=False"
         )
+    arguments.check_all_tokens(tokens, hidden, "hidden")
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sedd_fast.ops._arguments import check_device, check_tensor
+
 
 def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None) -> Tensor:
     """``u`` itself when given (checked), else a fresh draw of shape (B, L, 2), float64.
@@ -23,7 +25,14 @@ def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None
     """
     shape = (*tokens.shape, 2)
     if u is not None:
-        return _checked(u, shape, tokens, generator)
+        if generator is not None:
+            raise ValueError("u and generator were both given; pass one of them")
+        if check_tensor("u", u).dtype != torch.float64:
+            raise TypeError(f"u must be float64, got {u.dtype}; draw it with dtype=torch.float64")
+        if tuple(u.shape) != shape:
+            raise ValueError(f"u must have shape {shape}, got {tuple(u.shape)}")
+        check_device("u", u, tokens, "the tokens")
+        return u
     if generator is None:
         return torch.rand(shape, dtype=torch.float64, device=tokens.device)
     if torch.compiler.is_compiling():
@@ -40,19 +49,3 @@ def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None
     draw_on = generator.device if on_cpu else tokens.device
     drawn = torch.rand(shape, dtype=torch.float64, device=draw_on, generator=generator)
     return drawn.to(tokens.device)
-
-
-def _checked(
-    u: Tensor, shape: tuple[int, ...], tokens: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    if generator is not None:
-        raise ValueError("u and generator were both given; pass one of them")
-    if not isinstance(u, Tensor):
-        raise TypeError(f"u must be a torch.Tensor, got {type(u).__name__}")
-    if u.dtype != torch.float64:
-        raise TypeError(f"u must be float64, got {u.dtype}; draw it with dtype=torch.float64")
-    if tuple(u.shape) != shape:
-        raise ValueError(f"u must have shape {shape}, got {tuple(u.shape)}")
-    if u.device != tokens.device:
-        raise ValueError(f"u is on {u.device}, the tokens on {tokens.device}; move one of them")
-    return u

@@ -23,9 +23,7 @@ def linear_reverse_step_op(linear: Linear, reverse: ReverseInputs) -> Tensor:
         return run(linear, reverse)
 
 
-@linear_reverse_step_op.register_fake
-def _(linear: Linear, reverse: ReverseInputs) -> Tensor:
-    return reverse.x_t.new_empty(reverse.x_t.shape)
+linear_reverse_step_op.register_fake(lambda _, reverse: reverse.x_t.new_empty(reverse.x_t.shape))
 
 
 def linear_reverse_step(
@@ -69,8 +67,7 @@ def linear_reverse_step(
     arguments.check_choice("method", method, arguments.METHODS)
     shares = arguments.check_shares(temperature, top_p)
     linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace).detach()
-    _linear.check_scaling(scale_by_sigma, graph)
-    arguments.check_all_tokens({"x_t": x_t}, hidden, "hidden")
+    _linear.check_inputs(hidden, graph, scale_by_sigma, x_t=x_t)
     sigma, dsigma = arguments.noise_removed(sigma, dsigma, method, x_t)
     drawn = uniforms(x_t, u, generator)
     process = (graph.kind, graph.vocab_size, method, scale_by_sigma, *shares)

@@ -178,8 +178,7 @@ def linear_score_entropy(
     """
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
     linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace)
-    _linear.check_scaling(scale_by_sigma, graph)
-    arguments.check_all_tokens({"x_t": x_t, "x_0": x_0}, hidden, "hidden")
+    _linear.check_inputs(hidden, graph, scale_by_sigma, x_t=x_t, x_0=x_0)
     entropy = EntropyInputs(
         arguments.per_sequence("sigma", sigma, x_t),
         x_t,

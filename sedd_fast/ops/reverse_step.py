@@ -22,11 +22,6 @@ def reverse_step_op(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     return run(log_score, reverse)
 
 
-@reverse_step_op.register_fake
-def _(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
-    return reverse.x_t.new_empty(reverse.x_t.shape)
-
-
 @operator("reverse_probs")
 def reverse_probs_op(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     run = registry.function("reverse_probs", log_score, reverse.graph)
@@ -47,11 +42,6 @@ def reverse_probs_backward_op(
     return reference.reverse_probs_backward(grad_probs, log_score, reverse)
 
 
-@reverse_probs_backward_op.register_fake
-def _(grad_probs: Tensor, log_score: Tensor, reverse: ReverseInputs) -> Tensor:
-    return log_score.new_empty(log_score.shape)
-
-
 def _backward(ctx: Any, grad_probs: Tensor) -> tuple[Tensor]:
     log_score, reverse = reverse_probs_op.saved_arguments(ctx)
     if reverse.changes_shares:
@@ -62,6 +52,8 @@ def _backward(ctx: Any, grad_probs: Tensor) -> tuple[Tensor]:
     return (reverse_probs_backward_op(grad_probs, log_score, reverse),)
 
 
+reverse_step_op.register_fake(lambda _, reverse: reverse.x_t.new_empty(reverse.x_t.shape))
+reverse_probs_backward_op.register_fake(lambda _, scores, __: scores.new_empty(scores.shape))
 reverse_probs_op.register_autograd(_backward)
 reverse_probs_backward_op.refuse_gradient(
     "reverse_probs has no second derivative; write the distribution in plain torch instead "

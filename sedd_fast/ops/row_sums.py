@@ -23,24 +23,12 @@ def row_sums_op(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor, 
     return *run(log_score, sums), code
 
 
-@row_sums_op.register_fake
-def _(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(log_score), _empty(log_score), registry.fake_code()
-
-
 @operator("row_sums_backward")
 def row_sums_backward_op(
     grad_total: Tensor, grad_log_x_0: Tensor, log_score: Tensor, sums: RowSumInputs, code: Tensor
 ) -> tuple[Tensor, Tensor]:
     run = registry.by_code("row_sums_backward", code)
     return run(grad_total, grad_log_x_0, log_score, sums)
-
-
-@row_sums_backward_op.register_fake
-def _(
-    grad_total: Tensor, grad_log_x_0: Tensor, log_score: Tensor, *_: object
-) -> tuple[Tensor, Tensor]:
-    return log_score.new_empty(log_score.shape), _empty(log_score)
 
 
 def _empty(log_score: Tensor) -> Tensor:
@@ -54,6 +42,10 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return gradient, None, None, None, grad_b
 
 
+row_sums_op.register_fake(lambda scores, _: (_empty(scores), _empty(scores), registry.fake_code()))
+row_sums_backward_op.register_fake(
+    lambda _, __, scores, *___: (scores.new_empty(scores.shape), _empty(scores))
+)
 row_sums_op.register_autograd(_backward)
 row_sums_backward_op.refuse_gradient(
     "row_sums has no second derivative: its backward is a fused kernel. For gradient "

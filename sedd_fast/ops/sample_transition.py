@@ -19,9 +19,7 @@ def sample_transition_op(noising: NoisingInputs) -> Tensor:
     return run(noising)
 
 
-@sample_transition_op.register_fake
-def _(noising: NoisingInputs) -> Tensor:
-    return noising.x_0.new_empty(noising.x_0.shape)
+sample_transition_op.register_fake(lambda noising: noising.x_0.new_empty(noising.x_0.shape))
 
 
 def sample_transition(

@@ -20,21 +20,11 @@ def score_entropy_op(log_score: Tensor, entropy: EntropyInputs) -> tuple[Tensor,
     return run(log_score, entropy), code
 
 
-@score_entropy_op.register_fake
-def _(log_score: Tensor, entropy: EntropyInputs) -> tuple[Tensor, Tensor]:
-    return _empty_loss(log_score), registry.fake_code()
-
-
 @operator("score_entropy_backward")
 def score_entropy_backward_op(
     grad_loss: Tensor, log_score: Tensor, entropy: EntropyInputs, code: Tensor
 ) -> Tensor:
     return registry.by_code("score_entropy_backward", code)(grad_loss, log_score, entropy)
-
-
-@score_entropy_backward_op.register_fake
-def _(grad_loss: Tensor, log_score: Tensor, *_: object) -> Tensor:
-    return log_score.new_empty(log_score.shape)
 
 
 @operator("score_entropy_with_grad")
@@ -60,6 +50,8 @@ def _backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor]:
     return (score_entropy_backward_op(grad_loss, *score_entropy_op.saved_arguments(ctx)),)
 
 
+score_entropy_op.register_fake(lambda scores, _: (_empty_loss(scores), registry.fake_code()))
+score_entropy_backward_op.register_fake(lambda _, scores, *__: scores.new_empty(scores.shape))
 score_entropy_op.register_autograd(_backward)
 score_entropy_backward_op.refuse_gradient(
     "score_entropy has no second derivative: its backward is a fused kernel. For gradient "

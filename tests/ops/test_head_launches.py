@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 import sedd_fast as sf
 from helpers.head_cases import Head, make_head, run
 from sedd_fast.backends import products, registry, values
+from sedd_fast.backends.inputs import EntropyInputs
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(
@@ -175,14 +176,13 @@ def test_all_rows_of_a_uniform_graph_need_no_synchronisation(monkeypatch):
 @pytest.mark.parametrize("weighted", [True, False])
 def test_positions_with_a_loss_are_listed_in_order(count, weighted):
     from sedd_fast.backends.triton.linear_score_entropy import touched
-    from sedd_fast.kernels.batches import EntropyBatch
 
     generator = torch.Generator().manual_seed(count)
     x_t = torch.where(torch.rand(1, count, generator=generator) < 0.5, 7, 3)
     weight = (torch.rand(1, count, generator=generator) < 0.5).double() if weighted else None
-    batch = EntropyBatch(torch.ones(1).double(), x_t, x_t, weight, "absorbing", 7, True)
+    entropy = EntropyInputs(torch.ones(1).double(), x_t, x_t, weight, "absorbing", 7, True)
     expected = (x_t == 7) & (True if weight is None else weight != 0)
-    assert torch.equal(touched(batch), expected.flatten().nonzero().squeeze(1))
+    assert torch.equal(touched(entropy), expected.flatten().nonzero().squeeze(1))
 
 
 @by_dtype

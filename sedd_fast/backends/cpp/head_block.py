@@ -7,19 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sedd_fast.backends.blocked_head import Block
 from sedd_fast.backends.compiled import DTYPES, address
 from sedd_fast.backends.cpp.module import kernels
+from sedd_fast.backends.head import EntropyRows
 
 
 class Rows(NamedTuple):
-    """What a block adds to the sums of its rows, and what it needs to know for that.
+    """What a block adds to the sums of its rows; EntropyRows has the same attributes.
 
     Attributes:
         x_t: (R,) int64, the state that is no part of a sum.
         sum_exp: (R,) float64 += the sum of exp(f).
         x_0: (R,) int64, the clean tokens, or None.
         sum_log, f_x_0: (R,) float64 += the sum of f; f at x_0. None where not wanted.
-        gradient: (R,) float64 a, b, c of the gradient a * exp(f) - b - c * [y == x_0].
+        gradient: (R,) float64 a, b, c of the gradient a * exp(f) - b - c * [y == x_0], or None.
     """
 
     x_t: Tensor
@@ -27,44 +29,34 @@ class Rows(NamedTuple):
     x_0: Tensor | None = None
     sum_log: Tensor | None = None
     f_x_0: Tensor | None = None
-    gradient: tuple[Tensor | None, ...] = (None, None, None)
-
-
-class Out(NamedTuple):
-    """Where the gradient (R, n) goes, and its sums over the rows (n,), float32 or float64."""
-
-    gradient: Tensor
-    columns: Tensor
+    gradient: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 def add_block(
-    scores: Tensor,
-    bias: Tensor,
-    first: int,
-    rows: Rows,
-    out: Out | None = None,
-    exact: bool = False,
+    block: Block, rows: Rows | EntropyRows, columns: Tensor | None = None, exact: bool = False
 ) -> Tensor | None:
-    """Add the scores f = scores + bias, (R, n) contiguous, of the states from ``first``.
+    """Form the scores f = hidden @ weight.T + bias of a block, and add them to sums.
 
     Args:
-        bias: (n,) float32 or float64.
+        columns: (n,) float32 or float64 += the sums of the gradient over the rows; with a block
+            that has memory for a gradient.
         exact: in float64; such a row cannot overflow.
 
     Returns:
         (R,) bool, True where a row overflowed float32 and added nothing; None if none did. With an
-        overflow ``out`` holds nothing of use.
+        overflow gradient and ``columns`` hold nothing of use.
     """
+    scores, gradient = block.scores, block.gradient
+    assert scores is not None
+    torch.mm(block.hidden, block.weight.T, out=scores)
     overflowed = torch.empty(len(scores), dtype=torch.bool)
-    gradient = columns = None
-    if out is not None:
-        gradient, columns = out
     separate = gradient is not None and gradient.dtype != scores.dtype
-    block = kernels().HeadBlock(
-        scores.data_ptr(), DTYPES[scores.dtype], *scores.shape, scores.stride(0), first,
-        bias.data_ptr(), address(gradient), separate, address(columns),
+    made = kernels().HeadBlock(
+        scores.data_ptr(), DTYPES[scores.dtype], *scores.shape, scores.stride(0), block.first,
+        block.bias.data_ptr(), address(gradient), separate, address(columns),
     )  # fmt: skip
-    tensors = (rows.x_t, rows.x_0, *rows.gradient, rows.sum_exp, rows.sum_log, rows.f_x_0)
-    made = kernels().HeadRows(*map(address, (*tensors, overflowed)))
-    found = kernels().linear_score_entropy(block, made, exact, torch.get_num_threads())
+    factors = rows.gradient or (None, None, None)
+    tensors = (rows.x_t, rows.x_0, *factors, rows.sum_exp, rows.sum_log, rows.f_x_0)
+    sums = kernels().HeadRows(*map(address, (*tensors, overflowed)))
+    found = kernels().linear_score_entropy(made, sums, exact, torch.get_num_threads())
     return overflowed if found else None

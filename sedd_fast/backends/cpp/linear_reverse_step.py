@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import row_blocks
-from sedd_fast.backends.blocked_head import ROW_BYTES
+from sedd_fast.backends.blocked_head import ROW_BYTES, Block
 from sedd_fast.backends.categorical import inverse_cdf
 from sedd_fast.backends.coefficients import log_output_scale, reverse_coefficients
 from sedd_fast.backends.cpp.head_block import Rows, add_block
@@ -84,9 +84,8 @@ class _Step:
         for block, begin in enumerate(starts):
             w = self._block(begin)
             scores = memory[: len(hidden) * len(w)].view(len(hidden), len(w))
-            torch.mm(hidden, w.T, out=scores)
-            bias = self.bias[begin : begin + len(w)]
-            overflowed = add_block(scores, bias, begin, Rows(x_t, sums[block]))
+            part = Block(hidden, w, self.bias[begin : begin + len(w)], begin, scores, None)
+            overflowed = add_block(part, Rows(x_t, sums[block]))
             if overflowed is not None:
                 sums[block][overflowed] = torch.nan
         return sums

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sedd_fast.backends import blocked_head
 from sedd_fast.backends.blocked_head import Block, Kernel
-from sedd_fast.backends.cpp.head_block import Out, Rows, add_block
+from sedd_fast.backends.cpp.head_block import add_block
 from sedd_fast.backends.cpp.module import kernels
 from sedd_fast.backends.head import EntropyRows, Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import EntropyInputs
@@ -27,35 +27,27 @@ def linear_score_entropy_with_grad(
 
 def _run(block: Block, rows: EntropyRows) -> Tensor | None:
     """Add a block to the sums of its rows; those that overflow float32 again, in float64."""
-    assert block.scores is not None
-    torch.mm(block.hidden, block.weight.T, out=block.scores)
-    out = None
-    if block.gradient is not None:
-        out = Out(block.gradient, torch.zeros_like(block.bias))
-    overflowed = add_block(block.scores, block.bias, block.first, _rows(rows), out)
+    columns = None if block.gradient is None else torch.zeros_like(block.bias)
+    overflowed = add_block(block, rows, columns)
     if overflowed is not None:
-        _repeat(block, rows, overflowed.nonzero().squeeze(-1), out)
-        if out is not None:
-            return out.gradient.sum(0, dtype=out.columns.dtype)
-    return None if out is None else out.columns
+        _repeat(block, rows, overflowed.nonzero().squeeze(-1))
+        if block.gradient is not None:
+            return block.gradient.sum(0, dtype=block.bias.dtype)
+    return columns
 
 
-def _repeat(block: Block, rows: EntropyRows, which: Tensor, out: Out | None) -> None:
+def _repeat(block: Block, rows: EntropyRows, which: Tensor) -> None:
     """Some rows of a block, given by index, once more and exactly."""
-    part, scores = rows.part(which), torch.mm(block.hidden[which], block.weight.T)
-    again = None
-    if out is not None:
-        separate = out.gradient.dtype != scores.dtype
-        again = Out(out.gradient[which] if separate else scores, out.columns)
-    add_block(scores, block.bias, block.first, _rows(part), again, exact=True)
+    part, hidden = rows.part(which), block.hidden[which]
+    scores, gradient = hidden.new_empty(len(which), len(block.weight)), block.gradient
+    columns = None if gradient is None else torch.zeros_like(block.bias)
+    if gradient is not None:
+        gradient = scores if gradient.dtype == scores.dtype else gradient[which]
+    again = block._replace(hidden=hidden, scores=scores, gradient=gradient)
+    add_block(again, part, columns, exact=True)
     rows.take(which, part)
-    if out is not None and again is not None:
-        out.gradient[which] = again.gradient
-
-
-def _rows(rows: EntropyRows) -> Rows:
-    gradient = rows.gradient or (None, None, None)
-    return Rows(rows.x_t, rows.sum_exp, rows.x_0, rows.sum_log, rows.f_x_0, gradient)
+    if block.gradient is not None and gradient is not None:
+        block.gradient[which] = gradient
 
 
 def _in_huge_pages(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:

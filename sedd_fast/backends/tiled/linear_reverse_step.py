@@ -13,7 +13,7 @@ from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.backends.triton.launch import launching_triton
 
 if TYPE_CHECKING:
-    from sedd_fast.kernels.tiled_reverse_step import GroupSums, StepRows
+    from sedd_fast.kernels.tiled_reverse_step import GroupSums
 
 #: States of a weight of another dtype that are converted at a time: enough tiles for a GPU.
 STATES = 8192
@@ -27,69 +27,52 @@ def linear_reverse_step(linear: Linear, reverse: ReverseInputs) -> Tensor:
     """
     if reverse.changes_shares or (reverse.graph == "uniform" and reverse.method != "euler"):
         return blocked.linear_reverse_step(linear, reverse)
-    return _Run(linear, reverse)()
+    return _Step(linear, reverse.contiguous())()
 
 
-class _Run:
+class _Step:
     """One step of all touched rows, as many at a time as the workspace has room for."""
 
     def __init__(self, linear: Linear, reverse: ReverseInputs) -> None:
-        from sedd_fast.kernels import tiled_reverse_step as kernel
-        from sedd_fast.kernels import tiles
+        from sedd_fast.kernels import tiled_reverse_step, tiles
 
+        self.kernel, self.operands = tiled_reverse_step, tiles.Operands
         self.linear, self.reverse = linear, reverse
         self.weight = linear.weight[: reverse.vocab_size]
         self.bias = linear.bias_fp32()[: len(self.weight)]
-        tile = tiles.tile(linear.dtype)
-        self.group = kernel.group_states(linear.dtype)
-        # Blocks begin where tiles do.
+        self.groups = -(-len(self.weight) // self.kernel.group_states(linear.dtype))
         self.states = len(self.weight)
-        if linear.weight.dtype != linear.dtype:
+        if linear.weight.dtype != linear.dtype:  # blocks begin where tiles do
+            tile = tiles.tile(linear.dtype)
             self.states = -(-STATES // tile.states) * tile.states
 
     def __call__(self) -> Tensor:
-        from sedd_fast.kernels.tiled_reverse_step import StepRows
-
-        reverse = self.reverse.contiguous()
-        assert reverse.u is not None
-        rows, x_t = self.linear.read(reverse), reverse.x_t
-        x_s = x_t.clone()
-        noise = reverse.sigma, reverse.dsigma
+        rows, x_s = self.linear.read(self.reverse), self.reverse.x_t.clone()
         for some in rows.split(self._count(len(rows))) if len(rows) else ():
-            step = StepRows(some.contiguous(), x_t, *noise, reverse.u, x_s)
-            self._draw(step, self.linear.gathered(some))
+            self._draw(some.contiguous(), self.linear.gathered(some), x_s)
         return x_s
 
     def _count(self, rows: int) -> int:
         """Rows at a time: hidden states, and two sums for every group."""
-        groups = -(-len(self.weight) // self.group)
-        each = groups * 8 + self.linear.hidden.shape[-1] * self.linear.dtype.itemsize
+        each = self.groups * 8 + self.linear.hidden.shape[-1] * self.linear.dtype.itemsize
         return max(1, min(self.linear.workspace // each, rows))
 
-    def _draw(self, step: StepRows, hidden: Tensor) -> None:
-        from sedd_fast.kernels import tiled_reverse_step as kernel
-        from sedd_fast.kernels import tiles
-
-        reverse = self.reverse
-        live = (step.rows >= 0).sum()
+    def _draw(self, rows: Tensor, hidden: Tensor, x_s: Tensor) -> None:
+        live = (rows >= 0).sum()
         with launching_triton("linear_reverse_step", hidden):
-            groups = self._groups(step, hidden, live)
-            whole = tiles.Operands(hidden, self.weight, self.bias, live)
-            process = reverse.graph, reverse.method, reverse.scale_by_sigma
-            kernel.launch_draw(whole, step, groups, *process)
+            groups = self._sums(rows, hidden, live)
+            whole = self.operands(hidden, self.weight, self.bias, live)
+            self.kernel.launch_draw(whole, rows, self.reverse, groups, x_s)
 
-    def _groups(self, step: StepRows, hidden: Tensor, live: Tensor) -> GroupSums:
+    def _sums(self, rows: Tensor, hidden: Tensor, live: Tensor) -> GroupSums:
         """The sums of all groups of states."""
-        from sedd_fast.kernels import tiled_reverse_step as kernel
-        from sedd_fast.kernels import tiles
-
-        shape = -(-len(self.weight) // self.group), len(hidden)
-        made = kernel.GroupSums(*hidden.new_empty((2, *shape), dtype=torch.float32))
-        x_t = step.x_t.flatten()[step.rows.clamp(min=0)]
+        memory = hidden.new_empty((2, self.groups, len(hidden)), dtype=torch.float32)
+        made = self.kernel.GroupSums(*memory)
+        x_t = self.reverse.x_t.flatten()[rows.clamp(min=0)]
         uniform = self.reverse.graph == "uniform"
         for first in range(0, len(self.weight), self.states):
             at = slice(first, first + self.states)
             part = self.weight[at].to(hidden.dtype)
-            operands = tiles.Operands(hidden, part, self.bias[at], live)
-            kernel.launch_sums(operands, x_t, made, first, uniform)
+            block = self.operands(hidden, part, self.bias[at], live)
+            self.kernel.launch_sums(block, x_t, made, first, uniform)
         return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def launching_triton(op: str, tensor: Tensor) -> launching:
+def launching_triton(op: str, tensor: Tensor) -> AbstractContextManager[None]:
     """The device guard of a launch; an error of Triton's in it names the operation."""
     import triton
 

@@ -9,7 +9,6 @@ were touched: without ``linear.rows`` they are counted first, which synchronises
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +19,6 @@ from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.backends.products import accumulate
 from sedd_fast.backends.triton.launch import launching_triton
-
-if TYPE_CHECKING:
-    from sedd_fast.kernels.batches import EntropyBatch
 
 
 def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
@@ -43,13 +39,9 @@ def _losses_and_gradients(
 ) -> tuple[Tensor, Gradients]:
     from sedd_fast.kernels import head_rows
     from sedd_fast.kernels import linear_score_entropy as kernel
-    from sedd_fast.kernels.batches import EntropyBatch
 
     entropy = entropy.contiguous()
-    tensors = entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight
-    process = entropy.graph, entropy.vocab_size, entropy.scale_by_sigma
-    batch = EntropyBatch(*tensors, *process)
-    rows = touched(batch) if linear.rows is None else linear.rows.contiguous()
+    rows = touched(entropy) if linear.rows is None else linear.rows.contiguous()
     scale = grad_scale.contiguous() if isinstance(grad_scale, Tensor) else grad_scale
     bias = None if linear.bias is None else linear.bias.contiguous()
     uniform, vocab, with_grad = entropy.graph == "uniform", entropy.vocab_size, any(needs)
@@ -72,7 +64,7 @@ def _losses_and_gradients(
         terms = empty(5, size, dtype=torch.float32)
         sums = empty(1 + uniform, size, dtype=torch.float64)
         operands = linear.hidden, linear.weight, bias
-        head_rows.launch_gather(batch, chunk, operands, scale, (hidden, tokens, terms))
+        head_rows.launch_gather(entropy, chunk, operands, scale, (hidden, tokens, terms))
         factor = hidden.to(grad_dtype)  # products take operands of one dtype
         total = None if total_memory is None else total_memory[:size]
         partial = kernel.PartialSums.like(memory[:size], uniform, needs.bias)
@@ -92,7 +84,7 @@ def _losses_and_gradients(
                 columns = of_bias[begin : at.stop if at.stop < vocab else None]
             kernel.launch_sums(partial, sums, columns, len(w), begin > 0, again)
         into = None if total is None or of_hidden is None else (total, of_hidden)
-        head_rows.launch_scatter(batch, chunk, terms, sums, loss, into)
+        head_rows.launch_scatter(entropy, chunk, terms, sums, loss, into)
         del hidden, factor, partial  # before those of the next chunk are made
     return loss, Gradients.of(linear, of_hidden, of_weight, of_bias)
 
@@ -133,14 +125,14 @@ def _allocate(
     return hidden, weight, bias
 
 
-def touched(batch: EntropyBatch) -> Tensor:
+def touched(entropy: EntropyInputs) -> Tensor:
     """(R,) the touched positions; to count them synchronises the device, unless it is all."""
     from sedd_fast.kernels import head_rows
 
-    positions, device = batch.x_t.numel(), batch.x_t.device
-    if batch.graph == "uniform" and batch.row_weight is None:
+    positions, device = entropy.x_t.numel(), entropy.x_t.device
+    if entropy.graph == "uniform" and entropy.row_weight is None:
         return torch.arange(positions, device=device)
     rows = torch.empty(positions, dtype=torch.int64, device=device)
     count = torch.empty((), dtype=torch.int64, device=device)
-    head_rows.launch_touched(batch, rows, count)
+    head_rows.launch_touched(entropy, rows, count)
     return rows[: int(count)]

@@ -11,14 +11,9 @@ from sedd_fast.backends.triton.launch import empty, launching_triton
 def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one read of every row that may move, and one chunk of it again."""
     from sedd_fast.kernels import reverse_step as kernel
-    from sedd_fast.kernels.batches import ReverseBatch
 
     reverse = reverse.contiguous(keep_fp32=True)
-    assert reverse.u is not None
     x_s = empty(reverse.x_t, reverse.x_t.dtype)
-    small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u)
-    process = (reverse.graph, reverse.vocab_size, reverse.method, reverse.scale_by_sigma)
-    batch = ReverseBatch(*small, *process, reverse.inverse_temperature, reverse.top_p)
     with launching_triton("reverse_step", log_score):
-        kernel.launch(log_score, batch, x_s)
+        kernel.launch(log_score, reverse, x_s)
     return x_s

@@ -36,6 +36,5 @@ def _launch(
     from sedd_fast.kernels import row_sums as kernel
 
     sums = sums.contiguous()
-    small = (sums.x_t, sums.x_0, sums.a, sums.b)
     with launching_triton("row_sums", log_score):
-        kernel.launch(log_score, small, upstream, out, sums.term, sums.vocab_size)
+        kernel.launch(log_score, sums, upstream, out)

@@ -14,7 +14,7 @@ def sample_transition(noising: NoisingInputs) -> Tensor:
     from sedd_fast.kernels import sample_transition as kernel
 
     noising = noising.contiguous(keep_fp32=True)
-    x_0, x_t = noising.x_0, torch.empty_like(noising.x_0)
-    with launching_triton("sample_transition", x_0):
-        kernel.launch(x_0, noising.sigma, noising.u, x_t, noising.graph, noising.vocab_size)
+    x_t = torch.empty_like(noising.x_0)
+    with launching_triton("sample_transition", x_t):
+        kernel.launch(noising, x_t)
     return x_t

@@ -43,10 +43,7 @@ def _entropy(
     scale: float,
 ) -> None:
     from sedd_fast.kernels import score_entropy as kernel
-    from sedd_fast.kernels.batches import EntropyBatch
 
     entropy = entropy.contiguous(keep_fp32=True)
-    small = (entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight)
-    batch = EntropyBatch(*small, entropy.graph, entropy.vocab_size)
     with launching_triton("score_entropy", log_score):
-        kernel.launch(log_score, batch, upstream, loss, grad, scale)
+        kernel.launch(log_score, entropy, upstream, loss, grad, scale)
