@@ -12,7 +12,7 @@ import torch
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import Baseline, Network, Precision, corpus_of_run, load_any
+from sedd_fast.cli.network import Baseline, Network, corpus_of_run, load_any
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.data.copies import named_rows
 from sedd_fast.data.datasets import NAMED
@@ -100,7 +100,7 @@ class EvalOptions:
     batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch", "-n"))] = 16
     seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed for the noise.")] = 0
     device: shared.DeviceName = "auto"
-    dtype: shared.Dtype = Precision.float32
+    dtype: shared.Dtype = "float32"
     tokenizer: shared.TokenizerName = None
     as_json: shared.Json = False
     save: shared.SaveTo = None
@@ -233,7 +233,7 @@ def _record(
         "wrap": text.wrap,
         "tokens_left_over": text.left_over,
         "chars_per_token": text.chars_per_token,
-        "dtype": network.precision.value,
+        "dtype": network.precision,
         "device": str(network.device),
     }
 
