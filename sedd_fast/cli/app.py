@@ -87,10 +87,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the arguments without the program's name; None: those of the process.
     """
     command = typer.main.get_command(app)
-    arguments = None if args is None else list(args)
     try:
-        code = command.main(args=arguments, prog_name="sedd-fast", standalone_mode=False)
-    except (errors.UsageError, *errors.EXPECTED, MemoryError, RuntimeError) as error:
+        code = command.main(args=args, prog_name="sedd-fast", standalone_mode=False)
+    except (*errors.EXPECTED, MemoryError, RuntimeError) as error:
         if not errors.is_expected(error):
             raise
         return errors.report(error)

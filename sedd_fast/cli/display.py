@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sedd_fast.progress import LINE_SECONDS, stderr_console
@@ -79,9 +79,8 @@ class TrainingDisplay:
 
     def _figures(self, info: StepInfo, loss: float) -> RenderableType:
         unit, factor = unit_of(info)
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(style="dim", min_width=10)
-        table.add_column(no_wrap=True)
+        columns = Column(style="dim", min_width=10), Column(no_wrap=True)
+        table = Table.grid(*columns, padding=(0, 2, 0, 0))
         if info.bits_per_token is not None:
             table.add_row("loss", f"{loss:.3f} nats/token")
         held_out = f"   {text}" if (text := _held_out(info)) else ""
@@ -99,9 +98,8 @@ def _bar(info: StepInfo) -> Table:
         f"   step {info.step:,}   {duration(info.elapsed_seconds)} elapsed   ",
         (f"{duration(info.eta_seconds)} left", "bold"),
     )
-    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    table.add_column(ratio=1)
-    table.add_column(justify="right", no_wrap=True)
+    columns = Column(ratio=1), Column(justify="right", no_wrap=True)
+    table = Table.grid(*columns, padding=(0, 2, 0, 0), expand=True)
     bar = ProgressBar(total=1.0, completed=done, complete_style="cyan", finished_style="green")
     table.add_row(bar, left)
     return table

@@ -15,8 +15,8 @@ from sedd_fast.train.progress import NonFiniteLossError
 UsageError: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
-#: Errors that the user can correct: a wrong value, a missing file, a training that diverged.
-EXPECTED = (ValueError, TypeError, OSError, NonFiniteLossError)
+#: Errors that the user can correct: a wrong option or value, a missing file, a diverged training.
+EXPECTED = (UsageError, ValueError, TypeError, OSError, NonFiniteLossError)
 
 #: Parts of the RuntimeError that torch raises when memory runs out.
 _NO_MEMORY = ("can't allocate memory", "out of memory")
@@ -27,13 +27,12 @@ DEBUG = "SEDD_FAST_DEBUG"
 
 def is_expected(error: Exception) -> bool:
     """Whether the user can correct the error, so that one line says more than a traceback."""
-    return isinstance(error, (UsageError, *EXPECTED)) or _is_out_of_memory(error)
+    return isinstance(error, EXPECTED) or _is_out_of_memory(error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+    by_torch = isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+    return by_torch or isinstance(error, MemoryError)
 
 
 def report(error: BaseException) -> int:

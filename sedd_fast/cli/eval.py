@@ -12,7 +12,7 @@ import torch
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import Baseline, Network, Precision, corpus_of_run, load_any
+from sedd_fast.cli.network import Baseline, Network, corpus_of_run, load_any
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.data.copies import named_rows
 from sedd_fast.data.datasets import NAMED
@@ -100,7 +100,7 @@ class EvalOptions:
     batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch", "-n"))] = 16
     seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed for the noise.")] = 0
     device: shared.DeviceName = "auto"
-    dtype: shared.Dtype = Precision.float32
+    dtype: shared.Dtype = "float32"
     tokenizer: shared.TokenizerName = None
     as_json: shared.Json = False
     save: shared.SaveTo = None
@@ -216,9 +216,7 @@ def _record(
         "tokenizer": network.tokenizer.fingerprint,
         "text": text.name,
         "estimator": bound.description,
-        "strict": bound.strict,
-        "mode": bound.mode,
-        "samples": bound.samples,
+        **{name: getattr(bound, name) for name in ("strict", "mode", "samples")},
         "batch_size": options.batch_size,
         "max_blocks": options.max_blocks,
         **drawn,
@@ -233,7 +231,7 @@ def _record(
         "wrap": text.wrap,
         "tokens_left_over": text.left_over,
         "chars_per_token": text.chars_per_token,
-        "dtype": network.precision.value,
+        "dtype": network.precision,
         "device": str(network.device),
     }
 
@@ -244,10 +242,7 @@ def _result(record: dict[str, Any]) -> Result:
     tokens = "{tokens:,} in {blocks:,} {0}blocks of {1}{block_length}".format(of, upto, **record)
     if record["tokens_left_over"]:
         tokens += ", {tokens_left_over} at the end of the text left out".format(**record)
-    about = {
-        "model": record["model"],
-        "tokenizer": record["tokenizer"],
-        "text": record["text"],
+    about = {name: record[name] for name in ("model", "tokenizer", "text")} | {
         "tokens": tokens,
         "wrapping": record["wrap"],
         "estimator": record["estimator"],
@@ -255,10 +250,8 @@ def _result(record: dict[str, Any]) -> Result:
     }
     if record["seed"] is not None:
         about["noise"] = "seed {seed}, lowest time {eps:g}".format(**record)
-    names = {
-        "perplexity": "perplexity", "bits/token": "bits_per_token", "bits/char": "bits_per_char",
-    }  # fmt: skip
     figures = {
-        shown: figure(record[name], record[f"{name}_stderr"], 4) for shown, name in names.items()
+        name.replace("_per_", "/"): figure(record[name], record[f"{name}_stderr"], 4)
+        for name in ("perplexity", "bits_per_token", "bits_per_char")
     }
     return Result(record, about, figures)

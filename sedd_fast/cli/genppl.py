@@ -9,7 +9,7 @@ import torch
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import Baseline, Precision, choose_device, load_any
+from sedd_fast.cli.network import Baseline, choose_device, load_any
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.cli.samples import Draw, File, ModelOrNone, Samples, draw_samples, read_samples
 from sedd_fast.evaluate.generative import ORDERS, GenerativePerplexity, generative_perplexity
@@ -34,7 +34,7 @@ class GenpplOptions:
         shared.Renamed(("--judge-batch",)),
     ] = 4
     device: shared.DeviceName = "auto"
-    dtype: shared.Dtype = Precision.float32
+    dtype: shared.Dtype = "float32"
     tokenizer: shared.TokenizerName = None
     as_json: shared.Json = False
     save: shared.SaveTo = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,12 +22,8 @@ _TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
 GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2's
 
 
-class Precision(str, Enum):
-    """The data type of the network's matrix products; scores and sums are always float32."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+#: The data type of the network's matrix products; scores and sums are always float32.
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Baseline(_Loaded):
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """A context in which matrix products on the device have the data type `precision`."""
-    dtype = getattr(torch, precision.value)
+    dtype = getattr(torch, precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 

@@ -103,21 +103,23 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    for kind in groups.values():
-        hints |= get_type_hints(kind, include_extras=True)
-    defaults: dict[str, Any] = {}
+    expanded: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        own = inspect.signature(groups[name]).parameters if name in groups else {name: parameter}
-        defaults |= {key: each.default for key, each in own.items()}
+        if name in groups:
+            hints |= get_type_hints(groups[name], include_extras=True)
+            expanded += inspect.signature(groups[name]).parameters.values()
+        else:
+            expanded.append(parameter)
     renamed = {
-        name: entry.names
-        for name in defaults
-        for entry in getattr(hints[name], "__metadata__", ())
+        each.name: entry.names
+        for each in expanded
+        for entry in getattr(hints[each.name], "__metadata__", ())
         if isinstance(entry, Renamed)
     }
+    keyword = inspect.Parameter.KEYWORD_ONLY
     for name, names in renamed.items():
-        defaults[_OLD + name] = None
         hints[_OLD + name] = Annotated[int | None, typer.Option(*names, hidden=True, **COUNT)]
+        expanded.append(inspect.Parameter(_OLD + name, keyword, default=None))
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
@@ -130,14 +132,9 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
             given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
         command(**given)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, keyword, default=default, annotation=hints[name])
-            for name, default in defaults.items()
-        ]
-    )
-    run.__annotations__ = {name: hints[name] for name in defaults}
+    parameters = [each.replace(kind=keyword, annotation=hints[each.name]) for each in expanded]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 

@@ -118,26 +118,22 @@ def figure(value: float, error: float = math.nan, digits: int = 3) -> str:
     return f"{shown} ± {error:.{digits}f}" if math.isfinite(error) and error else shown
 
 
-def show_text(text: str, given: list[tuple[int, int]] | None = None) -> None:
+def show_text(text: str, given: list[tuple[int, int]]) -> None:
     """Write a sample to stdout; on a terminal, the text that was given is bold.
 
     Args:
-        text: written to a pipe or a file unchanged, with a line break after it.
+        text: written to a pipe or a file unchanged, with a line break after it; on a terminal
+            control characters are symbols.
         given: character ranges [start, stop) of the text that was given.
     """
     console = results()
     if not console.is_terminal:
         sys.stdout.write(text + "\n")
         return
-    console.print(marked(text, given or []))
-
-
-def marked(text: str, given: list[tuple[int, int]]) -> Text:
-    """The text for a terminal: the given ranges bold, control characters as symbols."""
     shown = Text(text.translate(_CONTROL), overflow="fold")
     for start, stop in given:
         shown.stylize("bold cyan", start, stop)
-    return shown
+    console.print(shown)
 
 
 def heading(title: str) -> None:

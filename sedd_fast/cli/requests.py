@@ -137,8 +137,8 @@ def draw(requests: Sequence[Request], network: Network, options: SamplingOptions
         )
         if options.as_json:
             drawn = {"text": text.text, "tokens": text.tokens, "given": text.given}
-            length = {"length": len(request.tokens)}
-            write_json({**request.label, **drawn, "settings": {**settings, **length}})
+            settings["length"] = len(request.tokens)
+            write_json({**request.label, **drawn, "settings": settings})
             continue
         if len(wanted) > 1:
             heading(f"{number} of {len(wanted)}")

@@ -9,18 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sedd_fast.cli.network import Network, Precision
-from sedd_fast.cli.options import (
-    COUNT,
-    SEED,
-    BatchSize,
-    DeviceName,
-    Dtype,
-    Length,
-    NumSamples,
-    Renamed,
-    TokenizerName,
-)
+from sedd_fast.cli import options as shared
+from sedd_fast.cli.network import Network
 from sedd_fast.sampling.api import METHODS
 from sedd_fast.sampling.config import SamplerConfig
 from sedd_fast.sampling.remask import Remask
@@ -35,7 +25,7 @@ def text_option(*names: str, help: str, metavar: str = "TEXT") -> Any:
 
 
 Steps = Annotated[
-    int, typer.Option("--steps", "-s", **COUNT, help="Number of steps; more is better.")
+    int, typer.Option("--steps", "-s", **shared.COUNT, help="Number of steps; more is better.")
 ]
 SamplerMethod = Annotated[
     Method,
@@ -58,9 +48,9 @@ class SamplingOptions:
     A field with the name of one of :class:`SamplerConfig` sets it.
     """
 
-    num_samples: Annotated[NumSamples, Renamed(("--batch",))] = 1
-    batch_size: Annotated[BatchSize, Renamed(("--at-once",))] = 16
-    length: Length = None
+    num_samples: Annotated[shared.NumSamples, shared.Renamed(("--batch",))] = 1
+    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--at-once",))] = 16
+    length: shared.Length = None
     steps: Steps = 128
     method: SamplerMethod = DEFAULT
     one_by_one: Annotated[
@@ -102,12 +92,12 @@ class SamplingOptions:
     seed: Annotated[
         int | None,
         typer.Option(
-            **SEED, help="The same seed gives the same samples.", show_default="a new one"
+            **shared.SEED, help="The same seed gives the same samples.", show_default="a new one"
         ),
     ] = None
-    device: DeviceName = "auto"
-    dtype: Dtype = Precision.float32
-    tokenizer: TokenizerName = None
+    device: shared.DeviceName = "auto"
+    dtype: shared.Dtype = "float32"
+    tokenizer: shared.TokenizerName = None
     no_denoise: Annotated[
         bool, typer.Option("--no-denoise", help="Leave out the last step, which removes all noise.")
     ] = False
@@ -157,7 +147,7 @@ class SamplingOptions:
             "remask": self.remask,
             "seed": seed,
             "device": str(network.device),
-            "dtype": network.precision.value,
+            "dtype": network.precision,
         }
 
 

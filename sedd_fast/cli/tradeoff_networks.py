@@ -211,4 +211,4 @@ def _likelihood(bound: LikelihoodBound) -> dict[str, Any]:
 def _describe(model: SEDD, precision: Precision) -> str:
     parameters, device = sum(p.numel() for p in model.parameters()), device_of(model)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"{parameters:,} parameters, {precision.value} on {device}{threads}"
+    return f"{parameters:,} parameters, {precision} on {device}{threads}"

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import Precision
 from sedd_fast.cli.output import creatable
 from sedd_fast.cli.samples import ModelOrNone
 from sedd_fast.evaluate.tradeoff import Budget
@@ -93,7 +92,7 @@ class TradeoffOptions:
     length: shared.Length = None
     seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed of every point.")] = 0
     device: shared.DeviceName = "auto"
-    dtype: shared.Dtype = Precision.float32
+    dtype: shared.Dtype = "float32"
     out: Annotated[
         Path | None,
         typer.Option(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -26,12 +25,8 @@ from sedd_fast.train.run_directory import RunDirectory
 PICTURE = "curves.png"
 
 
-class Preset(str, Enum):
-    """The presets of the package."""
-
-    tiny = "tiny"
-    small = "small"
-    medium = "medium"
+#: The presets of the package.
+Preset = Literal["tiny", "small", "medium"]
 
 
 def train(
@@ -114,8 +109,8 @@ def train(
         with TrainingDisplay(str(resume)) as display:
             finished = trainer.resume(resume, with_equals, display)
     else:
-        name = preset.value if preset else None if files else "tiny"
-        config = load_config(name, files, with_equals)
+        default = None if files else "tiny"
+        config = load_config(preset or default, files, with_equals)
         if run_dir is not None:
             config = replace(config, run_dir=str(run_dir))
         with TrainingDisplay(config.run_dir or str(config.data.train)) as display:

@@ -20,7 +20,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from sedd_fast.sampling.remask import noise_removed
 from sedd_fast.sampling.reverse_process import ReverseProcess, uniform
 
 
@@ -59,7 +58,8 @@ class OneCallSampler(GridSampler):
         self.removed = -self.sigma.diff() if is_analytic else self.h * self.rate[:-1]
         self.r = None if remask is None else remask.probability(process.config.times, self.sigma)
         if self.r is not None:
-            self.removed = noise_removed(self.removed, self.r)
+            # More noise is removed, to make up for the tokens that are masked again (remask.py).
+            self.removed = torch.log1p(torch.expm1(self.removed) + self.r)
 
     def grid_step(self, i: int, x: Tensor) -> Tensor:
         after = self.process.step(x, self.sigma[i], self.removed[i], self.method)

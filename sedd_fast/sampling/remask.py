@@ -61,8 +61,3 @@ class Remask:
         most = (masked[1:] / kept[:-1]).clamp(max=1)
         r = most.clamp(max=self.eta) if self.schedule == "cap" else most * self.eta
         return torch.where(times[:-1].to(r.device) <= self.t_on, r, 0.0)
-
-
-def noise_removed(removed: Tensor, r: Tensor) -> Tensor:
-    """The noise that an analytic step must remove to make up for the tokens masked again."""
-    return torch.log1p(torch.expm1(removed) + r)
