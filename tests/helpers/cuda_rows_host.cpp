@@ -201,10 +201,10 @@ int entropy(const EntropyArguments& in, int64_t rows, int threads, bool reversed
 }
 
 template <class T>
-int entropy(const EntropyArguments& in, bool wide, int64_t rows, int threads, bool reversed) {
+int entropy(const EntropyArguments& in, bool grad_fp32, int64_t rows, int threads, bool reversed) {
   if (!in.grad) return entropy<T, NoGradient>(in, rows, threads, reversed);
   if constexpr (std::is_same<T, Half>::value) {
-    if (wide) return entropy<T, float>(in, rows, threads, reversed);
+    if (grad_fp32) return entropy<T, float>(in, rows, threads, reversed);
   }
   return entropy<T, T>(in, rows, threads, reversed);
 }
@@ -231,17 +231,17 @@ int reverse(const ReverseArguments& in, int64_t rows, int threads, bool reversed
 // The structures are those of csrc/common; test_cuda_rows.py mirrors them.
 extern "C" {
 
-int run_entropy(const EntropyArguments* in, int dtype, int wide, int64_t rows, int threads,
+int run_entropy(const EntropyArguments* in, int dtype, int grad_fp32, int64_t rows, int threads,
                 int reversed) {
   switch (static_cast<DType>(dtype)) {
     case DType::float32:
-      return entropy<float>(*in, wide, rows, threads, reversed);
+      return entropy<float>(*in, grad_fp32, rows, threads, reversed);
     case DType::bfloat16:
-      return entropy<BFloat16>(*in, wide, rows, threads, reversed);
+      return entropy<BFloat16>(*in, grad_fp32, rows, threads, reversed);
     case DType::float16:
-      return entropy<Half>(*in, wide, rows, threads, reversed);
+      return entropy<Half>(*in, grad_fp32, rows, threads, reversed);
     default:
-      return entropy<double>(*in, wide, rows, threads, reversed);
+      return entropy<double>(*in, grad_fp32, rows, threads, reversed);
   }
 }
 

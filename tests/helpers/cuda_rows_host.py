@@ -181,7 +181,7 @@ class Rows:
     ) -> tuple[Tensor | None, Tensor | None]:
         """("loss" | "backward" | "both") -> (loss, gradient), the gradient in that layout."""
         shape = tuple(self.x_t.shape)
-        wide = self.dtype == torch.float16 and kind == "both"
+        grad_fp32 = self.dtype == torch.float16 and kind == "both"
         loss_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         loss = None if kind == "backward" else torch.empty(shape, dtype=loss_dtype)
         grad = buffer = None
@@ -189,7 +189,7 @@ class Rows:
             empty = torch.full((*shape, self.dim), SENTINEL, dtype=self.dtype)
             if layout is None:
                 layout = "padded" if self.log_score.stride(1) != self.dim else "aligned"
-            grad, buffer = placed(empty.float() if wide else empty, layout, SENTINEL)
+            grad, buffer = placed(empty.float() if grad_fp32 else empty, layout, SENTINEL)
         upstream = self.upstream if kind == "backward" else None
         arguments = EntropyArguments(
             pointer(self.log_score), layout_of(self.log_score), pointer(self.sigma),
@@ -198,7 +198,7 @@ class Rows:
             self.process(),
         )  # fmt: skip
         status = library.run_entropy(
-            ctypes.byref(arguments), DTYPES[self.dtype], int(wide),
+            ctypes.byref(arguments), DTYPES[self.dtype], int(grad_fp32),
             ctypes.c_int64(self.x_t.numel()), threads, int(backwards),
         )  # fmt: skip
         assert status == 0, FAILURES[status]

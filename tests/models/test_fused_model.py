@@ -14,8 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import sedd_fast as sf
-from sedd_fast.backends import registry
-from sedd_fast.models.config import SEDDConfig
+from helpers.tiny_models import KINDS, assert_same_gradients, batch, gradients, tiny
 from sedd_fast.models.interface import (
     ReverseStepRequest,
     ScoreEntropyRequest,
@@ -23,71 +22,8 @@ from sedd_fast.models.interface import (
 )
 from sedd_fast.models.sedd import SEDD
 
-TINY = {"hidden_size": 16, "cond_dim": 8, "length": 12, "n_blocks": 2, "n_heads": 2, "dropout": 0.0}
-KINDS = [("absorbing", True), ("absorbing", False), ("uniform", False)]
 by_kind = pytest.mark.parametrize(("graph", "scaled"), KINDS)
 by_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-FUSED = ("linear_score_entropy", "linear_score_entropy_with_grad", "linear_reverse_step")
-
-
-def tiny(graph: str = "absorbing", scaled: bool | None = None, **settings: Any) -> SEDD:
-    """A small network with random weights: at initialisation its scores would all be 0."""
-    torch.manual_seed(0)
-    scaled = graph == "absorbing" if scaled is None else scaled
-    settings = {"vocab_size": 11, **TINY, "scale_by_sigma": scaled, **settings}
-    model = SEDD(SEDDConfig(graph=graph, **settings))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    return model
-
-
-def batch(model: SEDD, size: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_t, sigma, x_0 and a weight for every position."""
-    generator = torch.Generator().manual_seed(seed)
-    x_0 = torch.randint(model.config.vocab_size, (size, 12), generator=generator)
-    t = torch.rand(size, generator=generator) * 0.9 + 0.05
-    sigma, rate = model.noise(t)
-    x_t = sf.sample_transition(x_0, sigma, model.graph, generator)
-    weight = rate[:, None] * torch.rand(x_0.shape, generator=generator)
-    return x_t, sigma, x_0, weight
-
-
-def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    found = {name: p.grad for name, p in model.named_parameters()}
-    model.zero_grad()
-    assert all(g is not None for g in found.values()), [n for n, g in found.items() if g is None]
-    return found
-
-
-def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert got.keys() == expected.keys()
-    for name, value in got.items():
-        scale = float(expected[name].abs().max())
-        torch.testing.assert_close(
-            value,
-            expected[name],
-            rtol=1e-4,
-            atol=1e-5 * scale,
-            msg=lambda text, name=name: f"{name}: {text}",
-        )
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the fused operations that have run, in order."""
-    seen: list[str] = []
-    module = registry.module(registry.choose("cpu"))
-    for name in (*FUSED, "score_entropy", "reverse_step"):
-        monkeypatch.setattr(module, name, _watched(getattr(module, name), name, seen))
-    return seen
-
-
-def _watched(function: Callable[..., Any], name: str, seen: list[str]) -> Callable[..., Any]:
-    def watched(*args: Any) -> Any:
-        seen.append(name)
-        return function(*args)
-
-    return watched
 
 
 @by_kind

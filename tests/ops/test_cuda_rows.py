@@ -59,19 +59,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     command = [*shlex.split(compiler), "-std=c++17", "-O1", "-shared", "-fPIC"]
     done = subprocess.run(
         [*command, f"-I{ROOT / 'csrc'}", str(source), "-o", str(library)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
-    for name in (
-        "round_trip_errors",
-        "wide_loads",
-        "wide_stores",
-        "most_states_of_a_step",
-        "shared_bytes_of_a_step",
-    ):
+    names = "round_trip_errors wide_loads wide_stores most_states_of_a_step shared_bytes_of_a_step"
+    for name in names.split():
         getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 

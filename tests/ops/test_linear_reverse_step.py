@@ -21,10 +21,10 @@ SMALL_STEP = 0.05
 
 def unfused(head: Head, method: str) -> Tensor:
     """The same step of the reference, from the log scores of a linear layer."""
-    i, wide = head.inputs, torch.promote_types(head.hidden.dtype, torch.float32)
+    i, fp32 = head.inputs, torch.promote_types(head.hidden.dtype, torch.float32)
     with sf.use_backend("reference"):
         return sf.reverse_step(
-            head.log_score(wide), i.x_t, i.sigma, i.dsigma, i.graph, method, u=i.u
+            head.log_score(fp32), i.x_t, i.sigma, i.dsigma, i.graph, method, u=i.u
         )
 
 

@@ -284,11 +284,11 @@ def test_autocast_of_half_hidden_states_on_a_float32_weight(backend: Backend, re
     half = replace(head, hidden=head.hidden.to(torch.bfloat16))
     with torch.autocast(backend.device, torch.bfloat16):
         got = run(half, reduction)
-        wide = run(replace(head, hidden=half.hidden.float()), reduction)
+        fp32 = run(replace(head, hidden=half.hidden.float()), reduction)
     assert got.hidden.dtype == torch.bfloat16
     assert got.weight.dtype == got.bias.dtype == torch.float32
-    torch.testing.assert_close(got.weight, wide.weight)
-    torch.testing.assert_close(got.hidden, wide.hidden.to(torch.bfloat16))
+    torch.testing.assert_close(got.weight, fp32.weight)
+    torch.testing.assert_close(got.hidden, fp32.hidden.to(torch.bfloat16))
 
 
 @by_head

@@ -35,9 +35,9 @@ def laid_out(log_score: Tensor, layout: str) -> Tensor:
         padded[..., :dim] = log_score
         return padded[..., :dim]
     if layout == "every other state":
-        wide = log_score.new_full((batch, length, 2 * dim), torch.nan)
-        wide[..., ::2] = log_score
-        return wide[..., ::2]
+        padded = log_score.new_full((batch, length, 2 * dim), torch.nan)
+        padded[..., ::2] = log_score
+        return padded[..., ::2]
     return log_score[:1].contiguous().expand(batch, -1, -1)  # "stride-0 batch"
 
 
