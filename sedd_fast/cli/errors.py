@@ -71,5 +71,7 @@ def _usage(error: Any) -> str:
     message = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "sedd-fast"
+    if message.startswith("No such command") and not message.endswith("?") and context:
+        message += f"; commands are {', '.join(context.command.commands)}"
     end = "" if message.endswith("?") else ";"
     return f"{message[:1].lower()}{message[1:]}{end} see {command} --help"

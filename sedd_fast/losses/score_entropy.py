@@ -66,7 +66,7 @@ def entropy_of(
         asked: clean tokens, weights and reduction.
 
     Returns:
-        nats: (B, L), or () for "mean" and "sum".
+        nats: (B, L), or () for "mean" (over all positions) and "sum".
     """
     if takes_request(model, graph, ScoreEntropyRequest):
         return model(x_t, sigma, asked)

@@ -20,7 +20,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,6 @@ class ReverseStepRequest(HeadRequest):
         )  # fmt: skip
 
 
-@runtime_checkable
 class FusedHeadModel(Protocol):
     """A network whose forward takes a request; the module's docstring says what that means."""
 
@@ -126,8 +125,9 @@ def takes_request(model: object, graph: Graph, request: type[HeadRequest]) -> bo
     """Whether a network, under whatever wrappers of torch, answers such requests for that graph."""
     inner: object | None = model
     while inner is not None:
-        if isinstance(inner, FusedHeadModel):
-            return request in inner.head_requests and inner.graph == graph
+        taken = getattr(inner, "head_requests", None)
+        if taken is not None:
+            return request in taken and getattr(inner, "graph", None) == graph
         inner = _wrapped(inner)
     return False
 

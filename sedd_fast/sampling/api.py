@@ -119,6 +119,7 @@ def sample(
         >>> tokens = sample(model, graph, noise, shape=(4, 1024), steps=256)
         >>> texts = [tokenizer.decode(row.tolist()) for row in tokens]
     """
+    _check_method(method)
     config = SamplerConfig(
         method, steps, denoise, eps, theta, remask, temperature, top_p, legacy_fp32_gumbel
     )
@@ -174,6 +175,7 @@ def infill(
         >>> tokens[:, : len(prompt)], known[:, : len(prompt)] = prompt, True
         >>> filled = infill(model, graph, noise, tokens, known)
     """
+    _check_method(method)
     config = SamplerConfig(
         method, steps, denoise, eps, theta, remask, temperature, top_p, legacy_fp32_gumbel
     )
@@ -191,15 +193,10 @@ def _run(
     progress: bool,
 ) -> Tensor:
     """From x at time 1 to the result; ``prompt`` is (tokens, known)."""
-    method = process.config.method
-    if method not in SAMPLERS:
-        hint = "; for a last denoising step pass denoise=True" * (method == "denoise")
-        known = ", ".join(map(repr, METHODS))
-        raise ValueError(f"method must be one of {known}, got {method!r}{hint}")
     x = _with_prompt(x, prompt)
     if x.numel() == 0:
         return x
-    sampler = SAMPLERS[method](process, x)
+    sampler = SAMPLERS[process.config.method](process, x)
     with evaluating(process.model), torch.no_grad():
         for i, t in enumerate(tracked(sampler.times, "sampling", progress)):
             x = _with_prompt(sampler.step(i, x), prompt)
@@ -214,6 +211,13 @@ def _with_prompt(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
         return x
     tokens, known = prompt
     return torch.where(known, tokens, x)
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        hint = "; for a last denoising step pass denoise=True" * (method == "denoise")
+        known = ", ".join(map(repr, METHODS))
+        raise ValueError(f"method must be one of {known}, got {method!r}{hint}")
 
 
 def _check_shape(shape: tuple[int, int]) -> None:

@@ -33,7 +33,7 @@ class GridSampler(ABC):
     def __init__(self, process: ReverseProcess, x: Tensor) -> None:
         self.process = process
         grid = process.config.times
-        self.times: list[float] = grid[1:].tolist() + [0.0] * process.config.denoise
+        self.times: list[float] = grid[1:].tolist() + [0.0] * bool(process.config.denoise)
         self.h = -grid.diff().to(x.device)  # (steps,)
         self.sigma, self.rate = (part.to(x.device) for part in process.noise(grid))  # (steps + 1,)
 

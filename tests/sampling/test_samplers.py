@@ -160,3 +160,24 @@ def test_theta_is_checked(theta: float) -> None:
             lambda x, sigma: x, GRAPHS[0], SCHEDULES["absorbing"], (1, 1), 2,
             "theta_trapezoidal", theta=theta,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [2, 1.0, "yes"])
+def test_denoise_is_read_as_a_truth_value(last):
+    steps = []
+    sf.sample(uniform_scores, sf.Uniform(5), sf.LogLinearNoise(), (1, 2), 3, denoise=last,
+              callback=steps.append)  # fmt: skip
+    assert [step.steps for step in steps] == [4] * 4
+    assert steps[-1].t == 0
+
+
+def uniform_scores(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(*x.shape, 5)
+
+
+@pytest.mark.parametrize("options", [{"steps": None}, {"steps": 2.5}, {"remask": sf.Remask()}])
+def test_an_unknown_method_is_named_before_anything_else(options):
+    with pytest.raises(ValueError, match="method must be one of 'analytic'"):
+        sf.sample(uniform_scores, sf.Uniform(5), sf.LogLinearNoise(), (1, 2), method="x", **options)
+    with pytest.raises(ValueError, match="method must be one of"):
+        sf.sample(uniform_scores, sf.Uniform(5), sf.LogLinearNoise(), (1, 2), method=["analytic"])
