@@ -123,6 +123,12 @@ class _Arguments:
                 unique = f"{parameter}_{name}" if name in self._types else name
                 self._types[unique] = types[name]
         self.count = len(self._types)
+        starts = itertools.accumulate((max(1, len(names)) for _, names in self._parts), initial=0)
+        #: Of every parameter its class or None, and where its fields stand in the flat arguments.
+        self._places = [
+            (kind, slice(start, start + len(names)))
+            for (kind, names), start in zip(self._parts, starts, strict=False)
+        ]
 
     def prototype(self) -> Callable[..., Any]:
         """A function of the fields, for its signature."""
@@ -139,15 +145,16 @@ class _Arguments:
         """Fields in place of dataclasses."""
         flat: list[Any] = []
         for value, (kind, names) in zip(args, self._parts, strict=True):
-            flat += [value] if kind is None else [getattr(value, name) for name in names]
+            if kind is None:
+                flat.append(value)
+            else:
+                flat += [getattr(value, name) for name in names]
         return tuple(flat)
 
     def pack(self, flat: Sequence[Any]) -> tuple[Any, ...]:
         """Dataclasses in place of their fields; what follows the arguments is left out."""
-        fields = iter(flat)
         return tuple(
-            next(fields) if kind is None else kind(*itertools.islice(fields, len(names)))
-            for kind, names in self._parts
+            [flat[at.start] if kind is None else kind(*flat[at]) for kind, at in self._places]
         )
 
 
