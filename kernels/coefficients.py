@@ -75,6 +75,16 @@ def entropy_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr):
 
 
 @triton.jit
+def head_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr, SCALED: tl.constexpr):
+    """Those of the raw outputs f of a head; SCALED: log scores are f - ln E - ln V."""
+    a, b, c, k = entropy_coefficients(sigma, x_t, x_0, vocab, ABSORBING)
+    if SCALED:
+        size = vocab.to(tl.float64)
+        a, k = c / size, c * (tl.log(size) - 1.0)
+    return a, b, c, k
+
+
+@triton.jit
 def reverse_coefficients(
     sigma, dsigma, sum_exp, unit, vocab, ABSORBING: tl.constexpr, METHOD: tl.constexpr
 ):

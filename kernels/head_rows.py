@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sedd_fast.kernels.batches import numbers, options, tensors
-from sedd_fast.kernels.coefficients import entropy_coefficients
+from sedd_fast.kernels.coefficients import head_coefficients
 
 #: Rows, and elements of each row, that a program copies at a time; positions that it checks.
 ROWS, DEPTH, POSITIONS = 16, 128, 1024
@@ -78,10 +78,7 @@ def _row(
     valid = (noise > 0) & (noise < float("inf"))
     valid = valid & (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
     noise = tl.where(valid, noise, 1.0)
-    a, b, c, k = entropy_coefficients(noise, current, clean, vocab, ABSORBING)
-    if SCALED:
-        size = vocab.to(tl.float64)
-        a, k = c / size, c * (tl.log(size) - 1.0)
+    a, b, c, k = head_coefficients(noise, current, clean, vocab, ABSORBING, SCALED)
     return at, here, weight, valid, current, clean, a, b, c, k
 
 

@@ -1,4 +1,4 @@
-"""The closed-form transition ratios of both graphs, for torch code (the one place in Python).
+"""The closed-form transition ratios of both graphs, for torch code.
 
 Score entropy and a reverse step are affine in a few reductions over a row of log scores l
 (S = sum over y != x_t of exp(l_y), E = expm1(sigma)):
@@ -6,8 +6,8 @@ Score entropy and a reverse step are affine in a few reductions over a row of lo
     loss    = a * S - b * sum_{y != x_t} l_y - c * l_{x_0} + k
     weights = max(0, alpha * exp(l_y) + beta) for y != x_t,   max(0, gamma) for y = x_t
 
-so that a kernel needs nothing but the coefficients below. ``csrc/common/coefficients.h`` is the
-same table in C++. Everything here is float64: k and c * l_{x_0} are near 1e6 and cancel at small
+so that a kernel needs nothing but the coefficients below. ``csrc/common/coefficients.h``
+has them for C++ and CUDA, ``kernels/coefficients.py`` for Triton. Everything here is float64: k and c * l_{x_0} are near 1e6 and cancel at small
 noise.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equations 5, 15-19, in closed form.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 KINDS = ("absorbing", "uniform")
-METHODS = ("analytic", "euler", "denoise")
+STEP_METHODS = ("analytic", "euler", "denoise")
 REDUCTIONS = ("none", "sum", "mean")
 
 
@@ -168,8 +168,9 @@ def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
 
 def check_all_tokens(tokens: dict[str, Tensor], like: Tensor, like_name: str) -> None:
     """(B, L) int64 beside ``like`` (B, L, ...), on its device."""
+    shape = tuple(like.shape[:2])
     for name, value in tokens.items():
-        check_tokens(name, value, tuple(like.shape[:2]))
+        check_tokens(name, value, shape)
         check_device(name, value, like, like_name)
 
 

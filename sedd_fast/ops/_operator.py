@@ -17,11 +17,9 @@ them: an operator takes their fields one by one, and its function gets the objec
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import itertools
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,19 +41,20 @@ class Operator:
     """A function as an operator; call it with positional arguments."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self._name, self._function = name, function
+        self._name = name
         self._arguments = _Arguments(function)
-        self._schema = torch.library.infer_schema(self._arguments.prototype(), mutates_args=())
+        self._flat = self._arguments.taking_fields(function)
+        self._schema = torch.library.infer_schema(self._flat, mutates_args=())
         self._fake: Callable[..., Any] | None = None
         self._entry = self._kernel = self._define(name)
 
     def __call__(self, *args: Any) -> Any:
-        flat = self._arguments.flatten(args)
+        flat = self._arguments.flatten(*args)
         return self._entry(*flat) if _wants_gradient(flat) else self._kernel(*flat)
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
         """The shapes, dtypes and devices of the results, for tracing."""
-        self._fake = self._taking_fields(fake)
+        self._fake = self._arguments.taking_fields(fake)
         torch.library.register_fake(f"sedd_fast::{self._name}", self._fake, lib=_LIBRARY)
 
     def register_autograd(
@@ -90,15 +89,12 @@ class Operator:
             constant if tensor is None else tensor
             for tensor, constant in zip(ctx.saved_tensors, ctx.constants, strict=True)
         ]
-        return (*self._arguments.pack(flat), *flat[self._arguments.count :])
-
-    def _taking_fields(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *flat: function(*self._arguments.pack(flat))
+        count = self._arguments.count
+        return (*self._arguments.pack(*flat[:count]), *flat[count:])
 
     def _define(self, name: str) -> Any:
         _LIBRARY.define(name + self._schema, tags=torch.Tag.pt2_compliant_tag)
-        untraced = _Untraced(self._taking_fields(self._function))
-        _LIBRARY.impl(name, untraced, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, _Untraced(self._flat), "CompositeExplicitAutograd")
         return getattr(torch.ops.sedd_fast, name).default
 
 
@@ -107,55 +103,40 @@ class _Arguments:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         hints = typing.get_type_hints(function)
-        self._returned = hints.pop("return")
-        self._types: dict[str, Any] = {}  # of the fields
-        #: Of every parameter its class and the names of its fields, or None and no names.
-        self._parts: list[tuple[Any, list[str]]] = []
+        returned = hints.pop("return")
+        field_types: dict[str, Any] = {}
+        self._classes: dict[str, Any] = {}  # of the parameters that are dataclasses
+        flat, packed = [], []  # expressions: every field of the parameters, every parameter of them
         for parameter, kind in hints.items():
             if not dataclasses.is_dataclass(kind):
-                self._parts.append((None, []))
-                self._types[parameter] = kind
+                field_types[parameter] = kind
+                flat.append(parameter)
+                packed.append(parameter)
                 continue
-            types = typing.get_type_hints(kind)
-            names = [field.name for field in dataclasses.fields(kind)]
-            self._parts.append((kind, names))
-            for name in names:
-                unique = f"{parameter}_{name}" if name in self._types else name
-                self._types[unique] = types[name]
-        self.count = len(self._types)
-        starts = itertools.accumulate((max(1, len(names)) for _, names in self._parts), initial=0)
-        #: Of every parameter its class or None, and where its fields stand in the flat arguments.
-        self._places = [
-            (kind, slice(start, start + len(names)))
-            for (kind, names), start in zip(self._parts, starts, strict=False)
-        ]
+            types, given = typing.get_type_hints(kind), []
+            for name in (field.name for field in dataclasses.fields(kind)):
+                given.append(f"{parameter}_{name}" if name in field_types else name)
+                field_types[given[-1]] = types[name]
+                flat.append(f"{parameter}.{name}")
+            self._classes[f"{parameter}_class"] = kind
+            packed.append(f"{parameter}_class({', '.join(given)})")
+        self.count = len(field_types)
+        fields = ", ".join(field_types)
+        # Written out, as dataclasses write their own methods: loops took 4 microseconds a call.
+        #: Fields in place of dataclasses, and back.
+        self.flatten = self._compiled(f"lambda {', '.join(hints)}: ({', '.join(flat)},)")
+        self.pack = self._compiled(f"lambda {fields}: ({', '.join(packed)},)")
+        self._annotations = field_types | {"return": returned}
+        self._call = f"lambda {fields}: function({', '.join(packed)})"
 
-    def prototype(self) -> Callable[..., Any]:
-        """A function of the fields, for its signature."""
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        fields = [inspect.Parameter(name, kind, annotation=of) for name, of in self._types.items()]
+    def _compiled(self, source: str, **names: Any) -> Callable[..., Any]:
+        return eval(source, {**self._classes, **names})
 
-        def function() -> None: ...
-
-        signature = inspect.Signature(fields, return_annotation=self._returned)
-        function.__signature__ = signature  # type: ignore[attr-defined]
-        return function
-
-    def flatten(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Fields in place of dataclasses."""
-        flat: list[Any] = []
-        for value, (kind, names) in zip(args, self._parts, strict=True):
-            if kind is None:
-                flat.append(value)
-            else:
-                flat += [getattr(value, name) for name in names]
-        return tuple(flat)
-
-    def pack(self, flat: Sequence[Any]) -> tuple[Any, ...]:
-        """Dataclasses in place of their fields; what follows the arguments is left out."""
-        return tuple(
-            [flat[at.start] if kind is None else kind(*flat[at]) for kind, at in self._places]
-        )
+    def taking_fields(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with fields in place of its dataclasses, and the annotations of these."""
+        made = self._compiled(self._call, function=function)
+        made.__annotations__ = self._annotations
+        return made
 
 
 class _Untraced:

@@ -64,7 +64,7 @@ def linear_reverse_step(
         TypeError, ValueError: a wrong dtype, shape, device or value, or (on the CPU) a row from
             which no token can be drawn; the message says which.
     """
-    arguments.check_choice("method", method, arguments.METHODS)
+    arguments.check_choice("method", method, arguments.STEP_METHODS)
     shares = arguments.check_shares(temperature, top_p)
     linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace).detach()
     _linear.check_inputs(hidden, graph, scale_by_sigma, x_t=x_t)

@@ -159,6 +159,6 @@ def _checked(
     method: str,
 ) -> tuple[Tensor, Tensor]:
     """sigma and dsigma, (B,)."""
-    arguments.check_choice("method", method, arguments.METHODS)
+    arguments.check_choice("method", method, arguments.STEP_METHODS)
     arguments.check_rows(log_score, graph, x_t=x_t)
     return arguments.noise_removed(sigma, dsigma, method, x_t, keep_fp32=True)

@@ -137,7 +137,7 @@ def reverse_weights(
     method: str = "analytic",
 ) -> Tensor:
     """The unnormalised probabilities of a reverse step, (B, L, n) float64."""
-    arguments.check_choice("method", method, arguments.METHODS)
+    arguments.check_choice("method", method, arguments.STEP_METHODS)
     removed = sigma if method == "denoise" or dsigma is None else dsigma
     d = arguments.per_sequence("dsigma", removed, x_t)
     own = torch.nn.functional.one_hot(x_t, graph.dim).bool()

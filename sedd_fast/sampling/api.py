@@ -121,8 +121,9 @@ def sample(
     """
     _check_method(method)
     config = SamplerConfig(
-        method, steps, denoise, eps, theta, remask, temperature, top_p, legacy_fp32_gumbel
-    )
+        method=method, steps=steps, denoise=denoise, eps=eps, theta=theta, remask=remask,
+        temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
+    )  # fmt: skip
     process = ReverseProcess(model, graph, noise, config, generator)
     _check_shape(shape)
     start = graph.sample_limit(shape, device or device_of(model), generator)
@@ -177,8 +178,9 @@ def infill(
     """
     _check_method(method)
     config = SamplerConfig(
-        method, steps, denoise, eps, theta, remask, temperature, top_p, legacy_fp32_gumbel
-    )
+        method=method, steps=steps, denoise=denoise, eps=eps, theta=theta, remask=remask,
+        temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
+    )  # fmt: skip
     process = ReverseProcess(model, graph, noise, config, generator)
     _check_prompt(tokens, known, graph)
     start = graph.sample_limit(tuple(tokens.shape), tokens.device, generator)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sedd_fast.models.interface import ReverseStepRequest, ScoreModel, takes_request
 from sedd_fast.ops import TouchedRows, reverse_probs, reverse_step
-from sedd_fast.ops._arguments import METHODS
+from sedd_fast.ops._arguments import STEP_METHODS
 from sedd_fast.ops._uniforms import uniforms
 from sedd_fast.process.dense_graph import DenseGraph
 from sedd_fast.process.dense_graph import reverse_step as dense_step
@@ -63,7 +63,7 @@ class ReverseProcess:
         graph, generator = self.graph, self.generator
         if self.all_unmasked(x):
             return x
-        if method in METHODS and self._is_fused:
+        if method in STEP_METHODS and self._is_fused:
             u = uniforms(x, None, generator)
             return self._call(x, sigma, ReverseStepRequest(method, removed, u, **self._shares))
         log_score = self._call(x, sigma)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,7 @@ from helpers.toy_world import (
 )
 from helpers.toy_world import total_variation as tv
 from sedd_fast.ops._uniforms import uniforms
+from sedd_fast.sampling.config import SamplerConfig
 from sedd_fast.sampling.tau_leap import tau_leap, total_rate
 from sedd_fast.sampling.trapezoidal import extrapolate
 
@@ -181,3 +185,28 @@ def test_an_unknown_method_is_named_before_anything_else(options):
         sf.sample(uniform_scores, sf.Uniform(5), sf.LogLinearNoise(), (1, 2), method="x", **options)
     with pytest.raises(ValueError, match="method must be one of"):
         sf.sample(uniform_scores, sf.Uniform(5), sf.LogLinearNoise(), (1, 2), method=["analytic"])
+
+
+@pytest.mark.parametrize("function", [sf.sample, sf.infill])
+def test_every_setting_is_a_keyword_with_the_same_default(function):
+    keywords = inspect.signature(function).parameters
+    for field in dataclasses.fields(SamplerConfig):
+        assert keywords[field.name].default == field.default
+
+
+@pytest.mark.parametrize("function", [sf.sample, sf.infill])
+def test_every_keyword_reaches_its_setting(function, monkeypatch):
+    """With values that no two settings share, so that none can stand in another's place."""
+    graph, noise = sf.Absorbing(5), sf.LogLinearNoise()
+    given = {
+        "method": "analytic", "steps": 7, "denoise": False, "eps": 0.01, "theta": 0.25,
+        "remask": sf.Remask(eta=0.5), "temperature": 0.75, "top_p": 0.5,
+        "legacy_fp32_gumbel": True,
+    }  # fmt: skip
+    seen = []
+    monkeypatch.setattr(SamplerConfig, "check_graph", lambda self, graph: seen.append(self))
+    tokens = torch.zeros(0, 3, dtype=torch.long)
+    shape = (0, 3) if function is sf.sample else (tokens, tokens.bool())
+    arguments = (shape,) if function is sf.sample else shape
+    function(uniform_scores, graph, noise, *arguments, **given)
+    assert seen == [SamplerConfig(**given)]
