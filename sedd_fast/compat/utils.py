@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sedd_fast.models.checkpoint import allow_numpy_scalars
+from sedd_fast.models.checkpoint import RUN_CONFIG, allow_numpy_scalars, replace_file
 
 
 def load_hydra_config_from_run(load_dir: str | Path) -> Any:
     """The settings of a run directory, as OmegaConf."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.load(Path(load_dir) / ".hydra" / "config.yaml")
+    return OmegaConf.load(Path(load_dir) / RUN_CONFIG)
 
 
 def makedirs(dirname: str | Path) -> None:
@@ -78,13 +78,7 @@ def save_checkpoint(ckpt_dir: str | Path, state: dict[str, Any]) -> None:
         "ema": state["ema"].state_dict(),
         "step": state["step"],
     }
-    path = Path(ckpt_dir)
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
-        torch.save(saved, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    replace_file(Path(ckpt_dir), lambda file: torch.save(saved, file))
 
 
 def _bare(model: nn.Module) -> nn.Module:
