@@ -127,13 +127,7 @@ def get_dataloaders(config: Any, distributed: bool = True) -> tuple[Iterator, It
 
 def _loader(dataset: Any, batch_size: int, distributed: bool) -> Iterator:
     sampler: DistributedSampler | None = DistributedSampler(dataset) if distributed else None
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        shuffle=sampler is None,
-        num_workers=4,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=True,
-    )
+    options: dict[str, Any] = {"num_workers": 4, "persistent_workers": True}
+    options["pin_memory"] = torch.cuda.is_available()
+    loader = DataLoader(dataset, batch_size, shuffle=sampler is None, sampler=sampler, **options)
     return cycle_loader(loader, sampler)

@@ -307,21 +307,14 @@ def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:
     os.replace(unfinished, path)
 
 
-def push(
-    save: Callable[[str], None],
-    repo_id: str,
-    *,
-    token: str | None = None,
-    private: bool | None = None,
-    **upload: Any,
-) -> str:
+def push(save: Callable[[str], None], repo_id: str, **options: Any) -> str:
     """Upload what ``save(directory)`` writes; see `SEDD.push_to_hub`."""
     from huggingface_hub import HfApi
 
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    upload.setdefault("commit_message", "Upload a SEDD network")
+    api = HfApi(token=options.pop("token", None))
+    api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
+    options.setdefault("commit_message", "Upload a SEDD network")
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **upload)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
     return commit.pr_url or commit.commit_url
