@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -38,12 +38,10 @@ __all__ = [
 
 def cycle_loader(dataloader: DataLoader, sampler: DistributedSampler | None = None) -> Iterator:
     """The loader's batches, again and again; a ``sampler`` reshuffles at every pass."""
-    epoch = 0
-    while True:
+    for epoch in count():
         if sampler is not None:
             sampler.set_epoch(epoch)
         yield from dataloader
-        epoch += 1
 
 
 def get_lambada_test_dataset() -> Any:
