@@ -6,9 +6,9 @@ Score entropy and a reverse step are affine in a few reductions over a row of lo
     loss    = a * S - b * sum_{y != x_t} l_y - c * l_{x_0} + k
     weights = max(0, alpha * exp(l_y) + beta) for y != x_t,   max(0, gamma) for y = x_t
 
-so that a kernel needs nothing but the coefficients below. ``csrc/common/coefficients.h``
-has them for C++ and CUDA, ``kernels/coefficients.py`` for Triton. Everything here is float64: k and c * l_{x_0} are near 1e6 and cancel at small
-noise.
+so that a kernel needs nothing but the coefficients below. ``csrc/common/coefficients.h`` has them
+for C++ and CUDA, ``kernels/coefficients.py`` for Triton. Everything here is float64: k and c *
+l_{x_0} are near 1e6 and cancel at small noise.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equations 5, 15-19, in closed form.
 """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -38,12 +38,10 @@ __all__ = [
 
 def cycle_loader(dataloader: DataLoader, sampler: DistributedSampler | None = None) -> Iterator:
     """The loader's batches, again and again; a ``sampler`` reshuffles at every pass."""
-    epoch = 0
-    while True:
+    for epoch in count():
         if sampler is not None:
             sampler.set_epoch(epoch)
         yield from dataloader
-        epoch += 1
 
 
 def get_lambada_test_dataset() -> Any:
@@ -127,13 +125,7 @@ def get_dataloaders(config: Any, distributed: bool = True) -> tuple[Iterator, It
 
 def _loader(dataset: Any, batch_size: int, distributed: bool) -> Iterator:
     sampler: DistributedSampler | None = DistributedSampler(dataset) if distributed else None
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        shuffle=sampler is None,
-        num_workers=4,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=True,
-    )
+    options: dict[str, Any] = {"num_workers": 4, "persistent_workers": True}
+    options["pin_memory"] = torch.cuda.is_available()
+    loader = DataLoader(dataset, batch_size, shuffle=sampler is None, sampler=sampler, **options)
     return cycle_loader(loader, sampler)

@@ -137,15 +137,13 @@ class Uniform(_Fused):
     def rate(self, i: Tensor) -> Tensor:
         return 1 / self.dim - self._one_hot(i)
 
-    def transp_rate(self, i: Tensor) -> Tensor:
-        return self.rate(i)  # Q is symmetric
+    transp_rate = rate  # Q is symmetric
 
     def transition(self, i: Tensor, sigma: Tensor) -> Tensor:
         sigma = unsqueeze_as(sigma, i[..., None])
         return torch.exp(-sigma) * self._one_hot(i) - torch.expm1(-sigma) / self.dim
 
-    def transp_transition(self, i: Tensor, sigma: Tensor) -> Tensor:
-        return self.transition(i, sigma)
+    transp_transition = transition
 
     def staggered_score(self, score: Tensor, dsigma: Tensor) -> Tensor:
         dsigma = unsqueeze_as(dsigma, score)

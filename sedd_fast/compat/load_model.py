@@ -15,19 +15,14 @@ Loaded = tuple[SEDD, graph_lib.Graph, noise_lib.Noise]
 
 def load_model_hf(dir: str | Path, device: torch.device | str) -> Loaded:
     """``(model, graph, noise)`` of a Hugging Face repository or a directory in its format."""
-    model = SEDD.from_pretrained(dir).to(device)
-    graph, noise = graph_lib.get_graph(model.config, device), noise_lib.get_noise(model.config)
-    return model, graph, noise.to(device)
+    return _with_process(SEDD.from_pretrained(dir), device)
 
 
 def load_model_local(root_dir: str | Path, device: torch.device | str) -> Loaded:
     """``(model, graph, noise)`` of a run directory, the model with its EMA weights."""
-    saved = checkpoint.read(Path(root_dir))
-    config = utils.load_hydra_config_from_run(root_dir)
-    model = SEDD(config)
-    checkpoint.restore(model, saved)
-    graph, noise = graph_lib.get_graph(config, device), noise_lib.get_noise(config)
-    return model.to(device).eval(), graph, noise.to(device)
+    model = SEDD(utils.load_hydra_config_from_run(root_dir))
+    checkpoint.restore(model, checkpoint.read(Path(root_dir)))
+    return _with_process(model.eval(), device)
 
 
 def load_model(root_dir: str | Path, device: torch.device | str) -> Loaded:
@@ -39,3 +34,8 @@ def load_model(root_dir: str | Path, device: torch.device | str) -> Loaded:
     root = Path(root_dir)
     is_run = (root / checkpoint.RUN_CONFIG).is_file() and not (root / checkpoint.CONFIG).is_file()
     return load_model_local(root, device) if is_run else load_model_hf(root_dir, device)
+
+
+def _with_process(model: SEDD, device: torch.device | str) -> Loaded:
+    graph, noise = graph_lib.get_graph(model.config, device), noise_lib.get_noise(model.config)
+    return model.to(device), graph, noise.to(device)

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from sedd_fast.models.checkpoint import allow_numpy_scalars
+from sedd_fast.models.checkpoint import RUN_CONFIG, allow_numpy_scalars, replace_file
 
 
 def load_hydra_config_from_run(load_dir: str | Path) -> Any:
     """The settings of a run directory, as OmegaConf."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.load(Path(load_dir) / ".hydra" / "config.yaml")
+    return OmegaConf.load(Path(load_dir) / RUN_CONFIG)
 
 
 def makedirs(dirname: str | Path) -> None:
@@ -63,30 +62,20 @@ def restore_checkpoint(
         return state
     with allow_numpy_scalars():
         saved = torch.load(path, map_location=device, weights_only=True)
-    state["optimizer"].load_state_dict(saved["optimizer"])
-    _bare(state["model"]).load_state_dict(saved["model"])
-    state["ema"].load_state_dict(saved["ema"])
+    for name, part in _parts(state).items():
+        part.load_state_dict(saved[name])
     state["step"] = saved["step"]
     return state
 
 
 def save_checkpoint(ckpt_dir: str | Path, state: dict[str, Any]) -> None:
     """Write optimizer, model, ema and step to the file ``ckpt_dir``: whole, or not at all."""
-    saved = {
-        "optimizer": state["optimizer"].state_dict(),
-        "model": _bare(state["model"]).state_dict(),
-        "ema": state["ema"].state_dict(),
-        "step": state["step"],
-    }
-    path = Path(ckpt_dir)
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
-        torch.save(saved, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    saved = {name: part.state_dict() for name, part in _parts(state).items()}
+    saved["step"] = state["step"]
+    replace_file(Path(ckpt_dir), lambda file: torch.save(saved, file))
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, or the model."""
-    return getattr(model, "module", model)
+def _parts(state: dict[str, Any]) -> dict[str, Any]:
+    """What has a state of its own: optimizer, model (inside DistributedDataParallel), and ema."""
+    model = getattr(state["model"], "module", state["model"])
+    return {"optimizer": state["optimizer"], "model": model, "ema": state["ema"]}

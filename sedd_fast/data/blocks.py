@@ -120,6 +120,7 @@ class BlockOrder:
         return self.blocks.rows(self._permutation[place : place + 1], self._offset)
 
 
+@dataclass(eq=False)
 class StreamOrder:
     """Blocks of a streamed data set, shuffled through a buffer and packed while it is read.
 
@@ -138,17 +139,14 @@ class StreamOrder:
         skip: rows at the start that belong to the held-out text.
     """
 
-    def __init__(
-        self,
-        source: HubDataset,
-        tokenizer: Tokenizer,
-        length: int,
-        seed: int,
-        buffer: int = 10_000,
-        skip: int = 0,
-    ) -> None:
-        self.source, self.tokenizer, self.length = source, tokenizer, length
-        self.seed, self.buffer, self.skip = seed, buffer, skip
+    source: HubDataset
+    tokenizer: Tokenizer
+    length: int
+    seed: int
+    buffer: int = 10_000
+    skip: int = 0
+
+    def __post_init__(self) -> None:
         self.epoch, self.documents = 0, 0
         self._pending: list[int] = []
         self._rows: Iterator[str] | None = None

@@ -76,8 +76,15 @@ def load_corpus(
     """
     hub = is_hub_name(config.train)
     separate = config.valid is not None or (hub and config.valid_split is not None)
-    load = _load_files if not hub else _load_stream if config.streaming else _load_rows
-    tokenizer, order, rest = load(config, length, seed, tokenizer, not separate)
+    order: BlockOrder | StreamOrder
+    if hub and config.streaming:
+        tokenizer = tokenizer or make_tokenizer(config.tokenizer)
+        order, rest = _stream(config, length, seed, tokenizer, not separate)
+    else:
+        load = _load_rows if hub else _load_files
+        tokenizer, tokens, rest = load(config, tokenizer, not separate)
+        blocks = Blocks(tokens, length, "the training text")
+        order = BlockOrder(blocks, seed, config.random_offset)
     documents = _valid_documents(config) if separate else rest
     if not documents:
         return Corpus(tokenizer, order, None, None)
@@ -87,22 +94,17 @@ def load_corpus(
     return Corpus(tokenizer, order, Blocks(tokens, length, name), chars_per_token)
 
 
-#: Tokenizer, training blocks, and the documents that were cut from them as held-out text.
-_Loaded = tuple[Tokenizer, BlockOrder | StreamOrder, list[str]]
+#: Tokenizer, training tokens, and the documents that were cut from them as held-out text.
+_Loaded = tuple[Tokenizer, np.ndarray, list[str]]
 
 
-def _load_files(
-    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer | None, cut: bool
-) -> _Loaded:
+def _load_files(config: DataConfig, tokenizer: Tokenizer | None, cut: bool) -> _Loaded:
     train, rest = split_documents(read_documents(config.train), config.held_out if cut else 0.0)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, train)
-    blocks = Blocks(pack(train, tokenizer), length, "the training text")
-    return tokenizer, BlockOrder(blocks, seed, config.random_offset), rest
+    return tokenizer, pack(train, tokenizer), rest
 
 
-def _load_rows(
-    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer | None, cut: bool
-) -> _Loaded:
+def _load_rows(config: DataConfig, tokenizer: Tokenizer | None, cut: bool) -> _Loaded:
     source = _hub_dataset(config, config.train, config.config, config.split)
     dataset, rest = source.load(), []
     if cut:
@@ -110,19 +112,16 @@ def _load_rows(
         rest = list(source.texts(dataset.select(range(keep, len(dataset)))))
         dataset = dataset.select(range(keep))
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, source.texts(dataset))
-    tokens = cached_tokens(dataset, source, tokenizer, config.cache_dir)
-    blocks = Blocks(tokens, length, source.name)
-    return tokenizer, BlockOrder(blocks, seed, config.random_offset), rest
+    return tokenizer, cached_tokens(dataset, source, tokenizer, config.cache_dir), rest
 
 
-def _load_stream(
-    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer | None, cut: bool
-) -> _Loaded:
+def _stream(
+    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer, cut: bool
+) -> tuple[StreamOrder, list[str]]:
     source = _hub_dataset(config, config.train, config.config, config.split)
-    tokenizer = tokenizer or make_tokenizer(config.tokenizer)
     skip = config.stream_held_out if cut else 0
     order = StreamOrder(source, tokenizer, length, seed, config.shuffle_buffer, skip)
-    return tokenizer, order, list(source.texts(source.load().take(skip))) if cut else []
+    return order, list(source.texts(source.load().take(skip))) if cut else []
 
 
 def _valid_documents(config: DataConfig) -> list[str]:

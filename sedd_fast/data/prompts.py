@@ -175,7 +175,12 @@ def split_template(template: str, name: str = "template") -> list[str | int]:
                 r"\[ or \]"
             )
         if match["gap"]:
-            parts.append(_gap(match["gap"], match.start(), name))
+            if not 0 < int(match["gap"]) <= LARGEST:
+                raise ValueError(
+                    f"{name}: the gap {match[0]} at character {match.start()} is empty or has more "
+                    f"than {LARGEST:,} tokens; leave an empty gap out"
+                )
+            parts.append(int(match["gap"]))
         elif parts and isinstance(parts[-1], str):
             parts[-1] += match["literal"] or match["text"]
         else:
@@ -183,14 +188,3 @@ def split_template(template: str, name: str = "template") -> list[str | int]:
     if not any(isinstance(part, int) for part in parts):
         raise ValueError(f"{name}: there is no gap [n] to fill, as in 'The [8] fox [12] dog.'")
     return parts
-
-
-def _gap(digits: str, at: int, name: str) -> int:
-    if not int(digits):
-        raise ValueError(f"{name}: the gap [{digits}] at character {at} is empty; leave it out")
-    if int(digits) > LARGEST:
-        raise ValueError(
-            f"{name}: the gap [{digits}] at character {at} has more than {LARGEST:,} tokens; "
-            "no network reads so many"
-        )
-    return int(digits)

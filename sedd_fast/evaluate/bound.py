@@ -105,8 +105,8 @@ def likelihood_bound(
         >>> print(f"{bound.bits_per_token:.3f} +- {bound.bits_per_token_stderr:.3f} bits per token")
     """
     check_clean(x_0, graph)
-    estimator = Estimator(graph, noise, mode, samples, eps, batch_size, times)
-    return estimator(model, x_0, x_0.device, generator, progress)
+    estimator = Estimator(graph, noise, mode, samples, eps, batch_size, times, generator, progress)
+    return estimator(model, x_0, x_0.device)
 
 
 def evaluate_corpus(
@@ -144,5 +144,7 @@ def evaluate_corpus(
     if isinstance(tokens, Tensor) and tokens.dtype in _STORED:
         tokens = tokens.long()
     check_clean(tokens, graph, "blocks")
-    estimator = Estimator(graph, noise, mode, samples_per_block, eps, batch_size, times)
-    return estimator(model, tokens, device_of(model), generator, progress)
+    estimator = Estimator(
+        graph, noise, mode, samples_per_block, eps, batch_size, times, generator, progress
+    )
+    return estimator(model, tokens, device_of(model))

@@ -39,7 +39,9 @@ class Estimator:
     samples: int
     eps: float
     batch_size: int
-    times: str = "stratified"
+    times: str
+    generator: torch.Generator | None
+    progress: bool
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
@@ -68,16 +70,9 @@ class Estimator:
         return self.graph.kind == "absorbing" and self.mode != "paper"
 
     @torch.no_grad()
-    def __call__(
-        self,
-        model: ScoreModel,
-        x_0: Tensor,
-        device: torch.device,
-        generator: torch.Generator | None,
-        progress: bool,
-    ) -> LikelihoodBound:
+    def __call__(self, model: ScoreModel, x_0: Tensor, device: torch.device) -> LikelihoodBound:
         length = x_0.shape[1]
-        batches = Batches(x_0, device, generator, self.batch_size, progress, self.times)
+        batches = Batches(x_0, device, self.generator, self.batch_size, self.progress, self.times)
         term = self._over_masks if self.over_masks else self._over_time
         with evaluating(model):
             integral = batches.draw(partial(term, model), self.samples, f"bound ({self.mode})")

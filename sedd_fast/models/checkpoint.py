@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,18 +56,11 @@ _KEYS = {
 _GRAPHS = {"absorb": "absorbing", "uniform": "uniform"}
 
 
-class _Kind(NamedTuple):
-    """A kind of network: its model.type, the class that reads it, and what to call it."""
-
-    type: str
-    reader: str
-    name: str
-
-
+# kind of network -> its model.type, and the class that reads it
 _KINDS = {
-    "sedd": _Kind("ddit", "SEDD", "a SEDD network"),
-    "posterior": _Kind("posterior", "PosteriorSEDD", "a network of p(x_0 | x_t)"),
-    "ar": _Kind("ar", "Autoregressive", "an autoregressive network"),
+    "sedd": ("ddit", "SEDD"),
+    "posterior": ("posterior", "PosteriorSEDD"),
+    "ar": ("ar", "Autoregressive"),
 }
 
 
@@ -96,9 +89,8 @@ def config_from_original(settings: Mapping[str, Any]) -> dict[str, Any]:
     missing = [key for key, (_, optional) in _KEYS.items() if not optional and key not in flat]
     if missing:
         raise ValueError(f"the settings lack {', '.join(missing)}: not those of a SEDD network")
-    unknown = [key for key in flat if key.startswith("model.") and key not in _KEYS]
-    unknown = [key for key in unknown if key not in ("model.name", "model.type")]
-    if unknown:
+    known = {*_KEYS, "model.name", "model.type"}
+    if unknown := [key for key in flat if key.startswith("model.") and key not in known]:
         warnings.warn(f"settings of the network that are not known here: {unknown}", stacklevel=2)
     kind_of(settings)
     values = {field: flat[key] for key, (field, _) in _KEYS.items() if key in flat}
@@ -108,9 +100,8 @@ def config_from_original(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def kind_of(settings: Mapping[str, Any]) -> str:
     """ "sedd", "posterior" or "ar", as model.type says; ValueError for another type."""
-    model = settings.get("config", settings).get("model", {})
-    name = model.get("type", "ddit")
-    kinds = {known.type: kind for kind, known in _KINDS.items()}
+    name = settings.get("config", settings).get("model", {}).get("type", "ddit")
+    kinds = {known: kind for kind, (known, _) in _KINDS.items()}
     if name not in kinds:
         raise ValueError(f"model.type must be one of {', '.join(kinds)}, got {name!r}")
     return kinds[name]
@@ -118,7 +109,7 @@ def kind_of(settings: Mapping[str, Any]) -> str:
 
 def config_to_original(config: SEDDConfig, kind: str = "sedd") -> dict[str, Any]:
     """The settings as the original's config.json holds them (flat form), readable by its code."""
-    model = {"name": kind, "type": _KINDS[kind].type}
+    model = {"name": kind, "type": _KINDS[kind][0]}
     settings: dict[str, Any] = {"graph": {}, "noise": {}, "model": model}
     for key, (field, _) in _KEYS.items():
         section, _, name = key.rpartition(".")
@@ -143,10 +134,10 @@ def read(name_or_dir: str | Path, kind: str | None = "sedd", **hub: Any) -> Chec
     """
     found = _read(name_or_dir, **hub)
     if kind is not None and found.kind != kind:
-        holds = _KINDS[found.kind]
+        (_, holds), (_, wanted) = _KINDS[found.kind], _KINDS[kind]
         raise ValueError(
-            f"{found.source} holds {holds.name}, not {_KINDS[kind].name}; read it with "
-            f"{holds.reader}.from_pretrained, or with sedd_fast.models.networks.load"
+            f"{found.source} holds the network {holds}, not {wanted}; read it with "
+            f"{holds}.from_pretrained, or with sedd_fast.models.networks.load"
         )
     return found
 
@@ -276,29 +267,19 @@ def _download(name: str, **hub: Any) -> tuple[Path, Path]:
 
 def restore(model: nn.Module, saved: Checkpoint) -> None:
     """Load the weights, then the EMA weights over the parameters where the checkpoint has them."""
-    expected = model.state_dict()
-    problems = {
-        "missing": [key for key in expected if key not in saved.weights],
-        "unknown": [key for key in saved.weights if key not in expected],
-        "of another shape": [
-            f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
-            for key, value in saved.weights.items()
-            if key in expected and value.shape != expected[key].shape
-        ],
-    }
-    listed = [f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
-    if listed:
+    try:
+        model.load_state_dict(saved.weights)
+    except RuntimeError as error:
+        problems = " ".join(line.strip() for line in str(error).splitlines()[1:])
         raise ValueError(
-            f"the weights of {saved.source} do not fit its settings ({'; '.join(listed)}); the "
-            "settings must be those the weights were trained with"
-        )
-    model.load_state_dict(saved.weights)
+            f"the weights of {saved.source} do not fit its settings, which must be those that "
+            f"the weights were trained with: {problems}"
+        ) from error
     if saved.shadow is not None:
         parameters: list[Tensor] = list(model.parameters())
         check_shapes(saved.shadow, parameters, f"the EMA in {saved.source}")
         with torch.no_grad():
-            for p, average in zip(parameters, saved.shadow, strict=True):
-                p.copy_(average)
+            torch._foreach_copy_(parameters, saved.shadow)
 
 
 def write(
@@ -313,11 +294,12 @@ def write(
     directory.mkdir(parents=True, exist_ok=True)
     on_cpu = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     text = json.dumps(config_to_original(config, kind), indent=2) + "\n"
-    _replace(directory / SAFETENSORS, lambda file: save_file(on_cpu, file, {"format": "pt"}))
-    _replace(directory / CONFIG, lambda file: file.write_text(text, encoding="utf-8"))
+    replace_file(directory / SAFETENSORS, lambda file: save_file(on_cpu, file, {"format": "pt"}))
+    replace_file(directory / CONFIG, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:
+def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:
+    """Write a file by ``write_to(another path)``; under its own name it appears whole."""
     unfinished = path.with_name(path.name + ".tmp")
     write_to(unfinished)
     with open(unfinished, "rb") as file:
@@ -325,21 +307,14 @@ def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:
     os.replace(unfinished, path)
 
 
-def push(
-    save: Callable[[str], None],
-    repo_id: str,
-    *,
-    token: str | None = None,
-    private: bool | None = None,
-    **upload: Any,
-) -> str:
+def push(save: Callable[[str], None], repo_id: str, **options: Any) -> str:
     """Upload what ``save(directory)`` writes; see `SEDD.push_to_hub`."""
     from huggingface_hub import HfApi
 
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    upload.setdefault("commit_message", "Upload a SEDD network")
+    api = HfApi(token=options.pop("token", None))
+    api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
+    options.setdefault("commit_message", "Upload a SEDD network")
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **upload)
-    return commit.pr_url or commit.commit_url if upload.get("create_pr") else commit.commit_url
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+    return commit.pr_url or commit.commit_url

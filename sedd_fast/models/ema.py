@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_STATE = ("decay", "num_updates", "shadow_params")
+
 
 class ExponentialMovingAverage:
     """shadow <- shadow - (1 - d) * (shadow - parameter), d = min(decay, (1 + n) / (10 + n)).
@@ -75,16 +77,11 @@ class ExponentialMovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """decay, num_updates and shadow_params (the live tensors), as the original writes them."""
-        return {
-            "decay": self.decay,
-            "num_updates": self.num_updates,
-            "shadow_params": self.shadow_params,
-        }
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore a state that `state_dict` returned; the shadows keep their device."""
-        missing = {"decay", "num_updates", "shadow_params"} - state_dict.keys()
-        if missing:
+        if missing := set(_STATE) - state_dict.keys():
             raise ValueError(f"state_dict lacks {sorted(missing)}: not the state of an EMA")
         saved = state_dict["shadow_params"]
         check_shapes(saved, self.shadow_params, "the saved EMA")

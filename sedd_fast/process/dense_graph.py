@@ -20,7 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.types import Device
 
 from sedd_fast.backends.categorical import draw, inverse_cdf
 from sedd_fast.backends.dtypes import at_least_fp32
@@ -32,6 +33,8 @@ from sedd_fast.process.graphs import Graph
 @dataclass(frozen=True, eq=False, init=False)
 class DenseGraph(Graph):
     """A process with rate matrix Q: ``Q[y, x]`` is the rate of jumps from x to y != x.
+
+    Its ``mask_index`` is None: no state is treated as a mask, so no position counts as unmasked.
 
     Args:
         rates: (n, n), Q; columns sum to 0. Kept as float64 on the CPU.
@@ -48,6 +51,7 @@ class DenseGraph(Graph):
         >>> tokens = sample(model, DenseGraph(cycle), noise, (4, 16))
     """
 
+    kind = "dense"
     rates: Tensor
     limit: Tensor
 
@@ -56,26 +60,16 @@ class DenseGraph(Graph):
         rates = rates.detach().to("cpu", torch.float64)
         _check_rates(rates)
         object.__setattr__(self, "rates", rates)
-        object.__setattr__(self, "vocab_size", len(rates) if vocab_size is None else vocab_size)
         object.__setattr__(self, "limit", _stationary(rates))
-        self.__post_init__()
+        super().__init__(len(rates) if vocab_size is None else vocab_size)
         if self.vocab_size > len(rates):
             raise ValueError(
                 f"vocab_size is {self.vocab_size}, but rates has only {len(rates)} states"
             )
 
     @property
-    def kind(self) -> str:
-        return "dense"
-
-    @property
     def dim(self) -> int:
         return len(self.rates)
-
-    @property
-    def mask_index(self) -> None:
-        """None: no state is treated as a mask, so no position counts as unmasked."""
-        return None
 
     def rate_matrix(self) -> Tensor:
         return self.rates.clone()
@@ -90,23 +84,16 @@ class DenseGraph(Graph):
         grown = torch.matrix_exp(torch.where(ended, 0.0, levels) * self.rates.to(sigma.device))
         return torch.where(ended, self.limit.to(sigma.device)[:, None], grown)
 
-    def sample_limit(
-        self,
-        shape: tuple[int, ...],
-        device: torch.device | str | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        draw_on = generator.device if generator is not None else device
-        u = torch.rand(shape, dtype=torch.float64, device=draw_on, generator=generator)
-        tokens = inverse_cdf(self.limit.to(u.device).cumsum(0), u)
-        return tokens.to(device) if device is not None else tokens
+    def _limit(self, shape: tuple[int, ...], device: Device, generator: Generator | None) -> Tensor:
+        u = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+        return inverse_cdf(self.limit.to(u.device).cumsum(0), u)
 
 
 def sample_transition(
     x_0: Tensor,
     sigma: Tensor | float,
     graph: DenseGraph,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """x_t ~ M[:, x_0] of every position; (B, L) int64 -> (B, L) int64."""
     arguments.check_tokens("x_0", x_0)
@@ -136,7 +123,10 @@ def reverse_weights(
     graph: DenseGraph,
     method: str = "analytic",
 ) -> Tensor:
-    """The unnormalised probabilities of a reverse step, (B, L, n) float64."""
+    """The unnormalised probabilities of a reverse step, (B, L, n) float64.
+
+    The arguments are those of :func:`sedd_fast.reverse_step`.
+    """
     arguments.check_choice("method", method, arguments.STEP_METHODS)
     removed = sigma if method == "denoise" or dsigma is None else dsigma
     d = arguments.per_sequence("dsigma", removed, x_t)
@@ -152,20 +142,6 @@ def reverse_weights(
     return weights
 
 
-def reverse_step(
-    log_score: Tensor,
-    x_t: Tensor,
-    sigma: Tensor | float,
-    dsigma: Tensor | float | None,
-    graph: DenseGraph,
-    method: str = "analytic",
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """One reverse step of every position; arguments are those of :func:`sedd_fast.reverse_step`."""
-    weights = reverse_weights(log_score, x_t, sigma, dsigma, graph, method)
-    return categorical(weights, x_t, generator)
-
-
 def leap_weights(log_score: Tensor, x: Tensor, h: Tensor, graph: DenseGraph) -> Tensor:
     """Probabilities of a leap of size h, (B, L, n) float64: exp(-h R) to stay, the rest by rate."""
     rates = _reverse_rates(graph, x)
@@ -175,7 +151,7 @@ def leap_weights(log_score: Tensor, x: Tensor, h: Tensor, graph: DenseGraph) -> 
     return jumps.scatter(-1, x[..., None], torch.exp(-h * total))
 
 
-def categorical(weights: Tensor, like: Tensor, generator: torch.Generator | None) -> Tensor:
+def categorical(weights: Tensor, like: Tensor, generator: Generator | None) -> Tensor:
     """A state of every position from weights (B, L, n), by the inverse CDF of u1."""
     return draw(weights, uniforms(like, None, generator)[..., 1])
 

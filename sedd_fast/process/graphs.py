@@ -11,9 +11,11 @@ Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 3.3 and equations 15-1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+from torch.types import Device
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Graph:
 
     Attributes:
         vocab_size: number V of real tokens, 0 .. V-1.
+        kind: ``"absorbing"`` or ``"uniform"``, the name that the operations take.
 
     Raises:
         TypeError: ``vocab_size`` is not an int.
@@ -29,6 +32,7 @@ class Graph:
     """
 
     vocab_size: int
+    kind: ClassVar[str]
 
     def __post_init__(self) -> None:
         if isinstance(self.vocab_size, bool) or not isinstance(self.vocab_size, int):
@@ -43,19 +47,14 @@ class Graph:
             )
 
     @property
-    def kind(self) -> str:
-        """``"absorbing"`` or ``"uniform"``: the name that the operations take."""
-        raise NotImplementedError
-
-    @property
     def dim(self) -> int:
         """Number of states, the last dimension of a log-score tensor."""
-        raise NotImplementedError
+        return self.vocab_size
 
     @property
     def mask_index(self) -> int | None:
         """The mask's state, or None where there is none."""
-        raise NotImplementedError
+        return None
 
     def rate_matrix(self) -> Tensor:
         """The generator Q, (dim, dim) float64; column i holds the rates out of state i.
@@ -72,9 +71,13 @@ class Graph:
         self,
         shape: tuple[int, ...],
         device: torch.device | str | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         """Tokens of the process at infinite noise, int64 of the given shape."""
+        tokens = self._limit(shape, device if generator is None else generator.device, generator)
+        return tokens if device is None else tokens.to(device)
+
+    def _limit(self, shape: tuple[int, ...], device: Device, generator: Generator | None) -> Tensor:
         raise NotImplementedError
 
 
@@ -88,9 +91,7 @@ class Absorbing(Graph):
         (50258, 50257)
     """
 
-    @property
-    def kind(self) -> str:
-        return "absorbing"
+    kind = "absorbing"
 
     @property
     def dim(self) -> int:
@@ -111,12 +112,7 @@ class Absorbing(Graph):
         matrix[self.mask_index] += 1 - keep
         return matrix
 
-    def sample_limit(
-        self,
-        shape: tuple[int, ...],
-        device: torch.device | str | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def _limit(self, shape: tuple[int, ...], device: Device, generator: Generator | None) -> Tensor:
         return torch.full(shape, self.mask_index, dtype=torch.int64, device=device)
 
 
@@ -129,40 +125,17 @@ class Uniform(Graph):
         27
     """
 
-    @property
-    def kind(self) -> str:
-        return "uniform"
-
-    @property
-    def dim(self) -> int:
-        return self.vocab_size
-
-    @property
-    def mask_index(self) -> None:
-        return None
+    kind = "uniform"
 
     def rate_matrix(self) -> Tensor:
-        size = self.vocab_size
-        return torch.full((size, size), 1 / size, dtype=torch.float64) - torch.eye(
-            size, dtype=torch.float64
-        )
+        return 1 / self.dim - torch.eye(self.dim, dtype=torch.float64)
 
     def transition_matrix(self, sigma: float) -> Tensor:
-        size = self.vocab_size
         keep = torch.exp(torch.tensor(-sigma, dtype=torch.float64))
-        return keep * torch.eye(size, dtype=torch.float64) + (1 - keep) / size
+        return keep * torch.eye(self.dim, dtype=torch.float64) + (1 - keep) / self.dim
 
-    def sample_limit(
-        self,
-        shape: tuple[int, ...],
-        device: torch.device | str | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        draw_on = generator.device if generator is not None else device
-        tokens = torch.randint(
-            self.vocab_size, shape, dtype=torch.int64, device=draw_on, generator=generator
-        )
-        return tokens.to(device) if device is not None else tokens
+    def _limit(self, shape: tuple[int, ...], device: Device, generator: Generator | None) -> Tensor:
+        return torch.randint(self.vocab_size, shape, device=device, generator=generator)
 
 
 def make_graph(kind: str, vocab_size: int) -> Graph:

@@ -16,8 +16,7 @@ from sedd_fast.models.interface import ReverseStepRequest, ScoreModel, takes_req
 from sedd_fast.ops import TouchedRows, reverse_probs, reverse_step
 from sedd_fast.ops._arguments import STEP_METHODS
 from sedd_fast.ops._uniforms import uniforms
-from sedd_fast.process.dense_graph import DenseGraph
-from sedd_fast.process.dense_graph import reverse_step as dense_step
+from sedd_fast.process.dense_graph import DenseGraph, categorical, reverse_weights
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 from sedd_fast.sampling.config import SamplerConfig
@@ -70,7 +69,8 @@ class ReverseProcess:
         if method == "tau_leaping":
             return tau_leap(log_score, x, removed, graph, generator, **self._shares)
         if isinstance(graph, DenseGraph):
-            return dense_step(log_score, x, sigma, removed, graph, method, generator)
+            weights = reverse_weights(log_score, x, sigma, removed, graph, method)
+            return categorical(weights, x, generator)
         if self.config.legacy_fp32_gumbel:
             probs = reverse_probs(log_score, x, sigma, removed, graph, method, **self._shares)
             states = graph.vocab_size if method == "denoise" else graph.dim

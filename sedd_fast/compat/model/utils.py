@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+
+from sedd_fast.backends.dtypes import at_least_fp32
 
 
 def get_model_fn(model: nn.Module, train: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
@@ -33,9 +34,7 @@ class ScoreFunction:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         log_score = self.log_score(x, sigma)
-        if not self.sampling:
-            return log_score
-        return log_score.to(torch.promote_types(log_score.dtype, torch.float32)).exp()
+        return at_least_fp32(log_score).exp() if self.sampling else log_score
 
     def log_score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Log scores in either case: what to draw and to train from."""
