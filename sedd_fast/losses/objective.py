@@ -19,6 +19,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.models.interface import ScoreModel
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import sample_transition
@@ -149,7 +150,7 @@ class Objective:
         """The result of ``__call__``, from log scores."""
         log_score = model(noised.x_t, noised.level.model_sigma)  # (B, L, dim)
         loss = self._terms(log_score, noised).sum(-1)
-        loss = loss.to(torch.promote_types(log_score.dtype, torch.float32))
+        loss = loss.to(fp32_or_fp64(log_score.dtype))
         if self.reduction == "none":
             return loss
         return loss.mean() if self.reduction == "mean" else loss.sum()

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sedd_fast.backends.categorical import inverse_cdf
+from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.interface import device_of, evaluating
 from sedd_fast.models.layers import Attend
@@ -70,7 +71,7 @@ class Autoregressive(Transformer):
         for block, how in zip(self.blocks, attend, strict=True):
             hidden = block(hidden, c, rotary, how)
         logits = self.output_layer(hidden, c)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return at_least_fp32(logits)
 
 
 class _Cache:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sedd_fast.backends.dtypes import fp32_or_fp64
+
 _STATE = ("decay", "num_updates", "shadow_params")
 
 
@@ -112,4 +114,4 @@ def check_shapes(shadows: list[Tensor], parameters: list[Tensor], source: str) -
 
 
 def _shadow(p: Tensor) -> Tensor:
-    return p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+    return p.detach().to(fp32_or_fp64(p.dtype), copy=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.ops import reverse_step
 from sedd_fast.ops._uniforms import uniforms
 from sedd_fast.process.dense_graph import DenseGraph, categorical, leap_weights
@@ -63,5 +64,4 @@ def total_rate(log_score: Tensor, x: Tensor, graph: Graph) -> Tensor:
 
 def _row_sums(log_score: Tensor, x: Tensor) -> Tensor:
     others = log_score.scatter(-1, x[..., None], -torch.inf)
-    at_least_fp32 = others.to(torch.promote_types(others.dtype, torch.float32))
-    return at_least_fp32.logsumexp(-1).double().exp()
+    return at_least_fp32(others).logsumexp(-1).double().exp()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.reference import reshaped
 from sedd_fast.process.graphs import Graph
 from sedd_fast.sampling.pieces import in_pieces
@@ -34,7 +35,7 @@ def filter_scores(
     """
     if temperature == 1 and top_p == 1:
         return log_score
-    filtered = log_score.to(torch.promote_types(log_score.dtype, torch.float32), copy=True)
+    filtered = log_score.to(fp32_or_fp64(log_score.dtype), copy=True)
     moving = torch.ones_like(x, dtype=torch.bool)
     if graph.mask_index is not None:
         moving = x == graph.mask_index
