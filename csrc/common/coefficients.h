@@ -1,8 +1,8 @@
 // The closed-form transition ratios of both graphs, for host and device code.
 //
 // No other C++ or CUDA file repeats them. sedd_fast/backends/coefficients.py has the same formulas
-// for torch, with explanations, and kernels/coefficients.py for Triton. Everything is double: at small noise, k and c * l_{x_0} are near
-// 1e6 and cancel.
+// for torch, with explanations, and kernels/coefficients.py for Triton. Everything is double: at
+// small noise, k and c * l_{x_0} are near 1e6 and cancel.
 #pragma once
 
 #include <cmath>
