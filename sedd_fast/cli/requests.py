@@ -17,6 +17,7 @@ from torch import Tensor
 from sedd_fast.cli.network import Network
 from sedd_fast.cli.output import heading, show_text, write_json
 from sedd_fast.cli.sampler_options import SamplingOptions
+from sedd_fast.data.json_lines import read_objects
 from sedd_fast.data.prompts import Piece, decode_samples, lay_out, read_template
 from sedd_fast.data.sources import read_text
 from sedd_fast.data.tokenizers import Tokenizer
@@ -100,29 +101,17 @@ def from_file(path: str, tokenizer: Tokenizer, length: int) -> list[Request]:
     """
     text = sys.stdin.read() if path == "-" else read_text(Path(path), "--from")
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, record in read_objects(text, path, _EXAMPLE):
         try:
-            if line.strip():
-                record = _parsed(line)
-                label = {"line": number} | {key: record[key] for key in ("id",) if key in record}
-                found.append(replace(from_record(record, tokenizer, length), label=label))
+            if unknown := [key for key in record if key not in KEYS]:
+                raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}")
+            label = {"line": number} | {key: record[key] for key in ("id",) if key in record}
+            found.append(replace(from_record(record, tokenizer, length), label=label))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     if not found:
         raise ValueError(f"{path}: no requests; one JSON object a line, such as {_EXAMPLE}")
     return found
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error}); expected an object such as {_EXAMPLE}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object such as {_EXAMPLE}, got {line.strip()[:40]}")
-    if unknown := [key for key in record if key not in KEYS]:
-        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}")
-    return record
 
 
 def draw(requests: Sequence[Request], network: Network, options: SamplingOptions) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from sedd_fast.cli.network import Baseline, Network
 from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed
 from sedd_fast.cli.sampler_options import DEFAULT, SamplerMethod, Steps, TopP, text_option
+from sedd_fast.data.json_lines import read_objects
 from sedd_fast.data.prompts import decode_samples
 from sedd_fast.data.sources import read_text
 from sedd_fast.evaluate.tradeoff import draw_batch
@@ -81,24 +81,14 @@ def read_samples(path: Path, name: str = "SAMPLES") -> Samples:
 
 
 def _records(path: Path, name: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(read_text(path, name).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise ValueError(
-                f'{path}: line {number} holds no "text"; expected lines as sample --json writes'
-            )
-        if not _are_tokens(record.get("tokens", [])):
-            raise ValueError(f'{path}: the "tokens" of line {number} are no list of whole numbers')
+    example = '{"text": "The fox."}, as sample --json writes'
+    for number, record in read_objects(read_text(path, name), str(path), example):
+        if not isinstance(record.get("text"), str):
+            raise ValueError(f'{path}, line {number}: no "text"; expected {example}')
+        tokens = record.get("tokens", [])
+        if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
+            raise ValueError(f'{path}, line {number}: "tokens" is no list of whole numbers')
         yield record
-
-
-def _are_tokens(tokens: Any) -> bool:
-    return isinstance(tokens, list) and all(type(token) is int for token in tokens)
 
 
 def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:

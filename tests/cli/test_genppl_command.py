@@ -73,8 +73,8 @@ def test_genppl_of_the_autoregressive_baseline(judge_dir, call, tmp_path):
     [
         (None, "No such file"),
         ("", "it holds no text"),
-        ("not json\n", "line 1 is not JSON"),
-        ('{"words": "a"}\n', 'line 1 holds no "text"'),
+        ("not json\n", "line 1: not JSON"),
+        ('{"words": "a"}\n', 'line 1: no "text"'),
     ],
 )
 def test_unusable_samples(content, message, judge_dir, call, tmp_path):
