@@ -10,6 +10,7 @@ batch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class BlockOrder:
     def __init__(self, blocks: Blocks, seed: int, random_offset: bool = False) -> None:
         self.blocks, self.seed, self.random_offset = blocks, seed, random_offset
         self.position = 0  # blocks taken since the start, over all processes
-        self._epoch, self._permutation, self._offset = -1, np.empty(0, np.int64), 0
+        self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
 
     @property
     def fingerprint(self) -> str:
@@ -95,12 +96,9 @@ class BlockOrder:
 
     def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
         """The next `count` blocks; this process's share of them: (count / world, L) int64."""
-        own = range(
-            self.position + rank * count // world, self.position + (rank + 1) * count // world
-        )
-        rows = [self._row(position) for position in own]
+        positions = range(self.position, self.position + count)[_share(count, rank, world)]
         self.position += count
-        return torch.cat(rows)
+        return torch.cat([self._row(position) for position in positions])
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -110,14 +108,16 @@ class BlockOrder:
 
     def _row(self, position: int) -> torch.Tensor:
         epoch, place = divmod(position, self.per_epoch)
-        if epoch != self._epoch:
-            generator = np.random.default_rng([self.seed, epoch])
-            self._permutation = generator.permutation(self.per_epoch)
-            slack = len(self.blocks.tokens) - self.per_epoch * self.blocks.length
-            limit = min(slack, self.blocks.length - 1) if self.random_offset else 0
-            self._offset = int(generator.integers(0, limit + 1))
-            self._epoch = epoch
-        return self.blocks.rows(self._permutation[place : place + 1], self._offset)
+        permutation, offset = self._epoch(epoch)
+        return self.blocks.rows(permutation[place : place + 1], offset)
+
+    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, int]:
+        """The order of the blocks, and the shift of their grid."""
+        generator = np.random.default_rng([self.seed, epoch])
+        permutation = generator.permutation(self.per_epoch)
+        slack = len(self.blocks.tokens) - self.per_epoch * self.blocks.length
+        limit = min(slack, self.blocks.length - 1) if self.random_offset else 0
+        return permutation, int(generator.integers(0, limit + 1))
 
 
 @dataclass(eq=False)
@@ -163,7 +163,7 @@ class StreamOrder:
         used = count * self.length
         blocks = torch.tensor(self._pending[:used]).view(count, self.length)
         del self._pending[:used]
-        return blocks[rank * count // world : (rank + 1) * count // world]
+        return blocks[_share(count, rank, world)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "documents": self.documents, "pending": list(self._pending)}
@@ -190,6 +190,11 @@ class StreamOrder:
             seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
             rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
         return self.source.texts(rows.skip(self.documents))
+
+
+def _share(count: int, rank: int, world: int) -> slice:
+    """One process's share of `count` blocks."""
+    return slice(rank * count // world, (rank + 1) * count // world)
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:

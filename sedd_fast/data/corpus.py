@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,12 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     Raises:
         ValueError: the tokenizer gave an id outside 0 .. vocab_size - 1.
     """
-    pieces = [
-        np.asarray(ids, dtype=np.int64)
-        for texts in _batches(documents)
-        for ids in with_end(tokenizer, texts)
-    ]
-    tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < tokenizer.vocab_size:
-        bad = tokens.min() if tokens.min() < 0 else tokens.max()
+    rows = chain.from_iterable(with_end(tokenizer, texts) for texts in _batches(documents))
+    tokens = np.fromiter(chain.from_iterable(rows), np.int64)
+    outside = tokens[(tokens < 0) | (tokens >= tokenizer.vocab_size)]
+    if outside.size:
         raise ValueError(
-            f"tokens: id {bad} lies outside the vocabulary 0 .. {tokenizer.vocab_size - 1}; "
+            f"tokens: id {outside[0]} lies outside the vocabulary 0 .. {tokenizer.vocab_size - 1}; "
             "the text was tokenised with another tokenizer than the model's"
         )
     return tokens.astype(_dtype(tokenizer))
@@ -161,15 +158,14 @@ def cached_tokens(
 
 
 def _write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
-    raw, whole = (path.with_suffix(f".{os.getpid()}.{end}") for end in ("raw", "npy"))
-    with raw.open("wb") as file:
+    whole = path.with_suffix(f".{os.getpid()}.npy")
+    with tempfile.TemporaryFile(dir=path.parent) as raw:
         for batch in _batches(texts):
-            pack(batch, tokenizer).tofile(file)
-    if raw.stat().st_size == 0:
-        raw.unlink()
-        raise ValueError("data: the data set has no text; check data.split and data.text_column")
-    np.save(whole, np.memmap(raw, dtype=_dtype(tokenizer), mode="r"))
-    raw.unlink()
+            pack(batch, tokenizer).tofile(raw)
+        if raw.tell() == 0:
+            remedy = "check data.split and data.text_column"
+            raise ValueError(f"data: the data set has no text; {remedy}")
+        np.save(whole, np.memmap(raw, dtype=_dtype(tokenizer), mode="r"))
     os.replace(whole, path)
 
 

@@ -11,9 +11,7 @@ from sedd_fast.losses import (
     ScoreEntropyLoss,
 )
 from sedd_fast.models.autoregressive import Autoregressive
-from sedd_fast.models.networks import AnyNetwork
-from sedd_fast.models.posterior_sedd import PosteriorSEDD
-from sedd_fast.models.sedd import SEDD
+from sedd_fast.models.networks import KINDS, AnyNetwork
 from sedd_fast.train.settings import TrainConfig
 
 AnyObjective = Objective | NextTokenLoss
@@ -21,10 +19,9 @@ AnyObjective = Objective | NextTokenLoss
 
 def new_network(config: TrainConfig, vocab_size: int) -> tuple[AnyNetwork, AnyObjective]:
     """The network that the settings select, freshly initialised, and its training objective."""
-    settings = config.model_config(vocab_size)
-    if config.network_kind == "ar":
-        return Autoregressive(settings), NextTokenLoss()
-    model = PosteriorSEDD(settings) if config.network_kind == "posterior" else SEDD(settings)
+    model = KINDS[config.network_kind](config.model_config(vocab_size))
+    if isinstance(model, Autoregressive):
+        return model, NextTokenLoss()
     graph, noise, section = model.graph, model.noise, config.objective
     match section.type:
         case "masked_cross_entropy":

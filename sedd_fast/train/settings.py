@@ -8,7 +8,7 @@ where it has them (optim.warmup, training.n_iters, ...).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -21,17 +21,21 @@ OBJECTIVES = ("score_entropy", "masked_cross_entropy", "d3pm", "concrete_score")
 _POSTERIOR_OBJECTIVES = ("masked_cross_entropy", "d3pm")
 
 
+def _limited(default: Any, accepts: Callable[[Any], bool], expected: str) -> Any:
+    return field(default=default, metadata={"accepts": accepts, "expected": expected})
+
+
 def _at_least(lowest: float, default: float | None) -> Any:
-    return field(default=default, metadata={"at_least": lowest})
+    return _limited(default, lambda v: v is None or v >= lowest, f"at least {lowest}")
 
 
 def _fraction(default: float) -> Any:
-    return field(default=default, metadata={"fraction": True})
+    return _limited(default, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 
 
 def _one_of(*choices: str | None) -> Any:
     """The first choice is the default."""
-    return field(default=choices[0], metadata={"one_of": choices})
+    return _limited(choices[0], lambda v: v in choices, f"one of {', '.join(map(str, choices))}")
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class TrainingSection:
     n_iters: int = _at_least(1, 1_300_000)
     max_minutes: float | None = _at_least(0, None)
     ema: float = _fraction(0.9999)
-    seed: int = _at_least(0, 0)
+    seed: int = _limited(0, lambda v: 0 <= v < 2**63, "less than 2^63 and at least 0")
     mixed_precision: str | None = _one_of(None, "no", "bf16", "fp16")
     log_freq: int = _at_least(1, 50)
     eval_freq: int = _at_least(0, 1000)
@@ -194,9 +198,7 @@ class TrainConfig:
         for section in (f.name for f in fields(self) if f.name != "run_dir"):
             for f in fields(own := getattr(self, section)):
                 _check(f"{section}.{f.name}", getattr(own, f.name), f.metadata)
-        _check("data.held_out", self.data.held_out, {"fraction": True})
-        if self.training.seed >= 2**63:
-            raise ValueError(f"training.seed: expected less than 2^63, got {self.training.seed}")
+        _check("data.held_out", self.data.held_out, _fraction(0.05).metadata)
         _check_objective(self)
 
     @property
@@ -225,14 +227,8 @@ class TrainConfig:
 
 def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     """ValueError where a value is outside the limits that its field declares."""
-    if "one_of" in limits and value not in limits["one_of"]:
-        listed = ", ".join(str(choice) for choice in limits["one_of"])
-        raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
-    if "fraction" in limits and not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
-    lowest = limits.get("at_least")
-    if lowest is not None and value is not None and not value >= lowest:
-        raise ValueError(f"{name}: expected at least {lowest}, got {value}")
+    if limits and not limits["accepts"](value):
+        raise ValueError(f"{name}: expected {limits['expected']}, got {value!r}")
 
 
 def _check_source(name: str, value: Any) -> None:
