@@ -11,6 +11,7 @@ import functools
 import os
 import platform
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -170,12 +171,11 @@ def _devices() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _processor() -> str:
-    try:
+    with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    name = re.search(r"^model name\s*:[ \t]*(\S.*)", text, re.MULTILINE)
-    return name[1] if name else platform.processor() or platform.machine()
+        if name := re.search(r"^model name\s*:[ \t]*(\S.*)", text, re.MULTILINE):
+            return name[1]
+    return platform.processor() or platform.machine()
 
 
 def _backends(kind: str) -> tuple[Backend, ...]:

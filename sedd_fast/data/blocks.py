@@ -149,7 +149,7 @@ class StreamOrder:
     def __post_init__(self) -> None:
         self.epoch, self.documents = 0, 0
         self._pending: list[int] = []
-        self._rows: Iterator[str] | None = None
+        self._documents = self._read()
 
     @property
     def fingerprint(self) -> str:
@@ -159,7 +159,7 @@ class StreamOrder:
     def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
         """The next `count` blocks; this process's share of them: (count / world, L) int64."""
         while len(self._pending) < count * self.length:
-            self._read_document()
+            self._pending += next(self._documents)
         used = count * self.length
         blocks = torch.tensor(self._pending[:used]).view(count, self.length)
         del self._pending[:used]
@@ -170,26 +170,24 @@ class StreamOrder:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.documents = int(state["epoch"]), int(state["documents"])
-        self._pending, self._rows = list(state["pending"]), None
+        self._pending, self._documents = list(state["pending"]), self._read()
 
-    def _read_document(self) -> None:
-        if self._rows is None:
-            self._rows = self._open()
-        text = next(self._rows, None)
-        if text is not None:
-            self.documents += 1
-            self._pending += with_end(self.tokenizer, [text])[0]
-            return
-        if self.documents == 0 or not self._pending:
-            raise ValueError(f"data: the stream {self.source.name!r} has no text to train on")
-        self.epoch, self.documents, self._rows = self.epoch + 1, 0, None
-
-    def _open(self) -> Iterator[str]:
-        rows = self.source.load().skip(self.skip)
-        if self.buffer:
-            seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-            rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
-        return self.source.texts(rows.skip(self.documents))
+    def _read(self) -> Iterator[list[int]]:
+        """The tokens of each document from here on, pass after pass."""
+        while True:
+            rows = self.source.load().skip(self.skip)
+            if self.buffer:
+                seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+                rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
+            found = self.documents > 0
+            for text in self.source.texts(rows.skip(self.documents)):
+                ids = with_end(self.tokenizer, [text])[0]
+                self.documents += 1
+                found |= bool(ids)
+                yield ids
+            if not found:
+                raise ValueError(f"data: the stream {self.source.name!r} has no text to train on")
+            self.epoch, self.documents = self.epoch + 1, 0
 
 
 def _share(count: int, rank: int, world: int) -> slice:

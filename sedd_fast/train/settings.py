@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sedd_fast.data.config import DataConfig
+from sedd_fast.models.checkpoint import config_from_original
 from sedd_fast.models.config import SEDDConfig
 
 OBJECTIVES = ("score_entropy", "masked_cross_entropy", "d3pm", "concrete_score")
@@ -210,19 +211,11 @@ class TrainConfig:
 
     def model_config(self, vocab_size: int) -> SEDDConfig:
         """The architecture for a tokenizer of `vocab_size` tokens."""
-        section = asdict(self.model)
-        del section["kind"]  # which network: `networks.new_network` reads it
-        if section["scale_by_sigma"] is None:
-            section["scale_by_sigma"] = self.graph.type == "absorbing"
-        return SEDDConfig(
-            vocab_size=vocab_size,
-            graph=self.graph.type,
-            noise=self.noise.type,
-            noise_eps=self.noise.eps,
-            sigma_min=self.noise.sigma_min,
-            sigma_max=self.noise.sigma_max,
-            **section,
-        )
+        settings = {"tokens": vocab_size, **asdict(self)}
+        del settings["model"]["kind"]  # which network: `networks.new_network` reads it
+        if self.model.scale_by_sigma is None:
+            settings["model"]["scale_by_sigma"] = self.graph.type == "absorbing"
+        return SEDDConfig(**config_from_original(settings))
 
 
 def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
