@@ -11,7 +11,6 @@ import functools
 import os
 import platform
 import re
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -171,11 +170,12 @@ def _devices() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _processor() -> str:
-    with suppress(OSError):
+    try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if name := re.search(r"^model name\s*:[ \t]*(\S.*)", text, re.MULTILINE):
-            return name[1]
-    return platform.processor() or platform.machine()
+    except OSError:
+        text = ""
+    name = re.search(r"^model name\s*:[ \t]*(\S.*)", text, re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def _backends(kind: str) -> tuple[Backend, ...]:

@@ -75,8 +75,11 @@ def load_corpus(
     separate = config.valid is not None or (hub and config.valid_split is not None)
     order: BlockOrder | StreamOrder
     if hub and config.streaming:
+        source = _hub_dataset(config, config.train, config.config, config.split)
         tokenizer = tokenizer or make_tokenizer(config.tokenizer)
-        order, rest = _stream(config, length, seed, tokenizer, not separate)
+        skip = 0 if separate else config.stream_held_out
+        order = StreamOrder(source, tokenizer, length, seed, config.shuffle_buffer, skip)
+        rest = list(source.texts(source.load().take(skip))) if skip else []
     else:
         load = _load_rows if hub else _load_files
         tokenizer, tokens, rest = load(config, tokenizer, not separate)
@@ -110,15 +113,6 @@ def _load_rows(config: DataConfig, tokenizer: Tokenizer | None, cut: bool) -> _L
         dataset = dataset.select(range(keep))
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, source.texts(dataset))
     return tokenizer, cached_tokens(dataset, source, tokenizer, config.cache_dir), rest
-
-
-def _stream(
-    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer, cut: bool
-) -> tuple[StreamOrder, list[str]]:
-    source = _hub_dataset(config, config.train, config.config, config.split)
-    skip = config.stream_held_out if cut else 0
-    order = StreamOrder(source, tokenizer, length, seed, config.shuffle_buffer, skip)
-    return order, list(source.texts(source.load().take(skip))) if cut else []
 
 
 def _valid_documents(config: DataConfig) -> list[str]:
