@@ -98,13 +98,9 @@ def get_dataloaders(config: Any, distributed: bool = True) -> tuple[Iterator, It
         (config.data.valid, valid_mode, config.eval.batch_size),
     ):
         blocks = get_dataset(name, mode, config.data.cache_dir, config.model.length)
-        loaders.append(_loader(blocks, size // parts, distributed))
+        sampler: DistributedSampler | None = DistributedSampler(blocks) if distributed else None
+        options: dict[str, Any] = {"num_workers": 4, "persistent_workers": True}
+        options |= {"shuffle": sampler is None, "pin_memory": torch.cuda.is_available()}
+        loader = DataLoader(blocks, size // parts, sampler=sampler, **options)
+        loaders.append(cycle_loader(loader, sampler))
     return loaders[0], loaders[1]
-
-
-def _loader(dataset: Any, batch_size: int, distributed: bool) -> Iterator:
-    sampler: DistributedSampler | None = DistributedSampler(dataset) if distributed else None
-    options: dict[str, Any] = {"num_workers": 4, "persistent_workers": True}
-    options["pin_memory"] = torch.cuda.is_available()
-    loader = DataLoader(dataset, batch_size, shuffle=sampler is None, sampler=sampler, **options)
-    return cycle_loader(loader, sampler)
