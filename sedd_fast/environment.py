@@ -180,9 +180,8 @@ def _processor() -> str:
 
 def _backends(kind: str) -> tuple[Backend, ...]:
     reasons = {name: registry.unavailable(name, kind) for name in registry.preference(kind)}
-    usable = [name for name, reason in reasons.items() if reason is None]
-    chosen = registry.requested() or usable[0]
+    chosen = registry.requested() or next(n for n, reason in reasons.items() if reason is None)
     return tuple(
-        Backend(name, name in usable, name == chosen and name in usable, reason)
+        Backend(name, reason is None, reason is None and name == chosen, reason)
         for name, reason in reasons.items()
     )

@@ -14,8 +14,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from sedd_fast.data.blocks import with_end
-from sedd_fast.data.datasets import NAMED
-from sedd_fast.data.detokenizers import (
+from sedd_fast.data.detokenizers import (  # noqa: F401 (names of the original's data.py)
     lambada_detokenizer,
     lm1b_detokenizer,
     ptb_detokenizer,
@@ -23,17 +22,6 @@ from sedd_fast.data.detokenizers import (
 )
 from sedd_fast.data.sources import HubDataset
 from sedd_fast.data.tokenizers import Tokenizer, load_tokenizer
-
-__all__ = [
-    "cycle_loader",
-    "get_dataloaders",
-    "get_dataset",
-    "get_lambada_test_dataset",
-    "lambada_detokenizer",
-    "lm1b_detokenizer",
-    "ptb_detokenizer",
-    "wt_detokenizer",
-]
 
 
 def cycle_loader(dataloader: DataLoader, sampler: DistributedSampler | None = None) -> Iterator:
@@ -46,10 +34,7 @@ def cycle_loader(dataloader: DataLoader, sampler: DistributedSampler | None = No
 
 def get_lambada_test_dataset() -> Any:
     """OpenAI's LAMBADA test set, which has no splits."""
-    from datasets import load_dataset
-
-    entry = NAMED["lambada"]
-    return load_dataset(entry.path, entry.configuration, split=entry.evaluated, **entry.options)
+    return HubDataset("lambada", split="test").load()
 
 
 def get_dataset(
@@ -72,14 +57,8 @@ def get_dataset(
         block_size: tokens per block.
         num_proc: number of processes.
     """
-    from datasets import load_dataset
-
-    source = HubDataset(name)
-    if name == "lambada":
-        data = get_lambada_test_dataset()
-    else:
-        options = {"cache_dir": cache_dir, **source.entry.options}
-        data = load_dataset(source.entry.path, source.entry.configuration, **options)[mode]
+    source = HubDataset(name, split=mode)
+    data = get_lambada_test_dataset() if name == "lambada" else source.load(cache_dir)
     cut = partial(_cut, load_tokenizer("gpt2"), source, block_size)
     blocks = data.map(cut, batched=True, num_proc=num_proc, remove_columns=data.column_names)
     return blocks.with_format("torch")
@@ -119,13 +98,9 @@ def get_dataloaders(config: Any, distributed: bool = True) -> tuple[Iterator, It
         (config.data.valid, valid_mode, config.eval.batch_size),
     ):
         blocks = get_dataset(name, mode, config.data.cache_dir, config.model.length)
-        loaders.append(_loader(blocks, size // parts, distributed))
+        sampler: DistributedSampler | None = DistributedSampler(blocks) if distributed else None
+        options: dict[str, Any] = {"num_workers": 4, "persistent_workers": True}
+        options |= {"shuffle": sampler is None, "pin_memory": torch.cuda.is_available()}
+        loader = DataLoader(blocks, size // parts, sampler=sampler, **options)
+        loaders.append(cycle_loader(loader, sampler))
     return loaders[0], loaders[1]
-
-
-def _loader(dataset: Any, batch_size: int, distributed: bool) -> Iterator:
-    sampler: DistributedSampler | None = DistributedSampler(dataset) if distributed else None
-    options: dict[str, Any] = {"num_workers": 4, "persistent_workers": True}
-    options["pin_memory"] = torch.cuda.is_available()
-    loader = DataLoader(dataset, batch_size, shuffle=sampler is None, sampler=sampler, **options)
-    return cycle_loader(loader, sampler)

@@ -28,12 +28,10 @@ def get_graph(config: Any, device: torch.device | str | None = None) -> Graph:
 
     ``device`` is not read: a graph holds no tensors.
     """
-    kind = config.graph.type
-    if kind == "uniform":
-        return Uniform(config.tokens)
-    if kind == "absorb":
-        return Absorbing(config.tokens)
-    raise ValueError(f"graph.type must be 'uniform' or 'absorb', got {kind!r}")
+    kind, kinds = config.graph.type, {"uniform": Uniform, "absorb": Absorbing}
+    if kind not in kinds:
+        raise ValueError(f"graph.type must be 'uniform' or 'absorb', got {kind!r}")
+    return kinds[kind](config.tokens)
 
 
 def unsqueeze_as(x: Tensor, y: Tensor, back: bool = True) -> Tensor:

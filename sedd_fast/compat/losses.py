@@ -10,17 +10,14 @@ from torch import Tensor, nn
 
 from sedd_fast.compat.graph_lib import Graph
 from sedd_fast.compat.model import utils as mutils
+from sedd_fast.compat.noise_lib import NoiseFn
 
 #: ``loss_fn(model, batch, cond=None, t=None, perturbed_batch=None)`` -> (B,) nats
 LossFn = Callable[..., Tensor]
 
 
 def get_loss_fn(
-    noise: Callable[[Tensor], tuple[Tensor, Tensor]],
-    graph: Graph,
-    train: bool,
-    sampling_eps: float = 1e-3,
-    lv: bool = False,
+    noise: NoiseFn, graph: Graph, train: bool, sampling_eps: float = 1e-3, lv: bool = False
 ) -> LossFn:
     """The objective: noise rate times score entropy, summed over positions, in nats.
 
@@ -91,11 +88,7 @@ def optimization_manager(config: Any) -> Callable[..., None]:
 
 
 def get_step_fn(
-    noise: Callable[[Tensor], tuple[Tensor, Tensor]],
-    graph: Graph,
-    train: bool,
-    optimize_fn: Callable[..., None],
-    accum: int,
+    noise: NoiseFn, graph: Graph, train: bool, optimize_fn: Callable[..., None], accum: int
 ) -> Callable[..., Tensor]:
     """``loss = step_fn(state, batch)``, a scalar.
 

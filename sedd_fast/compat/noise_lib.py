@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sedd_fast.process import noise as schedules
+
+#: ``sigma, rate = noise(t)``: a :class:`Noise`, wrapped or not.
+NoiseFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def get_noise(config: Any) -> Noise:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from sedd_fast.compat.graph_lib import Graph
 from sedd_fast.compat.model import utils as mutils
+from sedd_fast.compat.noise_lib import NoiseFn
 from sedd_fast.ops import reverse_step
 
 #: ``score_fn(x (B, L), sigma (B, 1))`` -> exponentiated scores (B, L, dim)
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
-NoiseFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _PREDICTORS: dict[str, type[Predictor]] = {}
 

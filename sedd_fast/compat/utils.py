@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from sedd_fast.models.checkpoint import RUN_CONFIG, allow_numpy_scalars, replace_file
 
 
 def load_hydra_config_from_run(load_dir: str | Path) -> Any:
     """The settings of a run directory, as OmegaConf."""
-    from omegaconf import OmegaConf
-
     return OmegaConf.load(Path(load_dir) / RUN_CONFIG)
 
 

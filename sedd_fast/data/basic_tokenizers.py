@@ -58,16 +58,14 @@ class CharTokenizer:
         if not self.characters or len(set(self.characters)) != len(self.characters):
             raise ValueError(
                 f"characters: expected at least one character and none twice, got "
-                f"{self.characters!r}; build the tokenizer with CharTokenizer.from_text(texts)"
+                f"{self.characters!r}; CharTokenizer.from_text(texts) takes them from a text, "
+                "which must not be empty"
             )
 
     @classmethod
     def from_text(cls, texts: Iterable[str]) -> CharTokenizer:
         """The tokenizer whose vocabulary is every character in `texts`."""
-        seen = set(chain.from_iterable(texts))
-        if not seen:
-            raise ValueError("texts: expected some text to take the characters from, got none")
-        return cls("".join(sorted(seen)))
+        return cls("".join(sorted(set(chain.from_iterable(texts)))))
 
     @cached_property
     def _ids(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ batch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class BlockOrder:
     def __init__(self, blocks: Blocks, seed: int, random_offset: bool = False) -> None:
         self.blocks, self.seed, self.random_offset = blocks, seed, random_offset
         self.position = 0  # blocks taken since the start, over all processes
-        self._epoch, self._permutation, self._offset = -1, np.empty(0, np.int64), 0
+        self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
 
     @property
     def fingerprint(self) -> str:
@@ -95,12 +96,9 @@ class BlockOrder:
 
     def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
         """The next `count` blocks; this process's share of them: (count / world, L) int64."""
-        own = range(
-            self.position + rank * count // world, self.position + (rank + 1) * count // world
-        )
-        rows = [self._row(position) for position in own]
+        positions = range(self.position, self.position + count)[_share(count, rank, world)]
         self.position += count
-        return torch.cat(rows)
+        return torch.cat([self._row(position) for position in positions])
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -110,14 +108,16 @@ class BlockOrder:
 
     def _row(self, position: int) -> torch.Tensor:
         epoch, place = divmod(position, self.per_epoch)
-        if epoch != self._epoch:
-            generator = np.random.default_rng([self.seed, epoch])
-            self._permutation = generator.permutation(self.per_epoch)
-            slack = len(self.blocks.tokens) - self.per_epoch * self.blocks.length
-            limit = min(slack, self.blocks.length - 1) if self.random_offset else 0
-            self._offset = int(generator.integers(0, limit + 1))
-            self._epoch = epoch
-        return self.blocks.rows(self._permutation[place : place + 1], self._offset)
+        permutation, offset = self._epoch(epoch)
+        return self.blocks.rows(permutation[place : place + 1], offset)
+
+    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, int]:
+        """The order of the blocks, and the shift of their grid."""
+        generator = np.random.default_rng([self.seed, epoch])
+        permutation = generator.permutation(self.per_epoch)
+        slack = len(self.blocks.tokens) - self.per_epoch * self.blocks.length
+        limit = min(slack, self.blocks.length - 1) if self.random_offset else 0
+        return permutation, int(generator.integers(0, limit + 1))
 
 
 @dataclass(eq=False)
@@ -149,7 +149,7 @@ class StreamOrder:
     def __post_init__(self) -> None:
         self.epoch, self.documents = 0, 0
         self._pending: list[int] = []
-        self._rows: Iterator[str] | None = None
+        self._documents = self._read()
 
     @property
     def fingerprint(self) -> str:
@@ -159,37 +159,40 @@ class StreamOrder:
     def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
         """The next `count` blocks; this process's share of them: (count / world, L) int64."""
         while len(self._pending) < count * self.length:
-            self._read_document()
+            self._pending += next(self._documents)
         used = count * self.length
         blocks = torch.tensor(self._pending[:used]).view(count, self.length)
         del self._pending[:used]
-        return blocks[rank * count // world : (rank + 1) * count // world]
+        return blocks[_share(count, rank, world)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "documents": self.documents, "pending": list(self._pending)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.documents = int(state["epoch"]), int(state["documents"])
-        self._pending, self._rows = list(state["pending"]), None
+        self._pending, self._documents = list(state["pending"]), self._read()
 
-    def _read_document(self) -> None:
-        if self._rows is None:
-            self._rows = self._open()
-        text = next(self._rows, None)
-        if text is not None:
-            self.documents += 1
-            self._pending += with_end(self.tokenizer, [text])[0]
-            return
-        if self.documents == 0 or not self._pending:
-            raise ValueError(f"data: the stream {self.source.name!r} has no text to train on")
-        self.epoch, self.documents, self._rows = self.epoch + 1, 0, None
+    def _read(self) -> Iterator[list[int]]:
+        """The tokens of each document from here on, pass after pass."""
+        while True:
+            rows = self.source.load().skip(self.skip)
+            if self.buffer:
+                seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+                rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
+            found = self.documents > 0
+            for text in self.source.texts(rows.skip(self.documents)):
+                ids = with_end(self.tokenizer, [text])[0]
+                self.documents += 1
+                found |= bool(ids)
+                yield ids
+            if not found:
+                raise ValueError(f"data: the stream {self.source.name!r} has no text to train on")
+            self.epoch, self.documents = self.epoch + 1, 0
 
-    def _open(self) -> Iterator[str]:
-        rows = self.source.load().skip(self.skip)
-        if self.buffer:
-            seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-            rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
-        return self.source.texts(rows.skip(self.documents))
+
+def _share(count: int, rank: int, world: int) -> slice:
+    """One process's share of `count` blocks."""
+    return slice(rank * count // world, (rank + 1) * count // world)
 
 
 def evenly_spaced(count: int, most: int) -> np.ndarray:

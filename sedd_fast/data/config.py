@@ -1,9 +1,28 @@
-"""The settings of a run's text: sources, tokenizer, and what is held out."""
+"""The settings of a run's text, and how a field of settings declares the values that it accepts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
+
+
+def limits(accepts: Callable[[Any], bool], expected: str) -> dict[str, Any]:
+    """Metadata of a field that takes its default and what `accepts`; errors say `expected`."""
+    return {"accepts": accepts, "expected": expected}
+
+
+def fraction(default: float) -> Any:
+    """A field that takes numbers from 0 to 1."""
+    return field(default=default, metadata=limits(lambda v: 0 <= v <= 1, "a number from 0 to 1"))
+
+
+def _names_text(value: Any) -> bool:
+    names = value if isinstance(value, (list, tuple)) else [value]
+    return bool(names) and all(isinstance(name, str) and name for name in names)
+
+
+_TEXT = limits(_names_text, "a name, a path, or a list of paths (the built-in text is pydoc)")
 
 
 @dataclass(frozen=True)
@@ -25,9 +44,9 @@ class DataConfig:
         cache_dir: where tokenised data sets are kept; None: ~/.cache/sedd_fast.
     """
 
-    train: Any = "pydoc"
-    valid: Any = None
-    held_out: float = 0.05
+    train: Any = field(default="pydoc", metadata=_TEXT)
+    valid: Any = field(default=None, metadata=_TEXT)
+    held_out: float = fraction(0.05)
     tokenizer: str = "characters"
     random_offset: bool = False
     config: str | None = None

@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,12 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     Raises:
         ValueError: the tokenizer gave an id outside 0 .. vocab_size - 1.
     """
-    pieces = [
-        np.asarray(ids, dtype=np.int64)
-        for texts in _batches(documents)
-        for ids in with_end(tokenizer, texts)
-    ]
-    tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < tokenizer.vocab_size:
-        bad = tokens.min() if tokens.min() < 0 else tokens.max()
+    rows = chain.from_iterable(with_end(tokenizer, texts) for texts in _batches(documents))
+    tokens = np.fromiter(chain.from_iterable(rows), np.int64)
+    outside = tokens[(tokens < 0) | (tokens >= tokenizer.vocab_size)]
+    if outside.size:
         raise ValueError(
-            f"tokens: id {bad} lies outside the vocabulary 0 .. {tokenizer.vocab_size - 1}; "
+            f"tokens: id {outside[0]} lies outside the vocabulary 0 .. {tokenizer.vocab_size - 1}; "
             "the text was tokenised with another tokenizer than the model's"
         )
     return tokens.astype(_dtype(tokenizer))
@@ -78,8 +75,11 @@ def load_corpus(
     separate = config.valid is not None or (hub and config.valid_split is not None)
     order: BlockOrder | StreamOrder
     if hub and config.streaming:
+        source = _hub_dataset(config, config.train, config.config, config.split)
         tokenizer = tokenizer or make_tokenizer(config.tokenizer)
-        order, rest = _stream(config, length, seed, tokenizer, not separate)
+        skip = 0 if separate else config.stream_held_out
+        order = StreamOrder(source, tokenizer, length, seed, config.shuffle_buffer, skip)
+        rest = list(source.texts(source.load().take(skip))) if skip else []
     else:
         load = _load_rows if hub else _load_files
         tokenizer, tokens, rest = load(config, tokenizer, not separate)
@@ -113,15 +113,6 @@ def _load_rows(config: DataConfig, tokenizer: Tokenizer | None, cut: bool) -> _L
         dataset = dataset.select(range(keep))
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, source.texts(dataset))
     return tokenizer, cached_tokens(dataset, source, tokenizer, config.cache_dir), rest
-
-
-def _stream(
-    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer, cut: bool
-) -> tuple[StreamOrder, list[str]]:
-    source = _hub_dataset(config, config.train, config.config, config.split)
-    skip = config.stream_held_out if cut else 0
-    order = StreamOrder(source, tokenizer, length, seed, config.shuffle_buffer, skip)
-    return order, list(source.texts(source.load().take(skip))) if cut else []
 
 
 def _valid_documents(config: DataConfig) -> list[str]:
@@ -161,15 +152,14 @@ def cached_tokens(
 
 
 def _write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
-    raw, whole = (path.with_suffix(f".{os.getpid()}.{end}") for end in ("raw", "npy"))
-    with raw.open("wb") as file:
+    whole = path.with_suffix(f".{os.getpid()}.npy")
+    with tempfile.TemporaryFile(dir=path.parent) as raw:
         for batch in _batches(texts):
-            pack(batch, tokenizer).tofile(file)
-    if raw.stat().st_size == 0:
-        raw.unlink()
-        raise ValueError("data: the data set has no text; check data.split and data.text_column")
-    np.save(whole, np.memmap(raw, dtype=_dtype(tokenizer), mode="r"))
-    raw.unlink()
+            pack(batch, tokenizer).tofile(raw)
+        if raw.tell() == 0:
+            remedy = "check data.split and data.text_column"
+            raise ValueError(f"data: the data set has no text; {remedy}")
+        np.save(whole, np.memmap(raw, dtype=_dtype(tokenizer), mode="r"))
     os.replace(whole, path)
 
 

@@ -15,12 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sedd_fast.data.detokenizers import (
-    lambada_detokenizer,
-    lm1b_detokenizer,
-    ptb_detokenizer,
-    wt_detokenizer,
-)
+from sedd_fast.data import detokenizers
 
 Detokenizer = Callable[[str], str]
 
@@ -68,23 +63,23 @@ _PARQUET = {"revision": "refs/convert/parquet"}  # the hub's own conversion of s
 NAMED: Mapping[str, NamedData] = {
     "wikitext2": NamedData(
         "Salesforce/wikitext", "validation", "wikitext-2-raw-v1",
-        detokenizer=wt_detokenizer, rows=_wikitext_rows,
+        detokenizer=detokenizers.wt_detokenizer, rows=_wikitext_rows,
     ),
     "wikitext103": NamedData(
         "Salesforce/wikitext", "validation", "wikitext-103-raw-v1",
-        detokenizer=wt_detokenizer, rows=_wikitext_rows,
+        detokenizer=detokenizers.wt_detokenizer, rows=_wikitext_rows,
     ),
     "ptb": NamedData(
         "ptb-text-only/ptb_text_only", "validation", column="sentence", options=_PARQUET,
-        detokenizer=ptb_detokenizer, rows=_ptb_rows,
+        detokenizer=detokenizers.ptb_detokenizer, rows=_ptb_rows,
     ),
     "lm1b": NamedData(
         "billion-word-benchmark/lm1b", "test", options=_PARQUET,
-        detokenizer=lm1b_detokenizer, rows=_sentence_rows,
+        detokenizer=detokenizers.lm1b_detokenizer, rows=_sentence_rows,
     ),
     "lambada": NamedData(  # "default" is OpenAI's version, as it distributed it with GPT-2
         "EleutherAI/lambada_openai", "test", "default", options=_PARQUET,
-        detokenizer=lambada_detokenizer, rows=_sentence_rows,
+        detokenizer=detokenizers.lambada_detokenizer, rows=_sentence_rows,
     ),
     "text8": NamedData("afmck/text8", "test"),  # 90, 5 and 5 million characters, a row each
     "openwebtext": NamedData("Skylion007/openwebtext", "train[-100000:]"),

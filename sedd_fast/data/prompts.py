@@ -28,9 +28,8 @@ from sedd_fast.data.basic_tokenizers import Tokenizer
 
 MASK = "[MASK]"
 LARGEST = 1_000_000  # tokens of a gap
-_PARTS = re.compile(
-    r"\\(?P<literal>[\\\[\]])|\[(?P<gap>[0-9]+)\]|(?P<bracket>[\[\]])|(?P<text>.)", re.S
-)
+_ESCAPED = re.compile(r"\\([\\\[\]])")
+_PARTS = re.compile(rf"(?P<text>({_ESCAPED.pattern}|[^\[\]])+)|\[(?P<gap>[0-9]+)\]|(?P<bracket>.)")
 
 
 @dataclass(frozen=True)
@@ -181,10 +180,8 @@ def split_template(template: str, name: str = "template") -> list[str | int]:
                     f"than {LARGEST:,} tokens; leave an empty gap out"
                 )
             parts.append(int(match["gap"]))
-        elif parts and isinstance(parts[-1], str):
-            parts[-1] += match["literal"] or match["text"]
-        else:
-            parts.append(match["literal"] or match["text"])
+        if match["text"]:
+            parts.append(_ESCAPED.sub(r"\1", match["text"]))
     if not any(isinstance(part, int) for part in parts):
         raise ValueError(f"{name}: there is no gap [n] to fill, as in 'The [8] fox [12] dog.'")
     return parts

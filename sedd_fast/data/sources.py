@@ -39,8 +39,10 @@ class HubDataset:
     column: str = _COLUMN
     streaming: bool = False
 
-    def load(self) -> Any:
+    def load(self, cache_dir: str | None = None) -> Any:
         """The `datasets.Dataset` or, streaming, `datasets.IterableDataset`.
+
+        `cache_dir` is that of `datasets.load_dataset`.
 
         Raises:
             ValueError: not found, no such split or configuration, or no text column; says which.
@@ -54,7 +56,8 @@ class HubDataset:
         ):
             loaded = datasets.load_dataset(
                 self.entry.path, self.configuration or self.entry.configuration,
-                split=self.split, streaming=self.streaming, **self.entry.options,
+                split=self.split, streaming=self.streaming, cache_dir=cache_dir,
+                **self.entry.options,
             )  # fmt: skip
         self.check_column(loaded)
         return loaded
@@ -120,9 +123,8 @@ def read_documents(source: str | Sequence[str]) -> list[str]:
     """
     if source == BUILT_IN:
         return [pydoc_text()]
-    names = [source] if isinstance(source, str) else list(source)
-    paths = [path for name in names for path in _expand(name)]
-    return [read_text(path) for path in paths]
+    names = [source] if isinstance(source, str) else source
+    return [read_text(path) for name in names for path in _expand(name)]
 
 
 def pydoc_text() -> str:

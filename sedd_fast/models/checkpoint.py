@@ -85,7 +85,7 @@ def config_from_original(settings: Mapping[str, Any]) -> dict[str, Any]:
     ignored; an unknown setting of the network itself is warned about.
     """
     settings = settings.get("config", settings)
-    flat = dict(_flatten(settings))
+    flat = dict(flatten(settings))
     missing = [key for key, (_, optional) in _KEYS.items() if not optional and key not in flat]
     if missing:
         raise ValueError(f"the settings lack {', '.join(missing)}: not those of a SEDD network")
@@ -119,11 +119,12 @@ def config_to_original(config: SEDDConfig, kind: str = "sedd") -> dict[str, Any]
     return settings
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested settings."""
     flat: list[tuple[str, Any]] = []
     for key, value in settings.items():
         nested = isinstance(value, Mapping)
-        flat += _flatten(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
+        flat += flatten(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
     return flat
 
 

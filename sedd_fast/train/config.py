@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from sedd_fast.models.checkpoint import flatten
 from sedd_fast.train.run_directory import write_text
 from sedd_fast.train.settings import TrainConfig
 
@@ -97,11 +98,7 @@ def _parse(read: Callable[[Any], Any], source: Any, problem: str) -> Any:
 def _suggest(unknown: str, known: Mapping[str, Any]) -> str:
     """The settings that an unknown key may have meant, or those of its section."""
     section, _, name = unknown.rpartition(".")
-    every = [
-        f"{top}.{key}" if keys else top
-        for top, keys in known.items()
-        for key in (keys if isinstance(keys, dict) else [top])
-    ]
+    every = [key for key, _ in flatten(known)]
     close = difflib.get_close_matches(unknown, every, n=3, cutoff=0.8)
     close += [key for key in every if key.rpartition(".")[2] == name and key not in close]
     if close:

@@ -11,34 +11,28 @@ import os
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from types import FrameType
-from typing import Any
 
 # A launcher forwards the Ctrl-C that the terminal has already sent to every process of the group:
 # a second signal within this many seconds is the same key press.
 _SAME_KEY_PRESS = 1.0
 
 
-class StopRequest:
+class StopRequest(ExitStack):
     """Context manager: the first SIGINT or SIGTERM sets `requested`, a second Ctrl-C kills.
 
     Outside the main thread Python allows no signal handlers; there the signals keep their effect.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._first = 0.0
-        self._previous: dict[int, Any] = {}
+    requested = False
+    _first = 0.0  # when it was requested
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+                self.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -152,10 +152,8 @@ class Trainer:
 
     def _gather(self, *values: float) -> Tensor:
         """(processes, len(values)) float64 on the CPU, the same in every process."""
-        own = torch.tensor([values], dtype=torch.float64)
-        if self.accelerator.num_processes == 1:
-            return own
-        return self.accelerator.gather(own.to(self.accelerator.device)).cpu()
+        own = torch.tensor([values], dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.gather(own).cpu()
 
     def _fail(self, what: str, step: int, x_0: Tensor) -> NoReturn:
         path = self.run.path / f"nonfinite-step-{step:08d}-{self.accelerator.process_index}.pt"

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from sedd_fast.losses import (
-    ConcreteScoreMatching,
-    D3PMLoss,
-    MaskedCrossEntropy,
-    NextTokenLoss,
-    Objective,
-    ScoreEntropyLoss,
-)
+from sedd_fast import losses
 from sedd_fast.models.autoregressive import Autoregressive
-from sedd_fast.models.networks import AnyNetwork
-from sedd_fast.models.posterior_sedd import PosteriorSEDD
-from sedd_fast.models.sedd import SEDD
+from sedd_fast.models.networks import KINDS, AnyNetwork
 from sedd_fast.train.settings import TrainConfig
 
-AnyObjective = Objective | NextTokenLoss
+AnyObjective = losses.Objective | losses.NextTokenLoss
 
 
 def new_network(config: TrainConfig, vocab_size: int) -> tuple[AnyNetwork, AnyObjective]:
     """The network that the settings select, freshly initialised, and its training objective."""
-    settings = config.model_config(vocab_size)
-    if config.network_kind == "ar":
-        return Autoregressive(settings), NextTokenLoss()
-    model = PosteriorSEDD(settings) if config.network_kind == "posterior" else SEDD(settings)
+    model = KINDS[config.network_kind](config.model_config(vocab_size))
+    if isinstance(model, Autoregressive):
+        return model, losses.NextTokenLoss()
     graph, noise, section = model.graph, model.noise, config.objective
     match section.type:
         case "masked_cross_entropy":
-            return model, MaskedCrossEntropy(graph, noise, over=section.over)
+            return model, losses.MaskedCrossEntropy(graph, noise, over=section.over)
         case "d3pm":
-            return model, D3PMLoss(graph, noise, steps=section.steps)
+            return model, losses.D3PMLoss(graph, noise, steps=section.steps)
         case "concrete_score":
-            return model, ConcreteScoreMatching(graph, noise)
-    return model, ScoreEntropyLoss(graph, noise)
+            return model, losses.ConcreteScoreMatching(graph, noise)
+    return model, losses.ScoreEntropyLoss(graph, noise)

@@ -25,7 +25,7 @@ def plot_training(
         baselines: name -> bits per character (or token), drawn as horizontal lines.
 
     Raises:
-        ValueError: matplotlib is not installed, no such file, or no training loss in it.
+        ValueError: no such file, or no training loss in it.
 
     Example:
         >>> plot_training("runs/book/metrics.jsonl", "book.png", {"unigram": 4.69})

@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sedd_fast.models.checkpoint import replace_file
+
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -78,10 +80,7 @@ def save_file(content: Any, path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, flushed to the disk; a file of that name is replaced at once."""
-    staged = path.with_name(f".{path.name}")
-    staged.write_text(text, encoding="utf-8")
-    _flush(staged)
-    os.replace(staged, path)
+    replace_file(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def load_file(path: Path, mmap: bool = False) -> Any:
@@ -145,8 +144,6 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a directory
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

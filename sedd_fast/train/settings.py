@@ -8,11 +8,11 @@ where it has them (optim.warmup, training.n_iters, ...).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
-from sedd_fast.data.config import DataConfig
+from sedd_fast.data.config import DataConfig, fraction, limits
+from sedd_fast.models.checkpoint import config_from_original
 from sedd_fast.models.config import SEDDConfig
 
 OBJECTIVES = ("score_entropy", "masked_cross_entropy", "d3pm", "concrete_score")
@@ -22,16 +22,13 @@ _POSTERIOR_OBJECTIVES = ("masked_cross_entropy", "d3pm")
 
 
 def _at_least(lowest: float, default: float | None) -> Any:
-    return field(default=default, metadata={"at_least": lowest})
-
-
-def _fraction(default: float) -> Any:
-    return field(default=default, metadata={"fraction": True})
+    return field(default=default, metadata=limits(lambda v: v >= lowest, f"at least {lowest}"))
 
 
 def _one_of(*choices: str | None) -> Any:
     """The first choice is the default."""
-    return field(default=choices[0], metadata={"one_of": choices})
+    listed = ", ".join(map(str, choices))
+    return field(default=choices[0], metadata=limits(choices.__contains__, f"one of {listed}"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class ModelSection:
     n_blocks: int = _at_least(1, 12)
     n_heads: int = _at_least(1, 12)
     mlp_ratio: int = _at_least(1, 4)
-    dropout: float = _fraction(0.1)
+    dropout: float = fraction(0.1)
     scale_by_sigma: bool | None = None
 
 
@@ -108,13 +105,13 @@ class OptimConfig:
 
     lr: float = _at_least(0, 3e-4)
     weight_decay: float = _at_least(0, 0.0)
-    beta1: float = _fraction(0.9)
-    beta2: float = _fraction(0.999)
+    beta1: float = fraction(0.9)
+    beta2: float = fraction(0.999)
     eps: float = _at_least(0, 1e-8)
     warmup: int = _at_least(0, 2500)
     grad_clip: float = 1.0
     schedule: str = _one_of("constant", "cosine")
-    lr_min: float = _fraction(0.0)
+    lr_min: float = fraction(0.0)
 
 
 @dataclass(frozen=True)
@@ -139,8 +136,10 @@ class TrainingSection:
     accum: int = _at_least(1, 1)
     n_iters: int = _at_least(1, 1_300_000)
     max_minutes: float | None = _at_least(0, None)
-    ema: float = _fraction(0.9999)
-    seed: int = _at_least(0, 0)
+    ema: float = fraction(0.9999)
+    seed: int = field(
+        default=0, metadata=limits(lambda v: 0 <= v < 2**63, "less than 2^63 and at least 0")
+    )
     mixed_precision: str | None = _one_of(None, "no", "bf16", "fp16")
     log_freq: int = _at_least(1, 50)
     eval_freq: int = _at_least(0, 1000)
@@ -188,15 +187,9 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        _check_source("data.train", self.data.train)
-        if self.data.valid is not None:
-            _check_source("data.valid", self.data.valid)
         for section in (f.name for f in fields(self) if f.name != "run_dir"):
             for f in fields(own := getattr(self, section)):
-                _check(f"{section}.{f.name}", getattr(own, f.name), f.metadata)
-        _check("data.held_out", self.data.held_out, {"fraction": True})
-        if self.training.seed >= 2**63:
-            raise ValueError(f"training.seed: expected less than 2^63, got {self.training.seed}")
+                _check(f"{section}.{f.name}", getattr(own, f.name), f)
         _check_objective(self)
 
     @property
@@ -208,40 +201,17 @@ class TrainConfig:
 
     def model_config(self, vocab_size: int) -> SEDDConfig:
         """The architecture for a tokenizer of `vocab_size` tokens."""
-        section = asdict(self.model)
-        del section["kind"]  # which network: `networks.new_network` reads it
-        if section["scale_by_sigma"] is None:
-            section["scale_by_sigma"] = self.graph.type == "absorbing"
-        return SEDDConfig(
-            vocab_size=vocab_size,
-            graph=self.graph.type,
-            noise=self.noise.type,
-            noise_eps=self.noise.eps,
-            sigma_min=self.noise.sigma_min,
-            sigma_max=self.noise.sigma_max,
-            **section,
-        )
+        settings = {"tokens": vocab_size, **asdict(self)}
+        del settings["model"]["kind"]  # which network: `networks.new_network` reads it
+        if self.model.scale_by_sigma is None:
+            settings["model"]["scale_by_sigma"] = self.graph.type == "absorbing"
+        return SEDDConfig(**config_from_original(settings))
 
 
-def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    """ValueError where a value is outside the limits that its field declares."""
-    if "one_of" in limits and value not in limits["one_of"]:
-        listed = ", ".join(str(choice) for choice in limits["one_of"])
-        raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
-    if "fraction" in limits and not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
-    lowest = limits.get("at_least")
-    if lowest is not None and value is not None and not value >= lowest:
-        raise ValueError(f"{name}: expected at least {lowest}, got {value}")
-
-
-def _check_source(name: str, value: Any) -> None:
-    names = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not names or not all(isinstance(n, str) and n for n in names):
-        raise ValueError(
-            f"{name}: expected a name, a path, or a list of paths, got {value!r}; "
-            "the built-in text is pydoc"
-        )
+def _check(name: str, value: Any, declared: Field) -> None:
+    """ValueError where a value is neither its field's default nor within the limits there."""
+    if declared.metadata and value != declared.default and not declared.metadata["accepts"](value):
+        raise ValueError(f"{name}: expected {declared.metadata['expected']}, got {value!r}")
 
 
 def _check_objective(config: TrainConfig) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sedd_fast.data.blocks import BlockOrder, Blocks
+from sedd_fast.data.blocks import BlockOrder, Blocks, StreamOrder
 from sedd_fast.data.config import DataConfig
 from sedd_fast.data.corpus import load_corpus, pack
 from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer
@@ -322,6 +322,17 @@ def test_stream_resumes_and_is_shared(rows, tmp_path):
         late = stream().train
         late.load_state_dict(json.loads(json.dumps(half.state_dict())))
         assert torch.equal(late.take(4), batches[stop])
+
+
+def test_stream_whose_passes_end_with_a_batch(tmp_path):
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": "abc"}) for _ in range(4)))
+    stream = StreamOrder(HubDataset(str(tmp_path), streaming=True), ByteTokenizer(), 4, 0, buffer=0)
+    first = stream.take(4)  # the whole data set, no token left over
+    assert torch.equal(stream.take(4), first)
+    (tmp_path / "train.jsonl").write_text('{"text": ""}')
+    empty = StreamOrder(HubDataset(str(tmp_path), streaming=True), ByteTokenizer(eot=None), 4, 0)
+    with pytest.raises(ValueError, match="has no text to train on"):
+        empty.take(1)
 
 
 def test_wrong_data_sets_are_explained(rows, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from sedd_fast.models import checkpoint
@@ -68,8 +69,6 @@ class SEDD(nn.Module):
 
 
 def _as_omegaconf(config: Any) -> Any:
-    from omegaconf import OmegaConf
-
     if not isinstance(config, Mapping):
         raise TypeError(
             f"config must be the original's settings as OmegaConf or a dict, got "
@@ -81,8 +80,6 @@ def _as_omegaconf(config: Any) -> Any:
 
 def _plain(config: Any) -> dict[str, Any]:
     """The sections that the network reads; others may hold values that only hydra can resolve."""
-    from omegaconf import OmegaConf
-
     parts = {key: config[key] for key in _SECTIONS if key in config}
     return {
         key: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
