@@ -81,11 +81,6 @@ class Kernel:
     empty: Callable[[tuple[int, ...], Tensor, torch.dtype], Tensor] = _empty
 
 
-def losses(linear: Linear, entropy: EntropyInputs, kernel: Kernel) -> Tensor:
-    """(B, L) losses, float64 for float64 operands, else float32: one product."""
-    return losses_and_gradients(linear, entropy, None, NeedsGrad(False, False, False), kernel)[0]
-
-
 def losses_and_gradients(
     linear: Linear,
     entropy: EntropyInputs,
@@ -93,8 +88,9 @@ def losses_and_gradients(
     needs: NeedsGrad,
     kernel: Kernel,
 ) -> tuple[Tensor, Gradients]:
-    """Losses (B, L), and gradients of ``(grad_scale * loss).sum()``: three products.
+    """Losses (B, L), and gradients of ``(grad_scale * loss).sum()``: three products, or one.
 
+    Losses are float64 for float64 operands, else float32. ``grad_scale`` is None for no gradient.
     Gradients of float16 operands are float32: a loss scaler has yet to multiply them into range.
     """
     rows, shape = linear.read(entropy), linear.hidden.shape

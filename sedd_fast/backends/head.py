@@ -7,7 +7,6 @@ and means no position.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -77,9 +76,9 @@ class Linear:
 class NeedsGrad:
     """Which gradients are wanted; iterable in this order."""
 
-    hidden: bool
-    weight: bool
-    bias: bool
+    hidden: bool = False
+    weight: bool = False
+    bias: bool = False
 
     def __iter__(self) -> Iterator[bool]:
         return iter((self.hidden, self.weight, self.bias))
@@ -135,30 +134,15 @@ class EntropyRows:
         if here.row_weight is not None:
             self.weight = self.weight * here.row_weight.squeeze(1)
         self.gradient = None if grad_scale is None else self._gradient(grad_scale, at)
-        self.sum_exp, self.sum_log, self.f_x_0 = torch.zeros_like(here.sigma.expand(3, -1)).unbind()
+        self.sums = torch.zeros_like(here.sigma.expand(3, -1))
+        self.sum_exp, self.sum_log, self.f_x_0 = self.sums.unbind()
 
-    def _gradient(self, grad_scale: Tensor | float, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradient(self, grad_scale: Tensor | float, at: Tensor) -> tuple[Tensor, ...]:
         """a, b, c of the gradient a * exp(f_y) - b - c * [y == x_0]."""
         factor = grad_scale.flatten()[at] if isinstance(grad_scale, Tensor) else grad_scale
         factor = torch.where(self.valid, self.weight * factor, 0)
         a, b, c, _ = self.terms
         return factor * a, factor * b, factor * c
-
-    def part(self, which: Tensor) -> EntropyRows:
-        """Some of the rows, by index; sums that are added to the part stay there until `take`."""
-        part = copy.copy(self)
-        for name in ("rows", "x_t", "x_0", "valid", "weight", "sum_exp", "sum_log", "f_x_0"):
-            setattr(part, name, getattr(self, name)[which])
-        part.terms = EntropyCoefficients(*(term[which] for term in self.terms))
-        if self.gradient is not None:
-            a, b, c = self.gradient
-            part.gradient = a[which], b[which], c[which]
-        return part
-
-    def take(self, which: Tensor, part: EntropyRows) -> None:
-        """The sums of `part` in place of those of these rows."""
-        for name in ("sum_exp", "sum_log", "f_x_0"):
-            getattr(self, name)[which] = getattr(part, name)
 
     def loss(self) -> Tensor:
         """(R,) float64, weighted; NaN where a value was out of range."""
