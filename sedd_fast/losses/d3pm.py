@@ -13,6 +13,7 @@ from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.ops import row_sums
+from sedd_fast.ops._arguments import check_count
 from sedd_fast.process.graphs import Graph
 
 
@@ -43,6 +44,7 @@ class D3PMLoss(Objective):
     last step, where p(x_0 | x_t) is below about 1e-15.
 
     Raises:
+        TypeError: ``steps`` is not an int.
         ValueError: ``steps`` below 1; as ScoreEntropyLoss.
 
     Example:
@@ -56,8 +58,7 @@ class D3PMLoss(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be a whole number of at least 1, got {self.steps!r}")
+        check_count("steps", self.steps)
 
     def _level(self, t: Tensor) -> Level:
         t = t.double()

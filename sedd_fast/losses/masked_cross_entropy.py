@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.ops import row_sums
+from sedd_fast.ops._arguments import check_choice
 from sedd_fast.process.graphs import Graph
 
 _ALL_MASKED = 50.0  #: noise that leaves a token unmasked once in 1e21: for a mask probability of 1
@@ -55,8 +56,7 @@ class MaskedCrossEntropy(Objective):
                 f"MaskedCrossEntropy is for the absorbing graph, got {self.graph}; for the uniform "
                 "one take ScoreEntropyLoss or D3PMLoss"
             )
-        if self.over not in ("t", "lambda"):
-            raise ValueError(f"over must be 't' or 'lambda', got {self.over!r}")
+        check_choice("over", self.over, ("t", "lambda"))
 
     def _level(self, t: Tensor) -> Level:
         t = t.double()

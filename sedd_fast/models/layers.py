@@ -9,16 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sedd_fast.backends.dtypes import at_least_fp32
-
-if TYPE_CHECKING:
-    from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.config import SEDDConfig
 
 #: Queries, keys, values (B, heads, L, d) -> (B, heads, L, d).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -23,6 +23,7 @@ from sedd_fast.models.interface import (
     ScoreEntropyRequest,
 )
 from sedd_fast.models.transformer import Transformer
+from sedd_fast.ops._arguments import check_device, check_tokens
 from sedd_fast.process.graphs import Graph, make_graph
 from sedd_fast.process.noise import Noise, make_noise
 
@@ -133,17 +134,10 @@ class SEDD(Transformer):
 
 def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:
     """Check what the caller gave, and return sigma as (B,)."""
-    if indices.dtype != torch.int64:
-        raise TypeError(f"indices must be int64 token ids, got {indices.dtype}; call .long()")
-    if indices.dim() != 2:
-        raise ValueError(
-            f"indices must have shape (B, L), got {tuple(indices.shape)}; one sequence is "
-            "indices[None]"
-        )
+    check_tokens("indices", indices)
     if not sigma.is_floating_point():
         raise TypeError(f"sigma must be floating point, got {sigma.dtype}; call .float()")
-    if sigma.device != indices.device:
-        raise ValueError(f"sigma is on {sigma.device} but indices on {indices.device}; move one")
+    check_device("sigma", sigma, indices, "indices")
     batch = indices.shape[0]
     if sigma.shape not in ((), (batch,), (batch, 1)):
         raise ValueError(

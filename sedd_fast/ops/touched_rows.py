@@ -75,8 +75,7 @@ def touched_rows(
     weight = arguments.per_position("row_weight", row_weight, x_t)
     where = touched(x_t, weight, graph.kind, graph.vocab_size).flatten()
     if max_rows is not None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows must be at least 1, got {max_rows}; B * L always suffices")
+        arguments.check_count("max_rows", max_rows, hint="; B * L always suffices")
         return _fixed(where, max_rows)
     if not where.is_cuda:
         return TouchedRows(where.nonzero().squeeze(-1), None, None)

@@ -230,15 +230,7 @@ def _check_shape(shape: tuple[int, int]) -> None:
 
 def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
     arguments.check_tokens("tokens", tokens)
-    arguments.check_tensor("known", known)
-    if known.dtype != torch.bool:
-        raise TypeError(f"known must be bool, got {known.dtype}; convert it with .bool()")
-    if known.shape != tokens.shape:
-        raise ValueError(
-            f"known must have shape {tuple(tokens.shape)}, as tokens, got {tuple(known.shape)}; "
-            "one pattern for all sequences is known.expand(B, L)"
-        )
-    arguments.check_device("known", known, tokens, "tokens")
+    arguments.check_mask("known", known, tokens)
     bad = known & ((tokens < 0) | (tokens >= graph.vocab_size))
     if bool(bad.any()):
         row, column = (int(i) for i in bad.nonzero()[0])

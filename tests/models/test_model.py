@@ -300,7 +300,7 @@ def test_settings_of_another_type_are_refused():
     ("indices", "sigma", "error", "message"),
     [
         (torch.zeros(2, 3), torch.ones(2), TypeError, "indices must be int64"),
-        (torch.zeros(2, 3, dtype=torch.int32), torch.ones(2), TypeError, r"call \.long\(\)"),
+        (torch.zeros(2, 3, dtype=torch.int32), torch.ones(2), TypeError, r"with \.long\(\)"),
         (torch.zeros(3, dtype=torch.long), torch.ones(1), ValueError, r"\(B, L\), got \(3,\)"),
         (torch.zeros(2, 3, dtype=torch.long), torch.ones(3), ValueError, r"\(2,\).* got \(3,\)"),
         (torch.zeros(2, 3, dtype=torch.long), torch.ones(2).long(), TypeError, "sigma must be fl"),

@@ -32,6 +32,7 @@ DRAWN = 64
 
 def linear_reverse_step(linear: Linear, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one product of the rows that may move."""
+    reverse = reverse.contiguous()
     rows = linear.read(reverse)
     clamped = reverse.graph == "uniform" and reverse.method != "euler"
     if reverse.changes_shares or clamped or len(rows) <= row_blocks.rows_at_once(linear):
