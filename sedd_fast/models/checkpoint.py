@@ -17,7 +17,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -27,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sedd_fast.models.config import SEDDConfig
@@ -85,7 +86,9 @@ def config_from_original(settings: Mapping[str, Any]) -> dict[str, Any]:
     ignored; an unknown setting of the network itself is warned about.
     """
     settings = settings.get("config", settings)
-    flat = dict(_flatten(settings))
+    sections = {name: part for name, part in settings.items() if isinstance(part, Mapping)}
+    flat = {f"{name}.{key}": part[key] for name, part in sections.items() for key in part}
+    flat |= {name: value for name, value in settings.items() if name not in sections}
     missing = [key for key, (_, optional) in _KEYS.items() if not optional and key not in flat]
     if missing:
         raise ValueError(f"the settings lack {', '.join(missing)}: not those of a SEDD network")
@@ -117,14 +120,6 @@ def config_to_original(config: SEDDConfig, kind: str = "sedd") -> dict[str, Any]
     names = {ours: original for original, ours in _GRAPHS.items()}
     settings["graph"] = {"type": names[config.graph], "file": "data", "report_all": False}
     return settings
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping)
-        flat += _flatten(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return flat
 
 
 def read(name_or_dir: str | Path, kind: str | None = "sedd", **hub: Any) -> Checkpoint:
@@ -204,9 +199,6 @@ def _read_run(directory: Path) -> Checkpoint:
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -286,8 +278,6 @@ def write(
     directory: str | Path, config: SEDDConfig, weights: Mapping[str, Tensor], kind: str = "sedd"
 ) -> None:
     """Write config.json and model.safetensors; each file appears whole or not at all."""
-    from safetensors.torch import save_file
-
     directory = Path(directory).expanduser()
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; give a directory to save into")
@@ -305,16 +295,3 @@ def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:
     with open(unfinished, "rb") as file:
         os.fsync(file.fileno())
     os.replace(unfinished, path)
-
-
-def push(save: Callable[[str], None], repo_id: str, **options: Any) -> str:
-    """Upload what ``save(directory)`` writes; see `SEDD.push_to_hub`."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=options.pop("token", None))
-    api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
-    options.setdefault("commit_message", "Upload a SEDD network")
-    with tempfile.TemporaryDirectory() as folder:
-        save(folder)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
-    return commit.pr_url or commit.commit_url

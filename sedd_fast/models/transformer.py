@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,4 +83,12 @@ class Transformer(nn.Module):
 
         Options: token, private, revision, create_pr, commit_message.
         """
-        return checkpoint.push(self.save_pretrained, repo_id, **options)
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=options.pop("token", None))
+        api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
+        options.setdefault("commit_message", "Upload a SEDD network")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+        return commit.pr_url or commit.commit_url
