@@ -121,13 +121,11 @@ def losses_and_gradients(
             f = None if scores is None else _view(scores, h, w)
             g = _view(gradient, h, w) if with_grad and gradient is not None else None
             columns = kernel.run(Block(h, w, bias[at], begin, f, g), terms)
-            if g is None or columns is None:
-                continue
-            if total is not None:
+            if total is not None and g is not None:
                 accumulate(total, g, w.to(g.dtype), again=begin > 0)
-            if of_weight is not None:
+            if of_weight is not None and g is not None:
                 accumulate(of_weight[at], g.T, factor, again=number > 0)
-            if of_bias is not None:
+            if of_bias is not None and columns is not None:
                 of_bias[at] += columns
         to = torch.where(chunk < 0, shape[:2].numel(), chunk)  # the last for no position
         loss[to] = terms.loss()

@@ -99,12 +99,10 @@ class Gradients(NamedTuple):
         cls, linear: Linear, hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
     ) -> Gradients:
         """From tensors of any dtype, None where not wanted."""
-        made = [
-            (operand.new_empty(0) if gradient is None else gradient).to(
-                gradient_dtype(operand.dtype)
-            )
-            for gradient, operand in zip((hidden, weight, bias), linear.operands, strict=True)
-        ]
+        made = []
+        for gradient, operand in zip((hidden, weight, bias), linear.operands, strict=True):
+            found = operand.new_empty(0) if gradient is None else gradient
+            made.append(found.to(gradient_dtype(operand.dtype)))
         return cls(*made)
 
 

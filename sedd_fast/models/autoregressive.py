@@ -113,8 +113,7 @@ def generate(
     Raises:
         ValueError: top_p outside (0, 1], temperature not positive, a shape that is not (B, L).
     """
-    if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"shape must be (B, L), two whole numbers of at least 1, got {shape!r}")
+    arguments.check_shape(shape, 1)
     arguments.check_shares(temperature, top_p)
     batch, length = shape
     device = device_of(model)

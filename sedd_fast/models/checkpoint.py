@@ -238,14 +238,12 @@ def _load_pickle(path: Path) -> dict[str, Any]:
 
 def _download(name: str, **hub: Any) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import EntryNotFoundError
 
     try:
         config = hf_hub_download(name, CONFIG, **hub)
         try:
             weights = hf_hub_download(name, SAFETENSORS, **hub)
-        except LocalEntryNotFoundError:  # no connection: the other file would not come either
-            raise
         except EntryNotFoundError:
             weights = hf_hub_download(name, PICKLE, **hub)
     except OSError as error:  # every error of the Hub and of the network is one

@@ -97,14 +97,11 @@ class SEDD(Transformer):
         # and a linear layer returns one for three.
         log_score = at_least_fp32(self.output_layer.linear(hidden.flatten(0, 1)))
         if self.config.scale_by_sigma:
-            log_score.sub_(self._log_scale(indices, sigma).to(log_score.dtype))
+            scale = log_output_scale(at_least_fp32(sigma), self.config.vocab_size)
+            scale = scale.reshape(-1, 1).expand(indices.shape).reshape(-1, 1)  # (B * L, 1)
+            log_score.sub_(scale.to(log_score.dtype))
         log_score.scatter_(-1, indices.reshape(-1, 1), 0.0)
         return log_score.view(*indices.shape, log_score.shape[-1])
-
-    def _log_scale(self, indices: Tensor, sigma: Tensor) -> Tensor:
-        """ln(expm1(sigma)) + ln(vocab_size) for each position, (B * L, 1)."""
-        scale = log_output_scale(at_least_fp32(sigma), self.config.vocab_size)
-        return scale.reshape(-1, 1).expand(indices.shape).reshape(-1, 1)
 
     def features(self, indices: Tensor, sigma: Tensor) -> Tensor:
         """What the head `output_layer.linear` is applied to: (B, L), (B,) -> (B, L, hidden_size).

@@ -10,15 +10,8 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from sedd_fast.models import checkpoint
+from sedd_fast.models import checkpoint, layers
 from sedd_fast.models.config import SEDDConfig
-from sedd_fast.models.layers import (
-    DDiTBlock,
-    DDitFinalLayer,
-    EmbeddingLayer,
-    Rotary,
-    TimestepEmbedder,
-)
 
 
 class Transformer(nn.Module):
@@ -40,11 +33,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         embedded, predicted = self.states(config)
-        self.vocab_embed = EmbeddingLayer(config.hidden_size, embedded)
-        self.sigma_map = TimestepEmbedder(config.cond_dim)
-        self.rotary_emb = Rotary(config.hidden_size // config.n_heads)
-        self.blocks = nn.ModuleList([DDiTBlock(config) for _ in range(config.n_blocks)])
-        self.output_layer = DDitFinalLayer(config, predicted)
+        self.vocab_embed = layers.EmbeddingLayer(config.hidden_size, embedded)
+        self.sigma_map = layers.TimestepEmbedder(config.cond_dim)
+        self.rotary_emb = layers.Rotary(config.hidden_size // config.n_heads)
+        self.blocks = nn.ModuleList([layers.DDiTBlock(config) for _ in range(config.n_blocks)])
+        self.output_layer = layers.DDitFinalLayer(config, predicted)
 
     @staticmethod
     def states(config: SEDDConfig) -> tuple[int, int]:

@@ -71,8 +71,9 @@ def check_count(name: str, value: object, least: int = 1, hint: str = "") -> Non
         raise ValueError(f"{name} must be at least {least}, got {value}{hint}")
 
 
-def check_log_score(log_score: Tensor, graph: GraphLike) -> None:
-    """(B, L, dim) of a floating dtype."""
+def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
+    """A row of scores, (B, L, dim), for every one of the tokens, on one device."""
+    check_graph(graph)
     check_floating("log_score", log_score)
     if log_score.dim() != 3:
         raise ValueError(
@@ -86,6 +87,15 @@ def check_log_score(log_score: Tensor, graph: GraphLike) -> None:
             f"{graph.kind} graph over {graph.vocab_size} tokens has {graph.dim}{mask}; "
             "make the network's output and the graph agree"
         )
+    check_all_tokens(tokens, log_score, "log_score")
+
+
+def check_shape(shape: tuple[int, int], least: int) -> None:
+    """ValueError unless ``shape`` is a pair (B, L) of int of at least ``least``."""
+    is_pair = isinstance(shape, (tuple, list)) and len(shape) == 2
+    if not is_pair or any(type(n) is not int or n < least for n in shape):
+        expected = f"two whole numbers of at least {least}"
+        raise ValueError(f"shape must be (B, L), {expected}, got {shape!r}")
 
 
 def check_tokens(name: str, tokens: Tensor, shape: Sequence[int] | None = None) -> None:
@@ -174,13 +184,6 @@ def per_position(name: str, value: Tensor | None, tokens: Tensor) -> Tensor | No
         )
     check_device(name, value, tokens, "x_t")
     return value.to(dtype)
-
-
-def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
-    """A row of scores for every one of the tokens, on one device."""
-    check_graph(graph)
-    check_log_score(log_score, graph)
-    check_all_tokens(tokens, log_score, "log_score")
 
 
 def check_all_tokens(tokens: dict[str, Tensor], like: Tensor, like_name: str) -> None:

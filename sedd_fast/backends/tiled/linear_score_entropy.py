@@ -44,12 +44,10 @@ class _Tiles:
         self.weight = linear.weight[: entropy.vocab_size]
         self.bias = linear.bias_fp32()[: len(self.weight)]
         self.uniform = entropy.graph == "uniform"
-        self.total = self._total(linear.dtype) if self.uniform else None
-
-    def _total(self, dtype: torch.dtype) -> Tensor:
-        """(H,) float32, the sum of all weights, rounded to ``dtype`` as the product takes them."""
-        parts = (part.to(dtype).sum(0, dtype=torch.float32) for part in self.weight.split(STATES))
-        return torch.stack(list(parts)).sum(0)
+        self.total: Tensor | None = None
+        if self.uniform:  # (H,) the sum of all weights, rounded as the product takes them
+            parts = (part.to(linear.dtype) for part in self.weight.split(STATES))
+            self.total = torch.stack([part.sum(0, dtype=torch.float32) for part in parts]).sum(0)
 
     def __call__(self, block: Block, rows: EntropyRows) -> Tensor | None:
         """Add a block to the sums of its rows, which are kept times a and the weight."""
