@@ -118,7 +118,7 @@ def check_mask(name: str, mask: Tensor, tokens: Tensor) -> None:
         raise TypeError(f"{name} must be bool, got {mask.dtype}; convert it with .bool()")
     if mask.shape != tokens.shape:
         raise ValueError(
-            f"{name} must have shape {tuple(tokens.shape)}, as tokens, got {tuple(mask.shape)}; "
+            f"{name} must have shape {tuple(tokens.shape)}, got {tuple(mask.shape)}; "
             f"one pattern for all sequences is {name}.expand(B, L)"
         )
     check_device(name, mask, tokens, "tokens")

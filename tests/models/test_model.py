@@ -280,9 +280,9 @@ def test_one_vocabulary_tensor_forward_and_one_backward():
         ({"hidden_size": 15, "n_heads": 5}, "even head width"),
         ({"n_blocks": 0}, "n_blocks must be a positive int, got 0"),
         ({"hidden_size": 64.0}, "hidden_size must be a positive int, got 64.0"),
-        ({"graph": "absorb"}, "'absorbing' or 'uniform', got 'absorb'"),
+        ({"graph": "absorb"}, "'absorbing', 'uniform', got 'absorb'"),
         ({"graph": "uniform"}, "set scale_by_sigma=False"),
-        ({"noise": "cosine"}, "'loglinear' or 'geometric', got 'cosine'"),
+        ({"noise": "cosine"}, "'loglinear', 'geometric', got 'cosine'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
     ],
 )
