@@ -93,7 +93,6 @@ def losses_and_gradients(
     Losses are float64 for float64 operands, else float32. ``grad_scale`` is None for no gradient.
     Gradients of float16 operands are float32: a loss scaler has yet to multiply them into range.
     """
-    entropy = entropy.contiguous()
     rows, shape = linear.read(entropy), linear.hidden.shape
     with_grad = grad_scale is not None
     grad_dtype = gradient_dtype(linear.dtype)

@@ -18,13 +18,10 @@ from sedd_fast.backends.coefficients import EntropyCoefficients, head_coefficien
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 
-#: Bytes of workspace, besides what is returned.
-WORKSPACE = {"cpu": 32 << 20, "cuda": 64 << 20}
-
 
 def workspace(device: torch.device) -> int:
-    """Bytes that an operation on that device may take for itself by default."""
-    return WORKSPACE.get(device.type, WORKSPACE["cuda"])
+    """Bytes of workspace on that device by default, besides what an operation returns."""
+    return (32 if device.type == "cpu" else 64) << 20
 
 
 @dataclass(frozen=True)
@@ -126,21 +123,18 @@ class EntropyRows:
         self.valid = (self.x_t >= 0) & (self.x_t < entropy.dim) & (self.x_0 >= 0)
         self.valid &= (self.x_0 < entropy.vocab_size) & (here.sigma > 0)
         self.valid &= torch.isfinite(here.sigma)
-        here = replace(here, sigma=torch.where(self.valid, here.sigma, 1.0))
+        here = replace(here, sigma=torch.where(self.valid, here.sigma.double(), 1.0))
         self.terms = EntropyCoefficients(*(term.squeeze(1) for term in head_coefficients(here)))
         self.weight = (rows >= 0).double()
         if here.row_weight is not None:
             self.weight = self.weight * here.row_weight.squeeze(1)
-        self.gradient = None if grad_scale is None else self._gradient(grad_scale, at)
+        self.gradient: tuple[Tensor, ...] | None = None
+        if grad_scale is not None:  # a, b, c of the gradient a * exp(f_y) - b - c * [y == x_0]
+            factor = grad_scale.flatten()[at] if isinstance(grad_scale, Tensor) else grad_scale
+            factor = torch.where(self.valid, self.weight * factor, 0)
+            self.gradient = tuple(factor * term for term in self.terms[:3])
         self.sums = torch.zeros_like(here.sigma.expand(3, -1))
         self.sum_exp, self.sum_log, self.f_x_0 = self.sums.unbind()
-
-    def _gradient(self, grad_scale: Tensor | float, at: Tensor) -> tuple[Tensor, ...]:
-        """a, b, c of the gradient a * exp(f_y) - b - c * [y == x_0]."""
-        factor = grad_scale.flatten()[at] if isinstance(grad_scale, Tensor) else grad_scale
-        factor = torch.where(self.valid, self.weight * factor, 0)
-        a, b, c, _ = self.terms
-        return factor * a, factor * b, factor * c
 
     def loss(self) -> Tensor:
         """(R,) float64, weighted; NaN where a value was out of range."""

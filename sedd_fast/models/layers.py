@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +23,6 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)  # x * (1 + scale) + shift, in one pass
-
-
-def _full_precision(device_type: str) -> AbstractContextManager[object]:
-    if device_type == "meta":  # has no autocast
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
 
 
 class LayerNorm(nn.Module):
@@ -94,7 +88,8 @@ class TimestepEmbedder(nn.Module):
         angle = sigma.float()[:, None] * torch.exp(-math.log(10_000.0) * step)
         wave = torch.cat((angle.cos(), angle.sin()), dim=-1)  # (B, 2 * n_waves)
         # bf16 cannot tell neighbouring noise levels apart; the matrices here are tiny.
-        with _full_precision(sigma.device.type):
+        kind = sigma.device.type  # "meta" has no autocast
+        with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
             return self.mlp(wave.to(next(self.mlp.parameters()).dtype))
 
 

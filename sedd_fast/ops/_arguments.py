@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-KINDS = ("absorbing", "uniform")
+from sedd_fast.backends.compiled import DTYPES, GRAPHS
+
 STEP_METHODS = ("analytic", "euler", "denoise")
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -36,10 +36,10 @@ def check_graph(graph: GraphLike) -> None:
             f"graph must be sedd_fast.Absorbing(V) or sedd_fast.Uniform(V), "
             f"got {type(graph).__name__}"
         )
-    if graph.kind not in KINDS:
+    if graph.kind not in GRAPHS:
         hint = "; a DenseGraph goes into sample, infill and DenseScoreEntropyLoss"
         raise ValueError(
-            f"graph has kind {graph.kind!r}; known here are {', '.join(KINDS)}"
+            f"graph has kind {graph.kind!r}; known here are {', '.join(GRAPHS)}"
             + hint * (graph.kind == "dense")
         )
 
@@ -59,7 +59,7 @@ def check_tensor(name: str, value: object) -> Tensor:
 
 def check_floating(name: str, value: Tensor) -> None:
     """TypeError unless ``value`` is a tensor of a floating dtype."""
-    if check_tensor(name, value).dtype not in FLOATS:
+    if check_tensor(name, value).dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
 
 

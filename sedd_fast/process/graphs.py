@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 from torch.types import Device
 
-from sedd_fast.ops._arguments import check_count
+from sedd_fast.ops._arguments import check_choice, check_count
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,5 @@ def make_graph(kind: str, vocab_size: int) -> Graph:
     Raises:
         ValueError: another name.
     """
-    if kind in ("absorbing", "absorb"):
-        return Absorbing(vocab_size)
-    if kind == "uniform":
-        return Uniform(vocab_size)
-    raise ValueError(f"graph must be 'absorbing' or 'uniform', got {kind!r}")
+    check_choice("graph", kind, ("absorbing", "absorb", "uniform"))
+    return Uniform(vocab_size) if kind == "uniform" else Absorbing(vocab_size)

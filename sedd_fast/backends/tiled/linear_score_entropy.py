@@ -41,6 +41,9 @@ class _Tiles:
     """The kernels of one pass over the vocabulary."""
 
     def __init__(self, linear: Linear, entropy: EntropyInputs) -> None:
+        from sedd_fast.kernels import tiled_score_entropy, tiles
+
+        self.kernel, self.tiles = tiled_score_entropy, tiles
         self.weight = linear.weight[: entropy.vocab_size]
         self.bias = linear.bias_fp32()[: len(self.weight)]
         self.uniform = entropy.graph == "uniform"
@@ -51,17 +54,14 @@ class _Tiles:
 
     def __call__(self, block: Block, rows: EntropyRows) -> Tensor | None:
         """Add a block to the sums of its rows, which are kept times a and the weight."""
-        from sedd_fast.kernels import tiled_score_entropy as kernel
-        from sedd_fast.kernels import tiles
-
         if block.first == 0:
             self._begin(block, rows)
-        operands = tiles.Operands(block.hidden, block.weight, block.bias, self._live)
-        down, across = tiles.tiles(len(block.hidden), len(block.weight), block.hidden.dtype)
+        operands = self.tiles.Operands(block.hidden, block.weight, block.bias, self._live)
+        down, across = self.tiles.tiles(len(block.hidden), len(block.weight), block.hidden.dtype)
         sums = self._empty(across, len(block.hidden))
         columns = self._empty(down, len(block.weight))
         gradient = None if block.gradient is None else (block.gradient, columns)
-        kernel.launch(operands, self._terms, sums, gradient, block.first, self.uniform)
+        self.kernel.launch(operands, self._terms, sums, gradient, block.first, self.uniform)
         a = scale(rows)
         self._sum += sums.sum(0, dtype=torch.float64)
         rows.sum_exp = torch.where(a > 0, self._sum / a, 0)
@@ -69,14 +69,11 @@ class _Tiles:
 
     def _begin(self, block: Block, rows: EntropyRows) -> None:
         """What holds for all blocks of these rows, and what the loss needs of f itself."""
-        from sedd_fast.kernels import tiled_score_entropy as kernel
-        from sedd_fast.kernels import tiles
-
-        self._terms = kernel.RowTerms(rows.x_t, rows.x_0, *coefficients(rows))
+        self._terms = self.kernel.RowTerms(rows.x_t, rows.x_0, *coefficients(rows))
         self._live = (rows.rows >= 0).sum()
         self._sum = torch.zeros_like(rows.sum_exp)
-        whole = tiles.Operands(block.hidden, self.weight, self.bias, self._live)
-        kernel.launch_rows(whole, self._terms, self.total, (rows.sum_log, rows.f_x_0))
+        whole = self.tiles.Operands(block.hidden, self.weight, self.bias, self._live)
+        self.kernel.launch_rows(whole, self._terms, self.total, (rows.sum_log, rows.f_x_0))
         if self.uniform:
             rows.sum_log += self.bias.sum(dtype=torch.float64)
 

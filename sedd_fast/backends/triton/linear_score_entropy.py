@@ -79,9 +79,8 @@ def _losses_and_gradients(
                 accumulate(total, g, w.to(g.dtype), again=begin > 0)
             if g is not None and of_weight is not None:
                 accumulate(of_weight[at], g.T, factor, again)
-            columns = None
-            if of_bias is not None:  # the last block's also set what lies beyond to 0
-                columns = of_bias[begin : at.stop if at.stop < vocab else None]
+            last = at.stop if at.stop < vocab else None  # it also sets what lies beyond to 0
+            columns = None if of_bias is None else of_bias[begin:last]
             kernel.launch_sums(partial, sums, columns, len(w), begin > 0, again)
         into = None if total is None or of_hidden is None else (total, of_hidden)
         head_rows.launch_scatter(entropy, chunk, terms, sums, loss, into)

@@ -20,6 +20,5 @@ def scale_gradient(
     out = gradient
     if not in_place or dtype != gradient.dtype:
         out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
-    op = "linear_score_entropy's backward"
-    launched(op, gradient, kernel.launch, gradient, upstream, out)
+    launched("linear_score_entropy's backward", gradient, kernel.launch, gradient, upstream, out)
     return out
