@@ -16,11 +16,21 @@ p(x_0 | x_t) is wrapped in a :class:`sedd_fast.PosteriorModel`, or is a
 the table of papers and names.
 """
 
-from sedd_fast.losses.concrete_score import ConcreteScoreMatching as ConcreteScoreMatching
-from sedd_fast.losses.d3pm import D3PMLoss as D3PMLoss
-from sedd_fast.losses.dense_score_entropy import DenseScoreEntropyLoss as DenseScoreEntropyLoss
-from sedd_fast.losses.masked_cross_entropy import MaskedCrossEntropy as MaskedCrossEntropy
-from sedd_fast.losses.next_token import NextTokenLoss as NextTokenLoss
-from sedd_fast.losses.objective import Objective as Objective
-from sedd_fast.losses.objective import stratified_times as stratified_times
-from sedd_fast.losses.score_entropy import ScoreEntropyLoss as ScoreEntropyLoss
+from sedd_fast.losses.concrete_score import ConcreteScoreMatching
+from sedd_fast.losses.d3pm import D3PMLoss
+from sedd_fast.losses.dense_score_entropy import DenseScoreEntropyLoss
+from sedd_fast.losses.masked_cross_entropy import MaskedCrossEntropy
+from sedd_fast.losses.next_token import NextTokenLoss
+from sedd_fast.losses.objective import Objective, stratified_times
+from sedd_fast.losses.score_entropy import ScoreEntropyLoss
+
+__all__ = [
+    "ConcreteScoreMatching",
+    "D3PMLoss",
+    "DenseScoreEntropyLoss",
+    "MaskedCrossEntropy",
+    "NextTokenLoss",
+    "Objective",
+    "ScoreEntropyLoss",
+    "stratified_times",
+]

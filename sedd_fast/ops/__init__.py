@@ -4,13 +4,23 @@ They are opaque to torch.compile and torch.export (one node each), and choose th
 they run. They know a graph by its kind and size only.
 """
 
-from sedd_fast.ops.linear_reverse_step import linear_reverse_step as linear_reverse_step
-from sedd_fast.ops.linear_score_entropy import linear_score_entropy as linear_score_entropy
-from sedd_fast.ops.reverse_step import reverse_probs as reverse_probs
-from sedd_fast.ops.reverse_step import reverse_step as reverse_step
-from sedd_fast.ops.row_sums import row_sums as row_sums
-from sedd_fast.ops.sample_transition import sample_transition as sample_transition
-from sedd_fast.ops.score_entropy import score_entropy as score_entropy
-from sedd_fast.ops.score_entropy import score_entropy_with_grad as score_entropy_with_grad
-from sedd_fast.ops.touched_rows import TouchedRows as TouchedRows
-from sedd_fast.ops.touched_rows import touched_rows as touched_rows
+from sedd_fast.ops.linear_reverse_step import linear_reverse_step
+from sedd_fast.ops.linear_score_entropy import linear_score_entropy
+from sedd_fast.ops.reverse_step import reverse_probs, reverse_step
+from sedd_fast.ops.row_sums import row_sums
+from sedd_fast.ops.sample_transition import sample_transition
+from sedd_fast.ops.score_entropy import score_entropy, score_entropy_with_grad
+from sedd_fast.ops.touched_rows import TouchedRows, touched_rows
+
+__all__ = [
+    "TouchedRows",
+    "linear_reverse_step",
+    "linear_score_entropy",
+    "reverse_probs",
+    "reverse_step",
+    "row_sums",
+    "sample_transition",
+    "score_entropy",
+    "score_entropy_with_grad",
+    "touched_rows",
+]

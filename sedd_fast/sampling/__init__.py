@@ -1,10 +1,16 @@
 """Sampling from a network: ``sample`` from nothing, ``infill`` around given tokens."""
 
-from sedd_fast.sampling.api import METHODS as METHODS
-from sedd_fast.sampling.api import Callback as Callback
-from sedd_fast.sampling.api import Step as Step
-from sedd_fast.sampling.api import infill as infill
-from sedd_fast.sampling.api import sample as sample
-from sedd_fast.sampling.config import SamplerConfig as SamplerConfig
-from sedd_fast.sampling.config import timesteps as timesteps
-from sedd_fast.sampling.remask import Remask as Remask
+from sedd_fast.sampling.api import METHODS, Callback, Step, infill, sample
+from sedd_fast.sampling.config import SamplerConfig, timesteps
+from sedd_fast.sampling.remask import Remask
+
+__all__ = [
+    "METHODS",
+    "Callback",
+    "Remask",
+    "SamplerConfig",
+    "Step",
+    "infill",
+    "sample",
+    "timesteps",
+]
