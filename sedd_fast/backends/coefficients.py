@@ -103,10 +103,8 @@ def reverse_coefficients(
             step = torch.expm1(dsigma) if method == "analytic" else dsigma
             alpha = step[:, None].expand(x_t.shape)
             gamma = unit - alpha * sum_exp
-        zero = torch.zeros_like(unit)
-        return ReverseCoefficients(
-            torch.where(masked, alpha, zero), zero, torch.where(masked, gamma, unit)
-        )
+        zero, gamma = torch.zeros_like(unit), torch.where(masked, gamma, unit)
+        return ReverseCoefficients(torch.where(masked, alpha, zero), zero, gamma)
     size = float(reverse.vocab_size)
     if method == "euler":
         alpha = (dsigma / size)[:, None].expand(x_t.shape)

@@ -85,9 +85,8 @@ def _uniform_divergence(log_score: Tensor, noised: NoisedBatch, graph: Graph) ->
     read = weight != 0
     total, log_x_0 = row_sums(log_score, x_t, x_0, graph, "affine", read.double())
     # The step's probabilities: alpha s_y + beta, and gamma for x_t; their sum is always 1.
-    step = ReverseInputs(
-        x_t, level.sigma, level.removed, None, graph.kind, graph.vocab_size, "analytic"
-    )
+    process = graph.kind, graph.vocab_size, "analytic"
+    step = ReverseInputs(x_t, level.sigma, level.removed, None, *process)
     alpha, beta, gamma = reverse_coefficients(step, total, torch.ones_like(total))
     every = read & (q.other > 0)
     logs, _ = row_sums(log_score, x_t, x_0, graph, "log", torch.where(every, alpha, 0.0), beta)
@@ -123,9 +122,8 @@ def _uniform_step(level: Level, same: Tensor, size: int) -> _Step:
     at_x_t = own_d * torch.where(same, own_s, off_s) / whole
     rest = torch.where(same, size - 1.0, size - 2.0)
     entropy = rest * torch.xlogy(other, other) + torch.xlogy(at_x_t, at_x_t)
-    return _Step(
-        other, at_x_0, at_x_t, entropy + torch.where(same, 0.0, torch.xlogy(at_x_0, at_x_0))
-    )
+    entropy = entropy + torch.where(same, 0.0, torch.xlogy(at_x_0, at_x_0))
+    return _Step(other, at_x_0, at_x_t, entropy)
 
 
 def _transition(sigma: Tensor, size: int) -> tuple[Tensor, Tensor]:

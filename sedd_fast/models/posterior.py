@@ -153,9 +153,8 @@ def _uniform_score(logits: Tensor, sigma: Tensor, x_t: Tensor, size: int) -> Ten
     odds = logits.gather(-1, own).squeeze(-1).double() - others  # of p(x_t) against the rest
     log_kappa = (math.log(size) - log_expm1(sigma))[:, None]
     # c of two positive parts: 1 - p(x_t) from the rest of the row, not by subtraction.
-    log_c = torch.logaddexp(
-        F.logsigmoid(-odds), F.logsigmoid(odds) - F.softplus(log_kappa, threshold=40)
-    )
+    rest = F.logsigmoid(odds) - F.softplus(log_kappa, threshold=40)  # ln (rho p(x_t))
+    log_c = torch.logaddexp(F.logsigmoid(-odds), rest)
     shift = log_kappa - torch.logaddexp(others, logits.gather(-1, own).squeeze(-1).double())
     scaled = logits + shift[..., None].to(logits.dtype)  # ln((V/E) p)
     return torch.logaddexp(scaled, log_c[..., None].to(logits.dtype)).scatter(-1, own, 0.0)

@@ -27,12 +27,11 @@ def linear_score_entropy_with_grad(
     linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float | None, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) float32 losses, and gradients of ``(grad_scale * loss).sum()``: three products."""
-    from sedd_fast.kernels import tiles
-
-    tile = tiles.tile(linear.dtype)
+    run = _Tiles(linear, entropy)
+    tile = run.tiles.tile(linear.dtype)
     # A block takes a sum for every tile's row besides and, for a gradient, for its column.
     sums = 4 / tile.states + (0 if grad_scale is None else 4 / tile.rows)
-    kernel = Kernel(_Tiles(linear, entropy), stores_scores=False, score_bytes=sums)
+    kernel = Kernel(run, stores_scores=False, score_bytes=sums)
     arguments = linear, entropy, grad_scale, needs, kernel
     return launched("linear_score_entropy", linear.hidden, losses_and_gradients, *arguments)
 
