@@ -111,7 +111,8 @@ def generate(
         on_token: called after each token with the number of positions drawn and of all positions.
 
     Raises:
-        ValueError: top_p outside (0, 1], temperature not positive, a shape that is not (B, L).
+        TypeError, ValueError: top_p outside (0, 1], temperature not positive and finite, a shape
+            that is not (B, L).
     """
     arguments.check_shape(shape, 1)
     arguments.check_shares(temperature, top_p)

@@ -18,7 +18,7 @@ def uniform(
     generator: torch.Generator | None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Uniforms in [0, 1) on that device, drawn on the generator's, whose stream is its own."""
+    """Uniforms in [0, 1) on that device; drawn on the generator's device, where there is one."""
     draw_on = device if generator is None else generator.device
     return torch.rand(shape, dtype=dtype, device=draw_on, generator=generator).to(device)
 
