@@ -81,11 +81,6 @@ class Kernel:
     empty: Callable[[tuple[int, ...], Tensor, torch.dtype], Tensor] = _empty
 
 
-def losses(linear: Linear, entropy: EntropyInputs, kernel: Kernel) -> Tensor:
-    """(B, L) losses, float64 for float64 operands, else float32: one product."""
-    return losses_and_gradients(linear, entropy, None, NeedsGrad(False, False, False), kernel)[0]
-
-
 def losses_and_gradients(
     linear: Linear,
     entropy: EntropyInputs,
@@ -93,8 +88,9 @@ def losses_and_gradients(
     needs: NeedsGrad,
     kernel: Kernel,
 ) -> tuple[Tensor, Gradients]:
-    """Losses (B, L), and gradients of ``(grad_scale * loss).sum()``: three products.
+    """Losses (B, L), and gradients of ``(grad_scale * loss).sum()``: three products, or one.
 
+    Losses are float64 for float64 operands, else float32. ``grad_scale`` is None for no gradient.
     Gradients of float16 operands are float32: a loss scaler has yet to multiply them into range.
     """
     rows, shape = linear.read(entropy), linear.hidden.shape
@@ -124,13 +120,11 @@ def losses_and_gradients(
             f = None if scores is None else _view(scores, h, w)
             g = _view(gradient, h, w) if with_grad and gradient is not None else None
             columns = kernel.run(Block(h, w, bias[at], begin, f, g), terms)
-            if g is None or columns is None:
-                continue
-            if total is not None:
+            if total is not None and g is not None:
                 accumulate(total, g, w.to(g.dtype), again=begin > 0)
-            if of_weight is not None:
+            if of_weight is not None and g is not None:
                 accumulate(of_weight[at], g.T, factor, again=number > 0)
-            if of_bias is not None:
+            if of_bias is not None and columns is not None:
                 of_bias[at] += columns
         to = torch.where(chunk < 0, shape[:2].numel(), chunk)  # the last for no position
         loss[to] = terms.loss()

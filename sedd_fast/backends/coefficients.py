@@ -54,11 +54,8 @@ def entropy_coefficients(entropy: EntropyInputs) -> EntropyCoefficients:
     zero = torch.zeros_like(log_e)
     if entropy.graph == "absorbing":
         masked = x_t == entropy.vocab_size
-        ones = torch.ones_like(log_e)
-        a, c, k = (
-            torch.where(masked, value, zero) for value in (ones, inv_e, (-log_e - 1) * inv_e)
-        )
-        return EntropyCoefficients(a, zero, c, k)
+        k = torch.where(masked, (-log_e - 1) * inv_e, zero)
+        return EntropyCoefficients(masked.double(), zero, torch.where(masked, inv_e, zero), k)
     # rho = E / (E + V), not 1 - V / (E + V), which loses its digits at small sigma.
     rho = 1 / (1 + size * inv_e)
     log_rho = -torch.log1p(size * inv_e)
@@ -106,10 +103,8 @@ def reverse_coefficients(
             step = torch.expm1(dsigma) if method == "analytic" else dsigma
             alpha = step[:, None].expand(x_t.shape)
             gamma = unit - alpha * sum_exp
-        zero = torch.zeros_like(unit)
-        return ReverseCoefficients(
-            torch.where(masked, alpha, zero), zero, torch.where(masked, gamma, unit)
-        )
+        zero, gamma = torch.zeros_like(unit), torch.where(masked, gamma, unit)
+        return ReverseCoefficients(torch.where(masked, alpha, zero), zero, gamma)
     size = float(reverse.vocab_size)
     if method == "euler":
         alpha = (dsigma / size)[:, None].expand(x_t.shape)

@@ -138,15 +138,9 @@ def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     assert reverse.u is not None
     x_s = torch.empty_like(reverse.x_t)
     small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s)
-    call = kernels().Reverse(
-        _tensor(log_score),
-        *map(address, small),
-        GRAPHS[reverse.graph],
-        reverse.vocab_size,
-        METHODS[reverse.method],
-        reverse.inverse_temperature,
-        reverse.top_p,
-    )
+    process = GRAPHS[reverse.graph], reverse.vocab_size, METHODS[reverse.method]
+    shares = reverse.inverse_temperature, reverse.top_p
+    call = kernels().Reverse(_tensor(log_score), *map(address, small), *process, *shares)
     _launch(kernels().reverse_step, call, log_score)
     return x_s
 

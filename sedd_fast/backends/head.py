@@ -7,7 +7,6 @@ and means no position.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,13 +18,10 @@ from sedd_fast.backends.coefficients import EntropyCoefficients, head_coefficien
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 
-#: Bytes of workspace, besides what is returned.
-WORKSPACE = {"cpu": 32 << 20, "cuda": 64 << 20}
-
 
 def workspace(device: torch.device) -> int:
-    """Bytes that an operation on that device may take for itself by default."""
-    return WORKSPACE.get(device.type, WORKSPACE["cuda"])
+    """Bytes of workspace on that device by default, besides what an operation returns."""
+    return (32 if device.type == "cpu" else 64) << 20
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,9 @@ class Linear:
 class NeedsGrad:
     """Which gradients are wanted; iterable in this order."""
 
-    hidden: bool
-    weight: bool
-    bias: bool
+    hidden: bool = False
+    weight: bool = False
+    bias: bool = False
 
     def __iter__(self) -> Iterator[bool]:
         return iter((self.hidden, self.weight, self.bias))
@@ -100,12 +96,10 @@ class Gradients(NamedTuple):
         cls, linear: Linear, hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
     ) -> Gradients:
         """From tensors of any dtype, None where not wanted."""
-        made = [
-            (operand.new_empty(0) if gradient is None else gradient).to(
-                gradient_dtype(operand.dtype)
-            )
-            for gradient, operand in zip((hidden, weight, bias), linear.operands, strict=True)
-        ]
+        made = []
+        for gradient, operand in zip((hidden, weight, bias), linear.operands, strict=True):
+            found = operand.new_empty(0) if gradient is None else gradient
+            made.append(found.to(gradient_dtype(operand.dtype)))
         return cls(*made)
 
 
@@ -129,36 +123,18 @@ class EntropyRows:
         self.valid = (self.x_t >= 0) & (self.x_t < entropy.dim) & (self.x_0 >= 0)
         self.valid &= (self.x_0 < entropy.vocab_size) & (here.sigma > 0)
         self.valid &= torch.isfinite(here.sigma)
-        here = replace(here, sigma=torch.where(self.valid, here.sigma, 1.0))
+        here = replace(here, sigma=torch.where(self.valid, here.sigma.double(), 1.0))
         self.terms = EntropyCoefficients(*(term.squeeze(1) for term in head_coefficients(here)))
         self.weight = (rows >= 0).double()
         if here.row_weight is not None:
             self.weight = self.weight * here.row_weight.squeeze(1)
-        self.gradient = None if grad_scale is None else self._gradient(grad_scale, at)
-        self.sum_exp, self.sum_log, self.f_x_0 = torch.zeros_like(here.sigma.expand(3, -1)).unbind()
-
-    def _gradient(self, grad_scale: Tensor | float, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """a, b, c of the gradient a * exp(f_y) - b - c * [y == x_0]."""
-        factor = grad_scale.flatten()[at] if isinstance(grad_scale, Tensor) else grad_scale
-        factor = torch.where(self.valid, self.weight * factor, 0)
-        a, b, c, _ = self.terms
-        return factor * a, factor * b, factor * c
-
-    def part(self, which: Tensor) -> EntropyRows:
-        """Some of the rows, by index; sums that are added to the part stay there until `take`."""
-        part = copy.copy(self)
-        for name in ("rows", "x_t", "x_0", "valid", "weight", "sum_exp", "sum_log", "f_x_0"):
-            setattr(part, name, getattr(self, name)[which])
-        part.terms = EntropyCoefficients(*(term[which] for term in self.terms))
-        if self.gradient is not None:
-            a, b, c = self.gradient
-            part.gradient = a[which], b[which], c[which]
-        return part
-
-    def take(self, which: Tensor, part: EntropyRows) -> None:
-        """The sums of `part` in place of those of these rows."""
-        for name in ("sum_exp", "sum_log", "f_x_0"):
-            getattr(self, name)[which] = getattr(part, name)
+        self.gradient: tuple[Tensor, ...] | None = None
+        if grad_scale is not None:  # a, b, c of the gradient a * exp(f_y) - b - c * [y == x_0]
+            factor = grad_scale.flatten()[at] if isinstance(grad_scale, Tensor) else grad_scale
+            factor = torch.where(self.valid, self.weight * factor, 0)
+            self.gradient = tuple(factor * term for term in self.terms[:3])
+        self.sums = torch.zeros_like(here.sigma.expand(3, -1))
+        self.sum_exp, self.sum_log, self.f_x_0 = self.sums.unbind()
 
     def loss(self) -> Tensor:
         """(R,) float64, weighted; NaN where a value was out of range."""

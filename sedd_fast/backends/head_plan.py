@@ -59,9 +59,9 @@ def plan(head: Head, multiprocessors: int) -> Plan:
 
 @functools.lru_cache(maxsize=1024)
 def _plan(head: Head, multiprocessors: int) -> Plan:
-    candidates = list(_candidates(head))
-    if candidates:
-        return min(candidates, key=lambda plan: depth(head, plan, multiprocessors))
+    best = min(_candidates(head), key=lambda plan: depth(head, plan, multiprocessors), default=None)
+    if best is not None:
+        return best
     states = _fewest(head)
     return Plan(max(1, int(head.workspace / (head.row_bytes + states * head.score_bytes))), states)
 

@@ -23,10 +23,8 @@ def accumulate(out: Tensor, a: Tensor, b: Tensor, again: bool) -> None:
             out.copy_(product)
     elif out.dtype != a.dtype:
         torch.addmm(out, a, b, out_dtype=out.dtype, beta=int(again), out=out)
-    elif again:
-        torch.addmm(out, a, b, out=out)
     else:
-        torch.mm(a, b, out=out)
+        torch.addmm(out, a, b, beta=int(again), out=out)
 
 
 @functools.cache

@@ -76,8 +76,6 @@ def _draw(scores: Tensor, reverse: ReverseInputs, rows: Tensor, step: Step) -> T
     try:
         drawn = step(scores[:, None], reverse.at(at))
     except values.UndrawableError as error:
-        position = int(at[error.position[0]])
-        raise values.undrawable(
-            divmod(position, reverse.x_t.shape[1]), "the head's output"
-        ) from None
+        position = divmod(int(at[error.position[0]]), reverse.x_t.shape[1])
+        raise values.UndrawableError(position, "the head's output") from None
     return drawn.squeeze(-1)

@@ -74,24 +74,18 @@ def check_drawable(drawable: Tensor) -> None:
         drawable: (B, L) bool.
     """
     if enabled(drawable.device) and not bool(drawable.all()):
-        raise undrawable(_first(~drawable))
+        raise UndrawableError(_first(~drawable))
 
 
 class UndrawableError(ValueError):
-    """No token can be drawn from a row; ``position`` is its index."""
+    """No token can be drawn from the row of that index: its weights are all zero or not finite."""
 
-    def __init__(self, message: str, position: tuple[int, ...]) -> None:
-        super().__init__(message)
+    def __init__(self, position: tuple[int, ...], of: str = "log_score") -> None:
+        super().__init__(
+            f"{of} at position {position} gives no distribution: every weight is zero, or one is "
+            "not finite; look for NaN or infinite scores in the network's output"
+        )
         self.position = position
-
-
-def undrawable(position: tuple[int, ...], of: str = "log_score") -> UndrawableError:
-    """The error for a row whose weights are all zero or not finite."""
-    return UndrawableError(
-        f"{of} at position {position} gives no distribution: every weight is zero, or one is "
-        "not finite; look for NaN or infinite scores in the network's output",
-        position,
-    )
 
 
 def _first(bad: Tensor) -> tuple[int, ...]:

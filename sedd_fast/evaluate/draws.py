@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sedd_fast.ops._uniforms import uniform
 from sedd_fast.progress import tracked
 
 #: How the noise levels of a sequence are placed: see :class:`Batches`.
@@ -67,7 +68,7 @@ class Batches:
         rows = torch.arange(sequences * draws)
         values = []
         for row in tracked(rows.split(self.batch_size), label, self.progress):
-            u = self._uniforms(len(row), 1 + 2 * length)
+            u = uniform((len(row), 1 + 2 * length), self.device, self.generator)
             place = ((row % draws).to(self.device) + u[:, 0]) / samples
             x_0 = self.x_0[(row // draws).to(self.x_0.device)].to(self.device)  # (R, L)
             u = u[:, 1:].reshape(len(row), length, 2)
@@ -76,8 +77,3 @@ class Batches:
                 value = (value + term(x_0, _BELOW_ONE - place, _BELOW_ONE - u)) / 2
             values.append(value)
         return torch.cat(values).cpu().view(sequences, draws)
-
-    def _uniforms(self, rows: int, columns: int) -> Tensor:
-        draw_on = self.device if self.generator is None else self.generator.device
-        u = torch.rand(rows, columns, dtype=torch.float64, device=draw_on, generator=self.generator)
-        return u.to(self.device)

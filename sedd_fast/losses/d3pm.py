@@ -13,6 +13,7 @@ from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.ops import row_sums
+from sedd_fast.ops._arguments import check_count
 from sedd_fast.process.graphs import Graph
 
 
@@ -43,6 +44,7 @@ class D3PMLoss(Objective):
     last step, where p(x_0 | x_t) is below about 1e-15.
 
     Raises:
+        TypeError: ``steps`` is not an int.
         ValueError: ``steps`` below 1; as ScoreEntropyLoss.
 
     Example:
@@ -56,8 +58,7 @@ class D3PMLoss(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be a whole number of at least 1, got {self.steps!r}")
+        check_count("steps", self.steps)
 
     def _level(self, t: Tensor) -> Level:
         t = t.double()
@@ -84,9 +85,8 @@ def _uniform_divergence(log_score: Tensor, noised: NoisedBatch, graph: Graph) ->
     read = weight != 0
     total, log_x_0 = row_sums(log_score, x_t, x_0, graph, "affine", read.double())
     # The step's probabilities: alpha s_y + beta, and gamma for x_t; their sum is always 1.
-    step = ReverseInputs(
-        x_t, level.sigma, level.removed, None, graph.kind, graph.vocab_size, "analytic"
-    )
+    process = graph.kind, graph.vocab_size, "analytic"
+    step = ReverseInputs(x_t, level.sigma, level.removed, None, *process)
     alpha, beta, gamma = reverse_coefficients(step, total, torch.ones_like(total))
     every = read & (q.other > 0)
     logs, _ = row_sums(log_score, x_t, x_0, graph, "log", torch.where(every, alpha, 0.0), beta)
@@ -122,9 +122,8 @@ def _uniform_step(level: Level, same: Tensor, size: int) -> _Step:
     at_x_t = own_d * torch.where(same, own_s, off_s) / whole
     rest = torch.where(same, size - 1.0, size - 2.0)
     entropy = rest * torch.xlogy(other, other) + torch.xlogy(at_x_t, at_x_t)
-    return _Step(
-        other, at_x_0, at_x_t, entropy + torch.where(same, 0.0, torch.xlogy(at_x_0, at_x_0))
-    )
+    entropy = entropy + torch.where(same, 0.0, torch.xlogy(at_x_0, at_x_0))
+    return _Step(other, at_x_0, at_x_t, entropy)
 
 
 def _transition(sigma: Tensor, size: int) -> tuple[Tensor, Tensor]:

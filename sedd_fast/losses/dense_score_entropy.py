@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sedd_fast.losses.objective import NoisedBatch, Objective
 from sedd_fast.process.dense_graph import DenseGraph, sample_transition, score_entropy
-from sedd_fast.process.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class DenseScoreEntropyLoss(Objective):
     """
 
     graph: DenseGraph
-    noise: Noise
 
     def _transition(self, x_0: Tensor, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
         return sample_transition(x_0, sigma, self.graph, generator)

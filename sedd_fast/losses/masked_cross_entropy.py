@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.ops import row_sums
+from sedd_fast.ops._arguments import check_choice
 from sedd_fast.process.graphs import Graph
 
 _ALL_MASKED = 50.0  #: noise that leaves a token unmasked once in 1e21: for a mask probability of 1
@@ -55,8 +56,7 @@ class MaskedCrossEntropy(Objective):
                 f"MaskedCrossEntropy is for the absorbing graph, got {self.graph}; for the uniform "
                 "one take ScoreEntropyLoss or D3PMLoss"
             )
-        if self.over not in ("t", "lambda"):
-            raise ValueError(f"over must be 't' or 'lambda', got {self.over!r}")
+        check_choice("over", self.over, ("t", "lambda"))
 
     def _level(self, t: Tensor) -> Level:
         t = t.double()
@@ -100,7 +100,8 @@ def _logarithm(total: Tensor, log_score: Tensor, read: Tensor, vocab_size: int) 
     from their largest score down. Whether there are any is asked of the device, but not while a
     graph is compiled or captured: nothing can answer then.
     """
-    if torch.compiler.is_compiling() or _is_captured(total):
+    captured = total.is_cuda and torch.cuda.is_current_stream_capturing()
+    if captured or torch.compiler.is_compiling():
         return torch.where(read, total, 1.0).log()
     in_range = (total > _LEAST) & total.isfinite()
     found, lost = torch.where(read & in_range, total, 1.0).log(), read & ~in_range
@@ -108,7 +109,3 @@ def _logarithm(total: Tensor, log_score: Tensor, read: Tensor, vocab_size: int) 
         return found
     rows = log_score[lost][:, :vocab_size].double()  # (N, V)
     return found.masked_scatter(lost, rows.logsumexp(-1))
-
-
-def _is_captured(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

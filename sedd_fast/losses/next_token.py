@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sedd_fast.ops._arguments import check_choice, reduce
+
 
 @dataclass(frozen=True)
 class NextTokenLoss:
@@ -27,8 +29,7 @@ class NextTokenLoss:
     sampling_eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.reduction not in ("none", "mean"):
-            raise ValueError(f"reduction must be 'none' or 'mean', got {self.reduction!r}")
+        check_choice("reduction", self.reduction, ("none", "mean"))
 
     def __call__(
         self,
@@ -39,4 +40,4 @@ class NextTokenLoss:
     ) -> Tensor:
         logits = model(x_0)  # (B, L, V)
         loss = F.cross_entropy(logits.transpose(1, 2), x_0, reduction="none").sum(-1)
-        return loss.mean() if self.reduction == "mean" else loss
+        return reduce(loss, self.reduction)

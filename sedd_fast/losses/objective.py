@@ -93,8 +93,7 @@ class Objective:
     sampling_eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.reduction not in ("none", "mean", "sum"):
-            raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {self.reduction!r}")
+        arguments.check_choice("reduction", self.reduction, arguments.REDUCTIONS)
         if not 0 < self.sampling_eps < 1:
             raise ValueError(f"sampling_eps must lie in (0, 1), got {self.sampling_eps}")
 
@@ -125,7 +124,7 @@ class Objective:
             TypeError, ValueError: a wrong dtype, shape, device or value.
         """
         if loss_mask is not None:
-            _check_mask(loss_mask, x_0)
+            arguments.check_mask("loss_mask", loss_mask, x_0)
         if t is None:
             t = stratified_times(x_0.shape[0], self.sampling_eps, x_0.device, generator)
         level = self._level(t)
@@ -150,23 +149,8 @@ class Objective:
         """The result of ``__call__``, from log scores."""
         log_score = model(noised.x_t, noised.level.model_sigma)  # (B, L, dim)
         loss = self._terms(log_score, noised).sum(-1)
-        loss = loss.to(fp32_or_fp64(log_score.dtype))
-        if self.reduction == "none":
-            return loss
-        return loss.mean() if self.reduction == "mean" else loss.sum()
+        return arguments.reduce(loss.to(fp32_or_fp64(log_score.dtype)), self.reduction)
 
     def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
         """The weighted term of every position, (B, L); 0 where its weight is 0."""
         raise NotImplementedError
-
-
-def _check_mask(loss_mask: Tensor, x_0: Tensor) -> None:
-    if arguments.check_tensor("loss_mask", loss_mask).dtype != torch.bool:
-        raise TypeError(
-            f"loss_mask must be bool (True = trained on), got {loss_mask.dtype}; "
-            "convert it with .bool()"
-        )
-    if loss_mask.shape != x_0.shape:
-        raise ValueError(
-            f"loss_mask must have shape {tuple(x_0.shape)}, got {tuple(loss_mask.shape)}"
-        )

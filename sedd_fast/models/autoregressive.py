@@ -27,6 +27,8 @@ from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.interface import device_of, evaluating
 from sedd_fast.models.layers import Attend
 from sedd_fast.models.transformer import Transformer
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops._uniforms import uniform
 
 OnToken = Callable[[int, int], object]
 
@@ -55,10 +57,7 @@ class Autoregressive(Transformer):
         return self.config.vocab_size
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if tokens.dtype != torch.int64 or tokens.dim() != 2:
-            raise ValueError(
-                f"tokens must be int64 of shape (B, L), got {tokens.dtype} {tuple(tokens.shape)}"
-            )
+        arguments.check_tokens("tokens", tokens)
         before = F.pad(tokens, (1, -1), value=self.start)  # (B, L): the token left of each
         attend: list[Attend] = [_causal] * len(self.blocks)
         return self.read(before, self.rotary_emb(tokens.shape[1]), attend)
@@ -112,20 +111,22 @@ def generate(
         on_token: called after each token with the number of positions drawn and of all positions.
 
     Raises:
-        ValueError: top_p outside (0, 1], temperature not positive, a shape that is not (B, L).
+        TypeError, ValueError: top_p outside (0, 1], temperature not positive and finite, a shape
+            that is not (B, L).
     """
-    batch, length = _checked(shape, top_p, temperature)
+    arguments.check_shape(shape, 1)
+    arguments.check_shares(temperature, top_p)
+    batch, length = shape
     device = device_of(model)
     tokens = torch.empty(batch, length, dtype=torch.int64, device=device)
     newest = torch.full((batch, 1), model.start, device=device)
     cos, sin = model.rotary_emb(length)
     caches: list[Attend] = [_Cache(length) for _ in model.blocks]
-    draw_on = device if generator is None else generator.device
     with evaluating(model):
         for i in range(length):
             logits = model.read(newest, (cos[i : i + 1], sin[i : i + 1]), caches)[:, 0]
-            u = torch.rand(batch, 1, dtype=torch.float64, generator=generator, device=draw_on)
-            newest = draw_token(logits / temperature, top_p, u.to(device))
+            u = uniform((batch, 1), device, generator)
+            newest = draw_token(logits / temperature, top_p, u)
             tokens[:, i : i + 1] = newest
             if on_token is not None:
                 on_token(i + 1, length)
@@ -142,13 +143,3 @@ def draw_token(logits: Tensor, top_p: float, u: Tensor) -> Tensor:
         probs = probs * (probs.cumsum(-1) - probs < top_p)
     drawn = inverse_cdf(probs.cumsum(-1), u.squeeze(-1))[:, None]
     return drawn if order is None else order.gather(-1, drawn)
-
-
-def _checked(shape: tuple[int, int], top_p: float, temperature: float) -> tuple[int, int]:
-    if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"shape must be (B, L), two whole numbers of at least 1, got {shape!r}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1], got {top_p}; 1 keeps every token")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}; 1 changes nothing")
-    return shape

@@ -17,7 +17,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -27,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sedd_fast.models.config import SEDDConfig
@@ -205,9 +206,6 @@ def _read_run(directory: Path) -> Checkpoint:
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -247,14 +245,12 @@ def _load_pickle(path: Path) -> dict[str, Any]:
 
 def _download(name: str, **hub: Any) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import EntryNotFoundError
 
     try:
         config = hf_hub_download(name, CONFIG, **hub)
         try:
             weights = hf_hub_download(name, SAFETENSORS, **hub)
-        except LocalEntryNotFoundError:  # no connection: the other file would not come either
-            raise
         except EntryNotFoundError:
             weights = hf_hub_download(name, PICKLE, **hub)
     except OSError as error:  # every error of the Hub and of the network is one
@@ -287,8 +283,6 @@ def write(
     directory: str | Path, config: SEDDConfig, weights: Mapping[str, Tensor], kind: str = "sedd"
 ) -> None:
     """Write config.json and model.safetensors; each file appears whole or not at all."""
-    from safetensors.torch import save_file
-
     directory = Path(directory).expanduser()
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; give a directory to save into")
@@ -306,16 +300,3 @@ def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:
     with open(unfinished, "rb") as file:
         os.fsync(file.fileno())
     os.replace(unfinished, path)
-
-
-def push(save: Callable[[str], None], repo_id: str, **options: Any) -> str:
-    """Upload what ``save(directory)`` writes; see `SEDD.push_to_hub`."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=options.pop("token", None))
-    api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
-    options.setdefault("commit_message", "Upload a SEDD network")
-    with tempfile.TemporaryDirectory() as folder:
-        save(folder)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
-    return commit.pr_url or commit.commit_url

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from sedd_fast.ops._arguments import check_choice
+
 
 @dataclass(frozen=True)
 class SEDDConfig:
@@ -34,24 +36,19 @@ class SEDDConfig:
             value = getattr(self, field.name)
             if field.type == "int" and (type(value) is not int or value < 1):
                 raise ValueError(f"{field.name} must be a positive int, got {value!r}")
-        if self.graph not in ("absorbing", "uniform"):
-            raise ValueError(f"graph must be 'absorbing' or 'uniform', got {self.graph!r}")
-        if self.noise not in ("loglinear", "geometric"):
-            raise ValueError(f"noise must be 'loglinear' or 'geometric', got {self.noise!r}")
+        check_choice("graph", self.graph, ("absorbing", "uniform"))
+        check_choice("noise", self.noise, ("loglinear", "geometric"))
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}")
-        self._check_heads()
-        if self.scale_by_sigma and self.graph != "absorbing":
-            raise ValueError(
-                "scale_by_sigma=True is defined for graph='absorbing' only (the score of a masked "
-                f"token goes as 1/expm1(sigma)); for graph={self.graph!r} set scale_by_sigma=False"
-            )
-
-    def _check_heads(self) -> None:
         pairs = 2 * self.n_heads
         if self.hidden_size % pairs:
             raise ValueError(
                 "hidden_size must be n_heads times an even head width (rotary positions turn pairs)"
                 f", got hidden_size={self.hidden_size}, n_heads={self.n_heads}; take a multiple of "
                 f"{pairs}, such as {pairs * max(1, round(self.hidden_size / pairs))}"
+            )
+        if self.scale_by_sigma and self.graph != "absorbing":
+            raise ValueError(
+                "scale_by_sigma=True is defined for graph='absorbing' only (the score of a masked "
+                f"token goes as 1/expm1(sigma)); for graph={self.graph!r} set scale_by_sigma=False"
             )

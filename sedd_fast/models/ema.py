@@ -38,7 +38,9 @@ class ExponentialMovingAverage:
             raise ValueError(f"decay must lie in [0, 1], got {decay!r}; 0.9999 is usual")
         self.decay = decay
         self.num_updates: int | None = 0 if use_num_updates else None
-        self.shadow_params = [_shadow(p) for p in parameters if p.requires_grad]
+        self.shadow_params = [
+            p.detach().to(fp32_or_fp64(p.dtype), copy=True) for p in parameters if p.requires_grad
+        ]
         self.collected_params: list[Tensor] = []
 
     @torch.no_grad()
@@ -111,7 +113,3 @@ def check_shapes(shadows: list[Tensor], parameters: list[Tensor], source: str) -
                 f"tensor {i} of {source} has shape {tuple(shadow.shape)}, but parameter {i} has "
                 f"{tuple(p.shape)}; it belongs to another model, or the order differs"
             )
-
-
-def _shadow(p: Tensor) -> Tensor:
-    return p.detach().to(fp32_or_fp64(p.dtype), copy=True)

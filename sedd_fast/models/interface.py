@@ -45,11 +45,21 @@ class LinearHead(NamedTuple):
 
 
 class HeadRequest(ABC):
-    """What a network computes from its hidden states in place of log scores."""
+    """What a network computes from its hidden states in place of log scores.
 
-    @abstractmethod
+    Attributes:
+        rows: the positions that the head is needed at; None: all that noise touched.
+        row_weight: (B, L); positions of weight 0 are not needed either.
+    """
+
+    rows: TouchedRows | None
+    row_weight: Tensor | None = None
+
     def prepared(self, x_t: Tensor, graph: Graph) -> HeadRequest:
         """The request with its rows listed; their number reaches the host while the body runs."""
+        if self.rows is not None:
+            return self
+        return replace(self, rows=touched_rows(x_t, graph, self.row_weight))  # type: ignore[type-var]
 
     @abstractmethod
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
@@ -71,11 +81,6 @@ class ScoreEntropyRequest(HeadRequest):
     row_weight: Tensor | None = None
     reduction: str = "none"
     rows: TouchedRows | None = None
-
-    def prepared(self, x_t: Tensor, graph: Graph) -> ScoreEntropyRequest:
-        if self.rows is not None:
-            return self
-        return replace(self, rows=touched_rows(x_t, graph, self.row_weight))
 
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
         return linear_score_entropy(
@@ -99,9 +104,6 @@ class ReverseStepRequest(HeadRequest):
     rows: TouchedRows | None = None
     temperature: float = 1.0
     top_p: float = 1.0
-
-    def prepared(self, x_t: Tensor, graph: Graph) -> ReverseStepRequest:
-        return self if self.rows is not None else replace(self, rows=touched_rows(x_t, graph))
 
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
         return linear_reverse_step(

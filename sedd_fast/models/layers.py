@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sedd_fast.backends.dtypes import at_least_fp32
-
-if TYPE_CHECKING:
-    from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.config import SEDDConfig
 
 #: Queries, keys, values (B, heads, L, d) -> (B, heads, L, d).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -26,12 +23,6 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)  # x * (1 + scale) + shift, in one pass
-
-
-def _full_precision(device_type: str) -> AbstractContextManager[object]:
-    if device_type == "meta":  # has no autocast
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
 
 
 class LayerNorm(nn.Module):
@@ -97,7 +88,8 @@ class TimestepEmbedder(nn.Module):
         angle = sigma.float()[:, None] * torch.exp(-math.log(10_000.0) * step)
         wave = torch.cat((angle.cos(), angle.sin()), dim=-1)  # (B, 2 * n_waves)
         # bf16 cannot tell neighbouring noise levels apart; the matrices here are tiny.
-        with _full_precision(sigma.device.type):
+        kind = sigma.device.type  # "meta" has no autocast
+        with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
             return self.mlp(wave.to(next(self.mlp.parameters()).dtype))
 
 

@@ -153,9 +153,8 @@ def _uniform_score(logits: Tensor, sigma: Tensor, x_t: Tensor, size: int) -> Ten
     odds = logits.gather(-1, own).squeeze(-1).double() - others  # of p(x_t) against the rest
     log_kappa = (math.log(size) - log_expm1(sigma))[:, None]
     # c of two positive parts: 1 - p(x_t) from the rest of the row, not by subtraction.
-    log_c = torch.logaddexp(
-        F.logsigmoid(-odds), F.logsigmoid(odds) - F.softplus(log_kappa, threshold=40)
-    )
+    rest = F.logsigmoid(odds) - F.softplus(log_kappa, threshold=40)  # ln (rho p(x_t))
+    log_c = torch.logaddexp(F.logsigmoid(-odds), rest)
     shift = log_kappa - torch.logaddexp(others, logits.gather(-1, own).squeeze(-1).double())
     scaled = logits + shift[..., None].to(logits.dtype)  # ln((V/E) p)
     return torch.logaddexp(scaled, log_c[..., None].to(logits.dtype)).scatter(-1, own, 0.0)
@@ -164,9 +163,7 @@ def _uniform_score(logits: Tensor, sigma: Tensor, x_t: Tensor, size: int) -> Ten
 def _checked(logits: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph) -> Tensor:
     """sigma as (B,) float64, after all checks."""
     arguments.check_graph(graph)
-    arguments.check_tensor("logits", logits)
-    if logits.dtype not in arguments.FLOATS:
-        raise TypeError(f"logits must be float32, bfloat16, float16 or float64, got {logits.dtype}")
+    arguments.check_floating("logits", logits)
     allowed = sorted({graph.vocab_size, graph.dim})
     if logits.dim() != 3 or logits.shape[-1] not in allowed:
         shapes = " or ".join(f"(B, L, {width})" for width in allowed)
@@ -178,4 +175,4 @@ def _checked(logits: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph) -
     arguments.check_device("x_t", x_t, logits, "logits")
     sigma = arguments.per_sequence("sigma", sigma, x_t)
     values.check(ReverseInputs(x_t, sigma, sigma, None, graph.kind, graph.vocab_size, "denoise"))
-    return sigma
+    return sigma.double()

@@ -23,6 +23,7 @@ from sedd_fast.models.interface import (
     ScoreEntropyRequest,
 )
 from sedd_fast.models.transformer import Transformer
+from sedd_fast.ops._arguments import check_device, check_tokens
 from sedd_fast.process.graphs import Graph, make_graph
 from sedd_fast.process.noise import Noise, make_noise
 
@@ -96,14 +97,11 @@ class SEDD(Transformer):
         # and a linear layer returns one for three.
         log_score = at_least_fp32(self.output_layer.linear(hidden.flatten(0, 1)))
         if self.config.scale_by_sigma:
-            log_score.sub_(self._log_scale(indices, sigma).to(log_score.dtype))
+            scale = log_output_scale(at_least_fp32(sigma), self.config.vocab_size)
+            scale = scale.reshape(-1, 1).expand(indices.shape).reshape(-1, 1)  # (B * L, 1)
+            log_score.sub_(scale.to(log_score.dtype))
         log_score.scatter_(-1, indices.reshape(-1, 1), 0.0)
         return log_score.view(*indices.shape, log_score.shape[-1])
-
-    def _log_scale(self, indices: Tensor, sigma: Tensor) -> Tensor:
-        """ln(expm1(sigma)) + ln(vocab_size) for each position, (B * L, 1)."""
-        scale = log_output_scale(at_least_fp32(sigma), self.config.vocab_size)
-        return scale.reshape(-1, 1).expand(indices.shape).reshape(-1, 1)
 
     def features(self, indices: Tensor, sigma: Tensor) -> Tensor:
         """What the head `output_layer.linear` is applied to: (B, L), (B,) -> (B, L, hidden_size).
@@ -133,17 +131,10 @@ class SEDD(Transformer):
 
 def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:
     """Check what the caller gave, and return sigma as (B,)."""
-    if indices.dtype != torch.int64:
-        raise TypeError(f"indices must be int64 token ids, got {indices.dtype}; call .long()")
-    if indices.dim() != 2:
-        raise ValueError(
-            f"indices must have shape (B, L), got {tuple(indices.shape)}; one sequence is "
-            "indices[None]"
-        )
+    check_tokens("indices", indices)
     if not sigma.is_floating_point():
         raise TypeError(f"sigma must be floating point, got {sigma.dtype}; call .float()")
-    if sigma.device != indices.device:
-        raise ValueError(f"sigma is on {sigma.device} but indices on {indices.device}; move one")
+    check_device("sigma", sigma, indices, "indices")
     batch = indices.shape[0]
     if sigma.shape not in ((), (batch,), (batch, 1)):
         raise ValueError(

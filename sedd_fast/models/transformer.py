@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,15 +10,8 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from sedd_fast.models import checkpoint
+from sedd_fast.models import checkpoint, layers
 from sedd_fast.models.config import SEDDConfig
-from sedd_fast.models.layers import (
-    DDiTBlock,
-    DDitFinalLayer,
-    EmbeddingLayer,
-    Rotary,
-    TimestepEmbedder,
-)
 
 
 class Transformer(nn.Module):
@@ -39,11 +33,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         embedded, predicted = self.states(config)
-        self.vocab_embed = EmbeddingLayer(config.hidden_size, embedded)
-        self.sigma_map = TimestepEmbedder(config.cond_dim)
-        self.rotary_emb = Rotary(config.hidden_size // config.n_heads)
-        self.blocks = nn.ModuleList([DDiTBlock(config) for _ in range(config.n_blocks)])
-        self.output_layer = DDitFinalLayer(config, predicted)
+        self.vocab_embed = layers.EmbeddingLayer(config.hidden_size, embedded)
+        self.sigma_map = layers.TimestepEmbedder(config.cond_dim)
+        self.rotary_emb = layers.Rotary(config.hidden_size // config.n_heads)
+        self.blocks = nn.ModuleList([layers.DDiTBlock(config) for _ in range(config.n_blocks)])
+        self.output_layer = layers.DDitFinalLayer(config, predicted)
 
     @staticmethod
     def states(config: SEDDConfig) -> tuple[int, int]:
@@ -82,4 +76,12 @@ class Transformer(nn.Module):
 
         Options: token, private, revision, create_pr, commit_message.
         """
-        return checkpoint.push(self.save_pretrained, repo_id, **options)
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=options.pop("token", None))
+        api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
+        options.setdefault("commit_message", "Upload a SEDD network")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+        return commit.pr_url or commit.commit_url

@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-KINDS = ("absorbing", "uniform")
+from sedd_fast.backends.compiled import DTYPES, GRAPHS
+
 STEP_METHODS = ("analytic", "euler", "denoise")
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -36,10 +36,10 @@ def check_graph(graph: GraphLike) -> None:
             f"graph must be sedd_fast.Absorbing(V) or sedd_fast.Uniform(V), "
             f"got {type(graph).__name__}"
         )
-    if graph.kind not in KINDS:
+    if graph.kind not in GRAPHS:
         hint = "; a DenseGraph goes into sample, infill and DenseScoreEntropyLoss"
         raise ValueError(
-            f"graph has kind {graph.kind!r}; known here are {', '.join(KINDS)}"
+            f"graph has kind {graph.kind!r}; known here are {', '.join(GRAPHS)}"
             + hint * (graph.kind == "dense")
         )
 
@@ -57,13 +57,24 @@ def check_tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def check_log_score(log_score: Tensor, graph: GraphLike) -> None:
-    """(B, L, dim) of a floating dtype."""
-    check_tensor("log_score", log_score)
-    if log_score.dtype not in FLOATS:
-        raise TypeError(
-            f"log_score must be float32, bfloat16, float16 or float64, got {log_score.dtype}"
-        )
+def check_floating(name: str, value: Tensor) -> None:
+    """TypeError unless ``value`` is a tensor of a floating dtype."""
+    if check_tensor(name, value).dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+
+
+def check_count(name: str, value: object, least: int = 1, hint: str = "") -> None:
+    """TypeError unless ``value`` is an int, ValueError below ``least``; ``hint`` is a remedy."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}{hint}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}{hint}")
+
+
+def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
+    """A row of scores, (B, L, dim), for every one of the tokens, on one device."""
+    check_graph(graph)
+    check_floating("log_score", log_score)
     if log_score.dim() != 3:
         raise ValueError(
             f"log_score must have shape (B, L, {graph.dim}), got {tuple(log_score.shape)}; "
@@ -76,6 +87,15 @@ def check_log_score(log_score: Tensor, graph: GraphLike) -> None:
             f"{graph.kind} graph over {graph.vocab_size} tokens has {graph.dim}{mask}; "
             "make the network's output and the graph agree"
         )
+    check_all_tokens(tokens, log_score, "log_score")
+
+
+def check_shape(shape: tuple[int, int], least: int) -> None:
+    """ValueError unless ``shape`` is a pair (B, L) of int of at least ``least``."""
+    is_pair = isinstance(shape, (tuple, list)) and len(shape) == 2
+    if not is_pair or any(type(n) is not int or n < least for n in shape):
+        expected = f"two whole numbers of at least {least}"
+        raise ValueError(f"shape must be (B, L), {expected}, got {shape!r}")
 
 
 def check_tokens(name: str, tokens: Tensor, shape: Sequence[int] | None = None) -> None:
@@ -86,10 +106,22 @@ def check_tokens(name: str, tokens: Tensor, shape: Sequence[int] | None = None) 
     if shape is None and tokens.dim() != 2:
         raise ValueError(
             f"{name} must have shape (B, L), got {tuple(tokens.shape)}; "
-            "one sequence is tokens[None]"
+            f"one sequence is {name}[None]"
         )
     if shape is not None and tokens.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tokens.shape)}")
+
+
+def check_mask(name: str, mask: Tensor, tokens: Tensor) -> None:
+    """bool, of the shape of the tokens and on their device."""
+    if check_tensor(name, mask).dtype != torch.bool:
+        raise TypeError(f"{name} must be bool, got {mask.dtype}; convert it with .bool()")
+    if mask.shape != tokens.shape:
+        raise ValueError(
+            f"{name} must have shape {tuple(tokens.shape)}, got {tuple(mask.shape)}; "
+            f"one pattern for all sequences is {name}.expand(B, L)"
+        )
+    check_device(name, mask, tokens, "tokens")
 
 
 def check_device(name: str, value: Tensor, like: Tensor, like_name: str) -> None:
@@ -101,14 +133,11 @@ def check_device(name: str, value: Tensor, like: Tensor, like_name: str) -> None
         )
 
 
-def per_sequence(
-    name: str, value: Tensor | float, tokens: Tensor, *, keep_fp32: bool = False
-) -> Tensor:
-    """A noise level given as a number, (), (B,) or (B, 1), as (B,) float64 beside ``tokens``.
+def per_sequence(name: str, value: Tensor | float, tokens: Tensor) -> Tensor:
+    """A noise level given as a number, (), (B,) or (B, 1), as (B,) beside ``tokens``.
 
-    Args:
-        keep_fp32: float32 stays float32, for operations whose backends convert it themselves: a
-            conversion here is a launch on a GPU.
+    float64, but float32 stays float32: backends convert it themselves, since a conversion here is a
+    launch on a GPU.
 
     Raises:
         TypeError: neither a number nor a real tensor.
@@ -121,7 +150,7 @@ def per_sequence(
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     if value.dtype == torch.bool:
         raise TypeError(f"{name} must be real, got {value.dtype}")
-    dtype = _constant_dtype(name, value, keep_fp32)
+    dtype = _constant_dtype(name, value)
     if value.dim() == 0:
         value = value.expand(batch)
     elif value.shape == (batch, 1):
@@ -134,22 +163,20 @@ def per_sequence(
     return value.to(device=tokens.device, dtype=dtype)
 
 
-def _constant_dtype(name: str, value: Tensor, keep_fp32: bool) -> torch.dtype:
-    """float64 or, where that is kept, float32, for a real tensor without a gradient."""
+def _constant_dtype(name: str, value: Tensor) -> torch.dtype:
+    """float32 if it is that, else float64, for a real tensor without a gradient."""
     if value.is_complex():
         raise TypeError(f"{name} must be real, got {value.dtype}")
     if value.requires_grad:
         raise ValueError(f"{name} requires a gradient, which this operation lacks; detach it")
-    return torch.float32 if keep_fp32 and value.dtype == torch.float32 else torch.float64
+    return torch.float32 if value.dtype == torch.float32 else torch.float64
 
 
-def per_position(
-    name: str, value: Tensor | None, tokens: Tensor, *, keep_fp32: bool = False
-) -> Tensor | None:
-    """An optional weight for every position, as (B, L) float64; keep_fp32 as in per_sequence."""
+def per_position(name: str, value: Tensor | None, tokens: Tensor) -> Tensor | None:
+    """An optional weight for every position, (B, L), in the dtypes of per_sequence."""
     if value is None:
         return None
-    dtype = _constant_dtype(name, check_tensor(name, value), keep_fp32)
+    dtype = _constant_dtype(name, check_tensor(name, value))
     if value.shape != tokens.shape:
         raise ValueError(
             f"{name} must have shape {tuple(tokens.shape)}, got {tuple(value.shape)}; "
@@ -157,13 +184,6 @@ def per_position(
         )
     check_device(name, value, tokens, "x_t")
     return value.to(dtype)
-
-
-def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
-    """A row of scores for every one of the tokens, on one device."""
-    check_graph(graph)
-    check_log_score(log_score, graph)
-    check_all_tokens(tokens, log_score, "log_score")
 
 
 def check_all_tokens(tokens: dict[str, Tensor], like: Tensor, like_name: str) -> None:
@@ -175,17 +195,9 @@ def check_all_tokens(tokens: dict[str, Tensor], like: Tensor, like_name: str) ->
 
 
 def noise_removed(
-    sigma: Tensor | float,
-    dsigma: Tensor | float | None,
-    method: str,
-    x_t: Tensor,
-    *,
-    keep_fp32: bool = False,
+    sigma: Tensor | float, dsigma: Tensor | float | None, method: str, x_t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """sigma and dsigma of a reverse step as (B,) float64; dsigma is not needed to denoise.
-
-    ``keep_fp32`` as in per_sequence.
-    """
+    """sigma and dsigma of a reverse step, (B,) as of per_sequence; denoising needs no dsigma."""
     if method == "denoise":
         dsigma = 0.0
     elif dsigma is None:
@@ -193,8 +205,7 @@ def noise_removed(
             f"dsigma is needed for method {method!r}: the noise removed (analytic) or step "
             "size times noise rate (euler)"
         )
-    sigma = per_sequence("sigma", sigma, x_t, keep_fp32=keep_fp32)
-    return sigma, per_sequence("dsigma", dsigma, x_t, keep_fp32=keep_fp32)
+    return per_sequence("sigma", sigma, x_t), per_sequence("dsigma", dsigma, x_t)
 
 
 def check_shares(temperature: float, top_p: float) -> tuple[float, float]:

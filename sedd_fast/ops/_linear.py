@@ -28,8 +28,8 @@ def checked_linear(
     """
     arguments.check_graph(graph)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if value is not None and arguments.check_tensor(name, value).dtype not in arguments.FLOATS:
-            raise TypeError(f"{name} must be floating point, got {value.dtype}")
+        if value is not None:
+            arguments.check_floating(name, value)
     if hidden.dim() != 3:
         raise ValueError(f"hidden must have shape (B, L, H), got {tuple(hidden.shape)}")
     for name, value, shape in (

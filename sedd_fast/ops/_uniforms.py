@@ -12,6 +12,17 @@ from torch import Tensor
 from sedd_fast.ops._arguments import check_device, check_tensor
 
 
+def uniform(
+    shape: tuple[int, ...],
+    device: torch.device | str,
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Uniforms in [0, 1) on that device; drawn on the generator's device, where there is one."""
+    draw_on = device if generator is None else generator.device
+    return torch.rand(shape, dtype=dtype, device=draw_on, generator=generator).to(device)
+
+
 def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None) -> Tensor:
     """``u`` itself when given (checked), else a fresh draw of shape (B, L, 2), float64.
 
@@ -40,12 +51,10 @@ def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None
             "a torch.Generator cannot be traced by torch.compile; draw "
             "u = torch.rand(B, L, 2, dtype=torch.float64, generator=...) outside and pass u="
         )
-    on_cpu = generator.device.type == "cpu" and tokens.device.type != "cpu"
+    on_cpu = generator.device.type == "cpu"
     if on_cpu and tokens.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "a CPU generator cannot be used while a CUDA graph is captured; pass u= or a CUDA "
             "generator registered with the graph"
         )
-    draw_on = generator.device if on_cpu else tokens.device
-    drawn = torch.rand(shape, dtype=torch.float64, device=draw_on, generator=generator)
-    return drawn.to(tokens.device)
+    return uniform(shape, tokens.device, generator)

@@ -179,15 +179,10 @@ def linear_score_entropy(
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
     linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace)
     _linear.check_inputs(hidden, graph, scale_by_sigma, x_t=x_t, x_0=x_0)
-    entropy = EntropyInputs(
-        arguments.per_sequence("sigma", sigma, x_t),
-        x_t,
-        x_0,
-        arguments.per_position("row_weight", row_weight, x_t),
-        graph.kind,
-        graph.vocab_size,
-        scale_by_sigma,
-    )
+    sigma = arguments.per_sequence("sigma", sigma, x_t)
+    row_weight = arguments.per_position("row_weight", row_weight, x_t)
+    process = graph.kind, graph.vocab_size, scale_by_sigma
+    entropy = EntropyInputs(sigma, x_t, x_0, row_weight, *process)
     needs = NeedsGrad(*(x is not None and x.requires_grad for x in (hidden, weight, bias)))
     if reduction != "none" and any(needs) and torch.is_grad_enabled():
         scale = 1.0 / max(x_t.numel(), 1) if reduction == "mean" else 1.0

@@ -161,4 +161,4 @@ def _checked(
     """sigma and dsigma, (B,)."""
     arguments.check_choice("method", method, arguments.STEP_METHODS)
     arguments.check_rows(log_score, graph, x_t=x_t)
-    return arguments.noise_removed(sigma, dsigma, method, x_t, keep_fp32=True)
+    return arguments.noise_removed(sigma, dsigma, method, x_t)

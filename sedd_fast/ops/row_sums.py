@@ -95,7 +95,7 @@ def row_sums(
     arguments.check_choice("term", term, TERMS)
     arguments.check_rows(log_score, graph, x_t=x_t, x_0=x_0)
     scale = arguments.per_position("a", a, x_t)
-    scale = torch.ones_like(x_t, dtype=torch.float64) if scale is None else scale
+    scale = torch.ones_like(x_t, dtype=torch.float64) if scale is None else scale.double()
     if graph.dim != graph.vocab_size:
         scale = torch.where(x_t == graph.vocab_size, scale, 0.0)
     shift = torch.zeros_like(scale)

@@ -51,6 +51,6 @@ def sample_transition(
     """
     arguments.check_graph(graph)
     arguments.check_tokens("x_0", x_0)
-    sigma = arguments.per_sequence("sigma", sigma, x_0, keep_fp32=True)
+    sigma = arguments.per_sequence("sigma", sigma, x_0)
     drawn = uniforms(x_0, u, generator)
     return sample_transition_op(NoisingInputs(x_0, sigma, drawn, graph.kind, graph.vocab_size))

@@ -157,6 +157,6 @@ def _checked(
     row_weight: Tensor | None,
 ) -> EntropyInputs:
     arguments.check_rows(log_score, graph, x_t=x_t, x_0=x_0)
-    sigma = arguments.per_sequence("sigma", sigma, x_t, keep_fp32=True)
-    row_weight = arguments.per_position("row_weight", row_weight, x_t, keep_fp32=True)
+    sigma = arguments.per_sequence("sigma", sigma, x_t)
+    row_weight = arguments.per_position("row_weight", row_weight, x_t)
     return EntropyInputs(sigma, x_t, x_0, row_weight, graph.kind, graph.vocab_size)

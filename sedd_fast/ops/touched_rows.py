@@ -75,9 +75,11 @@ def touched_rows(
     weight = arguments.per_position("row_weight", row_weight, x_t)
     where = touched(x_t, weight, graph.kind, graph.vocab_size).flatten()
     if max_rows is not None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows must be at least 1, got {max_rows}; B * L always suffices")
-        return _fixed(where, max_rows)
+        arguments.check_count("max_rows", max_rows, hint="; B * L always suffices")
+        number, rows = where.sum(), _touched_first(where)[:max_rows]
+        index = torch.arange(len(rows), device=rows.device)
+        rows = torch.where(index < number, rows, -1)
+        return TouchedRows(rows, None, number > max_rows)
     if not where.is_cuda:
         return TouchedRows(where.nonzero().squeeze(-1), None, None)
     count = torch.empty((), dtype=torch.int64, pin_memory=True)
@@ -88,10 +90,3 @@ def touched_rows(
 def _touched_first(where: Tensor) -> Tensor:
     """All positions, the touched ones first and in order."""
     return torch.argsort(where, descending=True, stable=True)
-
-
-def _fixed(where: Tensor, max_rows: int) -> TouchedRows:
-    count = where.sum()
-    rows = _touched_first(where)[:max_rows]
-    rows = torch.where(torch.arange(len(rows), device=rows.device) < count, rows, -1)
-    return TouchedRows(rows, None, count > max_rows)

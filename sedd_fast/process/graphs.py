@@ -17,6 +17,8 @@ import torch
 from torch import Generator, Tensor
 from torch.types import Device
 
+from sedd_fast.ops._arguments import check_choice, check_count
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -35,16 +37,8 @@ class Graph:
     kind: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if isinstance(self.vocab_size, bool) or not isinstance(self.vocab_size, int):
-            raise TypeError(
-                f"vocab_size must be an int, got {type(self.vocab_size).__name__}; "
-                "pass the number of real tokens, e.g. Absorbing(50257)"
-            )
-        if self.vocab_size < 2:
-            raise ValueError(
-                f"vocab_size must be at least 2, got {self.vocab_size}; "
-                "pass the number of real tokens, the mask not counted"
-            )
+        remedy = "; pass the number of real tokens, the mask not counted, e.g. Absorbing(50257)"
+        check_count("vocab_size", self.vocab_size, 2, remedy)
 
     @property
     def dim(self) -> int:
@@ -144,8 +138,5 @@ def make_graph(kind: str, vocab_size: int) -> Graph:
     Raises:
         ValueError: another name.
     """
-    if kind in ("absorbing", "absorb"):
-        return Absorbing(vocab_size)
-    if kind == "uniform":
-        return Uniform(vocab_size)
-    raise ValueError(f"graph must be 'absorbing' or 'uniform', got {kind!r}")
+    check_choice("graph", kind, ("absorbing", "absorb", "uniform"))
+    return Uniform(vocab_size) if kind == "uniform" else Absorbing(vocab_size)

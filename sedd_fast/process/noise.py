@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sedd_fast.ops._arguments import check_choice
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -102,8 +104,5 @@ def make_noise(
     Raises:
         ValueError: another name.
     """
-    if kind == "loglinear":
-        return LogLinearNoise(eps)
-    if kind == "geometric":
-        return GeometricNoise(sigma_min, sigma_max)
-    raise ValueError(f"noise must be 'loglinear' or 'geometric', got {kind!r}")
+    check_choice("noise", kind, ("loglinear", "geometric"))
+    return LogLinearNoise(eps) if kind == "loglinear" else GeometricNoise(sigma_min, sigma_max)

@@ -125,7 +125,7 @@ def sample(
         temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
     )  # fmt: skip
     process = ReverseProcess(model, graph, noise, config, generator)
-    _check_shape(shape)
+    arguments.check_shape(shape, 0)
     start = graph.sample_limit(shape, device or device_of(model), generator)
     return _run(process, start, None, callback, progress)
 
@@ -222,23 +222,9 @@ def _check_method(method: str) -> None:
         raise ValueError(f"method must be one of {known}, got {method!r}{hint}")
 
 
-def _check_shape(shape: tuple[int, int]) -> None:
-    is_pair = isinstance(shape, (tuple, list)) and len(shape) == 2
-    if not is_pair or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"shape must be (B, L), two whole numbers of at least 0, got {shape!r}")
-
-
 def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
     arguments.check_tokens("tokens", tokens)
-    arguments.check_tensor("known", known)
-    if known.dtype != torch.bool:
-        raise TypeError(f"known must be bool, got {known.dtype}; convert it with .bool()")
-    if known.shape != tokens.shape:
-        raise ValueError(
-            f"known must have shape {tuple(tokens.shape)}, as tokens, got {tuple(known.shape)}; "
-            "one pattern for all sequences is known.expand(B, L)"
-        )
-    arguments.check_device("known", known, tokens, "tokens")
+    arguments.check_mask("known", known, tokens)
     bad = known & ((tokens < 0) | (tokens >= graph.vocab_size))
     if bool(bad.any()):
         row, column = (int(i) for i in bad.nonzero()[0])

@@ -114,10 +114,7 @@ def timesteps(steps: int, eps: float = 1e-5, device: torch.device | str | None =
         TypeError: ``steps`` is not an int.
         ValueError: ``steps`` below 1, ``eps`` outside (0, 1).
     """
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps must be an int, got {type(steps).__name__}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}; 64 to 1024 are usual")
+    arguments.check_count("steps", steps, hint="; 64 to 1024 are usual")
     if not 0 < eps < 1:
         raise ValueError(f"eps must lie in (0, 1), got {eps}; the usual value is 1e-5")
     return torch.linspace(1, eps, steps + 1, dtype=torch.float64, device=device)

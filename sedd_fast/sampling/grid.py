@@ -20,7 +20,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from sedd_fast.sampling.reverse_process import ReverseProcess, uniform
+from sedd_fast.ops._uniforms import uniform
+from sedd_fast.sampling.reverse_process import ReverseProcess
 
 
 class GridSampler(ABC):
@@ -66,5 +67,6 @@ class OneCallSampler(GridSampler):
         if self.r is None:
             return after
         mask = self.process.graph.vocab_size
-        again = (x != mask) & (uniform(x, self.process.generator) < self.r[i])
+        u = uniform(x.shape, x.device, self.process.generator)
+        again = (x != mask) & (u < self.r[i])
         return torch.where(again, mask, after)

@@ -22,8 +22,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sedd_fast.ops._uniforms import uniform
 from sedd_fast.process.noise import Noise
-from sedd_fast.sampling.reverse_process import ReverseProcess, uniform
+from sedd_fast.sampling.reverse_process import ReverseProcess
 
 _BISECTIONS = 55  # of [0, 1]: to the last digit of a float64
 
@@ -46,7 +47,8 @@ class HitSampler:
         masked = x.cpu() == process.graph.vocab_size
         first = process.noise.sigma(torch.ones((), dtype=torch.float64))
         # m(tau): P(still masked at t) = m(t) / m(1)
-        level = uniform(masked, process.generator) * _mask_probability(first)  # (B, L) float64
+        u = uniform(masked.shape, masked.device, process.generator)
+        level = u * _mask_probability(first)  # (B, L) float64
         find = _one_by_one if process.config.steps is None else _by_interval
         number, sigma, t = find(level, masked, process)
         flat = (number >= 0).flatten().nonzero().squeeze(-1)  # (N,) positions that are unmasked

@@ -14,12 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sedd_fast.ops._uniforms import uniform
+
 
 def gumbel_argmax(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The original's draw from weights (..., n), with one float32 uniform a state: (...) int64.
 
     It makes several tensors of the size of the weights.
     """
-    draw_on = probs.device if generator is None else generator.device
-    u = torch.rand(probs.shape, dtype=torch.float32, device=draw_on, generator=generator)
-    return (probs.float() / (1e-10 - (u.to(probs.device) + 1e-10).log())).argmax(-1)
+    u = uniform(probs.shape, probs.device, generator, torch.float32)
+    return (probs.float() / (1e-10 - (u + 1e-10).log())).argmax(-1)

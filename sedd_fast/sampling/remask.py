@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCHEDULES = ("cap", "rescale")
+from sedd_fast.ops._arguments import check_choice
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Remask:
     t_on: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be 'cap' or 'rescale', got {self.schedule!r}")
+        check_choice("schedule", self.schedule, ("cap", "rescale"))
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; 0.02 is usual")
         if not 0 < self.t_on <= 1:

@@ -126,10 +126,3 @@ class ReverseProcess:
         """Whether the network draws the tokens itself, and computes no scores besides."""
         fused = takes_request(self.model, self.graph, ReverseStepRequest)
         return fused and not self.config.legacy_fp32_gumbel
-
-
-def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniforms in [0, 1), float64, of the shape and on the device of ``like``."""
-    draw_on = like.device if generator is None else generator.device
-    u = torch.rand(like.shape, dtype=torch.float64, device=draw_on, generator=generator)
-    return u.to(like.device)

@@ -384,11 +384,11 @@ def test_every_step_of_the_chain_is_drawn():
 def test_bad_settings():
     with pytest.raises(ValueError, match=r"MaskedCrossEntropy is for the absorbing graph, got Uni"):
         sf.MaskedCrossEntropy(GRAPHS[1], NOISE)
-    with pytest.raises(ValueError, match=r"over must be 't' or 'lambda', got 'k'"):
+    with pytest.raises(ValueError, match=r"over must be one of 't', 'lambda', got 'k'"):
         sf.MaskedCrossEntropy(GRAPHS[0], NOISE, over="k")
-    with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"steps must be at least 1, got 0"):
         sf.D3PMLoss(GRAPHS[0], NOISE, steps=0)
-    with pytest.raises(ValueError, match=r"reduction must be 'none', 'mean' or 'sum', got 'avg'"):
+    with pytest.raises(ValueError, match=r"reduction must be one of .*'mean', got 'avg'"):
         sf.ConcreteScoreMatching(GRAPHS[0], NOISE, "avg")
     model, x_0 = network(GRAPHS[0]), torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(TypeError, match="loss_mask must be bool"):

@@ -122,7 +122,7 @@ def test_bad_arguments(model):
     ):
         with pytest.raises(ValueError, match=message):
             generate(model, *arguments)
-    with pytest.raises(ValueError, match=r"tokens must be int64 of shape \(B, L\)"):
+    with pytest.raises(TypeError, match="tokens must be int64"):
         model(torch.zeros(3))
     with pytest.raises(ValueError, match=f"blocks holds {V} at position"):
         exact_likelihood(model, torch.full((1, 2), V))

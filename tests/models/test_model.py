@@ -280,9 +280,9 @@ def test_one_vocabulary_tensor_forward_and_one_backward():
         ({"hidden_size": 15, "n_heads": 5}, "even head width"),
         ({"n_blocks": 0}, "n_blocks must be a positive int, got 0"),
         ({"hidden_size": 64.0}, "hidden_size must be a positive int, got 64.0"),
-        ({"graph": "absorb"}, "'absorbing' or 'uniform', got 'absorb'"),
+        ({"graph": "absorb"}, "'absorbing', 'uniform', got 'absorb'"),
         ({"graph": "uniform"}, "set scale_by_sigma=False"),
-        ({"noise": "cosine"}, "'loglinear' or 'geometric', got 'cosine'"),
+        ({"noise": "cosine"}, "'loglinear', 'geometric', got 'cosine'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
     ],
 )
@@ -300,7 +300,7 @@ def test_settings_of_another_type_are_refused():
     ("indices", "sigma", "error", "message"),
     [
         (torch.zeros(2, 3), torch.ones(2), TypeError, "indices must be int64"),
-        (torch.zeros(2, 3, dtype=torch.int32), torch.ones(2), TypeError, r"call \.long\(\)"),
+        (torch.zeros(2, 3, dtype=torch.int32), torch.ones(2), TypeError, r"with \.long\(\)"),
         (torch.zeros(3, dtype=torch.long), torch.ones(1), ValueError, r"\(B, L\), got \(3,\)"),
         (torch.zeros(2, 3, dtype=torch.long), torch.ones(3), ValueError, r"\(2,\).* got \(3,\)"),
         (torch.zeros(2, 3, dtype=torch.long), torch.ones(2).long(), TypeError, "sigma must be fl"),

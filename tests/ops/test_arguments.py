@@ -47,7 +47,7 @@ SHAPES_AND_DTYPES = (
     (ENTROPY, lambda i: {"x_0": i.x_0[0]}, ValueError, r"x_0.*\(3, 8\).*\(8,\)"),
     (ENTROPY, lambda i: {"x_0": i.x_0.to("meta")}, ValueError, r"x_0 is on meta.*\.to\("),
     (NOISING, lambda i: {"x_0": i.x_0.int()}, TypeError, r"x_0.*int64.*int32.*\.long\(\)"),
-    (NOISING, lambda i: {"x_0": i.x_0[0]}, ValueError, r"x_0.*\(B, L\).*\(8,\).*tokens\[None\]"),
+    (NOISING, lambda i: {"x_0": i.x_0[0]}, ValueError, r"x_0.*\(B, L\).*\(8,\).*x_0\[None\]"),
     (ALL, lambda i: {"sigma": "much"}, TypeError, "sigma.*number or a tensor.*str"),
     (ALL, lambda i: {"sigma": i.sigma.cfloat()}, TypeError, "sigma.*real"),
     (ALL, lambda i: {"sigma": i.sigma > 0}, TypeError, "sigma.*real.*bool"),

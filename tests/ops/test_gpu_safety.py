@@ -28,7 +28,7 @@ from helpers.op_cases import (
     make_inputs,
 )
 from sedd_fast.backends import registry
-from sedd_fast.backends.gpu import launching
+from sedd_fast.backends.triton.launch import launched
 
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 FAR = 2**62
@@ -153,8 +153,12 @@ def test_a_failed_triton_launch_names_the_operation(gpu: Backend, monkeypatch):
 
 def test_out_of_memory_keeps_its_type():
     """Code that retries with a smaller batch catches torch's own error type."""
-    with pytest.raises(torch.OutOfMemoryError), launching("score_entropy", torch.zeros(1)):
+
+    def refused() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        launched("score_entropy", torch.zeros(1), refused)
 
 
 @pytest.mark.gpu

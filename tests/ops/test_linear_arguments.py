@@ -26,14 +26,14 @@ def given(**changes: Callable[[Any], Any]) -> Change:
 
 SHAPES_AND_DTYPES = (
     (BOTH, lambda h: {"hidden": h.hidden.tolist()}, TypeError, "hidden.*torch.Tensor.*list"),
-    (BOTH, lambda h: {"hidden": h.hidden.long()}, TypeError, "hidden.*floating.*int64"),
+    (BOTH, lambda h: {"hidden": h.hidden.long()}, TypeError, "hidden.*float32.*int64"),
     (BOTH, lambda h: {"hidden": h.hidden[0]}, ValueError, r"hidden.*\(B, L, H\).*\(8, 16\)"),
     (BOTH, lambda h: {"hidden": h.hidden.double()}, TypeError, "hidden is.*64 but weight.*32"),
     (BOTH, lambda h: {"hidden": h.hidden[..., 1:]}, ValueError, r"weight must have.*15.*16"),
-    (BOTH, lambda h: {"weight": h.weight.long()}, TypeError, "weight.*floating.*int64"),
+    (BOTH, lambda h: {"weight": h.weight.long()}, TypeError, "weight.*float32.*int64"),
     (BOTH, lambda h: {"weight": h.weight[1:]}, ValueError, r"weight must have shape.*states.*got"),
     (BOTH, lambda h: {"weight": h.weight.to("meta")}, ValueError, r"weight is on meta.*\.to\("),
-    (BOTH, lambda h: {"bias": h.bias.long()}, TypeError, "bias.*floating.*int64"),
+    (BOTH, lambda h: {"bias": h.bias.long()}, TypeError, "bias.*float32.*int64"),
     (BOTH, lambda h: {"bias": h.bias[1:]}, ValueError, "bias must have shape.*states.*got"),
     (BOTH, lambda h: {"bias": h.bias.to("meta")}, ValueError, "bias is on meta"),
     (BOTH, given(x_t=lambda i: i.x_t.int()), TypeError, r"x_t.*int64.*int32.*\.long\(\)"),

@@ -124,5 +124,5 @@ def test_bad_vocabularies(graph):
 def test_make_graph():
     assert make_graph("absorbing", 5) == make_graph("absorb", 5) == sf.Absorbing(5)
     assert make_graph("uniform", 5) == sf.Uniform(5)
-    with pytest.raises(ValueError, match="'absorbing' or 'uniform', got 'mask'"):
+    with pytest.raises(ValueError, match="'absorb', 'uniform', got 'mask'"):
         make_graph("mask", 5)

@@ -92,5 +92,5 @@ def test_times_must_be_floating_tensors(name, t):
 def test_make_noise():
     assert make_noise("loglinear", eps=0.1) == sf.LogLinearNoise(0.1)
     assert make_noise("geometric") == sf.GeometricNoise(1e-4, 20.0)
-    with pytest.raises(ValueError, match="'loglinear' or 'geometric', got 'cosine'"):
+    with pytest.raises(ValueError, match="'loglinear', 'geometric', got 'cosine'"):
         make_noise("cosine")

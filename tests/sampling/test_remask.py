@@ -126,7 +126,7 @@ def test_no_remasking_is_analytic_and_a_prompt_is_kept() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"schedule": "loop"}, "schedule must be 'cap' or 'rescale', got 'loop'"),
+        ({"schedule": "loop"}, "schedule must be one of 'cap', 'rescale', got 'loop'"),
         ({"eta": 1.5}, r"eta must lie in \[0, 1\]"),
         ({"t_on": 0.0}, r"t_on must lie in \(0, 1\]"),
     ],

@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     x_0: Tensor | None = None
     sum_log: Tensor | None = None
     f_x_0: Tensor | None = None
-    gradient: tuple[Tensor, Tensor, Tensor] | None = None
+    gradient: tuple[Tensor, ...] | None = None
 
 
 def add_block(

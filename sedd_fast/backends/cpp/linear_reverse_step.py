@@ -36,7 +36,7 @@ def linear_reverse_step(linear: Linear, reverse: ReverseInputs) -> Tensor:
     clamped = reverse.graph == "uniform" and reverse.method != "euler"
     if reverse.changes_shares or clamped or len(rows) <= row_blocks.rows_at_once(linear):
         return row_blocks.linear_reverse_step(replace(linear, rows=rows), reverse, reverse_step)
-    step = _Step(linear, reverse)
+    step = _Step(linear, reverse.contiguous())
     whole = [step(some) for some in rows[rows >= 0].split(step.count)]
     others = replace(linear, rows=torch.cat(whole))
     return row_blocks.linear_reverse_step(others, replace(reverse, x_t=step.x_s), reverse_step)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import blocked_head
-from sedd_fast.backends.blocked_head import Block, Kernel
-from sedd_fast.backends.cpp.head_block import add_block
+from sedd_fast.backends.blocked_head import Block, Kernel, losses_and_gradients
+from sedd_fast.backends.cpp.head_block import Rows, add_block
 from sedd_fast.backends.cpp.module import kernels
 from sedd_fast.backends.head import EntropyRows, Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import EntropyInputs
@@ -15,14 +14,14 @@ from sedd_fast.backends.inputs import EntropyInputs
 
 def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
     """(B, L) losses: one product of the touched rows."""
-    return blocked_head.losses(linear, entropy, KERNEL)
+    return losses_and_gradients(linear, entropy, None, NeedsGrad(), KERNEL)[0]
 
 
 def linear_score_entropy_with_grad(
     linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) losses, and gradients of ``(grad_scale * loss).sum()``: three products."""
-    return blocked_head.losses_and_gradients(linear, entropy, grad_scale, needs, KERNEL)
+    return losses_and_gradients(linear, entropy, grad_scale, needs, KERNEL)
 
 
 def _run(block: Block, rows: EntropyRows) -> Tensor | None:
@@ -38,14 +37,16 @@ def _run(block: Block, rows: EntropyRows) -> Tensor | None:
 
 def _repeat(block: Block, rows: EntropyRows, which: Tensor) -> None:
     """Some rows of a block, given by index, once more and exactly."""
-    part, hidden = rows.part(which), block.hidden[which]
+    sums, hidden = rows.sums.index_select(1, which), block.hidden[which]
+    factors = None if rows.gradient is None else tuple(term[which] for term in rows.gradient)
+    part = Rows(rows.x_t[which], sums[0], rows.x_0[which], sums[1], sums[2], factors)
     scores, gradient = hidden.new_empty(len(which), len(block.weight)), block.gradient
     columns = None if gradient is None else torch.zeros_like(block.bias)
     if gradient is not None:
         gradient = scores if gradient.dtype == scores.dtype else gradient[which]
     again = block._replace(hidden=hidden, scores=scores, gradient=gradient)
     add_block(again, part, columns, exact=True)
-    rows.take(which, part)
+    rows.sums[:, which] = sums
     if block.gradient is not None and gradient is not None:
         block.gradient[which] = gradient
 

@@ -36,15 +36,11 @@ def reverse_probs(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
 
 def _inputs(log_score: Tensor, reverse: ReverseInputs) -> object:
     """Addresses; ``reverse`` is contiguous, and its owner keeps it."""
+    addresses = map(address, (reverse.x_t, reverse.sigma, reverse.dsigma))
+    process = GRAPHS[reverse.graph], reverse.vocab_size, METHODS[reverse.method]
+    shares = reverse.inverse_temperature, reverse.top_p
     return kernels().ReverseInputs(
-        scores(log_score),
-        *map(address, (reverse.x_t, reverse.sigma, reverse.dsigma)),
-        GRAPHS[reverse.graph],
-        reverse.vocab_size,
-        METHODS[reverse.method],
-        reverse.scale_by_sigma,
-        reverse.inverse_temperature,
-        reverse.top_p,
+        scores(log_score), *addresses, *process, reverse.scale_by_sigma, *shares
     )
 
 
@@ -54,4 +50,4 @@ def _check(outcome: tuple[bool, int], reverse: ReverseInputs) -> None:
     if not valid:
         values.check(reverse)
     if undrawable >= 0:
-        raise values.undrawable(divmod(undrawable, reverse.x_t.shape[1]))
+        raise values.UndrawableError(divmod(undrawable, reverse.x_t.shape[1]))

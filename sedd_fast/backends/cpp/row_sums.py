@@ -36,10 +36,6 @@ def row_sums_backward(
 
 def _inputs(log_score: Tensor, sums: RowSumInputs) -> object:
     """Addresses; ``sums`` is contiguous, and its owner keeps it."""
-    return kernels().RowSumsInputs(
-        scores(log_score),
-        *map(address, (sums.x_t, sums.x_0, sums.a, sums.b)),
-        TERMS[sums.term],
-        GRAPHS[sums.graph],
-        sums.vocab_size,
-    )
+    addresses = map(address, (sums.x_t, sums.x_0, sums.a, sums.b))
+    process = GRAPHS[sums.graph], sums.vocab_size
+    return kernels().RowSumsInputs(scores(log_score), *addresses, TERMS[sums.term], *process)

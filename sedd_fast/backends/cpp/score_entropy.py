@@ -15,11 +15,12 @@ from sedd_fast.backends.inputs import EntropyInputs
 @values.checked_by_kernel
 def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L) losses: one read of the touched rows."""
-    entropy, loss = entropy.contiguous(), _empty_loss(log_score)
+    entropy = entropy.contiguous()
+    loss = torch.empty(log_score.shape[:2], dtype=torch.float64)
     run = kernels().score_entropy
     if not run(_inputs(log_score, entropy), loss.data_ptr(), torch.get_num_threads()):
         values.check(entropy)
-    return _rounded(loss, log_score)
+    return loss.to(fp32_or_fp64(log_score.dtype))
 
 
 def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: EntropyInputs) -> Tensor:
@@ -36,12 +37,13 @@ def score_entropy_with_grad(
     log_score: Tensor, entropy: EntropyInputs, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Losses and gradient of ``scale * loss.sum()``: one read, one write."""
-    entropy, loss = entropy.contiguous(), _empty_loss(log_score)
+    entropy = entropy.contiguous()
+    loss = torch.empty(log_score.shape[:2], dtype=torch.float64)
     grad = torch.empty(log_score.shape, dtype=gradient_dtype(log_score.dtype))
     inputs, run = _inputs(log_score, entropy), kernels().score_entropy_with_grad
     if not run(inputs, scale, loss.data_ptr(), grad.data_ptr(), torch.get_num_threads()):
         values.check(entropy)
-    return _rounded(loss, log_score), grad
+    return loss.to(fp32_or_fp64(log_score.dtype)), grad
 
 
 def _inputs(log_score: Tensor, entropy: EntropyInputs) -> object:
@@ -49,13 +51,3 @@ def _inputs(log_score: Tensor, entropy: EntropyInputs) -> object:
     tensors = (entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight)
     process = GRAPHS[entropy.graph], entropy.vocab_size
     return kernels().EntropyInputs(scores(log_score), *map(address, tensors), *process)
-
-
-def _empty_loss(log_score: Tensor) -> Tensor:
-    """(B, L) float64, in which losses are formed."""
-    return torch.empty(log_score.shape[:2], dtype=torch.float64)
-
-
-def _rounded(loss: Tensor, log_score: Tensor) -> Tensor:
-    """The loss in its public dtype."""
-    return loss.to(fp32_or_fp64(log_score.dtype))

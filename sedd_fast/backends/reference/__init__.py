@@ -10,8 +10,7 @@ may have any strides; results are contiguous, as the operations promise torch.co
 
 from __future__ import annotations
 
-import torch
-
+from sedd_fast.backends.compiled import DTYPES
 from sedd_fast.backends.reference.linear_reverse_step import linear_reverse_step
 from sedd_fast.backends.reference.linear_score_entropy import (
     linear_score_entropy,
@@ -32,8 +31,6 @@ from sedd_fast.backends.reference.score_entropy import (
     score_entropy_with_grad,
 )
 from sedd_fast.backends.reference.shares import reshaped
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def devices() -> None:

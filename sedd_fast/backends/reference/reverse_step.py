@@ -83,8 +83,7 @@ def reverse_probs_backward(grad_probs: Tensor, log_score: Tensor, reverse: Rever
     h_moves = torch.where(weights > 0, h, 0)
     h_stay = torch.where(stay > 0, h.gather(-1, own).squeeze(-1), 0)
     shared = slope_beta * h_moves.sum(-1) + slope_gamma * h_stay  # (B, L)
-    gradient = _shifted_exp(log_score, reverse)[0] * (
-        alpha[..., None] * h_moves + shared[..., None]
-    )
+    exp_scores, _ = _shifted_exp(log_score, reverse)
+    gradient = exp_scores * (alpha[..., None] * h_moves + shared[..., None])
     gradient = torch.where(reverse.touched()[..., None], gradient, 0)
     return gradient.to(log_score.dtype).contiguous()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,12 +11,19 @@ from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.backends.inputs import RowSumInputs
 from sedd_fast.backends.reference.rows import other_states
 
+#: f of every term, and its derivative.
+TERMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "affine": (lambda z: z, torch.ones_like),
+    "square": (torch.square, lambda z: 2 * z),
+    "log": (torch.log, torch.reciprocal),
+}
+
 
 def row_sums(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor]:
     """Sum over y != x_t of f(a exp(l_y) + b), and l at x_0: (B, L) float64, 0 where a is 0."""
     argument, _ = _arguments(log_score, sums)
     read = _read(sums, log_score.shape[-1])
-    total = torch.where(read, _value(argument, sums.term), 0).sum(-1)
+    total = torch.where(read, TERMS[sums.term][0](argument), 0).sum(-1)
     at_x_0 = sums.x_0[..., None]
     log_x_0 = torch.where(read, at_least_fp32(log_score).double(), 0).gather(-1, at_x_0).squeeze(-1)
     return total.contiguous(), log_x_0.contiguous()
@@ -27,7 +36,7 @@ def row_sums_backward(
     argument, moving = _arguments(log_score, sums)
     read = _read(sums, log_score.shape[-1])
     scale = torch.where(read, grad_total[..., None], 0)
-    slope = torch.where(scale != 0, scale * _slope(argument, sums.term), 0)
+    slope = torch.where(scale != 0, scale * TERMS[sums.term][1](argument), 0)
     gradient = torch.where(scale != 0, slope * moving, 0)
     at_x_0 = torch.nn.functional.one_hot(sums.x_0, log_score.shape[-1]).bool() & read
     gradient = gradient + torch.where(at_x_0, grad_log_x_0[..., None], 0)
@@ -43,16 +52,3 @@ def _arguments(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor]:
 def _read(sums: RowSumInputs, dim: int) -> Tensor:
     """(B, L, dim) bool: the states that count."""
     return other_states(sums.x_t, dim) & (sums.a != 0)[..., None]
-
-
-def _value(z: Tensor, term: str) -> Tensor:
-    if term == "affine":
-        return z
-    return z * z if term == "square" else z.log()
-
-
-def _slope(z: Tensor, term: str) -> Tensor:
-    """The derivative of :func:`_value`."""
-    if term == "affine":
-        return torch.ones_like(z)
-    return 2 * z if term == "square" else 1 / z

@@ -19,8 +19,6 @@ from sedd_fast.backends.tiled.linear_score_entropy import (
     linear_score_entropy_with_grad,
 )
 
-__all__ = ["linear_reverse_step", "linear_score_entropy", "linear_score_entropy_with_grad"]
-
 
 def __getattr__(name: str) -> Any:
     """Everything else is the ``triton`` backend's."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from sedd_fast.backends import triton as blocked
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.inputs import ReverseInputs
-from sedd_fast.backends.triton.launch import launching_triton
+from sedd_fast.backends.triton.launch import launched
 
 if TYPE_CHECKING:
     from sedd_fast.kernels.tiled_reverse_step import GroupSums
@@ -27,7 +27,7 @@ def linear_reverse_step(linear: Linear, reverse: ReverseInputs) -> Tensor:
     """
     if reverse.changes_shares or (reverse.graph == "uniform" and reverse.method != "euler"):
         return blocked.linear_reverse_step(linear, reverse)
-    return _Step(linear, reverse.contiguous())()
+    return launched("linear_reverse_step", linear.hidden, _Step(linear, reverse.contiguous()))
 
 
 class _Step:
@@ -48,21 +48,15 @@ class _Step:
 
     def __call__(self) -> Tensor:
         rows, x_s = self.linear.read(self.reverse), self.reverse.x_t.clone()
-        for some in rows.split(self._count(len(rows))) if len(rows) else ():
-            self._draw(some.contiguous(), self.linear.gathered(some), x_s)
-        return x_s
-
-    def _count(self, rows: int) -> int:
-        """Rows at a time: hidden states, and two sums for every group."""
+        # A row takes its hidden states, and two sums for every group.
         each = self.groups * 8 + self.linear.hidden.shape[-1] * self.linear.dtype.itemsize
-        return max(1, min(self.linear.workspace // each, rows))
-
-    def _draw(self, rows: Tensor, hidden: Tensor, x_s: Tensor) -> None:
-        live = (rows >= 0).sum()
-        with launching_triton("linear_reverse_step", hidden):
-            groups = self._sums(rows, hidden, live)
+        count = max(1, min(self.linear.workspace // each, len(rows)))
+        for some in rows.split(count) if len(rows) else ():
+            hidden, live = self.linear.gathered(some), (some >= 0).sum()
+            groups = self._sums(some, hidden, live)
             whole = self.operands(hidden, self.weight, self.bias, live)
-            self.kernel.launch_draw(whole, rows, self.reverse, groups, x_s)
+            self.kernel.launch_draw(whole, some.contiguous(), self.reverse, groups, x_s)
+        return x_s
 
     def _sums(self, rows: Tensor, hidden: Tensor, live: Tensor) -> GroupSums:
         """The sums of all groups of states."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends import blocked_head
-from sedd_fast.backends.blocked_head import Block
+from sedd_fast.backends.blocked_head import Block, Kernel, losses_and_gradients
 from sedd_fast.backends.head import EntropyRows, Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import EntropyInputs
-from sedd_fast.backends.triton.launch import launching_triton
+from sedd_fast.backends.triton.launch import launched
 
 #: Weights that are converted and added up at a time.
 STATES = 2048
@@ -21,54 +20,47 @@ STATES = 2048
 
 def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
     """(B, L) float32 losses: one product of the touched rows."""
-    return blocked_head.losses(linear, entropy, _kernel(linear, entropy, with_grad=False))
+    return linear_score_entropy_with_grad(linear, entropy, None, NeedsGrad())[0]
 
 
 def linear_score_entropy_with_grad(
-    linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
+    linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float | None, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) float32 losses, and gradients of ``(grad_scale * loss).sum()``: three products."""
-    kernel = _kernel(linear, entropy, with_grad=True)
-    return blocked_head.losses_and_gradients(linear, entropy, grad_scale, needs, kernel)
-
-
-def _kernel(linear: Linear, entropy: EntropyInputs, with_grad: bool) -> blocked_head.Kernel:
-    """It takes a sum for every tile's row and column besides."""
-    from sedd_fast.kernels import tiles
-
-    tile = tiles.tile(linear.dtype)
-    sums = 4 / tile.states + (4 / tile.rows if with_grad else 0)
-    return blocked_head.Kernel(_Tiles(linear, entropy), stores_scores=False, score_bytes=sums)
+    run = _Tiles(linear, entropy)
+    tile = run.tiles.tile(linear.dtype)
+    # A block takes a sum for every tile's row besides and, for a gradient, for its column.
+    sums = 4 / tile.states + (0 if grad_scale is None else 4 / tile.rows)
+    kernel = Kernel(run, stores_scores=False, score_bytes=sums)
+    arguments = linear, entropy, grad_scale, needs, kernel
+    return launched("linear_score_entropy", linear.hidden, losses_and_gradients, *arguments)
 
 
 class _Tiles:
     """The kernels of one pass over the vocabulary."""
 
     def __init__(self, linear: Linear, entropy: EntropyInputs) -> None:
+        from sedd_fast.kernels import tiled_score_entropy, tiles
+
+        self.kernel, self.tiles = tiled_score_entropy, tiles
         self.weight = linear.weight[: entropy.vocab_size]
         self.bias = linear.bias_fp32()[: len(self.weight)]
         self.uniform = entropy.graph == "uniform"
-        self.total = self._total(linear.dtype) if self.uniform else None
-
-    def _total(self, dtype: torch.dtype) -> Tensor:
-        """(H,) float32, the sum of all weights, rounded to ``dtype`` as the product takes them."""
-        parts = (part.to(dtype).sum(0, dtype=torch.float32) for part in self.weight.split(STATES))
-        return torch.stack(list(parts)).sum(0)
+        self.total: Tensor | None = None
+        if self.uniform:  # (H,) the sum of all weights, rounded as the product takes them
+            parts = (part.to(linear.dtype) for part in self.weight.split(STATES))
+            self.total = torch.stack([part.sum(0, dtype=torch.float32) for part in parts]).sum(0)
 
     def __call__(self, block: Block, rows: EntropyRows) -> Tensor | None:
         """Add a block to the sums of its rows, which are kept times a and the weight."""
-        from sedd_fast.kernels import tiled_score_entropy as kernel
-        from sedd_fast.kernels import tiles
-
-        with launching_triton("linear_score_entropy", block.hidden):
-            if block.first == 0:
-                self._begin(block, rows)
-            operands = tiles.Operands(block.hidden, block.weight, block.bias, self._live)
-            down, across = tiles.tiles(len(block.hidden), len(block.weight), block.hidden.dtype)
-            sums = self._empty(across, len(block.hidden))
-            columns = self._empty(down, len(block.weight))
-            gradient = None if block.gradient is None else (block.gradient, columns)
-            kernel.launch(operands, self._terms, sums, gradient, block.first, self.uniform)
+        if block.first == 0:
+            self._begin(block, rows)
+        operands = self.tiles.Operands(block.hidden, block.weight, block.bias, self._live)
+        down, across = self.tiles.tiles(len(block.hidden), len(block.weight), block.hidden.dtype)
+        sums = self._empty(across, len(block.hidden))
+        columns = self._empty(down, len(block.weight))
+        gradient = None if block.gradient is None else (block.gradient, columns)
+        self.kernel.launch(operands, self._terms, sums, gradient, block.first, self.uniform)
         a = scale(rows)
         self._sum += sums.sum(0, dtype=torch.float64)
         rows.sum_exp = torch.where(a > 0, self._sum / a, 0)
@@ -76,14 +68,11 @@ class _Tiles:
 
     def _begin(self, block: Block, rows: EntropyRows) -> None:
         """What holds for all blocks of these rows, and what the loss needs of f itself."""
-        from sedd_fast.kernels import tiled_score_entropy as kernel
-        from sedd_fast.kernels import tiles
-
-        self._terms = kernel.RowTerms(rows.x_t, rows.x_0, *coefficients(rows))
+        self._terms = self.kernel.RowTerms(rows.x_t, rows.x_0, *coefficients(rows))
         self._live = (rows.rows >= 0).sum()
         self._sum = torch.zeros_like(rows.sum_exp)
-        whole = tiles.Operands(block.hidden, self.weight, self.bias, self._live)
-        kernel.launch_rows(whole, self._terms, self.total, (rows.sum_log, rows.f_x_0))
+        whole = self.tiles.Operands(block.hidden, self.weight, self.bias, self._live)
+        self.kernel.launch_rows(whole, self._terms, self.total, (rows.sum_log, rows.f_x_0))
         if self.uniform:
             rows.sum_log += self.bias.sum(dtype=torch.float64)
 

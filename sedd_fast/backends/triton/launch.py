@@ -1,14 +1,15 @@
-"""What launches of Triton kernels share: memory for results, the device guard, limits of size."""
+"""What launches of Triton kernels share: memory for results, the device guard, errors, limits."""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.gpu import MOST_POSITIONS, launching, too_large
+from sedd_fast.backends.gpu import MOST_POSITIONS, on, too_large
 
 #: What runs one program a position.
 ROW_OPS = ("score_entropy", "score_entropy_with_grad", "reverse_step", "row_sums")
@@ -49,8 +50,19 @@ def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def launching_triton(op: str, tensor: Tensor) -> AbstractContextManager[None]:
-    """The device guard of a launch; an error of Triton's in it names the operation."""
+def launched(op: str, like: Tensor, launch: Callable[..., Any], *args: Any) -> Any:
+    """What ``launch(*args)`` returns, on the device of a tensor.
+
+    Raises:
+        RuntimeError: a launch failed; the message names the operation. torch.OutOfMemoryError
+            passes through.
+    """
     import triton
 
-    return launching(op, tensor, triton.TritonError)
+    try:
+        with on(like):
+            return launch(*args)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, triton.TritonError) as error:
+        raise RuntimeError(f"{op} on {like.device} could not be launched: {error}") from error

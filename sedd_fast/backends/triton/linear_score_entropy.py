@@ -18,20 +18,20 @@ from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.backends.products import accumulate
-from sedd_fast.backends.triton.launch import launching_triton
+from sedd_fast.backends.triton.launch import launched
 
 
 def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
     """(B, L) float32 losses: one product of the touched rows."""
-    return linear_score_entropy_with_grad(linear, entropy, 0.0, NeedsGrad(False, False, False))[0]
+    return linear_score_entropy_with_grad(linear, entropy, 0.0, NeedsGrad())[0]
 
 
 def linear_score_entropy_with_grad(
     linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) float32 losses, and gradients of ``(grad_scale * loss).sum()``: three products."""
-    with launching_triton("linear_score_entropy", linear.hidden):
-        return _losses_and_gradients(linear, entropy, grad_scale, needs)
+    arguments = linear, entropy, grad_scale, needs
+    return launched("linear_score_entropy", linear.hidden, _losses_and_gradients, *arguments)
 
 
 def _losses_and_gradients(
@@ -79,9 +79,8 @@ def _losses_and_gradients(
                 accumulate(total, g, w.to(g.dtype), again=begin > 0)
             if g is not None and of_weight is not None:
                 accumulate(of_weight[at], g.T, factor, again)
-            columns = None
-            if of_bias is not None:  # the last block's also set what lies beyond to 0
-                columns = of_bias[begin : at.stop if at.stop < vocab else None]
+            last = at.stop if at.stop < vocab else None  # it also sets what lies beyond to 0
+            columns = None if of_bias is None else of_bias[begin:last]
             kernel.launch_sums(partial, sums, columns, len(w), begin > 0, again)
         into = None if total is None or of_hidden is None else (total, of_hidden)
         head_rows.launch_scatter(entropy, chunk, terms, sums, loss, into)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sedd_fast.backends.inputs import ReverseInputs
-from sedd_fast.backends.triton.launch import empty, launching_triton
+from sedd_fast.backends.triton.launch import empty, launched
 
 
 def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
@@ -14,6 +14,5 @@ def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
 
     reverse = reverse.contiguous(keep_fp32=True)
     x_s = empty(reverse.x_t, reverse.x_t.dtype)
-    with launching_triton("reverse_step", log_score):
-        kernel.launch(log_score, reverse, x_s)
+    launched("reverse_step", log_score, kernel.launch, log_score, reverse, x_s)
     return x_s

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends.inputs import RowSumInputs
-from sedd_fast.backends.triton.launch import empty, launching_triton
+from sedd_fast.backends.triton.launch import empty, launched
 
 
 def row_sums(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor]:
@@ -36,5 +36,4 @@ def _launch(
     from sedd_fast.kernels import row_sums as kernel
 
     sums = sums.contiguous()
-    with launching_triton("row_sums", log_score):
-        kernel.launch(log_score, sums, upstream, out)
+    launched("row_sums", log_score, kernel.launch, log_score, sums, upstream, out)

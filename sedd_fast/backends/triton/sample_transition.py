@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends.inputs import NoisingInputs
-from sedd_fast.backends.triton.launch import launching_triton
+from sedd_fast.backends.triton.launch import launched
 
 
 def sample_transition(noising: NoisingInputs) -> Tensor:
@@ -15,6 +15,5 @@ def sample_transition(noising: NoisingInputs) -> Tensor:
 
     noising = noising.contiguous(keep_fp32=True)
     x_t = torch.empty_like(noising.x_0)
-    with launching_triton("sample_transition", x_t):
-        kernel.launch(noising, x_t)
+    launched("sample_transition", x_t, kernel.launch, noising, x_t)
     return x_t

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.triton.launch import launching_triton
+from sedd_fast.backends.triton.launch import launched
 
 
 def scale_gradient(
@@ -20,6 +20,5 @@ def scale_gradient(
     out = gradient
     if not in_place or dtype != gradient.dtype:
         out = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
-    with launching_triton("linear_score_entropy's backward", gradient):
-        kernel.launch(gradient, upstream, out)
+    launched("linear_score_entropy's backward", gradient, kernel.launch, gradient, upstream, out)
     return out

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sedd_fast.backends.dtypes import gradient_dtype
 from sedd_fast.backends.inputs import EntropyInputs
-from sedd_fast.backends.triton.launch import empty, launching_triton
+from sedd_fast.backends.triton.launch import empty, launched
 
 
 def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
@@ -45,5 +45,5 @@ def _entropy(
     from sedd_fast.kernels import score_entropy as kernel
 
     entropy = entropy.contiguous(keep_fp32=True)
-    with launching_triton("score_entropy", log_score):
-        kernel.launch(log_score, entropy, upstream, loss, grad, scale)
+    arguments = log_score, entropy, upstream, loss, grad, scale
+    launched("score_entropy", log_score, kernel.launch, *arguments)
