@@ -179,8 +179,10 @@ def linear_score_entropy(
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
     linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace)
     _linear.check_inputs(hidden, graph, scale_by_sigma, x_t=x_t, x_0=x_0)
-    sigma = arguments.per_sequence("sigma", sigma, x_t)
+    # In float64 from here on: forward and backward would both convert them, by launches on a GPU.
+    sigma = arguments.per_sequence("sigma", sigma, x_t).double()
     row_weight = arguments.per_position("row_weight", row_weight, x_t)
+    row_weight = None if row_weight is None else row_weight.double()
     process = graph.kind, graph.vocab_size, scale_by_sigma
     entropy = EntropyInputs(sigma, x_t, x_0, row_weight, *process)
     needs = NeedsGrad(*(x is not None and x.requires_grad for x in (hidden, weight, bias)))
