@@ -248,11 +248,11 @@ def test_a_missing_local_directory_does_not_contact_the_hub(tmp_path, monkeypatc
         SEDD.from_pretrained(name)
 
 
-def hub_of(directory: Path, asked: list[tuple[str, str, dict]]):
+def hub_of(directory: Path, asked: list[tuple[str, str, dict]], missing=EntryNotFoundError):
     def download(repo_id, filename, **options):
         asked.append((repo_id, filename, options))
         if not (directory / filename).is_file():
-            raise EntryNotFoundError(filename)
+            raise missing(filename)
         return str(directory / filename)
 
     return download
@@ -267,11 +267,13 @@ def test_hub_repository_is_downloaded(published, monkeypatch):
     assert asked == [("someone/sedd", file, {"revision": "v1"}) for file in files]
 
 
-def test_hub_repository_with_a_pickle_file(published, monkeypatch):
+@pytest.mark.parametrize("missing", [EntryNotFoundError, LocalEntryNotFoundError])
+def test_hub_repository_with_a_pickle_file(missing, published, monkeypatch):
+    """Offline, a file that the cache lacks is a LocalEntryNotFoundError."""
     expected = SEDD.from_pretrained(published)
     torch.save(load_file(published / "model.safetensors"), published / "pytorch_model.bin")
     (published / "model.safetensors").unlink()
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub_of(published, []))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub_of(published, [], missing))
     assert same_weights(SEDD.from_pretrained("someone/sedd"), expected)
 
 
