@@ -16,8 +16,6 @@ Exit status: 0; 2 where nothing could be started; else 10 + the position in the 
 first step that failed.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

@@ -10,8 +10,6 @@ On a CPU one process measures each memory regime (see harness/measuring.py), and
 peak memory. Only what this run measured is printed.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

@@ -6,8 +6,6 @@ measures both regimes and memory, and gives ratios to the floor. SEDD_BENCH_POSI
 SEDD_BENCH_VOCAB change the shape; SEDD_BENCH_COMPILE=1 adds torch.compile.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from typing import Any

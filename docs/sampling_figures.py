@@ -10,8 +10,6 @@ distribution.
 Each prints tables; the seed is fixed. They need the test tools (`make install`).
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

@@ -5,8 +5,6 @@ sf.info().as_dict()           # the same for JSON
 sf.reuse_memory()             # opt in: large tensors keep their memory pages
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

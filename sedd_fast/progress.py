@@ -1,7 +1,5 @@
 """Progress of long calls on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +20,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def stderr_console() -> Console:
+def stderr_console() -> "Console":
     """A console on stderr that prints in the main process only."""
     from rich.console import Console
 

@@ -5,8 +5,6 @@ when it is first imported, and torch.compile imports it. So it is set here, befo
 imported.
 """
 
-from __future__ import annotations
-
 import os
 from importlib.util import find_spec
 

@@ -4,8 +4,6 @@ A package may import from the rows of ``LAYERS`` below its own, and from itself.
 do not know each other.
 """
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

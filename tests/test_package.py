@@ -1,7 +1,5 @@
 """The source distribution carries what it needs, and an install without a compiler still works."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The README's example runs as pasted, and its folder guide names what is there."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

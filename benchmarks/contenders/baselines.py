@@ -11,8 +11,6 @@ Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834): equation 5 (score entropy), 15
 processes), 18-19 (Euler and Tweedie tau-leaping), algorithms 1-2.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

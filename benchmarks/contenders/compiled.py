@@ -14,8 +14,6 @@ Shapes: log_score (B, L, dim); x_t, x_0, weight (B, L); sigma, dsigma (B, 1). Th
 constant to the compiler. All arithmetic is float32, whatever the dtype of the scores.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

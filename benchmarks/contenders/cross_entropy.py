@@ -5,8 +5,6 @@ entropy does not, so the latter should not be slower. Liger Kernel, cut-cross-en
 part on a GPU, where they can be imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib.util import find_spec
 

@@ -6,8 +6,6 @@ import that network. So this module repeats the few lines with which its predict
 ``graph_lib``.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys

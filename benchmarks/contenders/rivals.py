@@ -1,7 +1,5 @@
 """The contenders that every case measures ours against, in one order and under one set of names."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from benchmarks.contenders.original import Original

@@ -3,8 +3,6 @@
 All contenders of a case get the same tensors, and each allocates what it returns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """What every script of benchmarks/ shares on its command line. Needs nothing but Python."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """What to measure: the command line of ``run.py`` as the suites read it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

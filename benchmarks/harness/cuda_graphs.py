@@ -6,8 +6,6 @@ follow each other as fast as the GPU takes them. The wall time is that of one ca
 wall minus replay is the cost of launching.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Where figures come from: date, commit, versions, processor and GPU."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import platform

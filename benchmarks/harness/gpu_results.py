@@ -10,8 +10,6 @@ One call of on_gpu.py writes into the folder of results:
     NAME-summary.txt        what is printed last
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from pathlib import Path

@@ -5,8 +5,6 @@ limits of the short plans add up to the plan's minutes; a step of the plan "all"
 that it is expected to take.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

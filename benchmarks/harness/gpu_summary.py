@@ -1,7 +1,5 @@
 """The short summary that ``on_gpu.py`` prints last: steps, failures, figures."""
 
-from __future__ import annotations
-
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter

@@ -14,8 +14,6 @@ On a CPU with glibc the cost of memory is set by the environment before the proc
 - "memory": not timed; freed memory is returned at once, so that resident memory shows the peak.
 """
 
-from __future__ import annotations
-
 import gc
 import platform
 import random

@@ -1,7 +1,5 @@
 """The chart of the head: time and peak memory of loss with gradients, by number of positions."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The charts of a sweep: time over floor along an axis, a panel for each operation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

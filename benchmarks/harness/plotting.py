@@ -6,8 +6,6 @@ The two charts of a sweep have names of their own, figures-vocabulary.png and fi
 and so has that of the head, figures-head.png.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A case, measured: one record of plain data for each of its contenders."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace

@@ -5,8 +5,6 @@ extra memory, and its ratios to the floor, to the eager formulas and to torch.co
 is formed within one regime.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
@@ -127,7 +125,7 @@ def plain_lines(results: Record) -> Iterable[str]:
     yield from (f"note: {remark}" for remark in results["remarks"])
 
 
-def introduce(results: Record, console: Console) -> None:
+def introduce(results: Record, console: "Console") -> None:
     """Print the machine, the versions, the settings and the remarks."""
     e, s = results["environment"], results["environment"]["settings"]
     where = e["gpu"] or f"{e['cpu']}, {e['threads']} threads of {e['cores']} cores"
@@ -171,7 +169,7 @@ def bandwidth_line(regime: str, found: dict[str, float]) -> str:
     )
 
 
-def print_cases(rows: list[Record], regimes: list[str], console: Console) -> None:
+def print_cases(rows: list[Record], regimes: list[str], console: "Console") -> None:
     """Print a heading and a small table for every case, with aligned columns."""
     cases: dict[tuple[str, ...], list[Record]] = {}
     for row in rows:
@@ -185,7 +183,7 @@ def print_cases(rows: list[Record], regimes: list[str], console: Console) -> Non
         console.print(table(group, regimes, group[0]["suite"]))
 
 
-def table(rows: list[Record], regimes: list[str], suite: str) -> Table:
+def table(rows: list[Record], regimes: list[str], suite: str) -> "Table":
     """The contenders of a case, or the column headings where there is no row."""
     from rich.table import Table
 
@@ -262,7 +260,7 @@ def ratio(value: float | None) -> str:
     return f"{value:,.{digits}f}"
 
 
-def explain(results: Record, console: Console) -> None:
+def explain(results: Record, console: "Console") -> None:
     """Print what the columns mean."""
     console.print(
         "\nx floor: time over the floor, the fewest bytes that must move (rows that noise touched "

@@ -1,7 +1,5 @@
 """What the charts share: colours, axes without a frame, and a title that names the machine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

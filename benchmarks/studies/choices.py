@@ -8,8 +8,6 @@ operation, a graph, a dtype and a range of vocabularies. A measured vocabulary s
 to half way (geometrically) to the next one; the one head that is measured stands for every head.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict

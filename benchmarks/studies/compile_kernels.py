@@ -18,8 +18,6 @@ kernel does not compile or spills registers; in a row kernel only spills inside 
 count.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import os

@@ -8,8 +8,6 @@ bandwidth and of issue slots, microseconds (at unlocked clocks), registers, and 
 frequent stall reasons, in cycles between two instructions of a warp. Without ncu it prints a line.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import re

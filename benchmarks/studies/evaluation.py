@@ -9,8 +9,6 @@ pages, accurate to about 1 MB, with an allocator that returns every large block 
 time, so no times are shown.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

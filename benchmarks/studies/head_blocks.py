@@ -9,8 +9,6 @@ that of the bare matrix products on the masked rows. In a graph the rows are a l
 (``touched_rows(max_rows=...)``), so that nothing synchronises the device.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterator

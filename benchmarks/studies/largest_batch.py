@@ -9,8 +9,6 @@ that is tried. Batches double until memory runs out; then a binary search follow
 fraction SHARE of the GPU's memory, because kernels and libraries that are loaded late need some.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import sys

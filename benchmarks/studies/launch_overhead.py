@@ -14,8 +14,6 @@ of many batches of calls counts, since other processes slow the rest. The line o
 backend leaves out its launch and the device guard.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gc

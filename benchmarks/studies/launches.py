@@ -1,7 +1,5 @@
 """Every way in which the Triton kernels are launched, on tensors without memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +14,7 @@ METHODS = ("analytic", "euler", "denoise")
 BATCH, LENGTH = 8, 1024
 
 
-def launches_of(dtype: torch.dtype, vocab: int, transition: bool) -> Iterator[Launch]:
+def launches_of(dtype: torch.dtype, vocab: int, transition: bool) -> "Iterator[Launch]":
     """All kernels on scores or operands of that dtype; those of noising if ``transition``."""
     yield from entropy_launches(dtype, vocab)
     yield from reverse_launches(dtype, vocab)

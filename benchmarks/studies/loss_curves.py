@@ -16,8 +16,6 @@ Fused and dense are the same function, so the difference of their curves must be
 training amplifies: "rounding" shows by how much. "seed" shows how far curves vary by chance.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -63,7 +61,7 @@ class TrainingRun:
     start: Tensor
     end: Tensor
 
-    def differences(self, other: TrainingRun) -> dict[str, float]:
+    def differences(self, other: "TrainingRun") -> dict[str, float]:
         """Relative differences from ``other``.
 
         The difference of the weights is relative to the distance that training has moved them.

@@ -1,7 +1,5 @@
 """Every kind of call of the row kernels on one backend, on random tensors or tensors of "meta"."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

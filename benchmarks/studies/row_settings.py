@@ -10,8 +10,6 @@ JSON file; "cases" has every time). The file is written anew after every case. T
 states belong to the rule for rows up to SHORT, not to the table.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

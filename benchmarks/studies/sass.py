@@ -5,8 +5,6 @@ is the innermost one with the most 16-byte loads. Of the paths through it, the s
 executes those loads is counted, because the code for rare states (x_t, x_0) is branched around.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import re

@@ -13,8 +13,6 @@ The bound "exact" and every sampler but `hit` read the scores themselves, "norma
 s / sum(s).
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Any

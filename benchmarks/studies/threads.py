@@ -7,8 +7,6 @@ Prints the median milliseconds of a reverse step alone, and right after two torc
 threads still spin, for both pools. docs/performance.md has the conclusions.
 """
 
-from __future__ import annotations
-
 import statistics
 import subprocess
 import sys

@@ -5,8 +5,6 @@ is the network alone: the same forward (and backward, and optimiser) with nothin
 scores.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

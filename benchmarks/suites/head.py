@@ -5,8 +5,6 @@ the next tokens). The floor is arithmetic: the bare matrix products on the rows 
 in the fastest form known here, without any use of their results.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

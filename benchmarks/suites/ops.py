@@ -1,7 +1,5 @@
 """The operations: their inputs, their contenders, and the bytes that each must move."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

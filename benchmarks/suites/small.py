@@ -6,8 +6,6 @@ bare matrix products of the network's linear layers in that dtype; of the head, 
 the rows that noise touched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """row_sums under autograd: losses of related papers, with one read and one write of each row."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -4,8 +4,6 @@ Against the eager formulas only: torch.compile would compile every one of these 
 the vocabularies the tensor keeps its size and the number of positions changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

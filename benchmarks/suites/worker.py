@@ -1,7 +1,5 @@
 """What one process measures: every case in one memory regime, as plain data for the report."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -17,8 +17,6 @@ counts: one kernel gathers the rows, one writes their losses and gradients back,
 the sums stay in the layout of its kernels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

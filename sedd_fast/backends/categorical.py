@@ -1,7 +1,5 @@
 """Categorical draws in plain torch: the inverse of the cumulative weights, in one place."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -8,8 +8,6 @@ The registry asks here first and falls back to its own order. Rows come from the
 Only a backend that beats the registry's first by more than the noise of a run gets a row.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple
 

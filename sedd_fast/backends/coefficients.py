@@ -13,8 +13,6 @@ l_{x_0} are near 1e6 and cancel at small noise.
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equations 5, 15-19, in closed form.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

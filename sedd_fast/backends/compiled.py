@@ -1,7 +1,5 @@
 """What Python and the compiled modules agree on: numbers for names, and addresses of tensors."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

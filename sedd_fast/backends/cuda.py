@@ -6,8 +6,6 @@ synchronises the device, so every operation can be captured in a CUDA graph. Mem
 what a call frees is not reused before its stream is through with it.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 from typing import Any

@@ -1,7 +1,5 @@
 """In which dtypes results and gradients are formed."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

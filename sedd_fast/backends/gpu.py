@@ -1,7 +1,5 @@
 """What the GPU backends share: limits of a launch, and its device guard."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

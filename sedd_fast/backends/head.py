@@ -5,8 +5,6 @@ formed. ``rows`` names the others (positions b * L + i); an entry of -1 fills a 
 and means no position.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -43,7 +41,7 @@ class Linear:
         """What gradients are of; the hidden states stand for a bias that is absent."""
         return self.hidden, self.weight, self.hidden if self.bias is None else self.bias
 
-    def detach(self) -> Linear:
+    def detach(self) -> "Linear":
         """The same head, of which no gradient is recorded."""
         bias = None if self.bias is None else self.bias.detach()
         operands = self.hidden.detach(), self.weight.detach(), bias
@@ -94,7 +92,7 @@ class Gradients(NamedTuple):
     @classmethod
     def of(
         cls, linear: Linear, hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
-    ) -> Gradients:
+    ) -> "Gradients":
         """From tensors of any dtype, None where not wanted."""
         made = []
         for gradient, operand in zip((hidden, weight, bias), linear.operands, strict=True):

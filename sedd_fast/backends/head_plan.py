@@ -7,8 +7,6 @@ states make 138, two waves. So the sizes are chosen by counting waves, among tho
 workspace holds.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from typing import NamedTuple

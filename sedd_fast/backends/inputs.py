@@ -12,8 +12,6 @@ Noise and weights are float64, or float32 where the caller's are: each backend c
 Triton kernels as they load them, because a conversion beforehand is a launch of its own on a GPU.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 

@@ -1,7 +1,5 @@
 """Matrix products that add to what is there, in float32 where their operands are half."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

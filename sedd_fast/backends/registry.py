@@ -10,8 +10,6 @@ first of its list that runs, and says once when the first one cannot. The choice
 operation runs, not when it is traced.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib

@@ -4,8 +4,6 @@ A draw needs the sums of its whole row first, so rows are not cut. A few whole r
 the workspace, the ordinary kernel draws from them, and the next rows overwrite them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

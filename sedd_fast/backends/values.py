@@ -6,8 +6,6 @@ make the same tests in their one pass; their functions, marked with :func:`check
 :func:`check` only to word the error.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """The list of commands, and the exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 

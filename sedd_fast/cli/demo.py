@@ -1,7 +1,5 @@
 """`sedd-fast demo`."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The progress of training on stderr: live on a terminal, a line every ten seconds elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from datetime import timedelta
@@ -41,7 +39,7 @@ class TrainingDisplay:
         self._next = 0.0  # when to show again, on the monotonic clock
         self._live: Live | None = None
 
-    def __enter__(self) -> TrainingDisplay:
+    def __enter__(self) -> "TrainingDisplay":
         if self.console.is_terminal:
             waiting = Text("reading the text, building the model ...", style="dim")
             self._live = Live(self._framed(waiting), console=self.console, auto_refresh=False)

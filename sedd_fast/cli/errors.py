@@ -1,7 +1,5 @@
 """An error as one line on stderr, with the remedy, and the exit code that goes with it."""
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """`sedd-fast eval`."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`sedd-fast genppl`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 

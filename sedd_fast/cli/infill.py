@@ -1,7 +1,5 @@
 """`sedd-fast infill`."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -19,7 +17,7 @@ class GivenText:
         str,
         text_option(
             help="Text with gaps: [8] is a gap of 8 tokens. Write a literal bracket with a "
-            "backslash before it.",
+            "backslash before it."
         ),
     ] = ""
     prefix: Annotated[str, text_option(help="Text at the start.")] = ""

@@ -1,7 +1,5 @@
 """`sedd-fast info`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """A trained network with its tokenizer and the text of its run, as the options name them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """Options that several commands share, and commands whose options are one frozen dataclass."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterable

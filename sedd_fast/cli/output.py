@@ -1,7 +1,5 @@
 """Where a command writes: results to stdout, progress to stderr, records into files."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """The requests of `sample` and `infill`, one for each text to complete, and the draw of them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator, Sequence

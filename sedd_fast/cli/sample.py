@@ -1,7 +1,5 @@
 """`sedd-fast sample`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from sedd_fast.cli.network import load_network

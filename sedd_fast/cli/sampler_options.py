@@ -1,7 +1,5 @@
 """The options of the samplers: those that `sample` and `infill` share are SamplingOptions."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from functools import cached_property
@@ -32,7 +30,7 @@ SamplerMethod = Annotated[
     typer.Option(
         help="analytic is the best at few steps; theta_trapezoidal makes two network calls a step "
         "and has a smaller error; hit (absorbing graph only) computes only samples in which "
-        "something changes.",
+        "something changes."
     ),
 ]
 TopP = Annotated[

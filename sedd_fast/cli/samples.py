@@ -1,7 +1,5 @@
 """Samples to judge: from a file that `sedd-fast sample --json` wrote, or drawn from a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path

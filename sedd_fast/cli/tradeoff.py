@@ -1,7 +1,5 @@
 """`sedd-fast tradeoff`."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 
@@ -11,12 +9,7 @@ from sedd_fast.cli.tradeoff_networks import Compared, find_networks
 from sedd_fast.cli.tradeoff_options import PICTURE, RECORD, Grid, TradeoffOptions
 from sedd_fast.cli.tradeoff_report import show
 from sedd_fast.evaluate.plots import plot_tradeoff
-from sedd_fast.evaluate.tradeoff import (
-    Point,
-    as_fast,
-    matches,
-    measure,
-)
+from sedd_fast.evaluate.tradeoff import Point, as_fast, matches, measure
 from sedd_fast.progress import counted
 from sedd_fast.sampling.config import SamplerConfig
 

@@ -1,7 +1,5 @@
 """The networks and the text that `sedd-fast tradeoff` compares, from runs or from a preset."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial

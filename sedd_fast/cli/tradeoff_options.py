@@ -1,7 +1,5 @@
 """The options of `sedd-fast tradeoff`, and the grid of settings that they name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +136,7 @@ class Grid:
     top_p: tuple[float, ...]
 
     @classmethod
-    def of(cls, options: TradeoffOptions) -> Grid:
+    def of(cls, options: TradeoffOptions) -> "Grid":
         """Read --methods, --steps and --top-p; ValueError for a wrong value."""
         methods = tuple(_items(options.methods))
         if not methods or not set(methods) <= set(METHODS):

@@ -1,7 +1,5 @@
 """Shows the record of `sedd-fast tradeoff` as a table and a few sentences."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

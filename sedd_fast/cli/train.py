@@ -1,7 +1,5 @@
 """`sedd-fast train`."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import replace
 from pathlib import Path

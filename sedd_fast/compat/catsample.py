@@ -1,7 +1,5 @@
 """catsample: draws from rows of unnormalised probabilities."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

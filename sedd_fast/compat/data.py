@@ -3,8 +3,6 @@
 ``sedd_fast.data.corpus`` does more (local files, any tokenizer, streaming, resumable order).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, count
@@ -38,11 +36,7 @@ def get_lambada_test_dataset() -> Any:
 
 
 def get_dataset(
-    name: str,
-    mode: str,
-    cache_dir: str | None = None,
-    block_size: int = 1024,
-    num_proc: int = 8,
+    name: str, mode: str, cache_dir: str | None = None, block_size: int = 1024, num_proc: int = 8
 ) -> Any:
     """Blocks of tokens as a torch-formatted data set of ``input_ids`` (block_size,) int64.
 

@@ -9,8 +9,6 @@ Scores are exponentiated everywhere but in ``score_entropy``, which takes log sc
 Source of the formulas: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 3 and equations 15-19.
 """
 
-from __future__ import annotations
-
 import abc
 from typing import Any
 
@@ -23,7 +21,7 @@ from sedd_fast.compat.catsample import sample_categorical
 from sedd_fast.process import graphs
 
 
-def get_graph(config: Any, device: torch.device | str | None = None) -> Graph:
+def get_graph(config: Any, device: torch.device | str | None = None) -> "Graph":
     """The graph of ``config.graph.type`` ("uniform", "absorb") over ``config.tokens`` tokens.
 
     ``device`` is not read: a graph holds no tensors.

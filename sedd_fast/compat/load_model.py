@@ -1,7 +1,5 @@
 """load_model: a trained network with its graph and noise."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

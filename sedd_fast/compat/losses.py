@@ -1,7 +1,5 @@
 """losses: the objective, the optimiser and one training or evaluation step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """noise_lib: the noise schedules as modules, to be moved and wrapped in DDP."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +13,7 @@ from sedd_fast.process import noise as schedules
 NoiseFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def get_noise(config: Any) -> Noise:
+def get_noise(config: Any) -> "Noise":
     """The schedule of ``config.noise``: ``type`` "geometric" (sigma_min, sigma_max) or "loglinear".
 
     ``config.noise.eps`` is read where it is set; the original's 1e-3 otherwise.

@@ -5,8 +5,6 @@ exponentiated scores are ever built. ``sedd_fast.sample`` and ``sedd_fast.infill
 a generator, callbacks and a progress bar.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +20,7 @@ from sedd_fast.ops import reverse_step
 #: ``score_fn(x (B, L), sigma (B, 1))`` -> exponentiated scores (B, L, dim)
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 
-_PREDICTORS: dict[str, type[Predictor]] = {}
+_PREDICTORS: "dict[str, type[Predictor]]" = {}
 
 
 def register_predictor(cls: Any = None, *, name: str | None = None) -> Any:
@@ -38,7 +36,7 @@ def register_predictor(cls: Any = None, *, name: str | None = None) -> Any:
     return register if cls is None else register(cls)
 
 
-def get_predictor(name: str) -> type[Predictor]:
+def get_predictor(name: str) -> "type[Predictor]":
     """The predictor class of that name: "euler", "analytic", "none", or one registered since."""
     if name not in _PREDICTORS:
         known = ", ".join(map(repr, _PREDICTORS))

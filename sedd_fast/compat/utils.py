@@ -1,7 +1,5 @@
 """utils: run directories, logging, and the trainer's checkpoint file."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """What a tokenizer is, and the two that need no library: characters and bytes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -63,7 +61,7 @@ class CharTokenizer:
             )
 
     @classmethod
-    def from_text(cls, texts: Iterable[str]) -> CharTokenizer:
+    def from_text(cls, texts: Iterable[str]) -> "CharTokenizer":
         """The tokenizer whose vocabulary is every character in `texts`."""
         return cls("".join(sorted(set(chain.from_iterable(texts)))))
 

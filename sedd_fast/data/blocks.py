@@ -8,8 +8,6 @@ batch.
     StreamOrder   a streamed data set, tokenised and packed while it is read
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence

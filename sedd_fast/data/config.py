@@ -1,7 +1,5 @@
 """The settings of a run's text, and how a field of settings declares the values that it accepts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

@@ -7,8 +7,6 @@ A copy may be what `datasets` saved (save_to_disk), a directory that it reads, a
 Parquet or CSV, or the plain text as it was published.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -7,8 +7,6 @@ is set, it is cut from the training source: the last `data.held_out` (default 5 
 of text files, or of the rows of a data set, or the first `data.stream_held_out` rows of a stream.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -9,8 +9,6 @@ zero-shot tables are made on by the code of MDLM (Sahoo et al. 2024, arXiv 2406.
 for WikiText and Penn Treebank, test for the others, the last 100,000 documents of OpenWebText.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -3,8 +3,6 @@
 The rules are those that published perplexities on these data sets assume; their order matters.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

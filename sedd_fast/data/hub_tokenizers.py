@@ -1,7 +1,5 @@
 """Tokenizers of the `tokenizers` and `transformers` libraries, from files or the hub."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -23,10 +21,10 @@ _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
 class HubTokenizer:
     """A tokenizer of the `tokenizers` library (byte-level BPE, unigram, word pieces, ...)."""
 
-    backend: tokenizers.Tokenizer
+    backend: "tokenizers.Tokenizer"
 
     @classmethod
-    def from_file(cls, path: str | Path) -> HubTokenizer:
+    def from_file(cls, path: str | Path) -> "HubTokenizer":
         """Read a tokenizer.json; ValueError where it is not one."""
         from tokenizers import Tokenizer as Backend
 
@@ -35,7 +33,7 @@ class HubTokenizer:
             return cls(Backend.from_file(str(path)))
 
     @classmethod
-    def from_gpt2_files(cls, directory: str | Path) -> HubTokenizer:
+    def from_gpt2_files(cls, directory: str | Path) -> "HubTokenizer":
         """GPT-2's byte-level BPE from `vocab.json` and `merges.txt` in `directory`."""
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -83,7 +81,7 @@ class TransformersTokenizer:
     backend: Any
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> TransformersTokenizer:
+    def from_pretrained(cls, name: str | Path) -> "TransformersTokenizer":
         """Load by hub name or directory; ValueError with the remedy where that fails."""
         transformers = import_library("transformers", "transformers", f"tokenizer: {name!s}")
         with _explained(str(name), OSError, ValueError, KeyError):

@@ -1,7 +1,5 @@
 """JSON lines: one JSON object on each line of a text."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

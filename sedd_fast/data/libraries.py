@@ -1,7 +1,5 @@
 """Errors of other libraries in our own words: one that is missing, one that cannot load a name."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager

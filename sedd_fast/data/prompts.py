@@ -13,8 +13,6 @@ Given text may also be written as a template, text with gaps of so many tokens:
 front of a bracket ``\\``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@
 A file is one document; a row of a data set is one document; the built-in corpus is one document.
 """
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager

@@ -12,8 +12,6 @@ weights, and `load_tokenizer(directory)` reads it back. The mask state of an abs
 a token: it has index vocab_size, and only the graph knows of it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

@@ -46,8 +46,6 @@ Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), theorem 3.6 and appendix A; Ou
 (arXiv 2406.03736) for the integral in m and over the number of masks.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

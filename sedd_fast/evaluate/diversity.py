@@ -3,8 +3,6 @@
 Every function takes sequences of hashable units: token ids, or the characters of a string.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Monte Carlo over the sequences of a text: batches of samples, and their random numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The formulas are in :mod:`sedd_fast.evaluate.bound`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import partial

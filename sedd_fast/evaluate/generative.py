@@ -12,8 +12,6 @@ beside the entropy.
 Source: Lou et al. 2024 (arXiv 2310.16834), section 5; Sahoo et al. 2024 (arXiv 2406.07524).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ not overlap. The first token of a window is context only: it is not scored. The 
 MDLM does the same (but SEDD passes its own GPT-2 tokens to the judge).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +41,7 @@ class Judge:
     @classmethod
     def from_pretrained(
         cls, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Judge:
+    ) -> "Judge":
         """Load by hub name or from a local directory.
 
         Raises:

@@ -1,7 +1,5 @@
 """The likelihood of text under the autoregressive baseline: exact, without sampling."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -7,8 +7,6 @@ and the number of the texts, and on the number of clusters: report all four. Tho
 usual; with few the value is small and uncertain.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Sequence
@@ -38,7 +36,7 @@ class Features:
     @classmethod
     def of(
         cls, judge: Judge, texts: Sequence[str], max_tokens: int | None = None, batch_size: int = 4
-    ) -> Features:
+    ) -> "Features":
         """Compute the features, each text cut to `max_tokens` of the judge (its context if None).
 
         Raises:
@@ -61,7 +59,7 @@ class Features:
             np.savez(file, values=self.values, about=np.array(about))
 
     @classmethod
-    def load(cls, path: str | Path) -> Features:
+    def load(cls, path: str | Path) -> "Features":
         """Read what `save` wrote; ValueError for any other file."""
         if not Path(path).is_file():
             raise ValueError(f"--reference: no file {str(path)!r}; check the path")

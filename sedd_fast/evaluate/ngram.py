@@ -13,8 +13,6 @@ Every token of the vocabulary, seen or not, has a positive probability.
 Source: Chen and Goodman 1998 (TR-10-98, Harvard), sections 2.7 and 3.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +64,7 @@ class NGram:
     levels: tuple[_Level, ...]
 
     @classmethod
-    def fit(cls, tokens: Sequence[int] | np.ndarray, vocab_size: int, order: int = 5) -> NGram:
+    def fit(cls, tokens: Sequence[int] | np.ndarray, vocab_size: int, order: int = 5) -> "NGram":
         """Count a text.
 
         Args:

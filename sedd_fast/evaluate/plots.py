@@ -1,7 +1,5 @@
 """Plots of quality against compute."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The result of an evaluation: nats of each sequence, their standard errors, and totals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

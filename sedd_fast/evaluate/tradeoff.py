@@ -16,8 +16,6 @@ texts and is biased upwards where they are short, compares as much training text
 the held-out text.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,7 +85,7 @@ class Budget:
     length: int
     seed: int = 0
 
-    def one_batch(self) -> Budget:
+    def one_batch(self) -> "Budget":
         """A budget of one batch."""
         return replace(self, num_samples=self.batch_size)
 
@@ -119,7 +117,7 @@ class Quality:
         decode: Decode,
         budget: Budget,
         judge: Judge | None = None,
-    ) -> Quality:
+    ) -> "Quality":
         """From the tokens of training and held-out text, (N,) and (M,).
 
         Raises:

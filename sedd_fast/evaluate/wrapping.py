@@ -10,8 +10,6 @@ Every token of a block counts towards the perplexity, end-of-text included: Wiki
 rows, and for each of them "sedd" and "mdlm" count a token that is easy to predict.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -51,7 +49,7 @@ class Wrapped:
     edge: int | None = None
 
     @classmethod
-    def of_blocks(cls, blocks: Blocks, chars_per_token: float, name: str) -> Wrapped:
+    def of_blocks(cls, blocks: Blocks, chars_per_token: float, name: str) -> "Wrapped":
         """Blocks that training held out."""
         starts = np.arange(len(blocks)) * blocks.length
         lengths = np.full(len(blocks), blocks.length)

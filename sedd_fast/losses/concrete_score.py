@@ -1,7 +1,5 @@
 """Concrete score matching: the squared error of the ratios, which SEDD's paper compares with."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

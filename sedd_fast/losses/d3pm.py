@@ -1,7 +1,5 @@
 """The variational bound of D3PM, a chain of finitely many steps, for both graphs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Score entropy for a :class:`sedd_fast.DenseGraph`: any rate matrix, plain torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

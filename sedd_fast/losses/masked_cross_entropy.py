@@ -1,7 +1,5 @@
 """Masked cross entropy: the objective of MDLM, of RADD in both forms, and of LLaDA."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The autoregressive baseline's objective: the log probability of the next token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar

@@ -11,8 +11,6 @@ the noise, evaluates the network and reduces. A subclass defines the term of a p
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 10 and algorithm 1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -28,10 +26,7 @@ from sedd_fast.process.noise import Noise
 
 
 def stratified_times(
-    batch: int,
-    low: float,
-    device: torch.device | str,
-    generator: torch.Generator | None = None,
+    batch: int, low: float, device: torch.device | str, generator: torch.Generator | None = None
 ) -> Tensor:
     """(batch,) float32 times in (low, 1], one in each of ``batch`` equal slices, shuffled.
 

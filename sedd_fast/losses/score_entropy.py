@@ -9,8 +9,6 @@ in nats; its mean over t is an upper bound of -log p(x_0), but for the times bel
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 10 and algorithm 1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -12,8 +12,6 @@ The trainer trains it with `model.kind=ar`; `model.type` is "ar" in its config.j
 `generate` caches the keys and values of every block: a token costs one position of the network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import ClassVar
 

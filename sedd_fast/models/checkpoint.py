@@ -10,8 +10,6 @@ Everything is strict: a weight missing or left over is an error. Pickle files ar
 tensors (`weights_only`), so that a checkpoint from a stranger cannot run code.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

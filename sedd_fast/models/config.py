@@ -1,7 +1,5 @@
 """What fixes a network and the noise process it was trained for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 from sedd_fast.ops._arguments import check_choice
@@ -34,7 +32,7 @@ class SEDDConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and (type(value) is not int or value < 1):
+            if field.type is int and (type(value) is not int or value < 1):
                 raise ValueError(f"{field.name} must be a positive int, got {value!r}")
         check_choice("graph", self.graph, ("absorbing", "uniform"))
         check_choice("noise", self.noise, ("loglinear", "geometric"))

@@ -8,8 +8,6 @@ In a training loop:
     ema.restore(model.parameters())                                     # and continue training
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -14,8 +14,6 @@ of torch that pass their arguments on are looked through (:func:`takes_request`)
 called; a wrapper of another kind takes part by giving itself these two attributes.
 """
 
-from __future__ import annotations
-
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -55,7 +53,7 @@ class HeadRequest(ABC):
     rows: TouchedRows | None
     row_weight: Tensor | None = None
 
-    def prepared(self, x_t: Tensor, graph: Graph) -> HeadRequest:
+    def prepared(self, x_t: Tensor, graph: Graph) -> "HeadRequest":
         """The request with its rows listed; their number reaches the host while the body runs."""
         if self.rows is not None:
             return self

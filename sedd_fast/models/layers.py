@@ -4,8 +4,6 @@
 (arXiv 2212.09748, "adaLN-Zero"); names of parameters are those of the published checkpoints.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -51,7 +49,7 @@ class Rotary(nn.Module):
         exponent = torch.arange(0, dim, 2).float() / dim
         self.register_buffer("inv_freq", 1.0 / base**exponent)  # in published state dicts
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
         # model.half() or .bfloat16() would round the frequencies: wrong by radians at position 1000
         kept = self.inv_freq
         super()._apply(fn, recurse)

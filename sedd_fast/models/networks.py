@@ -1,7 +1,5 @@
 """Loading a network of any kind by the kind that its settings name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -14,8 +14,6 @@ Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 3.3; Ou et al. 2024 (a
 theorem 1 (absorbing); Sahoo et al. 2024 (arXiv 2406.07524), section 3.2.3 (SUBS).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -34,11 +32,7 @@ from sedd_fast.process.graphs import Graph
 
 
 def score_from_posterior(
-    logits: Tensor,
-    sigma: Tensor | float,
-    x_t: Tensor,
-    graph: Graph,
-    zero_masking: bool = True,
+    logits: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph, zero_masking: bool = True
 ) -> Tensor:
     """Log scores of a network that predicts x_0; the module's docstring has the formulas.
 

@@ -11,8 +11,6 @@ with E and c as in :mod:`sedd_fast.models.posterior`. The trainer uses it with
 `model.kind=posterior`; `model.type` is "posterior" in its config.json.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import Tensor

@@ -5,8 +5,6 @@ Tokens and the total noise sigma go in, log scores come out (Lou, Meng, Ermon 20
 their order are those of the published checkpoints: EMA weights are stored by order.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """What SEDD and the autoregressive baseline share: the transformer's parts, reading and saving."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar

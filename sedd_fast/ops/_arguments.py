@@ -4,8 +4,6 @@ Each check names the argument, what came, what was expected and the remedy. Valu
 inside the operations (``sedd_fast.backends.values``): reading one here would synchronise a GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """What the operations on a linear head share: checks of its operands, and its dtype."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 import torch

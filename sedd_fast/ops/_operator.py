@@ -14,8 +14,6 @@ A function may take the argument objects of ``sedd_fast.backends``. The dispatch
 them: an operator takes their fields one by one, and its function gets the objects back.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import typing
@@ -28,7 +26,7 @@ from torch import Tensor
 _LIBRARY = torch.library.Library("sedd_fast", "FRAGMENT")
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+def operator(name: str) -> "Callable[[Callable[..., Any]], Operator]":
     """Make the operator ``sedd_fast::name`` of a function whose annotations give its schema.
 
     Parameters are what ``torch.library.infer_schema`` knows, or dataclasses of that. The function

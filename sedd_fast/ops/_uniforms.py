@@ -4,8 +4,6 @@ u0 decides whether a token stays or moves, u1 where it goes. float64, because fl
 cannot hit a token of probability 1e-8 and are biased near 0 and 1.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

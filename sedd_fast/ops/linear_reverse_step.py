@@ -1,7 +1,5 @@
 """linear_reverse_step: the next tokens straight from hidden states."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """linear_score_entropy: the training loss from hidden states; the head's output never exists."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """reverse_step: one denoising step, and reverse_probs, the distribution that it draws from."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

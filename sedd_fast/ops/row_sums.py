@@ -1,7 +1,5 @@
 """row_sums: one sum over each touched row of scores, of a named term; what losses are made of."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """sample_transition: noise clean tokens, x_t ~ p(. | x_0)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

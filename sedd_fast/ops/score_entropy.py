@@ -1,7 +1,5 @@
 """score_entropy: the training loss of SEDD, forward, recomputing backward, and both in one pass."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -12,8 +12,6 @@ With ``max_rows`` nothing is counted on the host: the list always has that lengt
 needs it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -36,7 +34,7 @@ class TouchedRows:
             self._copied.record(torch.cuda.current_stream(order.device))
 
     @classmethod
-    def at(cls, index: Tensor) -> TouchedRows:
+    def at(cls, index: Tensor) -> "TouchedRows":
         """Exactly these positions b * L + i, (R,) int64, whatever else is touched."""
         return cls(index, None, None)
 

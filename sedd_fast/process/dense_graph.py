@@ -15,8 +15,6 @@ With M = exp(sigma Q), so that M[y, x] = p(x_t = y | x_0 = x), and scores s_y = 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equations 5, 17 and 19.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -90,10 +88,7 @@ class DenseGraph(Graph):
 
 
 def sample_transition(
-    x_0: Tensor,
-    sigma: Tensor | float,
-    graph: DenseGraph,
-    generator: Generator | None = None,
+    x_0: Tensor, sigma: Tensor | float, graph: DenseGraph, generator: Generator | None = None
 ) -> Tensor:
     """x_t ~ M[:, x_0] of every position; (B, L) int64 -> (B, L) int64."""
     arguments.check_tokens("x_0", x_0)

@@ -6,8 +6,6 @@ sigma'(t). Training weights a position by the rate; a sampler steps along sigma.
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), appendix C.1.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

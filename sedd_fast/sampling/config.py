@@ -1,7 +1,5 @@
 """The settings of a sampler (``SamplerConfig``), and the grid of times."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -13,8 +13,6 @@ Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 4, algorithms 2 and 3;
 Campbell et al. 2022 (arXiv 2205.14987), section 4.3.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch

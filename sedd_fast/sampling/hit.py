@@ -17,8 +17,6 @@ its own noise.
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834); Zheng et al. 2024 (arXiv 2409.02908), algorithm 1.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -9,8 +9,6 @@ masked" where each jump is that unlikely. docs/sampling.md has figures. For comp
 Source: the original's catsample.py; Zheng et al. 2024 (arXiv 2409.02908), section 5.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

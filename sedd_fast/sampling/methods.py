@@ -5,8 +5,6 @@ number of its steps before the first network call: ``times`` holds the time that
 ``step(i, x)`` returns the tokens (B, L) after step i, from those before.
 """
 
-from __future__ import annotations
-
 from sedd_fast.sampling.grid import GridSampler, OneCallSampler
 from sedd_fast.sampling.hit import HitSampler
 from sedd_fast.sampling.trapezoidal import TrapezoidalSampler

@@ -1,7 +1,5 @@
 """Work on large tensors of scores a few rows at a time, to save memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -15,8 +15,6 @@ In terms of the scores a mask's step is the analytic one with expm1(d) + r for e
 Source: Wang et al. 2025 (arXiv 2503.00307), equations 5 to 7 and section 4.1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ The samplers decide when, where and how far to step. How the next tokens are dra
 is decided here alone.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ jumps to y with probability r_y / sum(r). Unlike Euler's 1 - h sum(r) no probabi
 [0, 1].
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

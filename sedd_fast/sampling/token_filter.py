@@ -8,8 +8,6 @@ scores, only nearly so. Draws apply them inside the kernels (:func:`sedd_fast.re
 file does it in plain torch for a sampler that needs the scores themselves.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -17,8 +17,6 @@ The scores of both calls are held at once: twice the memory of the other sampler
 Source: Ren et al. 2025 (arXiv 2502.00234), algorithm 2; Anderson, Mattingly 2011 (arXiv 0906.3475).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

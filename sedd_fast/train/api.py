@@ -1,7 +1,5 @@
 """Starting and resuming training runs."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import replace

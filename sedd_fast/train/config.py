@@ -7,8 +7,6 @@ Later wins: defaults (`settings` has the sections), preset, files in order, over
 presets are plain YAML (sedd_fast/train/presets) and hold only what differs from the defaults.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,9 +25,7 @@ PRESETS = ("tiny", "small", "medium")
 
 
 def load_config(
-    preset: str | None = None,
-    files: Sequence[str | Path] = (),
-    overrides: Sequence[str] = (),
+    preset: str | None = None, files: Sequence[str | Path] = (), overrides: Sequence[str] = ()
 ) -> TrainConfig:
     """Settings from a preset, YAML files and dotted overrides, in that order.
 

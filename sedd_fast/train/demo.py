@@ -7,8 +7,6 @@ It creates a run directory as any training does, and adds a picture of the curve
 of the report (demo.json). `sedd-fast demo` prints the report.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

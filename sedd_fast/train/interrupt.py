@@ -5,8 +5,6 @@ with StopRequest() as stop:
         ...                        # one step, never interrupted
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -28,7 +26,7 @@ class StopRequest(ExitStack):
     requested = False
     _first = 0.0  # when it was requested
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.callback(signal.signal, number, signal.signal(number, self._handle))

@@ -3,8 +3,6 @@
 `api` starts it; `step.Learner` makes the optimiser steps.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -11,8 +11,6 @@ Held-out figures are those of the averaged weights. Losses are in nats per token
 in nats has its own unit, and null for bits.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """The network and the objective that the settings of a run select."""
 
-from __future__ import annotations
-
 from sedd_fast import losses
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.networks import KINDS, AnyNetwork

@@ -1,7 +1,5 @@
 """A picture of a training run, from its metrics.jsonl."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,7 @@ from sedd_fast.train.metrics import read_metrics
 
 
 def plot_training(
-    metrics: str | Path,
-    png: str | Path,
-    baselines: Mapping[str, float] | None = None,
+    metrics: str | Path, png: str | Path, baselines: Mapping[str, float] | None = None
 ) -> Path:
     """Plot the loss per token by step and, if it is in nats, bits per character (or token).
 

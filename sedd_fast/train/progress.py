@@ -1,7 +1,5 @@
 """What training reports after each step and at its end, and the errors that stop it."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Callable, Sequence

@@ -13,8 +13,6 @@ stops at any moment. Files that a killed process left under dotted names are rem
 start.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import random

@@ -5,8 +5,6 @@ from presets, YAML files and overrides. Keys follow the configuration of the ori
 where it has them (optim.warmup, training.n_iters, ...).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any

@@ -1,7 +1,5 @@
 """One optimiser step: network, optimiser and moving average under Accelerate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """How many rows and states of a head a GPU computes at a time."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -3,8 +3,6 @@
 The set is chosen once per process, so each set is tested in its own process, which runs this file.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Which backend runs: requests, fallbacks, the environment, nesting, threads, backward."""
 
-from __future__ import annotations
-
 import threading
 import warnings
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Many threads: the same results for any number, concurrent callers, forked children."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

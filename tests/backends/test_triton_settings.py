@@ -1,7 +1,5 @@
 """Launch settings of the Triton kernels: the table, and timing of the candidates."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The benchmark's contenders are correct: they agree with golden values and our operations."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

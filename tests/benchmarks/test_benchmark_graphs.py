@@ -1,7 +1,5 @@
 """CUDA-graph replays in the benchmark, on a torch.cuda that only records what is called."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +27,7 @@ class Stream:
     def __init__(self, name: str = "side") -> None:
         self.name = name
 
-    def wait_stream(self, other: Stream) -> None:
+    def wait_stream(self, other: "Stream") -> None:
         SEEN.append(f"{self.name} waits for {other.name}")
 
 

@@ -1,7 +1,5 @@
 """The studies: their commands run, and some figures that docs/ cites have the right order."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The benchmark: measuring, reports, choices of backends, and its command."""
 
-from __future__ import annotations
-
 import json
 import mmap
 import os

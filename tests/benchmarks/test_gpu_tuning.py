@@ -1,7 +1,5 @@
 """The scripts of ``make gpu`` that tune kernels and read counters, as far as no GPU is needed."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

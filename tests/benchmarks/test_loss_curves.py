@@ -1,7 +1,5 @@
 """The benchmark that compares training through the fused head with training through log scores."""
 
-from __future__ import annotations
-
 import json
 import random
 

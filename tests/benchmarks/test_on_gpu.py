@@ -1,7 +1,5 @@
 """``make gpu``: its steps and their limits. Their results can be tested on a GPU only."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Reading a kernel's machine code: the loop over a row, what a score costs in it, what waits."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.studies import sass

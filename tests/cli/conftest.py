@@ -1,7 +1,5 @@
 """The command line called in this process, and one small run that all its tests read."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Wrong options, files and paths of a fresh user: one line that says what to do, nothing lost."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

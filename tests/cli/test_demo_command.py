@@ -1,7 +1,5 @@
 """`sedd-fast demo`, in seconds."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Progress on stderr: of training, live and line by line, and of other long calls."""
 
-from __future__ import annotations
-
 import re
 from io import StringIO
 

@@ -1,7 +1,5 @@
 """Wrong input: one line, exit code 2, no traceback."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

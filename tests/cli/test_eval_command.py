@@ -1,7 +1,5 @@
 """`sedd-fast eval`: files, named data sets, the held-out text."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`sedd-fast genppl`: samples of a file, of SEDD and of the autoregressive baseline."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

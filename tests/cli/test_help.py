@@ -1,7 +1,5 @@
 """Help as a manual, the version, the report of the machine."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

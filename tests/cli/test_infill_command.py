@@ -1,7 +1,5 @@
 """`sedd-fast infill`: options, templates, files of requests."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`sedd-fast mauve`: features are kept and used again."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A command's options as one dataclass, and the old names of options."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`sedd-fast sample`: what is drawn, its record, and every sampler."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """`sedd-fast tradeoff`: networks with a text, networks of a size, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

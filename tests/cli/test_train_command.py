@@ -1,7 +1,5 @@
 """`sedd-fast train`: its report, and Ctrl-C."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

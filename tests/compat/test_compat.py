@@ -3,8 +3,6 @@
 With SEDD_ORIGINAL=/path/to/a/checkout they also run on the original's own modules.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import math

@@ -1,7 +1,5 @@
 """compat: golden values of the original, models, samplers and data under its names."""
 
-from __future__ import annotations
-
 import copy
 import math
 from itertools import islice

@@ -1,7 +1,5 @@
 """Named data sets, from copies on disk: the hub is not asked."""
 
-from __future__ import annotations
-
 import json
 
 import datasets

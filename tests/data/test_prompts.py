@@ -1,7 +1,5 @@
 r"""Given text as tokens (pieces, templates with gaps and literal brackets); samples as text."""
 
-from __future__ import annotations
-
 import pytest
 
 from sedd_fast.data.prompts import (

@@ -1,7 +1,5 @@
 """likelihood_bound, evaluate_corpus: estimator, errors, invariances. Truth: test_toy_world."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

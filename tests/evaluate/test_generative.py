@@ -1,7 +1,5 @@
 """Generative perplexity against a hand computation, entropy, n-grams, and the command."""
 
-from __future__ import annotations
-
 import math
 import sys
 

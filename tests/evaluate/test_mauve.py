@@ -1,7 +1,5 @@
 """MAUVE on given features, and features kept in a file."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The n-gram baselines: probabilities that sum to one, a hand-computed case, scores of texts."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

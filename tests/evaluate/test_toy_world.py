@@ -1,7 +1,5 @@
 """With exact scores, samplers must give back the data's distribution and bounds its likelihood."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

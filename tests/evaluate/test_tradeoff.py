@@ -1,7 +1,5 @@
 """Quality against steps: counting, metrics of samples, matches, the picture."""
 
-from __future__ import annotations
-
 import math
 from itertools import count
 

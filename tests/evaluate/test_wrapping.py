@@ -1,7 +1,5 @@
 """Wrapping of texts into blocks of tokens."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -5,8 +5,6 @@ and fails where one is not aligned. NaNs surround the rows and sentinels the gra
 a write outside is found.
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 

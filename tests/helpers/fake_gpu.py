@@ -10,8 +10,6 @@ shows that its Python runs up to every launch, and that every kernel compiles. `
 receives a record for each kernel: its name, seconds, and the tests that launch it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

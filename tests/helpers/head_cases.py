@@ -4,8 +4,6 @@ The truth is the paper's dense definition of the head, in float64, with the same
 formula in the dtype under test sets the tolerance.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,12 +56,12 @@ class Head:
     def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
         return self.hidden, self.weight, self.bias
 
-    def double(self) -> Head:
+    def double(self) -> "Head":
         bias = None if self.bias is None else self.bias.detach().double()
         hidden, weight = self.hidden.detach().double(), self.weight.detach().double()
         return replace(self, hidden=hidden, weight=weight, bias=bias)
 
-    def leaves(self) -> Head:
+    def leaves(self) -> "Head":
         """The same operands as leaves that require gradients."""
         hidden, weight = (x.detach().requires_grad_() for x in (self.hidden, self.weight))
         bias = None if self.bias is None else self.bias.detach().requires_grad_()

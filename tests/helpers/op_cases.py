@@ -5,8 +5,6 @@ they check the reference independently. In the dtype under test they set the tol
 be no further from the truth than the naive formula in the same dtype, plus a little.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +115,7 @@ class Inputs:
         """The positional arguments of reverse_step."""
         return self.log_score, self.x_t, self.sigma, self.dsigma, self.graph
 
-    def double(self) -> Inputs:
+    def double(self) -> "Inputs":
         return replace(self, log_score=self.log_score.detach().double())
 
 

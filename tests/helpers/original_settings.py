@@ -1,7 +1,5 @@
 """Settings of a tiny network, in the form that the original scripts read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omegaconf import OmegaConf

@@ -10,8 +10,6 @@ succeeds, or stops because CUDA is missing; a missing package, file or option is
 benchmarks do after their first CUDA call is rehearsed on the CPU, in tiny shapes.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

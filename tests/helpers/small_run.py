@@ -1,7 +1,5 @@
 """A run that trains in a second, on words of a few characters."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

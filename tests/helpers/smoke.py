@@ -10,8 +10,6 @@ see in a test's parameters. Only the whole suite runs what takes minutes or gene
 inductor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable
 from typing import Any
 

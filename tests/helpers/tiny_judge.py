@@ -1,7 +1,5 @@
 """A causal language model of `transformers` small enough for a test, saved with its tokenizer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

@@ -1,7 +1,5 @@
 """Small networks with every weight drawn, noised batches for them, and their gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

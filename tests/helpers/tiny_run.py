@@ -1,7 +1,5 @@
 """A small training run for tests: its text, its settings, and its log."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The noised distribution p_t over all dim^3 states is that of the data, multiplie
 matrix along each axis. So the ratios p_t(y) / p_t(x) that a perfect network gives are known.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The training objective: its definition, masks, times, reductions, and its minimum."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

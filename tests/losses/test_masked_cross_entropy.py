@@ -1,7 +1,5 @@
 """MaskedCrossEntropy and the "normalised" bound do not depend on a constant added to a row."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Objectives of other papers: their dense formulas, relations and minima."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

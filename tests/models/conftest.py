@@ -1,7 +1,5 @@
 """A fixture of the tests of networks: which operations have run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

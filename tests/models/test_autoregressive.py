@@ -1,7 +1,5 @@
 """The autoregressive baseline: causality, cache, samples, likelihood, training, files."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

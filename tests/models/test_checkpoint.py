@@ -1,7 +1,5 @@
 """Checkpoints: both published forms, run directories, round trips, strictness, the Hub."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

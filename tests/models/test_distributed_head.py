@@ -1,7 +1,5 @@
 """The fused head under DDP and FSDP2: two processes, the losses and gradients of one."""
 
-from __future__ import annotations
-
 import os
 import sys
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """The moving average: the trace of the original, its file format, and the errors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """SEDD's fused head: the losses, gradients and tokens of log scores, and when it is used."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import replace

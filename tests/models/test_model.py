@@ -1,7 +1,5 @@
 """The network: parity with the original's outputs, loss and gradients; dtypes, compile, errors."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

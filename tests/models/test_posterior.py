@@ -1,7 +1,5 @@
 """Scores from p(x_0 | x_t) and back, and networks that predict x_0 under samplers and bounds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """PosteriorSEDD: its posterior, its files, samplers, and training."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -9,8 +9,6 @@ Triton's interpreter takes milliseconds a position. Two markers therefore say wh
   bfloat16 and unscaled absorbing cases, run the same code of a kernel as others, and are left out.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

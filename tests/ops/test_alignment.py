@@ -4,8 +4,6 @@ Kernels read whole vectors from the first aligned address on. The result must no
 position.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

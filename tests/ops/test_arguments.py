@@ -1,7 +1,5 @@
 """Bad input: a ValueError or TypeError names the argument, its value, and the remedy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

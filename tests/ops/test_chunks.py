@@ -1,7 +1,5 @@
 """The choice of a chunk of a row in a draw, where the uniform lies on a chunk's boundary."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

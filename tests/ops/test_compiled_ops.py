@@ -1,7 +1,5 @@
 """The operations as opaque nodes of a graph: opcheck, torch.compile, torch.export."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

@@ -4,8 +4,6 @@ On a GPU it runs the conformance tests of every operation (op_cases.BACKENDS); i
 tested on the CPU in test_cuda_rows.py.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -4,8 +4,6 @@ All code but three primitives and the launch is the same as on the GPU: the divi
 edge, vectors and tail, the reductions, the search for the drawn state, overflow, bad values.
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

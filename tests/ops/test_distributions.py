@@ -4,8 +4,6 @@ Many draws come from one row of scores (a stride-0 tensor), so only the uniforms
 would fail by chance once in a million seeds; the seed is fixed.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

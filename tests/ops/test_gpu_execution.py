@@ -1,7 +1,5 @@
 """Execution on a GPU: streams, devices, CUDA graphs, no synchronisation, no extra memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 

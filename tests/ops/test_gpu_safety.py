@@ -4,8 +4,6 @@ Without a GPU the effect of bad values is tested in Triton's interpreter. Run as
 file does the short run that compute-sanitizer watches.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -4,8 +4,6 @@ The kernel computes the whole tensor; slices of it are compared with the float64
 tolerances of the small tests.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

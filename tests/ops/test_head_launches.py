@@ -1,7 +1,5 @@
 """Launches, synchronisation, layout and precision of the linear-head loss, in the interpreter."""
 
-from __future__ import annotations
-
 import functools
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """More than 2^31 scores: 64-bit indices (bfloat16; 12 gigabytes; run with -m slow)."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

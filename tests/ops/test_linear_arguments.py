@@ -1,7 +1,5 @@
 """Bad input to the operations on a linear head: the errors name the argument and the remedy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

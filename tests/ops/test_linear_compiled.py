@@ -1,7 +1,5 @@
 """The operations on a linear head as opaque nodes: opcheck, torch.compile, torch.export."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Bad values in the linear-head operations on a GPU: memory-safe; other rows stay unaffected."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

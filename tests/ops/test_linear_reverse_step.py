@@ -1,7 +1,5 @@
 """linear_reverse_step: same tokens and distribution as reverse_step on the head's log scores."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """linear_score_entropy: truth, gradients, reductions, rows, layouts, edges of memory."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """linear_score_entropy under autograd, autocast and loss scaling; large outputs; given rows."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

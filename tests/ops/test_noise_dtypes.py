@@ -1,7 +1,5 @@
 """Noise and weights in float32: same results as in float64, without a conversion."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Operations in torch's dispatcher: one opaque node each, without importing the compiler."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """reverse_step and reverse_probs: distribution, golden values, same u same tokens, layouts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

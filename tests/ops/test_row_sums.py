@@ -1,7 +1,5 @@
 """row_sums: its definition, gradients, numerics, layouts, errors, and as an opaque node."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

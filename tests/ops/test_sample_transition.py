@@ -1,7 +1,5 @@
 """sample_transition: the definition, same u same tokens, noise levels, layouts."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

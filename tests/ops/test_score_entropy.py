@@ -1,7 +1,5 @@
 """score_entropy and score_entropy_with_grad: truth, golden values, gradients, reductions."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

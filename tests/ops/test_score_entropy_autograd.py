@@ -1,7 +1,5 @@
 """score_entropy under autograd: strides, upstream gradients, rows that are not read."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

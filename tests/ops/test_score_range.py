@@ -1,7 +1,5 @@
 """Scores of any size: accuracy of the exponential; overflow only where the true value overflows."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

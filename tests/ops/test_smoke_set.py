@@ -1,7 +1,5 @@
 """The GPU smoke set covers everything once; it is collected with a simulated GPU."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """temperature and top_p of a reverse step: distribution, same u same tokens, ties, large scores."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 

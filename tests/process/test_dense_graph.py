@@ -1,7 +1,5 @@
 """DenseGraph: the two graphs as dense ones, and a process without a closed form."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The dense formulas of both graphs against golden values and matrix exponentials."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

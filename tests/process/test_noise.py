@@ -1,7 +1,5 @@
 """The noise schedules: golden values, their derivative, and their values at t = 0 and 1."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Samplers with SEDD's fused head: samples as from its log scores, and no row that is not drawn."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

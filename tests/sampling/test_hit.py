@@ -1,7 +1,5 @@
 """method="hit": its distribution, the network rows that it needs, and its steps."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """legacy_fp32_gumbel: the original's draw, random number by random number, and its bias."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

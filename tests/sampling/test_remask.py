@@ -1,7 +1,5 @@
 """Remasking: marginals are kept, steps follow the formula, schedules."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

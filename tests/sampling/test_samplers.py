@@ -1,7 +1,5 @@
 """How fast the samplers' distributions converge, and what else each sampler promises."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 

@@ -1,7 +1,5 @@
 """sample, infill: shapes, prompt, callback, seeds, modes, errors. Distributions: test_toy_world."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

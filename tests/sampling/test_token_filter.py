@@ -1,7 +1,5 @@
 """temperature and top_p: which token a position jumps to, not when."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

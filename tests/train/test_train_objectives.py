@@ -1,7 +1,5 @@
 """Every objective in the trainer: it learns, resumes, and exports a network that commands use."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import asdict
 from pathlib import Path

@@ -5,8 +5,6 @@ dtypes, contiguity of the small tensors, lifetimes (a tensor stays referenced un
 returns), the number of threads, and the wording of errors.
 """
 
-from __future__ import annotations
-
 import functools
 
 from sedd_fast.backends.compiled import DTYPES

@@ -1,7 +1,5 @@
 """The C++ kernel on one block of a linear head's output: sums of its rows, and its gradient."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

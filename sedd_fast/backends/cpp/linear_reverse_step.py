@@ -10,8 +10,6 @@ before its weights: such rows are formed whole (:mod:`sedd_fast.backends.row_blo
 that one workspace holds, and those that leave the range of float32 or have no valid distribution.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """Score entropy of a linear head: torch's products, and a C++ kernel in place on every block."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The compiled module ``sedd_fast._cpu``: loading it, and its threads."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import importlib

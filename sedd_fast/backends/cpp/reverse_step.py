@@ -1,7 +1,5 @@
 """reverse_step and reverse_probs in C++."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """row_sums and its gradient in C++."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """score_entropy, its gradient, and both in one pass, in C++."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

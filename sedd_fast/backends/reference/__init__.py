@@ -8,8 +8,6 @@ float64; x_t, x_0 (B, L) int64; row_weight (B, L), likewise, or None; u (B, L, 2
 may have any strides; results are contiguous, as the operations promise torch.compile.
 """
 
-from __future__ import annotations
-
 from sedd_fast.backends.compiled import DTYPES
 from sedd_fast.backends.reference.linear_reverse_step import linear_reverse_step
 from sedd_fast.backends.reference.linear_score_entropy import (

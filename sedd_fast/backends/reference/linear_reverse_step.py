@@ -1,7 +1,5 @@
 """A reverse step from hidden states in plain torch: all of the head's output, then a draw."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

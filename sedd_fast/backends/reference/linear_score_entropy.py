@@ -1,7 +1,5 @@
 """Score entropy of a linear head in plain torch: all of its output, then its formulas."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

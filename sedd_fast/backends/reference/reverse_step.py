@@ -1,7 +1,5 @@
 """reverse_step and the distribution that it draws from, in plain torch."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

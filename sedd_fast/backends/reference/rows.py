@@ -1,7 +1,5 @@
 """How the reference reads a row of scores."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

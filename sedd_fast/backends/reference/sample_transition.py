@@ -1,7 +1,5 @@
 """sample_transition in plain torch."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

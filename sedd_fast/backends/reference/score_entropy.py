@@ -1,7 +1,5 @@
 """score_entropy and its gradient in plain torch."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -9,8 +9,6 @@ kept being the states of the largest scores, as few as have shares that reach p,
 the least of them. The temperature goes first.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

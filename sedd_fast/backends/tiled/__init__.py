@@ -8,8 +8,6 @@ It needs no more than ``triton`` does, has not run on a GPU yet, and is never ch
 for it (``use_backend("tiled")``, SEDD_FAST_BACKEND), or let a measured row of ``choices`` name it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from sedd_fast.backends import triton

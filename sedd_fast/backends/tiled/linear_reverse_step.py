@@ -1,7 +1,5 @@
 """A reverse step from hidden states on a GPU that keeps sums of groups of states, not scores."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,7 +56,7 @@ class _Step:
             self.kernel.launch_draw(whole, some.contiguous(), self.reverse, groups, x_s)
         return x_s
 
-    def _sums(self, rows: Tensor, hidden: Tensor, live: Tensor) -> GroupSums:
+    def _sums(self, rows: Tensor, hidden: Tensor, live: Tensor) -> "GroupSums":
         """The sums of all groups of states."""
         memory = hidden.new_empty((2, self.groups, len(hidden)), dtype=torch.float32)
         made = self.kernel.GroupSums(*memory)

@@ -4,8 +4,6 @@ The loop over blocks of the vocabulary is that of ``blocked_head``. Of a block o
 kept, for the two products that it enters; a loss alone keeps nothing but sums.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

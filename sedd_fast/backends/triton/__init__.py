@@ -5,8 +5,6 @@ the layout of the gradient. Only linear_score_entropy without a list of rows syn
 device.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 

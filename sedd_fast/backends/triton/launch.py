@@ -1,7 +1,5 @@
 """What launches of Triton kernels share: memory for results, the device guard, errors, limits."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """A reverse step from hidden states on a GPU: blocks of whole rows, drawn from by the kernel."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from sedd_fast.backends import row_blocks

@@ -6,8 +6,6 @@ products with hidden states and weight), and at most ten besides. The host must 
 were touched: without ``linear.rows`` they are counted first, which synchronises the device.
 """
 
-from __future__ import annotations
-
 import functools
 
 import torch

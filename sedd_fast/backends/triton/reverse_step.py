@@ -1,7 +1,5 @@
 """reverse_step as a Triton kernel."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from sedd_fast.backends.inputs import ReverseInputs

@@ -1,7 +1,5 @@
 """row_sums and its gradient as a Triton kernel."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """A gradient formed in the forward pass times the gradient of the loss, which the kernel reads."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

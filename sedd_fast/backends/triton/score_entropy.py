@@ -1,7 +1,5 @@
 """score_entropy, its gradient, and both in one pass, as a Triton kernel."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

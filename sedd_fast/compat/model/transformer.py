@@ -1,7 +1,5 @@
 """model.transformer: ``SEDD(config)`` built from the original's settings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -52,7 +50,7 @@ class SEDD(nn.Module):
             return self.network(indices, sigma)
 
     @classmethod
-    def from_pretrained(cls, name_or_dir: str | Path, **hub: Any) -> SEDD:
+    def from_pretrained(cls, name_or_dir: str | Path, **hub: Any) -> "SEDD":
         """A trained network in evaluation mode; see :meth:`sedd_fast.SEDD.from_pretrained`."""
         saved = checkpoint.read(name_or_dir, **hub)
         model = cls(checkpoint.config_to_original(SEDDConfig(**saved.config)))

@@ -1,7 +1,5 @@
 """model.utils: a model as a function that sets its mode first."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
