@@ -24,12 +24,13 @@ from benchmarks.harness.config import DTYPES, BenchmarkConfig
 from benchmarks.harness.cuda_graphs import captured
 from benchmarks.harness.measuring import Meter, make_meter, median_ms
 from benchmarks.suites.head import HeadProblem, make_head, products
+from sedd_fast.ops import TouchedRows
 
 #: Sizes of the workspace in MiB; with 4,096 rows in bf16 a block has 128 states for each MiB.
 WORKSPACES = (16, 32, 44, 64, 96, 128, 192, 256, 512)
 
 
-def calls(p: HeadProblem, rows: sf.TouchedRows | None, workspace: int | None) -> dict[str, Call]:
+def calls(p: HeadProblem, rows: TouchedRows | None, workspace: int | None) -> dict[str, Call]:
     """The loss with gradients, and a step."""
     inputs = (p.sigma, p.x_t, p.x_0)
     options = {"rows": rows, "workspace": workspace}

@@ -18,6 +18,7 @@ import sedd_fast as sf
 from helpers.head_cases import Head, make_head, run
 from sedd_fast.backends import products, registry, values
 from sedd_fast.backends.inputs import EntropyInputs
+from sedd_fast.ops import TouchedRows
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(
@@ -135,7 +136,7 @@ def watched(function: Any, mode: TorchDispatchMode) -> Any:
     return inside
 
 
-def touched(head: Head, listed: bool) -> sf.TouchedRows | None:
+def touched(head: Head, listed: bool) -> TouchedRows | None:
     i = head.inputs
     return sf.touched_rows(i.x_t, i.graph, i.row_weight) if listed else None
 
