@@ -134,10 +134,10 @@ def _step(pointers, sizes, position, row, chunks, OPTIONS: tl.constexpr):
     scale = tl.full((), 1.0, tl.float64)
     if OPTIONS.scaled:
         scale = output_scale(noise.sigma, vocab)
-    unit = tl.exp(-shift.to(tl.float64))
     alpha, constant, gamma = reverse_coefficients(
-        noise, total * scale, unit, vocab, OPTIONS.absorbing, OPTIONS.method
-    )
+        noise, total * scale, tl.exp(-shift.to(tl.float64)), vocab,
+        OPTIONS.absorbing, OPTIONS.method,
+    )  # fmt: skip
     alpha *= scale
     may_move = good
     if CLAMPED:

@@ -51,7 +51,7 @@ class Gradient(NamedTuple):
 
 
 @triton.jit
-def _piece(f, rows, left, terms, gradient, OPTIONS: tl.constexpr):
+def _piece(f, left, rows, terms, gradient, OPTIONS: tl.constexpr):
     """Sums of a * exp(f) over ``left`` states; stores the gradient and its sums over ``rows``."""
     y = tl.arange(0, f.shape[1])
     e = exp_of(f, terms.log_a[:, None], OPTIONS.half)
@@ -127,9 +127,11 @@ def _tiled_score_entropy(operands, outputs, terms, sizes, first, OPTIONS: tl.con
     pieces = halves(f, HALVINGS)
     for n in tl.static_range(len(pieces)):
         at = n * (STATES >> HALVINGS)
-        of_rows = PieceTerms(shift, current - at, clean - at, up, less_b, less_c)
-        to = Gradient(gradient + at, columns + at, sizes.stride_g)
-        total += _piece(pieces[n], rows - from_row, states - from_state - at, of_rows, to, OPTIONS)
+        total += _piece(
+            pieces[n], states - from_state - at, rows - from_row,
+            PieceTerms(shift, current - at, clean - at, up, less_b, less_c),
+            Gradient(gradient + at, columns + at, sizes.stride_g), OPTIONS,
+        )  # fmt: skip
     tl.store(outputs.sum_exp + (from_state // STATES * rows + i), total, mask=row)
 
 
