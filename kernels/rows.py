@@ -120,13 +120,6 @@ class Row(NamedTuple):
 
 
 @triton.jit
-def _rest(row, first):
-    """The row without its first states."""
-    scores, grad = row.scores + first, row.grad + first
-    return Row(scores, grad, row.stride, row.dim - first, row.x_t - first, row.x_0 - first)
-
-
-@triton.jit
 def _load_summands(
     row, at, inside, terms, SUMMANDS: tl.constexpr, WITH_GRAD: tl.constexpr
 ):  # fmt: skip
@@ -180,7 +173,6 @@ def row_pass(row, terms, SUMMANDS: tl.constexpr, OPTIONS: tl.constexpr, BLOCK: t
     if WITH_GRAD:
         grad = tl.multiple_of(grad + head, 16)
     dim, x_t, x_0 = row.dim - head, row.x_t - head, row.x_0 - head
-    body = Row(scores, grad, row.stride, dim, x_t, x_0)
     i = tl.arange(0, STATES)
     sums = tl.zeros([UNIT // VEC], terms[0].dtype)
     others = tl.zeros([UNIT // VEC], terms[0].dtype)
@@ -191,7 +183,8 @@ def row_pass(row, terms, SUMMANDS: tl.constexpr, OPTIONS: tl.constexpr, BLOCK: t
         if WITH_GRAD:
             away = away & ((x_0 < begin) | (x_0 >= begin + STATES))
         if away:
-            one, other = _load_summands(_rest(body, begin), i, None, terms, SUMMANDS, WITH_GRAD)
+            part = Row(scores + begin, grad + begin, row.stride, dim, x_t, x_0)  # no token in it
+            one, other = _load_summands(part, i, None, terms, SUMMANDS, WITH_GRAD)
             sums += lane_sums(one, VEC, UNIT)
             if WITH_SECOND:
                 others += lane_sums(other, VEC, UNIT)
@@ -206,8 +199,10 @@ def row_pass(row, terms, SUMMANDS: tl.constexpr, OPTIONS: tl.constexpr, BLOCK: t
         end = tl.where(turn == 0, dim // VEC * VEC, tl.where(left, begin + STATES, begin))
         for first in range(begin, end, UNIT):
             # The mask is the same for all states of a vector, so the load is one vector.
+            unit, unit_grad = scores + first, grad + first
             here = j // VEC < (end - first) // VEC
-            one, other = _load_summands(_rest(body, first), j, here, terms, SUMMANDS, WITH_GRAD)
+            part = Row(unit, unit_grad, row.stride, dim - first, x_t - first, x_0 - first)
+            one, other = _load_summands(part, j, here, terms, SUMMANDS, WITH_GRAD)
             sums += lane_sums(one, VEC, UNIT)
             if WITH_SECOND:
                 others += lane_sums(other, VEC, UNIT)
