@@ -13,15 +13,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
+from typing import Any, NamedTuple
 
 
-def tensors(entropy: Any) -> tuple[Tensor, ...]:
+class Batch(NamedTuple):
+    """Pointers to the inputs of a loss."""
+
+    sigma: Any
+    x_t: Any
+    x_0: Any
+    row_weight: Any
+
+
+class Options(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        absorbing: graph; else uniform.
+        scaled: scores are raw outputs f of log scores f - ln E - ln V.
+        weighted: whether ``row_weight`` is given.
+    """
+
+    absorbing: bool
+    scaled: bool
+    weighted: bool
+
+
+def tensors(entropy: Any) -> Batch:
     """sigma, x_t, x_0 and weights; without weights, a pointer that is never read."""
     weight = entropy.x_t if entropy.row_weight is None else entropy.row_weight
-    return entropy.sigma, entropy.x_t, entropy.x_0, weight
+    return Batch(entropy.sigma, entropy.x_t, entropy.x_0, weight)
 
 
 def numbers(entropy: Any) -> tuple[int, int, int]:
@@ -29,7 +50,7 @@ def numbers(entropy: Any) -> tuple[int, int, int]:
     return entropy.x_t.shape[1], entropy.dim, entropy.vocab_size
 
 
-def options(entropy: Any) -> dict[str, bool]:
+def options(entropy: Any) -> Options:
     """The compile-time arguments of the kernels."""
     weighted, absorbing = entropy.row_weight is not None, entropy.graph == "absorbing"
-    return {"ABSORBING": absorbing, "SCALED": entropy.scale_by_sigma, "WEIGHTED": weighted}
+    return Options(absorbing, entropy.scale_by_sigma, weighted)

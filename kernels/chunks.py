@@ -13,6 +13,8 @@ warp and the pass has no barrier. A row that is read in float64, or that is not 
 sums; the draw reads it a second time.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -22,53 +24,108 @@ from sedd_fast.kernels.rows import EDGE, ends, exponential
 RUN = tl.constexpr(32)
 
 
-@triton.jit
-def _weights(scores, params, PLAIN: tl.constexpr, FILTERED: tl.constexpr):
-    """max(0, exp(l - shift) + beta), in units of alpha and in the dtype of ``shift``.
+class RowOfChunks(NamedTuple):
+    """A row of scores from which a state is drawn.
 
-    In float32 the shift is not applied. PLAIN: beta is 0. FILTERED: l - shift is multiplied by the
-    inverse temperature, and the weight is 0 where l < ``least``.
+    Attributes:
+        scores: pointer to its first score.
+        stride: between two scores.
+        head: states before the first aligned one.
+        dim: number of states.
+        x_t: state of the token, int32.
     """
-    shift, beta, inverse_temperature, least = params
-    if FILTERED:
+
+    scores: Any
+    stride: Any
+    head: Any
+    dim: Any
+    x_t: Any
+
+
+class Weighting(NamedTuple):
+    """How a score l becomes a weight: max(0, exp(l - shift) + beta).
+
+    Attributes:
+        shift: float64, or a float32 that is not applied; its dtype is that of the weights.
+        beta: in units of alpha.
+        inverse_temperature, least: with ``filtered``, l - shift is multiplied by the former, and
+            the weight of a score below ``least`` is 0.
+        plain: known to the compiler; beta is 0.
+        filtered: known to the compiler; a temperature or top-p applies.
+    """
+
+    shift: Any
+    beta: Any
+    inverse_temperature: Any
+    least: Any
+    plain: Any
+    filtered: Any
+
+
+class Chunks(NamedTuple):
+    """How a row is divided, all known to the compiler.
+
+    A kernel must write it as an argument of a call: assigned to a name, its numbers would become
+    values of the run. That also holds for the last two of ``Weighting``.
+
+    Attributes:
+        exact: the row is read in float64.
+        vectorized: the row is contiguous and not ``exact``; else the next three are not used.
+        vec: states in a vector of 16 bytes.
+        warps: of a program, so chunks in a block.
+        blocks: size of the axis of blocks.
+        size: states of a chunk.
+    """
+
+    exact: Any
+    vectorized: Any
+    vec: Any
+    warps: Any
+    blocks: Any
+    size: Any
+
+
+@triton.jit
+def _weights(scores, weighting):
+    """The weights of scores."""
+    shift = weighting.shift
+    if weighting.filtered:
         l = scores.to(shift.dtype)
-        w = exponential((l - shift) * inverse_temperature) + beta
-        w = tl.where(l < least.to(shift.dtype), 0.0, w)
+        w = exponential((l - shift) * weighting.inverse_temperature) + weighting.beta
+        w = tl.where(l < weighting.least.to(shift.dtype), 0.0, w)
     elif shift.dtype == tl.float64:
         w = exponential(scores.to(tl.float64) - shift)
     else:
         w = exponential(scores)
-    if not PLAIN:
-        if not FILTERED:
-            w += beta
+    if not weighting.plain:
+        if not weighting.filtered:
+            w += weighting.beta
         w = tl.where(w < 0.0, 0.0, w)  # keeps NaN
     return w
 
 
 @triton.jit
-def _chunk(
-    row, stride, begin, end, x_t, params,
-    PLAIN: tl.constexpr, FILTERED: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
+def _chunk(row, weighting, begin, end, CHUNK: tl.constexpr):
     """The weights of the states begin .. begin + CHUNK - 1; 0 at x_t and from ``end`` on."""
     y = begin + tl.arange(0, CHUNK)
-    scores = tl.load(row + y.to(tl.int64) * stride, mask=y < end, other=0.0)
-    return tl.where((y < end) & (y != x_t), _weights(scores, params, PLAIN, FILTERED), 0.0)
+    scores = tl.load(row.scores + y.to(tl.int64) * row.stride, mask=y < end, other=0.0)
+    return tl.where((y < end) & (y != row.x_t), _weights(scores, weighting), 0.0)
 
 
 @triton.jit
-def _vector_sums(
-    row, head, dim, x_t, params, PLAIN: tl.constexpr, FILTERED: tl.constexpr,
-    VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """The sum of the edge, float64, and (WARPS, BLOCKS) the sum of chunk w of block n."""
+def _vector_sums(at, weighting, chunks):
+    """The sum of the edge, float64, and (warps, blocks) the sum of chunk w of block n."""
+    VEC: tl.constexpr = chunks.vec
+    WARPS: tl.constexpr = chunks.warps
+    CHUNK: tl.constexpr = chunks.size
     PART: tl.constexpr = 32 * VEC
-    CHUNK: tl.constexpr = VECTORS * PART
+    VECTORS: tl.constexpr = CHUNK // PART
     BLOCK: tl.constexpr = WARPS * CHUNK
-    shift = params[0]
+    row, _, head, dim, x_t = at
+    shift = weighting.shift
     y, inside = ends(head, dim, VEC)
     few = tl.load(row + y, mask=inside, other=0.0)
-    few = tl.where(inside & (y != x_t), _weights(few, params, PLAIN, FILTERED), 0.0)
+    few = tl.where(inside & (y != x_t), _weights(few, weighting), 0.0)
     beginning = tl.arange(0, 2 * EDGE) < EDGE
     edge = tl.sum(tl.where(beginning, few, 0.0), 0).to(tl.float64)
     end = tl.sum(tl.where(beginning, 0.0, few), 0)
@@ -76,6 +133,7 @@ def _vector_sums(
     dim, x_t = dim - head, x_t - head
     warp = tl.arange(0, WARPS)
     y = warp[:, None] * CHUNK + tl.arange(0, PART)[None, :]
+    BLOCKS: tl.constexpr = chunks.blocks
     sums = tl.zeros([WARPS, BLOCKS], shift.dtype)
     number = tl.arange(0, BLOCKS)[None, :]
     whole, own = dim // BLOCK, x_t // BLOCK
@@ -86,9 +144,9 @@ def _vector_sums(
             vectors = ()
             for k in tl.static_range(VECTORS):  # all loads before the first is used
                 vectors = vectors + (tl.load(begin + k * PART + y),)  # noqa: RUF005
-            w = _weights(vectors[0], params, PLAIN, FILTERED)
+            w = _weights(vectors[0], weighting)
             for k in tl.static_range(1, VECTORS):
-                w += _weights(vectors[k], params, PLAIN, FILTERED)
+                w += _weights(vectors[k], weighting)
             sums = tl.where(number == n, tl.sum(w, 1)[:, None], sums)
     # The states after the whole blocks, then the block that contains x_t; one vector per thread.
     for turn in range(0, 2):
@@ -99,7 +157,7 @@ def _vector_sums(
                 # The mask is the same for all states of a vector, so the load is one vector.
                 here = y // VEC < (dim - first) // VEC
                 scores = tl.load(row + first + y, mask=here, other=0.0)
-                w = _weights(scores, params, PLAIN, FILTERED)
+                w = _weights(scores, weighting)
                 part += tl.sum(tl.where(here & (y != x_t - first), w, 0.0), 1)
             sums = tl.where(number == n, part[:, None], sums)
     last = (dim - 1) // CHUNK  # the chunk of the last state
@@ -108,34 +166,23 @@ def _vector_sums(
 
 
 @triton.jit
-def _strided_total(
-    row, stride, dim, x_t, params, PLAIN: tl.constexpr, FILTERED: tl.constexpr, CHUNK: tl.constexpr
-):
+def _strided_total(row, weighting, CHUNK: tl.constexpr):
     """The sum of all weights where states are ``stride`` apart; float64."""
     total = tl.zeros((), tl.float64)
-    for begin in range(0, dim, CHUNK):
-        w = _chunk(row, stride, begin, dim, x_t, params, PLAIN, FILTERED, CHUNK)
+    for begin in range(0, row.dim, CHUNK):
+        w = _chunk(row, weighting, begin, row.dim, CHUNK)
         total += tl.sum(w, 0).to(tl.float64)
     return total
 
 
 @triton.jit
-def chunk_sums(
-    at, params, PLAIN: tl.constexpr, FILTERED: tl.constexpr, VECTORIZED: tl.constexpr,
-    VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """The sums of the edge, of every chunk, and of all weights; if not VECTORIZED, only of all.
-
-    ``at``: the row, its stride, the states before its first aligned one, all states, and x_t.
-    """
-    row, stride, head, dim, x_t = at
-    if VECTORIZED:
-        edge, sums = _vector_sums(
-            row, head, dim, x_t, params, PLAIN, FILTERED, VEC, VECTORS, WARPS, BLOCKS
-        )
+def chunk_sums(row, weighting, chunks):
+    """The sums of the edge, of every chunk, and of all weights; if not vectorized, only of all."""
+    if chunks.vectorized:
+        edge, sums = _vector_sums(row, weighting, chunks)
         total = edge + tl.sum(tl.sum(sums.to(tl.float64), 0), 0)
     else:
-        total = _strided_total(row, stride, dim, x_t, params, PLAIN, FILTERED, VECTORS * 32 * VEC)
+        total = _strided_total(row, weighting, chunks.size)
         edge, sums = total, total
     return edge, sums, total
 
@@ -170,48 +217,47 @@ def chosen_state(w, share):
 
 
 @triton.jit
-def _strided_draw(
-    row, stride, dim, x_t, params, total, u1,
-    PLAIN: tl.constexpr, FILTERED: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
+def _strided_draw(row, weighting, total, u1, CHUNK: tl.constexpr):
     """``draw`` for a row whose chunk sums were not kept: all chunks are read again."""
     target = u1 * total
     running, before, weight = total * 0.0, total * 0.0, total * 0.0
-    chosen = dim * 0
-    for begin in range(0, dim, CHUNK):
-        w = _chunk(row, stride, begin, dim, x_t, params, PLAIN, FILTERED, CHUNK)
+    chosen = row.dim * 0
+    for begin in range(0, row.dim, CHUNK):
+        w = _chunk(row, weighting, begin, row.dim, CHUNK)
         more = tl.sum(w, 0).to(tl.float64)
         # The last chunk that has weight and begins before the target.
         here = (more > 0.0) & (running <= target)
         chosen = tl.where(here, begin, chosen)
         before, weight = tl.where(here, running, before), tl.where(here, more, weight)
         running += more
-    w = _chunk(row, stride, chosen, dim, x_t, params, PLAIN, FILTERED, CHUNK)
+    w = _chunk(row, weighting, chosen, row.dim, CHUNK)
     return chosen + chosen_state(w, (target - before) / tl.where(weight > 0.0, weight, 1.0))
 
 
 @triton.jit
-def draw(
-    at, params, edge, sums, total, u1, PLAIN: tl.constexpr, FILTERED: tl.constexpr,
-    VECTORIZED: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The first state at which the running sum of weights exceeds u1 * total."""
-    row, stride, head, dim, x_t = at
-    if VECTORIZED:
-        ordered = tl.reshape(tl.trans(sums.to(tl.float64)), [sums.shape[0] * sums.shape[1]])
+def draw(row, weighting, sums, u1, chunks):
+    """The first state at which the running sum of weights exceeds u1 * total.
+
+    ``sums``: what ``chunk_sums`` returned.
+    """
+    edge, of_chunks, total = sums
+    CHUNK: tl.constexpr = chunks.size
+    if chunks.vectorized:
+        COUNT: tl.constexpr = of_chunks.shape[0] * of_chunks.shape[1]
+        ordered = tl.reshape(tl.trans(of_chunks.to(tl.float64)), [COUNT])
         chosen, share = chosen_chunk(ordered, edge, u1)
-        begin = tl.where(chosen < 0, 0, head + chosen * CHUNK)
-        end = tl.where(chosen < 0, head, tl.minimum(dim, begin + CHUNK))
+        begin = tl.where(chosen < 0, 0, row.head + chosen * CHUNK)
+        end = tl.where(chosen < 0, row.head, tl.minimum(row.dim, begin + CHUNK))
         # In two stages: a running sum over the whole chunk in float64 would need registers in every
         # program.
-        w = _chunk(row, stride, begin, end, x_t, params, PLAIN, FILTERED, CHUNK).to(tl.float64)
+        w = _chunk(row, weighting, begin, end, CHUNK).to(tl.float64)
         parts = tl.sum(tl.reshape(w, [CHUNK // RUN, RUN]), 1)
         chosen, share = chosen_chunk(parts, 0.0, share)
         begin += chosen * RUN
-        w = _chunk(row, stride, begin, end, x_t, params, PLAIN, FILTERED, RUN)
+        w = _chunk(row, weighting, begin, end, RUN)
         drawn = begin + chosen_state(w, share)
     else:
-        drawn = _strided_draw(row, stride, dim, x_t, params, total, u1, PLAIN, FILTERED, CHUNK)
+        drawn = _strided_draw(row, weighting, total, u1, CHUNK)
     return drawn
 
 

@@ -9,6 +9,8 @@ float64: at small noise, k and c * l_{x_0} are near 1e6 and cancel. expm1 and lo
 exp and log (Kahan's quotients), because the libraries that have them exist for one vendor only.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -84,15 +86,23 @@ def head_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr, SCALED: t
     return a, b, c, k
 
 
+class Noise(NamedTuple):
+    """The noise level of a position, and how much of it a step removes."""
+
+    sigma: Any
+    dsigma: Any
+
+
 @triton.jit
 def reverse_coefficients(
-    sigma, dsigma, sum_exp, unit, vocab, ABSORBING: tl.constexpr, METHOD: tl.constexpr
+    noise, sum_exp, unit, vocab, ABSORBING: tl.constexpr, METHOD: tl.constexpr
 ):
     """(alpha, beta, gamma) of one position that may move, float64.
 
     ``sum_exp`` is S * unit, and beta and gamma are scaled by ``unit`` too: exp(-m) where the scores
     of the row are shifted by m, else 1.
     """
+    sigma, dsigma = noise
     size = vocab.to(tl.float64)
     if ABSORBING:
         if METHOD == DENOISE:

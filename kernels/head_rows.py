@@ -10,7 +10,7 @@ gradients of the hidden states, to their positions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -24,78 +24,117 @@ ROWS, DEPTH, POSITIONS = 16, 128, 1024
 
 
 @triton.jit
-def _is_touched(
-    x_t, row_weight, at, positions, vocab, ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr
-):
+def _is_touched(x_t, row_weight, at, positions, vocab, OPTIONS: tl.constexpr):
     found = at < positions
-    if ABSORBING:
+    if OPTIONS.absorbing:
         found = found & (tl.load(x_t + at, mask=at < positions, other=-1) == vocab)
-    if WEIGHTED:
+    if OPTIONS.weighted:
         found = found & (tl.load(row_weight + at, mask=at < positions, other=0.0) != 0)
     return found.to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["vocab"])
-def _touched(
-    x_t, row_weight, rows, count, positions, vocab,
-    ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _touched(inputs, outputs, positions, vocab, OPTIONS: tl.constexpr, BLOCK: tl.constexpr):
     """Lists positions in order. Each program counts the touched positions before its own, so that
     one launch suffices.
+
+    ``inputs``: x_t and the weights. ``outputs``: the list, and how many positions are in it.
     """
+    x_t, row_weight = inputs
+    rows, count = outputs
     lane = tl.arange(0, BLOCK)
     before = tl.zeros([BLOCK], tl.int32)
     for block in range(0, tl.program_id(0)):
-        before += _is_touched(
-            x_t, row_weight, block * BLOCK + lane, positions, vocab, ABSORBING, WEIGHTED
-        )
+        before += _is_touched(x_t, row_weight, block * BLOCK + lane, positions, vocab, OPTIONS)
     at = tl.program_id(0) * BLOCK + lane
-    found = _is_touched(x_t, row_weight, at, positions, vocab, ABSORBING, WEIGHTED)
+    found = _is_touched(x_t, row_weight, at, positions, vocab, OPTIONS)
     place = tl.sum(before, 0) + tl.cumsum(found, 0)
     tl.store(rows + place - 1, at.to(tl.int64), mask=found != 0)
     if tl.program_id(0) == tl.num_programs(0) - 1:
         tl.store(count, (tl.sum(before, 0) + tl.sum(found, 0)).to(tl.int64))
 
 
+class Sizes(NamedTuple):
+    """The rows of a launch, and the sizes of its batch."""
+
+    rows: Any
+    length: Any
+    dim: Any
+    vocab: Any
+
+
 @triton.jit
-def _row(
-    index, sigma, x_t, x_0, row_weight, i, rows, length, dim, vocab,
-    ABSORBING: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr,
-):  # fmt: skip
+def _row(index, batch, i, sizes, OPTIONS: tl.constexpr):
     """Position, whether there is one, weight, whether all values are valid, x_t, x_0, a, b, c, k.
 
-    SCALED: the coefficients for raw outputs f of log scores f - ln E - ln V, in which E cancels.
+    ``scaled``: the coefficients for raw outputs f, in which E cancels.
     """
-    at = tl.load(index + i, mask=i < rows, other=-1)
+    at = tl.load(index + i, mask=i < sizes.rows, other=-1)
     here = at >= 0
     at = tl.maximum(at, 0)
-    noise = tl.load(sigma + at // length, mask=here, other=1.0)
-    current = tl.load(x_t + at, mask=here, other=0)
-    clean = tl.load(x_0 + at, mask=here, other=0)
+    noise = tl.load(batch.sigma + at // sizes.length, mask=here, other=1.0)
+    current = tl.load(batch.x_t + at, mask=here, other=0)
+    clean = tl.load(batch.x_0 + at, mask=here, other=0)
     weight = tl.where(here, 1.0, 0.0).to(tl.float64)
-    if WEIGHTED:
-        weight = tl.load(row_weight + at, mask=here, other=0.0)
+    if OPTIONS.weighted:
+        weight = tl.load(batch.row_weight + at, mask=here, other=0.0)
     valid = (noise > 0) & (noise < float("inf"))
-    valid = valid & (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
+    valid = valid & (current >= 0) & (current < sizes.dim) & (clean >= 0) & (clean < sizes.vocab)
     noise = tl.where(valid, noise, 1.0)
-    a, b, c, k = head_coefficients(noise, current, clean, vocab, ABSORBING, SCALED)
+    a, b, c, k = head_coefficients(
+        noise, current, clean, sizes.vocab, OPTIONS.absorbing, OPTIONS.scaled
+    )
     return at, here, weight, valid, current, clean, a, b, c, k
 
 
+class Operands(NamedTuple):
+    """Pointers to the hidden states, the weight and the bias of a head."""
+
+    hidden: Any
+    weight: Any
+    bias: Any
+
+
+class Gathered(NamedTuple):
+    """Pointers to what ``_gather`` writes: hidden states, x_t and x_0, and terms of rows."""
+
+    hidden: Any
+    tokens: Any
+    terms: Any
+
+
+class GatherOptions(NamedTuple):
+    """What ``_gather`` is compiled for: ``batches.Options``, whether a gradient of each loss and a
+    bias are given, and the rows, and elements of each, that a program copies at a time.
+    """
+
+    absorbing: bool
+    scaled: bool
+    weighted: bool
+    upstream: bool
+    with_bias: bool
+    rows: int = ROWS
+    depth: int = DEPTH
+
+
+# ``score_entropy`` says why these numbers are no tuple.
 @triton.jit(do_not_specialize=["rows", "length", "dim", "vocab", "scale"])
 def _gather(
-    index, hidden, weight, bias, sigma, x_t, x_0, row_weight, upstream, gathered, tokens, terms,
-    rows, length, dim, vocab, width, scale, stride_b, stride_l, stride_h, stride_w, stride_k,
-    ABSORBING: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr, UPSTREAM: tl.constexpr,
-    WITH_BIAS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    index, operands, batch, upstream, out, rows, length, dim, vocab, width, scale, strides,
+    OPTIONS: tl.constexpr,
 ):  # fmt: skip
+    """``strides``: those of the hidden states (three), and of the weight."""
+    hidden, weight, bias = operands
+    gathered, tokens, terms = out
+    stride_b, stride_l, stride_h, stride_w, stride_k = strides
+    ROWS: tl.constexpr = OPTIONS.rows
+    DEPTH: tl.constexpr = OPTIONS.depth
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at, here, row_factor, valid, current, clean, a, b, c, _ = _row(
-        index, sigma, x_t, x_0, row_weight, i, rows, length, dim, vocab,
-        ABSORBING, SCALED, WEIGHTED,
-    )  # fmt: skip
+        index, batch, i, Sizes(rows, length, dim, vocab), OPTIONS
+    )
     factor = row_factor * scale
-    if UPSTREAM:
+    if OPTIONS.upstream:
         factor = factor * tl.load(upstream + at, mask=here, other=0.0)
     factor = tl.where(valid & (row_factor != 0), factor, 0.0)
     # a includes the weight, so that a * exp(f) overflows only where the weighted loss does.
@@ -113,7 +152,7 @@ def _gather(
     known = here & valid
     clean = tl.where(known, clean, 0)
     f = tl.zeros([ROWS], tl.float32)
-    if WITH_BIAS:
+    if OPTIONS.with_bias:
         f = tl.load(bias + clean, mask=known, other=0.0).to(tl.float32)
     source = (at // length * stride_b + at % length * stride_l)[:, None]
     into = i.to(tl.int64)[:, None] * width
@@ -130,29 +169,57 @@ def _gather(
     tl.store(terms + 4 * rows + i, f, mask=inside)
 
 
+class Scattered(NamedTuple):
+    """Pointers to what ``_scatter`` reads of the rows, and to what it writes, of the positions.
+
+    Attributes:
+        terms, sums: of rows.
+        total: gradients of the hidden states of rows.
+        loss, gradient: of positions.
+    """
+
+    terms: Any
+    sums: Any
+    total: Any
+    loss: Any
+    gradient: Any
+
+
+class ScatterOptions(NamedTuple):
+    """What ``_scatter`` is compiled for: ``batches.Options``, whether there are gradients, and the
+    rows, and elements of each, that a program copies at a time.
+    """
+
+    absorbing: bool
+    scaled: bool
+    weighted: bool
+    with_hidden: bool
+    rows: int = ROWS
+    depth: int = DEPTH
+
+
 @triton.jit(do_not_specialize=["rows", "length", "dim", "vocab"])
 def _scatter(
-    index, sigma, x_t, x_0, row_weight, terms, sums, total, loss, gradient,
-    rows, length, dim, vocab, width,
-    ABSORBING: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr,
-    WITH_HIDDEN: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    index, batch, scattered, rows, length, dim, vocab, width, OPTIONS: tl.constexpr
 ):  # fmt: skip
+    terms, sums, total, loss, gradient = scattered
+    ROWS: tl.constexpr = OPTIONS.rows
+    DEPTH: tl.constexpr = OPTIONS.depth
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at, here, weight, valid, _, _, a, b, c, k = _row(
-        index, sigma, x_t, x_0, row_weight, i, rows, length, dim, vocab,
-        ABSORBING, SCALED, WEIGHTED,
-    )  # fmt: skip
+        index, batch, i, Sizes(rows, length, dim, vocab), OPTIONS
+    )
     value = weight * k
     sum_exp = tl.load(sums + i, mask=here, other=0.0)  # includes the absolute weight
     value += tl.where(a > 0, tl.where(weight < 0, -sum_exp, sum_exp), 0.0)
-    if not ABSORBING:
+    if not OPTIONS.absorbing:
         sum_log = tl.load(sums + rows + i, mask=here, other=0.0)
         value -= tl.where(b > 0, weight * b * sum_log, 0.0)  # 0 * infinity would be NaN
     f = tl.load(terms + 4 * rows + i, mask=here, other=0.0).to(tl.float64)
     value -= tl.where(c > 0, weight * c * f, 0.0)
     value = tl.where(weight != 0, tl.where(valid, value, float("nan")), 0.0)
     tl.store(loss + at, value.to(tl.float32), mask=here)
-    if WITH_HIDDEN:
+    if OPTIONS.with_hidden:
         source, into = i.to(tl.int64)[:, None] * width, at[:, None] * width
         for begin in range(0, width, DEPTH):
             n = (begin + tl.arange(0, DEPTH))[None, :]
@@ -165,12 +232,11 @@ def launch_touched(entropy: Any, rows: Tensor, count: Tensor) -> None:
     """Write the touched positions b * L + i in order into ``rows`` (B * L,), and how many there are
     into ``count`` (); int64.
     """
-    known = options(entropy)
-    del known["SCALED"]
+    known = options(entropy)._replace(scaled=False)  # makes no difference here
     _, x_t, _, weight = tensors(entropy)
     _touched[(max(1, triton.cdiv(x_t.numel(), POSITIONS)),)](
-        x_t, weight, rows, count, x_t.numel(), entropy.vocab_size, **known, BLOCK=POSITIONS,
-        num_warps=4,
+        (x_t, weight), (rows, count), x_t.numel(), entropy.vocab_size, OPTIONS=known,
+        BLOCK=POSITIONS, num_warps=4,
     )  # fmt: skip
 
 
@@ -193,15 +259,13 @@ def launch_gather(
             gradient subtracts, and f at x_0.
     """
     hidden, weight, bias = operands
-    gathered, tokens, terms = out
     upstream = isinstance(grad_scale, Tensor)
     _gather[(triton.cdiv(len(index), ROWS),)](
-        index, hidden, weight, weight if bias is None else bias, *tensors(entropy),
-        grad_scale if upstream else terms, gathered, tokens, terms,
+        index, Operands(hidden, weight, weight if bias is None else bias), tensors(entropy),
+        grad_scale if upstream else out[2], Gathered(*out),
         len(index), *numbers(entropy), hidden.shape[2], 1.0 if upstream else grad_scale,
-        *hidden.stride(), *weight.stride(),
-        **options(entropy), UPSTREAM=upstream, WITH_BIAS=bias is not None, ROWS=ROWS, DEPTH=DEPTH,
-        num_warps=4,
+        (*hidden.stride(), *weight.stride()),
+        OPTIONS=GatherOptions(*options(entropy), upstream, bias is not None), num_warps=4,
     )  # fmt: skip
 
 
@@ -224,7 +288,7 @@ def launch_scatter(
     """
     total, into = (terms, terms) if gradient is None else gradient
     _scatter[(triton.cdiv(len(index), ROWS),)](
-        index, *tensors(entropy), terms, sums, total, loss, into,
-        len(index), *numbers(entropy), total.shape[1], **options(entropy),
-        WITH_HIDDEN=gradient is not None, ROWS=ROWS, DEPTH=DEPTH, num_warps=4,
+        index, tensors(entropy), Scattered(terms, sums, total, loss, into),
+        len(index), *numbers(entropy), total.shape[1],
+        OPTIONS=ScatterOptions(*options(entropy), gradient is not None), num_warps=4,
     )  # fmt: skip

@@ -18,7 +18,7 @@ overwrite the block, so a launch must not be repeated, for example to time it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -55,13 +55,48 @@ def _exp(f, c, HALF: tl.constexpr):
     return e
 
 
+class Pointers(NamedTuple):
+    """What the kernel reads (scores, bias, tokens and terms of rows) and writes."""
+
+    scores: Any
+    bias: Any
+    gradient: Any
+    tokens: Any
+    terms: Any
+    row_sums: Any
+    columns: Any
+
+
+class Options(NamedTuple):
+    """What the kernel is compiled for.
+
+    Attributes:
+        uniform: graph; else absorbing.
+        with_bias: whether a bias is given.
+        with_grad, with_columns: whether the gradient, and its sums over rows, are computed.
+        half: operands of 16 bits.
+        tile_warps, tile_group, tile_rows, tile_states: those of the ``BlockTile``.
+    """
+
+    uniform: bool
+    with_bias: bool
+    with_grad: bool
+    with_columns: bool
+    half: bool
+    tile_warps: int
+    tile_group: int
+    tile_rows: int
+    tile_states: int
+
+
 @triton.jit(do_not_specialize=["rows", "states", "first"])
-def _linear_score_entropy(
-    scores, bias, gradient, tokens, terms, row_sums, columns, rows, states, stride, first,
-    UNIFORM: tl.constexpr, WITH_BIAS: tl.constexpr, WITH_GRAD: tl.constexpr,
-    WITH_COLUMNS: tl.constexpr, HALF: tl.constexpr, WARPS: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+def _linear_score_entropy(pointers, rows, states, stride, first, OPTIONS: tl.constexpr):
+    scores, bias, gradient, tokens, terms, row_sums, columns = pointers
+    HALF: tl.constexpr = OPTIONS.half
+    WARPS: tl.constexpr = OPTIONS.tile_warps
+    GROUP: tl.constexpr = OPTIONS.tile_group
+    ROWS: tl.constexpr = OPTIONS.tile_rows
+    TILE: tl.constexpr = OPTIONS.tile_states
     across = tl.cdiv(states, TILE)
     tile, group = tl.program_id(0) % across, tl.program_id(0) // across
     i = group * GROUP + tl.arange(0, ROWS)
@@ -69,7 +104,7 @@ def _linear_score_entropy(
     y = tile * TILE + n
     inside = y < states
     b = tl.zeros([TILE], tl.float32)
-    if WITH_BIAS:
+    if OPTIONS.with_bias:
         b = tl.load(bias + y, mask=inside, other=0.0).to(tl.float32)
     # The bias as the argument of the exponential, which is 0 for columns beyond the last state.
     shift = tl.where(inside, b * LOG2_E if HALF else b, -float("inf"))[None, :]
@@ -84,48 +119,57 @@ def _linear_score_entropy(
         log_a = tl.load(terms + i, mask=live, other=-float("inf"))
         e = _exp(f, shift + (log_a * LOG2_E if HALF else log_a)[:, None], HALF)
         into = row_sums + tile * rows + i[:, None]
-        if UNIFORM:
+        if OPTIONS.uniform:
             current = tl.load(tokens + i, mask=live, other=-1)
             stays = state == current[:, None]
             e = tl.where(stays, 0.0, e)
             logs = tl.sum(tl.where(stays, 0.0, f + b), 1, keep_dims=True)
             tl.store(into + across * rows, logs, mask=live[:, None])
         tl.store(into, tl.sum(e, 1, keep_dims=True), mask=live[:, None])
-        if WITH_GRAD:
+        if OPTIONS.with_grad:
             scale = tl.load(terms + rows + i, mask=live, other=0.0)
             less = tl.load(terms + 3 * rows + i, mask=live, other=0.0)
             clean = tl.load(tokens + rows + i, mask=live, other=-1)
             g = scale[:, None] * e
             less = tl.where(state == clean[:, None], less[:, None], 0.0)
-            if UNIFORM:
+            if OPTIONS.uniform:
                 less += tl.load(terms + 2 * rows + i, mask=live, other=0.0)[:, None]
                 less = tl.where(stays, 0.0, less)
             g -= less
             to = gradient + begin + at
             tl.store(to, g.to(gradient.dtype.element_ty), mask=live[:, None])
-            if WITH_COLUMNS:  # one thread adds its own rows
+            if OPTIONS.with_columns:  # one thread adds its own rows
                 total += tl.sum(tl.reshape(g, [ROWS // WARPS, WARPS, TILE]), 0)
         i += ROWS
         begin += ROWS * stride.to(tl.int64)
-    if WITH_COLUMNS:
-        tl.store(
-            columns + group * stride + y, tl.sum(total, 0)
-        )  # ``columns`` has space for whole tiles
+    if OPTIONS.with_columns:  # ``columns`` has space for whole tiles
+        tl.store(columns + group * stride + y, tl.sum(total, 0))
 
 
+class SumPointers(NamedTuple):
+    """The partial sums that ``_add_sums`` reads, and the sums that it writes."""
+
+    row_sums: Any
+    columns: Any
+    sums: Any
+    bias_gradient: Any
+
+
+# ``score_entropy`` says why these numbers are no tuple.
 @triton.jit(
     do_not_specialize=[
         "rows", "states", "last", "stride", "across", "down", "old_rows", "old_states"
     ]
 )  # fmt: skip
 def _add_sums(
-    row_sums, columns, sums, bias_gradient, rows, states, last, stride, across, down,
-    old_rows, old_states, KINDS: tl.constexpr, COUNT: tl.constexpr, AT_ONCE: tl.constexpr,
+    pointers, rows, states, last, stride, across, down, old_rows, old_states,
+    KINDS: tl.constexpr, COUNT: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Adds up partial sums. The first programs do so for rows, the others for states.
 
     The first ``old_rows`` rows and ``old_states`` states already have a sum, which is added to.
     """
+    row_sums, columns, sums, bias_gradient = pointers
     program = tl.program_id(0)
     of_rows = tl.cdiv(rows, COUNT)
     lane, part = tl.arange(0, COUNT), tl.arange(0, AT_ONCE)[:, None]
@@ -226,12 +270,15 @@ def launch(
     unused = sums.rows  # a pointer that is never read
     into = scores if gradient is None else gradient
     _linear_score_entropy[(sums.across(states) * triton.cdiv(count, tile.group),)](
-        scores, unused if bias is None else bias, into, *rows,
-        sums.rows, unused if sums.columns is None else sums.columns,
+        Pointers(
+            scores, unused if bias is None else bias, into, *rows,
+            sums.rows, unused if sums.columns is None else sums.columns,
+        ),
         count, states, scores.stride(0), first,
-        UNIFORM=uniform, WITH_BIAS=bias is not None, WITH_GRAD=gradient is not None,
-        WITH_COLUMNS=sums.columns is not None, HALF=scores.element_size() == 2,
-        WARPS=tile.warps, GROUP=tile.group, ROWS=tile.rows, TILE=tile.states,
+        OPTIONS=Options(
+            uniform, bias is not None, gradient is not None, sums.columns is not None,
+            scores.element_size() == 2, tile.warps, tile.group, tile.rows, tile.states,
+        ),
         **options(scores.element_size(), into.element_size(), uniform, sums.columns is not None),
     )  # fmt: skip
 
@@ -259,7 +306,7 @@ def launch_sums(
         columns, into, last = partial.columns, bias_gradient, len(bias_gradient)
         of_states = triton.cdiv(last, ADDED)
     _add_sums[(triton.cdiv(rows, ADDED) + of_states,)](
-        partial.rows, columns, sums, into, rows, states, last, columns.stride(0),
+        SumPointers(partial.rows, columns, sums, into), rows, states, last, columns.stride(0),
         partial.across(states), len(columns), rows if later else 0, states if again else 0,
         KINDS=kinds, COUNT=ADDED, AT_ONCE=AT_ONCE, num_warps=4,
     )  # fmt: skip

@@ -11,7 +11,7 @@ row.
 import triton
 import triton.language as tl
 
-from sedd_fast.kernels.chunks import chunk_sums
+from sedd_fast.kernels.chunks import Weighting, chunk_sums
 from sedd_fast.kernels.rows import row_max
 
 
@@ -30,47 +30,36 @@ def _value(ordinal, SPARE: tl.constexpr):
 
 
 @triton.jit
-def _sums_from(
-    at, shift, inverse_temperature, least, VECTORIZED: tl.constexpr,
-    VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+def _sums_from(row, shift, inverse_temperature, least, chunks):
     """``chunk_sums`` of the weights at a temperature, 0 for scores below ``least``."""
-    params = (shift, shift * 0.0, inverse_temperature, least)
-    return chunk_sums(at, params, True, True, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS)
+    return chunk_sums(
+        row, Weighting(shift, shift * 0.0, inverse_temperature, least, True, True), chunks
+    )
 
 
 @triton.jit
-def filtered_sums(
-    at, shift, inverse_temperature, top_p, VECTORIZED: tl.constexpr,
-    VEC: tl.constexpr, VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+def filtered_sums(row, shift, inverse_temperature, top_p, chunks):
     """``chunk_sums`` of the weights at a temperature within the nucleus, the shift, and the
     smallest score of the nucleus.
     """
-    row, stride, _, dim, x_t = at
+    dtype: tl.constexpr = row.scores.dtype.element_ty
     # The last bits of a bfloat16 or float16 are 0 in float32, which saves steps of the bisection.
-    HALF: tl.constexpr = 13 if row.dtype.element_ty == tl.float16 else 0
-    SPARE: tl.constexpr = 16 if row.dtype.element_ty == tl.bfloat16 else HALF
-    largest = row_max(row, stride, dim, x_t, VECTORS * 32 * VEC)
+    HALF: tl.constexpr = 13 if dtype == tl.float16 else 0
+    SPARE: tl.constexpr = 16 if dtype == tl.bfloat16 else HALF
+    largest = row_max(row.scores, row.stride, row.dim, row.x_t, chunks.size)
     shift = largest.to(shift.dtype)
     least = largest * 0.0 - float("inf")
-    edge, sums, total = _sums_from(
-        at, shift, inverse_temperature, least, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS
-    )
+    edge, sums, total = _sums_from(row, shift, inverse_temperature, least, chunks)
     enough = top_p * total
     low, high = _ordinal(least, SPARE), _ordinal(largest, SPARE)
     high = tl.where(top_p < 1.0, high, low)
     while low < high:
         middle = low + (high - low + 1) // 2
         least = _value(middle, SPARE)
-        edge, sums, total = _sums_from(
-            at, shift, inverse_temperature, least, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS
-        )
+        edge, sums, total = _sums_from(row, shift, inverse_temperature, least, chunks)
         reached = total >= enough
         low = tl.where(reached, middle, low)
         high = tl.where(reached, high, middle - 1)
     least = _value(low, SPARE)
-    edge, sums, total = _sums_from(
-        at, shift, inverse_temperature, least, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS
-    )
+    edge, sums, total = _sums_from(row, shift, inverse_temperature, least, chunks)
     return edge, sums, total, shift, least

@@ -10,18 +10,19 @@ temperature and top-p (``nucleus``) also need further passes over such rows.
 csrc/common/reverse_row.h does the same.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sedd_fast.kernels import settings
-from sedd_fast.kernels.chunks import blocks, chunk_sums, draw
+from sedd_fast.kernels.chunks import Chunks, RowOfChunks, Weighting, blocks, chunk_sums, draw
 from sedd_fast.kernels.coefficients import (
     ANALYTIC,
     DENOISE,
     EULER,
+    Noise,
     output_scale,
     reverse_coefficients,
 )
@@ -52,70 +53,108 @@ def _must_stay(alpha, beta, gamma, total, u0, dim):
     return (alpha == 0.0) | (_resolved(least, total) & certain)
 
 
+class Pointers(NamedTuple):
+    """What the kernel reads, and x_s, which it writes."""
+
+    log_score: Any
+    x_t: Any
+    sigma: Any
+    dsigma: Any
+    u: Any
+    x_s: Any
+
+
+class Sizes(NamedTuple):
+    """The numbers of a launch."""
+
+    length: Any
+    dim: Any
+    vocab: Any
+    stride_b: Any
+    stride_l: Any
+    stride_y: Any
+    inverse_temperature: Any
+    top_p: Any
+
+
+class Options(NamedTuple):
+    """What the kernel is compiled for.
+
+    Attributes:
+        absorbing: graph; else uniform.
+        method: a value of METHODS.
+        clamped: beta may be negative, so weights may be clamped to 0.
+        scaled: the scores are raw outputs f of log scores f - ln E - ln V.
+        filtered: a temperature or top-p applies.
+        contiguous: the scores of a row.
+        blocks: size of the axis of blocks.
+        several_rows: whether a program processes more than one.
+    """
+
+    absorbing: bool
+    method: int
+    clamped: bool
+    scaled: bool
+    filtered: bool
+    contiguous: bool
+    blocks: int
+    several_rows: bool
+
+
 @triton.jit
-def _step(
-    at, sigma, dsigma, u, x_s, row, length, vocab, inverse_temperature, top_p,
-    ABSORBING: tl.constexpr, METHOD: tl.constexpr, CLAMPED: tl.constexpr, SCALED: tl.constexpr,
-    FILTERED: tl.constexpr, EXACT: tl.constexpr, VECTORIZED: tl.constexpr, VEC: tl.constexpr,
-    VECTORS: tl.constexpr, WARPS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+def _step(pointers, sizes, position, row, chunks, OPTIONS: tl.constexpr):
     """Store the next state if the token moves; return whether range and precision sufficed.
 
-    SCALED: the scores are raw outputs f of log scores f - ln E - ln V.
-    FILTERED: a temperature or top-p applies.
-    EXACT: everything is in float64, with the row shifted by its maximum, which always suffices.
+    If the chunks are exact, everything is in float64, with the row shifted by its maximum, which
+    always suffices.
 
     Values that the pass over the row does not need are loaded after it, to save registers.
     """
-    scores, stride, _, dim, x_t = at
-    if EXACT:
-        shift = row_max(scores, stride, dim, x_t, VECTORS * 32 * VEC).to(tl.float64)
+    CLAMPED: tl.constexpr = OPTIONS.clamped
+    FILTERED: tl.constexpr = OPTIONS.filtered
+    inverse_temperature, top_p, vocab = sizes.inverse_temperature, sizes.top_p, sizes.vocab
+    if chunks.exact:
+        shift = row_max(row.scores, row.stride, row.dim, row.x_t, chunks.size).to(tl.float64)
         shift = tl.maximum(shift, -700.0)  # exp(700) is still a float64
     else:
         shift = tl.zeros((), tl.float32)
     beta = shift * 0.0
     least = tl.full((), -float("inf"), tl.float32)
     edge, sums, total = chunk_sums(
-        at,
-        (shift, beta, inverse_temperature, least),
-        True,
-        False,
-        VECTORIZED,
-        VEC,
-        VECTORS,
-        WARPS,
-        BLOCKS,
+        row, Weighting(shift, beta, inverse_temperature, least, True, False), chunks
     )
     good = (total > 1e-30) & (total < float("inf"))
-    if EXACT:
+    if chunks.exact:
         good = total == total
-    b = row // length
-    noise, step = tl.load(sigma + b).to(tl.float64), tl.load(dsigma + b).to(tl.float64)
-    u0 = tl.load(u + 2 * row)
-    scale = tl.full((), 1.0, tl.float64)
-    if SCALED:
-        scale = output_scale(noise, vocab)
-    alpha, constant, gamma = reverse_coefficients(
-        noise, step, total * scale, tl.exp(-shift.to(tl.float64)), vocab, ABSORBING, METHOD
+    b = position // sizes.length
+    noise = Noise(
+        tl.load(pointers.sigma + b).to(tl.float64), tl.load(pointers.dsigma + b).to(tl.float64)
     )
+    u0 = tl.load(pointers.u + 2 * position)
+    scale = tl.full((), 1.0, tl.float64)
+    if OPTIONS.scaled:
+        scale = output_scale(noise.sigma, vocab)
+    alpha, constant, gamma = reverse_coefficients(
+        noise, total * scale, tl.exp(-shift.to(tl.float64)), vocab,
+        OPTIONS.absorbing, OPTIONS.method,
+    )  # fmt: skip
     alpha *= scale
     may_move = good
     if CLAMPED:
         # In a small step most tokens certainly stay, and need no second pass.
-        may_move = good & (_must_stay(alpha, constant, gamma, total, u0, dim) == 0)
+        may_move = good & (_must_stay(alpha, constant, gamma, total, u0, row.dim) == 0)
         if may_move:
             whole = total
             if FILTERED:
                 edge, sums, whole, shift, least = filtered_sums(
-                    at, shift, inverse_temperature, top_p, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS
+                    row, shift, inverse_temperature, top_p, chunks
                 )
                 alpha *= total / whole
             beta = (constant / alpha).to(beta.dtype)
             edge, sums, total = chunk_sums(
-                at, (shift, beta, inverse_temperature, least), False, FILTERED,
-                VECTORIZED, VEC, VECTORS, WARPS, BLOCKS,
-            )  # fmt: skip
-            if not EXACT:
+                row, Weighting(shift, beta, inverse_temperature, least, False, FILTERED), chunks
+            )
+            if not chunks.exact:
                 good = _resolved(total, whole)
     moving = alpha * total
     mass = moving + tl.where(gamma > 0.0, gamma, 0.0)
@@ -123,21 +162,24 @@ def _step(
     if good & may_move & drawable & (u0 * mass < moving):
         if FILTERED and not CLAMPED:
             edge, sums, total, shift, least = filtered_sums(
-                at, shift, inverse_temperature, top_p, VECTORIZED, VEC, VECTORS, WARPS, BLOCKS
+                row, shift, inverse_temperature, top_p, chunks
             )
-        u1 = tl.load(u + 2 * row + 1)
-        params = (shift, beta, inverse_temperature, least)
+        u1 = tl.load(pointers.u + 2 * position + 1)
+        PLAIN: tl.constexpr = not CLAMPED
         drawn = draw(
-            at, params, edge, sums, total, u1, not CLAMPED, FILTERED, VECTORIZED, VECTORS * 32 * VEC
-        )
-        tl.store(x_s + row, drawn.to(tl.int64))
+            row, Weighting(shift, beta, inverse_temperature, least, PLAIN, FILTERED),
+            (edge, sums, total), u1, chunks,
+        )  # fmt: skip
+        tl.store(pointers.x_s + position, drawn.to(tl.int64))
     return good
 
 
 @triton.jit
-def may_move(current, noise, step, u0, u1, dim, vocab, ABSORBING: tl.constexpr):
+def may_move(current, noise, uniforms, dim, vocab, ABSORBING: tl.constexpr):
     """Whether the token can change in a reverse step and all inputs of its position are valid."""
-    valid = (noise > 0) & (noise < float("inf")) & (step >= 0) & (step < float("inf"))
+    sigma, dsigma = noise
+    u0, u1 = uniforms
+    valid = (sigma > 0) & (sigma < float("inf")) & (dsigma >= 0) & (dsigma < float("inf"))
     valid = valid & (current >= 0) & (current < dim)
     valid = valid & (u0 >= 0) & (u0 < 1) & (u1 >= 0) & (u1 < 1)
     if ABSORBING:
@@ -146,66 +188,59 @@ def may_move(current, noise, step, u0, u1, dim, vocab, ABSORBING: tl.constexpr):
 
 
 @triton.jit
-def _position(
-    inputs, numbers, strides, x_s, row,
-    ABSORBING: tl.constexpr, METHOD: tl.constexpr, CLAMPED: tl.constexpr, SCALED: tl.constexpr,
-    FILTERED: tl.constexpr, CONTIGUOUS: tl.constexpr, VEC: tl.constexpr, VECTORS: tl.constexpr,
-    WARPS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+def _position(pointers, sizes, position, OPTIONS: tl.constexpr, BLOCK: tl.constexpr):
     """The step of one position."""
-    log_score, x_t, sigma, dsigma, u = inputs
-    length, dim, vocab, inverse_temperature, top_p = numbers
-    b, i = row // length, row % length
-    current = tl.load(x_t + row)
-    noise, step = tl.load(sigma + b).to(tl.float64), tl.load(dsigma + b).to(tl.float64)
-    u0, u1 = tl.load(u + 2 * row), tl.load(u + 2 * row + 1)
-    tl.store(x_s + row, current)
-    if may_move(current, noise, step, u0, u1, dim, vocab, ABSORBING):
+    VEC: tl.constexpr = BLOCK.vec
+    WARPS: tl.constexpr = BLOCK.unit // (32 * VEC)
+    SIZE: tl.constexpr = BLOCK.states // WARPS
+    BLOCKS: tl.constexpr = OPTIONS.blocks
+    CONTIGUOUS: tl.constexpr = OPTIONS.contiguous
+    dim = sizes.dim
+    b, i = position // sizes.length, position % sizes.length
+    current = tl.load(pointers.x_t + position)
+    noise = Noise(
+        tl.load(pointers.sigma + b).to(tl.float64), tl.load(pointers.dsigma + b).to(tl.float64)
+    )
+    uniforms = (tl.load(pointers.u + 2 * position), tl.load(pointers.u + 2 * position + 1))
+    tl.store(pointers.x_s + position, current)
+    if may_move(current, noise, uniforms, dim, sizes.vocab, OPTIONS.absorbing):
         state = current.to(tl.int32)  # 32 bits: it is compared with all states
-        scores = log_score + (b * strides[0] + i * strides[1])
+        scores = pointers.log_score + (b * sizes.stride_b + i * sizes.stride_l)
         head = dim * 0
         if CONTIGUOUS:
             head = first_aligned(scores, dim, VEC)
+        row = RowOfChunks(scores, sizes.stride_y, head, dim, state)
         good = _step(
-            (scores, strides[2], head, dim, state), sigma, dsigma, u, x_s, row, length, vocab,
-            inverse_temperature, top_p, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
-            False, CONTIGUOUS, VEC, VECTORS, WARPS, BLOCKS,
+            pointers, sizes, position, row,
+            Chunks(False, CONTIGUOUS, VEC, WARPS, BLOCKS, SIZE), OPTIONS,
         )  # fmt: skip
         if good == 0:  # float32 overflowed, underflowed or lost too many digits
             _step(
-                (scores, strides[2], dim * 0, dim, state), sigma, dsigma, u, x_s, row, length,
-                vocab, inverse_temperature, top_p, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
-                True, False, VEC, EXACT_BLOCK // (32 * VEC), WARPS, BLOCKS,
+                pointers, sizes, position, row,
+                Chunks(True, False, VEC, WARPS, BLOCKS, EXACT_BLOCK), OPTIONS,
             )  # fmt: skip
 
 
+# ``score_entropy`` says why these numbers are no tuple.
 @triton.jit(
     do_not_specialize=[
         "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "rows", "rows_each",
     ]
 )  # fmt: skip
 def _reverse_step(
-    log_score, x_t, sigma, dsigma, u, x_s, length, dim, vocab, stride_b, stride_l, stride_y,
-    inverse_temperature, top_p, rows, rows_each,
-    ABSORBING: tl.constexpr, METHOD: tl.constexpr, CLAMPED: tl.constexpr, SCALED: tl.constexpr,
-    FILTERED: tl.constexpr, CONTIGUOUS: tl.constexpr, VEC: tl.constexpr, BLOCKS: tl.constexpr,
-    SEVERAL_ROWS: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    pointers, length, dim, vocab, stride_b, stride_l, stride_y, filtering, rows, rows_each,
+    OPTIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """``filtering``: the inverse temperature and top-p."""
     first = tl.program_id(0).to(tl.int64) * rows_each
-    inputs, strides = (log_score, x_t, sigma, dsigma, u), (stride_b, stride_l, stride_y)
-    numbers = (length, dim, vocab, inverse_temperature, top_p)
+    inverse_temperature, top_p = filtering
+    sizes = Sizes(length, dim, vocab, stride_b, stride_l, stride_y, inverse_temperature, top_p)
     # A single row has no loop around it: with a loop, the compiler needs more registers.
-    if not SEVERAL_ROWS:
-        _position(
-            inputs, numbers, strides, x_s, first, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
-            CONTIGUOUS, VEC, BLOCK // UNIT, UNIT // (32 * VEC), BLOCKS,
-        )  # fmt: skip
+    if not OPTIONS.several_rows:
+        _position(pointers, sizes, first, OPTIONS, BLOCK)
     else:
         for row in range(first, tl.minimum(first + rows_each, rows)):
-            _position(
-                inputs, numbers, strides, x_s, row, ABSORBING, METHOD, CLAMPED, SCALED, FILTERED,
-                CONTIGUOUS, VEC, BLOCK // UNIT, UNIT // (32 * VEC), BLOCKS,
-            )  # fmt: skip
+            _position(pointers, sizes, row, OPTIONS, BLOCK)
 
 
 def launch(log_score: Tensor, reverse: Any, x_s: Tensor) -> None:
@@ -218,17 +253,20 @@ def launch(log_score: Tensor, reverse: Any, x_s: Tensor) -> None:
     filtered = reverse.inverse_temperature != 1 or reverse.top_p < 1
     rows_each = settings.rows_per_program(rows, log_score, absorbing)
     kind = "filtered" if filtered else "scaled" if reverse.scale_by_sigma else reverse.graph
-    plan = settings.plan(f"{kind}_step", vec, dim, rows_each, _reverse_step, KEY)
+    plan = settings.plan(f"{kind}_step", vec, dim, rows_each, _reverse_step, log_score.dtype)
+    options = Options(
+        absorbing,
+        METHODS[reverse.method].value,
+        clamped,
+        scaled=reverse.scale_by_sigma,
+        filtered=filtered,
+        contiguous=log_score.stride(2) == 1,
+        blocks=blocks(dim, plan.smallest),
+        several_rows=rows_each > 1,
+    )
     plan.kernel[(-(-rows // rows_each),)](
-        log_score, reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s,
+        Pointers(log_score, reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s),
         length, dim, reverse.vocab_size, *log_score.stride(),
-        reverse.inverse_temperature, reverse.top_p, rows, rows_each,
-        ABSORBING=absorbing, METHOD=METHODS[reverse.method].value,
-        CLAMPED=clamped, SCALED=reverse.scale_by_sigma, FILTERED=filtered,
-        CONTIGUOUS=log_score.stride(2) == 1, VEC=vec, BLOCKS=blocks(dim, plan.smallest),
-        SEVERAL_ROWS=rows_each > 1, **plan.options,
+        (reverse.inverse_temperature, reverse.top_p), rows, rows_each,
+        OPTIONS=options, **plan.options,
     )  # fmt: skip
-
-
-#: The kernel arguments on which autotuned settings depend.
-KEY = ("dim", "ABSORBING", "METHOD", "CONTIGUOUS", "FILTERED")

@@ -9,7 +9,7 @@ overflow or underflow in float32 is read a second time in float64. A position wi
 read its row; its gradient row is filled with zeros.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -18,6 +18,7 @@ from torch import Tensor
 from sedd_fast.kernels import settings
 from sedd_fast.kernels.rows import (
     EXACT_BLOCK,
+    Row,
     exponential,
     fill_zero,
     row_pass,
@@ -61,6 +62,51 @@ def _summands(scores, is_x_t, is_x_0, terms, HAS_TOKENS: tl.constexpr, WITH_GRAD
     return value, slope, g
 
 
+class Inputs(NamedTuple):
+    """Pointers to what the kernel reads; the last two are the gradients of its outputs."""
+
+    log_score: Any
+    x_t: Any
+    x_0: Any
+    a: Any
+    b: Any
+    up_total: Any
+    up_x_0: Any
+
+
+class Outputs(NamedTuple):
+    """Pointers to what the kernel writes.
+
+    Attributes:
+        first: the totals, or with a gradient that in b.
+        log_x_0: l at x_0; only without a gradient.
+        grad: the gradient in the scores.
+    """
+
+    first: Any
+    log_x_0: Any
+    grad: Any
+
+
+class Options(NamedTuple):
+    """What the kernel is compiled for.
+
+    Attributes:
+        term: the number of f in TERMS.
+        with_grad: the gradient is computed, not the sums.
+        with_second: whether the sum of f' is needed.
+        contiguous: the scores of a row.
+        score_alignment: see ``rows.score_alignment``.
+    """
+
+    term: int
+    with_grad: bool
+    with_second: bool
+    contiguous: bool
+    score_alignment: int
+
+
+# ``score_entropy`` says why its numbers are no tuple.
 @triton.jit(
     do_not_specialize=[
         "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "grad_stride_b",
@@ -68,48 +114,40 @@ def _summands(scores, is_x_t, is_x_0, terms, HAS_TOKENS: tl.constexpr, WITH_GRAD
     ]
 )  # fmt: skip
 def _row_sums(
-    log_score, x_t, x_0, a, b, up_total, up_x_0, first_out, log_x_0, grad, length, dim, vocab,
+    inputs, outputs, length, dim, vocab,
     stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l,
-    TERM: tl.constexpr, WITH_GRAD: tl.constexpr, WITH_SLOPES: tl.constexpr,
-    CONTIGUOUS: tl.constexpr, SCORE_ALIGNMENT: tl.constexpr, VEC: tl.constexpr,
-    UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    OPTIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``first_out`` receives the totals, or with WITH_GRAD the gradient in b."""
+    WITH_GRAD: tl.constexpr = OPTIONS.with_grad
     row = tl.program_id(0).to(tl.int64)
     i_b, i_l = row // length, row % length
-    current, clean = tl.load(x_t + row), tl.load(x_0 + row)
-    scale, shift = tl.load(a + row), tl.load(b + row)
+    current, clean = tl.load(inputs.x_t + row), tl.load(inputs.x_0 + row)
+    scale, shift = tl.load(inputs.a + row), tl.load(inputs.b + row)
     valid = (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
-    grad_row = grad + (i_b * grad_stride_b + i_l * grad_stride_l)
+    grad_row = outputs.grad + (i_b * grad_stride_b + i_l * grad_stride_l)
     out = tl.where(valid | WITH_GRAD, 0.0, float("nan")).to(tl.float64)
     picked = out
     if valid & (scale != 0):
         state, target = current.to(tl.int32), clean.to(tl.int32)
-        scores = log_score + (i_b * stride_b + i_l * stride_l)
+        scores = inputs.log_score + (i_b * stride_b + i_l * stride_l)
+        of_row = Row(scores, grad_row, stride_y, dim, state, target)
         grad_scale, grad_x_0 = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
         if WITH_GRAD:
-            grad_scale, grad_x_0 = tl.load(up_total + row), tl.load(up_x_0 + row)
+            grad_scale, grad_x_0 = tl.load(inputs.up_total + row), tl.load(inputs.up_x_0 + row)
+        TERM: tl.constexpr = OPTIONS.term
         fp32_terms = (
             scale.to(tl.float32), shift.to(tl.float32),
             grad_scale.to(tl.float32), grad_x_0.to(tl.float32), TERM,
         )  # fmt: skip
-        if CONTIGUOUS:
-            total, slopes = row_pass(
-                scores, grad_row, dim, state, target, fp32_terms,
-                _summands, WITH_GRAD, WITH_SLOPES, SCORE_ALIGNMENT, VEC, UNIT, BLOCK,
-            )  # fmt: skip
+        if OPTIONS.contiguous:
+            total, slopes = row_pass(of_row, fp32_terms, _summands, OPTIONS, BLOCK)
         else:
-            total, slopes = strided_pass(
-                scores, grad_row, stride_y, dim, state, target, fp32_terms,
-                _summands, WITH_GRAD, UNIT,
-            )  # fmt: skip
+            total, slopes = strided_pass(of_row, fp32_terms, _summands, WITH_GRAD, BLOCK.unit)
         sufficed = (tl.abs(total) > LEAST) & (tl.abs(total) < INFINITY)
         sufficed = sufficed & (tl.abs(slopes) < INFINITY)
         if sufficed == 0:  # float32 overflowed or underflowed; the true value may not
-            total, slopes = strided_pass(
-                scores, grad_row, stride_y, dim, state, target,
-                (scale, shift, grad_scale, grad_x_0, TERM), _summands, WITH_GRAD, EXACT_BLOCK,
-            )  # fmt: skip
+            terms = (scale, shift, grad_scale, grad_x_0, TERM)
+            total, slopes = strided_pass(of_row, terms, _summands, WITH_GRAD, EXACT_BLOCK)
         if WITH_GRAD:
             out = tl.where(grad_scale != 0, grad_scale * slopes, 0.0)
         else:
@@ -118,14 +156,10 @@ def _row_sums(
             picked = tl.where(clean == current, 0.0, here)
     else:
         if WITH_GRAD:
-            fill_zero(grad_row, dim, VEC, UNIT)
-    tl.store(first_out + row, out)
+            fill_zero(grad_row, dim, BLOCK.vec, BLOCK.unit)
+    tl.store(outputs.first + row, out)
     if not WITH_GRAD:
-        tl.store(log_x_0 + row, picked)
-
-
-#: The kernel arguments on which autotuned settings depend.
-KEY = ("dim", "TERM", "WITH_GRAD", "CONTIGUOUS")
+        tl.store(outputs.log_x_0 + row, picked)
 
 
 def launch(
@@ -150,15 +184,20 @@ def launch(
     unused = out[0]  # a pointer that is never read
     vec = 16 // log_score.element_size()
     kind = "row_sums" if grad is None else "row_sums_gradient"
-    plan = settings.plan(kind, vec, dim, 1, _row_sums, KEY)
+    plan = settings.plan(kind, vec, dim, 1, _row_sums, log_score.dtype)
+    options = Options(
+        TERMS[sums.term],
+        with_grad=grad is not None,
+        with_second=grad is not None or sums.term != "affine",  # the slopes of f(z) = z are all 1
+        contiguous=log_score.stride(2) == 1,
+        score_alignment=score_alignment(log_score, grad, vec),
+    )
     plan.kernel[(batch * length,)](
-        log_score, sums.x_t, sums.x_0, sums.a, sums.b,
-        *((unused, unused) if upstream is None else upstream), out[0],
-        out[1] if grad is None else unused, unused if grad is None else grad,
+        Inputs(
+            log_score, sums.x_t, sums.x_0, sums.a, sums.b,
+            *((unused, unused) if upstream is None else upstream),
+        ),
+        Outputs(out[0], out[1] if grad is None else unused, unused if grad is None else grad),
         length, dim, sums.vocab_size, *log_score.stride(),
-        *((0, 0) if grad is None else grad.stride()[:2]),
-        TERM=TERMS[sums.term], WITH_GRAD=grad is not None,
-        WITH_SLOPES=grad is not None or sums.term != "affine",  # the slopes of f(z) = z are all 1
-        CONTIGUOUS=log_score.stride(2) == 1,
-        SCORE_ALIGNMENT=score_alignment(log_score, grad, vec), VEC=vec, **plan.options,
+        *((0, 0) if grad is None else grad.stride()[:2]), OPTIONS=options, **plan.options,
     )  # fmt: skip

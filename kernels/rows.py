@@ -11,6 +11,7 @@ a mask in 16-byte loads; and the tail.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -100,95 +101,108 @@ def ends(head, dim, VEC: tl.constexpr):
     return y, tl.where(i < EDGE, i < head, y < dim)
 
 
+class Row(NamedTuple):
+    """A row of scores as the passes over it see it.
+
+    Attributes:
+        scores, grad: pointers to its first score and to the gradient of that score.
+        stride: between two scores; those of the gradient are neighbours.
+        dim: number of states.
+        x_t, x_0: states of the tokens, int32.
+    """
+
+    scores: Any
+    grad: Any
+    stride: Any
+    dim: Any
+    x_t: Any
+    x_0: Any
+
+
 @triton.jit
 def _load_summands(
-    row, grad_row, at, inside, x_t, x_0, terms,
-    SUMMANDS: tl.constexpr, MASKED: tl.constexpr, HAS_TOKENS: tl.constexpr, WITH_GRAD: tl.constexpr,
+    row, at, inside, terms, SUMMANDS: tl.constexpr, WITH_GRAD: tl.constexpr
 ):  # fmt: skip
     """The two summands of the states ``at``, 0 at x_t and where not ``inside``; stores the
     gradient.
 
-    HAS_TOKENS: x_t or x_0 may be among the states.
+    ``inside``: None where all states are in the row and neither x_t nor x_0 is among them.
     """
-    if MASKED:
-        scores = tl.load(row + at, mask=inside, other=0.0)
-    else:
-        scores = tl.load(row + at)
-    one, other, g = SUMMANDS(scores, at == x_t, at == x_0, terms, HAS_TOKENS, WITH_GRAD)
-    if MASKED:
+    scores = tl.load(row.scores + at, mask=inside, other=None if inside is None else 0.0)
+    HAS_TOKENS: tl.constexpr = inside is not None
+    one, other, g = SUMMANDS(scores, at == row.x_t, at == row.x_0, terms, HAS_TOKENS, WITH_GRAD)
+    if HAS_TOKENS:
         one, other = tl.where(inside, one, 0.0), tl.where(inside, other, 0.0)
     if WITH_GRAD:
-        g = g.to(tl.float32).to(grad_row.dtype.element_ty)
-        if MASKED:
-            tl.store(grad_row + at, g, mask=inside)
-        else:
-            tl.store(grad_row + at, g)
+        g = g.to(tl.float32).to(row.grad.dtype.element_ty)
+        tl.store(row.grad + at, g, mask=inside)
     return one, other
 
 
 @triton.jit
-def row_pass(
-    row, grad_row, dim, x_t, x_0, terms,
-    SUMMANDS: tl.constexpr, WITH_GRAD: tl.constexpr, WITH_SECOND: tl.constexpr,
-    SCORE_ALIGNMENT: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def row_pass(row, terms, SUMMANDS: tl.constexpr, OPTIONS: tl.constexpr, BLOCK: tl.constexpr):
     """One pass over a contiguous row: two sums over y != x_t, float64; stores the gradient.
 
     Args:
-        row, grad_row: pointers to the first score of the row and to its gradient.
+        row: a ``Row``.
         terms: a tuple of scalars for SUMMANDS; the dtype of the first is that of the arithmetic.
         SUMMANDS: (scores, y == x_t, y == x_0, terms, HAS_TOKENS, WITH_GRAD) -> the two summands and
             the gradient of each state; if not HAS_TOKENS, neither x_t nor x_0 is among the states.
-        WITH_SECOND: whether the second sum is needed.
+        OPTIONS: the kernel's, with with_grad, with_second (whether the second sum is needed) and
+            ``score_alignment``.
+        BLOCK: a ``settings.Block``.
     """
+    WITH_GRAD: tl.constexpr = OPTIONS.with_grad
+    WITH_SECOND: tl.constexpr = OPTIONS.with_second
+    VEC: tl.constexpr = BLOCK.vec
+    UNIT: tl.constexpr = BLOCK.unit
+    STATES: tl.constexpr = BLOCK.states
     # The gradient decides the alignment if there is one: a narrow load leaves the rest of its cache
     # line in cache for the next one, but narrow stores are written one by one.
     if WITH_GRAD:
-        head = first_aligned(grad_row, dim, VEC)
+        head = first_aligned(row.grad, row.dim, VEC)
     else:
-        head = first_aligned(row, dim, VEC)
-    y, inside = ends(head, dim, VEC)
-    few, few_others = _load_summands(
-        row, grad_row, y, inside, x_t, x_0, terms, SUMMANDS, True, True, WITH_GRAD
-    )
+        head = first_aligned(row.scores, row.dim, VEC)
+    y, inside = ends(head, row.dim, VEC)
+    few, few_others = _load_summands(row, y, inside, terms, SUMMANDS, WITH_GRAD)
     total, second = tl.sum(few, 0).to(tl.float64), tl.sum(few_others, 0).to(tl.float64)
     # From here every block begins at a multiple of 16 bytes, which the compiler cannot infer.
-    row = tl.multiple_of(row + head, SCORE_ALIGNMENT * row.dtype.element_ty.primitive_bitwidth // 8)
+    SIZE: tl.constexpr = row.scores.dtype.element_ty.primitive_bitwidth // 8
+    scores = tl.multiple_of(row.scores + head, OPTIONS.score_alignment * SIZE)
+    grad = row.grad
     if WITH_GRAD:
-        grad_row = tl.multiple_of(grad_row + head, 16)
-    dim, x_t, x_0 = dim - head, x_t - head, x_0 - head
-    i = tl.arange(0, BLOCK)
+        grad = tl.multiple_of(grad + head, 16)
+    dim, x_t, x_0 = row.dim - head, row.x_t - head, row.x_0 - head
+    i = tl.arange(0, STATES)
     sums = tl.zeros([UNIT // VEC], terms[0].dtype)
     others = tl.zeros([UNIT // VEC], terms[0].dtype)
-    whole = dim // BLOCK * BLOCK
+    whole = dim // STATES * STATES
     # Whole blocks that contain neither x_t nor x_0: their states need not be compared with these.
-    for begin in range(0, whole, BLOCK):
-        away = (x_t < begin) | (x_t >= begin + BLOCK)
+    for begin in range(0, whole, STATES):
+        away = (x_t < begin) | (x_t >= begin + STATES)
         if WITH_GRAD:
-            away = away & ((x_0 < begin) | (x_0 >= begin + BLOCK))
+            away = away & ((x_0 < begin) | (x_0 >= begin + STATES))
         if away:
-            one, other = _load_summands(
-                row + begin, grad_row + begin, i, i == i, x_t, x_0, terms,
-                SUMMANDS, False, False, WITH_GRAD,
-            )  # fmt: skip
+            part = Row(scores + begin, grad + begin, row.stride, dim, x_t, x_0)  # no token in it
+            one, other = _load_summands(part, i, None, terms, SUMMANDS, WITH_GRAD)
             sums += lane_sums(one, VEC, UNIT)
             if WITH_SECOND:
                 others += lane_sums(other, VEC, UNIT)
     # The states after the whole blocks, the block of x_t, and that of x_0; one vector per thread.
-    own, clean = x_t // BLOCK * BLOCK, x_0 // BLOCK * BLOCK
+    own, clean = x_t // STATES * STATES, x_0 // STATES * STATES
     j = tl.arange(0, UNIT)
     for turn in range(0, 3 if WITH_GRAD else 2):
         begin = tl.where(turn == 0, whole, tl.where(turn == 1, own, clean))
         token = tl.where(turn == 1, x_t, x_0)
         left = (turn == 0) | ((token >= 0) & (token < whole))
         left = left & ((turn < 2) | (clean != own) | (x_t < 0))
-        end = tl.where(turn == 0, dim // VEC * VEC, tl.where(left, begin + BLOCK, begin))
+        end = tl.where(turn == 0, dim // VEC * VEC, tl.where(left, begin + STATES, begin))
         for first in range(begin, end, UNIT):
             # The mask is the same for all states of a vector, so the load is one vector.
-            one, other = _load_summands(
-                row + first, grad_row + first, j, j // VEC < (end - first) // VEC,
-                x_t - first, x_0 - first, terms, SUMMANDS, True, True, WITH_GRAD,
-            )  # fmt: skip
+            unit, unit_grad = scores + first, grad + first
+            here = j // VEC < (end - first) // VEC
+            part = Row(unit, unit_grad, row.stride, dim - first, x_t - first, x_0 - first)
+            one, other = _load_summands(part, j, here, terms, SUMMANDS, WITH_GRAD)
             sums += lane_sums(one, VEC, UNIT)
             if WITH_SECOND:
                 others += lane_sums(other, VEC, UNIT)
@@ -199,21 +213,20 @@ def row_pass(
 
 
 @triton.jit
-def strided_pass(
-    row, grad_row, stride, dim, x_t, x_0, terms,
-    SUMMANDS: tl.constexpr, WITH_GRAD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """``row_pass`` where states are ``stride`` apart, or in float64: without vector loads."""
+def strided_pass(row, terms, SUMMANDS: tl.constexpr, WITH_GRAD: tl.constexpr, BLOCK: tl.constexpr):
+    """``row_pass`` where states are ``stride`` apart, or in float64: without vector loads, BLOCK
+    states at a time.
+    """
     i = tl.arange(0, BLOCK)
     sums, others = tl.zeros([BLOCK], terms[0].dtype), tl.zeros([BLOCK], terms[0].dtype)
-    for begin in range(0, dim, BLOCK):
+    for begin in range(0, row.dim, BLOCK):
         y = begin + i
-        inside = y < dim
-        scores = tl.load(row + y.to(tl.int64) * stride, mask=inside, other=0.0)
-        one, other, g = SUMMANDS(scores, y == x_t, y == x_0, terms, True, WITH_GRAD)
+        inside = y < row.dim
+        scores = tl.load(row.scores + y.to(tl.int64) * row.stride, mask=inside, other=0.0)
+        one, other, g = SUMMANDS(scores, y == row.x_t, y == row.x_0, terms, True, WITH_GRAD)
         if WITH_GRAD:
-            g = g.to(tl.float32).to(grad_row.dtype.element_ty)
-            tl.store(grad_row + y, g, mask=inside)
+            g = g.to(tl.float32).to(row.grad.dtype.element_ty)
+            tl.store(row.grad + y, g, mask=inside)
         sums += tl.where(inside, one, 0.0)
         others += tl.where(inside, other, 0.0)
     return tl.sum(sums.to(tl.float64), 0), tl.sum(others.to(tl.float64), 0)

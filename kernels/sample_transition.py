@@ -3,7 +3,7 @@
 x_t = x_0 if u0 >= 1 - exp(-sigma), else the mask (absorbing) or floor(u1 * V) (uniform)
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -15,11 +15,21 @@ from sedd_fast.kernels.coefficients import expm1
 BLOCK = 256
 
 
+class Pointers(NamedTuple):
+    """What the kernel reads, and x_t, which it writes."""
+
+    x_0: Any
+    sigma: Any
+    u: Any
+    x_t: Any
+
+
 @triton.jit(do_not_specialize=["vocab"])
 def _sample_transition(
-    x_0, sigma, u, x_t, length, blocks, vocab, ABSORBING: tl.constexpr, BLOCK: tl.constexpr
+    pointers, length, blocks, vocab, ABSORBING: tl.constexpr, BLOCK: tl.constexpr
 ):
     """One program per block of tokens of one sequence, which share one sigma."""
+    x_0, sigma, u, x_t = pointers
     program = tl.program_id(0)
     sequence = program // blocks
     at = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -51,7 +61,7 @@ def launch(noising: Any, x_t: Tensor) -> None:
     if batch * length == 0:
         return
     _sample_transition[(programs(batch, length),)](
-        noising.x_0, noising.sigma, noising.u, x_t, length, triton.cdiv(length, BLOCK),
+        Pointers(noising.x_0, noising.sigma, noising.u, x_t), length, triton.cdiv(length, BLOCK),
         noising.vocab_size, ABSORBING=noising.graph == "absorbing", BLOCK=BLOCK,
         enable_fp_fusion=True,
     )  # fmt: skip

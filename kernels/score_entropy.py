@@ -12,7 +12,7 @@ One kernel computes the loss alone, the gradient alone (a backward that recomput
 both in one pass.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -23,6 +23,7 @@ from sedd_fast.kernels.batches import numbers, tensors
 from sedd_fast.kernels.coefficients import entropy_coefficients
 from sedd_fast.kernels.rows import (
     EXACT_BLOCK,
+    Row,
     exponential,
     fill_zero,
     row_pass,
@@ -50,72 +51,118 @@ def _term(scores, is_x_t, is_x_0, terms, HAS_TOKENS: tl.constexpr, WITH_GRAD: tl
     return e, l, g
 
 
+class Inputs(NamedTuple):
+    """Pointers to what the kernel reads."""
+
+    log_score: Any
+    sigma: Any
+    x_t: Any
+    x_0: Any
+    row_weight: Any
+    upstream: Any
+
+
+class Outputs(NamedTuple):
+    """Pointers to what the kernel writes."""
+
+    loss: Any
+    grad: Any
+
+
+class Sizes(NamedTuple):
+    """The numbers of a launch."""
+
+    scale: Any
+    length: Any
+    dim: Any
+    vocab: Any
+    stride_b: Any
+    stride_l: Any
+    stride_y: Any
+    grad_stride_b: Any
+    grad_stride_l: Any
+
+
+class Options(NamedTuple):
+    """What the kernel is compiled for.
+
+    Attributes:
+        absorbing: graph; else uniform.
+        weighted, upstream: whether ``row_weight`` and ``upstream`` are given.
+        with_loss, with_grad: what is computed.
+        with_second: whether the sum of l is needed.
+        contiguous: the scores of a row.
+        score_alignment: see ``rows.score_alignment``.
+        several_rows: whether a program processes more than one.
+    """
+
+    absorbing: bool
+    weighted: bool
+    upstream: bool
+    with_loss: bool
+    with_grad: bool
+    with_second: bool
+    contiguous: bool
+    score_alignment: int
+    several_rows: bool
+
+
 @triton.jit
-def _position(
-    inputs, outputs, numbers, strides, row,
-    ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr, UPSTREAM: tl.constexpr,
-    WITH_LOSS: tl.constexpr, WITH_GRAD: tl.constexpr, CONTIGUOUS: tl.constexpr,
-    SCORE_ALIGNMENT: tl.constexpr, VEC: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _position(inputs, outputs, sizes, row, OPTIONS: tl.constexpr, BLOCK: tl.constexpr):
     """Loss and gradient of one position."""
-    log_score, sigma, x_t, x_0, row_weight, upstream = inputs
-    loss, grad = outputs
-    scale, length, dim, vocab = numbers
-    stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l = strides
-    b, i = row // length, row % length
-    noise = tl.load(sigma + b).to(tl.float64)
-    current, clean = tl.load(x_t + row), tl.load(x_0 + row)
+    b, i = row // sizes.length, row % sizes.length
+    noise = tl.load(inputs.sigma + b).to(tl.float64)
+    current, clean = tl.load(inputs.x_t + row), tl.load(inputs.x_0 + row)
     weight = tl.full((), 1.0, tl.float64)
-    if WEIGHTED:
-        weight = tl.load(row_weight + row).to(tl.float64)
-    grad_scale = weight * scale
-    if UPSTREAM:
-        grad_scale = grad_scale * tl.load(upstream + row).to(tl.float64)
+    if OPTIONS.weighted:
+        weight = tl.load(inputs.row_weight + row).to(tl.float64)
+    grad_scale = weight * sizes.scale
+    if OPTIONS.upstream:
+        grad_scale = grad_scale * tl.load(inputs.upstream + row).to(tl.float64)
+    dim, vocab = sizes.dim, sizes.vocab
     valid = (noise > 0) & (noise < float("inf"))
     valid = valid & (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
     value = tl.where(valid, 0.0, float("nan")).to(tl.float64)
-    grad_row = grad + (b * grad_stride_b + i * grad_stride_l)
+    grad_row = outputs.grad + (b * sizes.grad_stride_b + i * sizes.grad_stride_l)
     touched = valid & (grad_scale != 0)
-    if ABSORBING:
+    if OPTIONS.absorbing:
         touched = touched & (current == vocab)
     if touched:
         # Tokens are compared with all states of a block: 32 bits take half the instructions of 64.
         state, target = current.to(tl.int32), clean.to(tl.int32)
-        LOGS: tl.constexpr = WITH_LOSS and not ABSORBING  # else the sum of l is not needed
-        scores = log_score + (b * stride_b + i * stride_l)
+        scores = inputs.log_score + (b * sizes.stride_b + i * sizes.stride_l)
+        of_row = Row(scores, grad_row, sizes.stride_y, dim, state, target)
         ga, gb, gc = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
-        if WITH_GRAD:
-            a, b_, c, _ = entropy_coefficients(noise, current, clean, vocab, ABSORBING)
+        if OPTIONS.with_grad:
+            a, b_, c, _ = entropy_coefficients(noise, current, clean, vocab, OPTIONS.absorbing)
             ga, gb, gc = grad_scale * a, grad_scale * b_, grad_scale * c
         fp32_terms = (ga.to(tl.float32), gb.to(tl.float32), gc.to(tl.float32))
-        if CONTIGUOUS:
-            sum_exp, sum_log = row_pass(
-                scores, grad_row, dim, state, target, fp32_terms,
-                _term, WITH_GRAD, LOGS, SCORE_ALIGNMENT, VEC, UNIT, BLOCK,
-            )  # fmt: skip
+        if OPTIONS.contiguous:
+            sum_exp, sum_log = row_pass(of_row, fp32_terms, _term, OPTIONS, BLOCK)
         else:
             sum_exp, sum_log = strided_pass(
-                scores, grad_row, stride_y, dim, state, target, fp32_terms, _term, WITH_GRAD, UNIT
+                of_row, fp32_terms, _term, OPTIONS.with_grad, BLOCK.unit
             )
         if sum_exp == float("inf"):  # float32 overflowed; the true value may be finite
             sum_exp, sum_log = strided_pass(
-                scores, grad_row, stride_y, dim, state, target, (ga, gb, gc),
-                _term, WITH_GRAD, EXACT_BLOCK,
-            )  # fmt: skip
-        if WITH_LOSS:  # not before the pass, which then needs sixteen registers less
-            a, b_, c, k = entropy_coefficients(noise, current, clean, vocab, ABSORBING)
-            l_0 = tl.load(scores + clean * stride_y).to(tl.float64)
+                of_row, (ga, gb, gc), _term, OPTIONS.with_grad, EXACT_BLOCK
+            )
+        if OPTIONS.with_loss:  # not before the pass, which then needs sixteen registers less
+            a, b_, c, k = entropy_coefficients(noise, current, clean, vocab, OPTIONS.absorbing)
+            l_0 = tl.load(scores + clean * sizes.stride_y).to(tl.float64)
             value = k + a * sum_exp
             value -= tl.where(b_ > 0, b_ * sum_log, 0.0)  # 0 * infinity would be NaN
             value -= tl.where(c > 0, c * l_0, 0.0)
             value = value * weight
     else:
-        if WITH_GRAD:
-            fill_zero(grad_row, dim, VEC, UNIT)
-    if WITH_LOSS:
-        tl.store(loss + row, value.to(loss.dtype.element_ty))
+        if OPTIONS.with_grad:
+            fill_zero(grad_row, dim, BLOCK.vec, BLOCK.unit)
+    if OPTIONS.with_loss:
+        tl.store(outputs.loss + row, value.to(outputs.loss.dtype.element_ty))
 
 
+# Numbers that must not cause another compilation are parameters of their own: in a tuple, Triton
+# specializes all numbers, for 1 and for multiples of 16.
 @triton.jit(
     do_not_specialize=[
         "scale", "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "grad_stride_b",
@@ -123,35 +170,20 @@ def _position(
     ]
 )  # fmt: skip
 def _score_entropy(
-    log_score, sigma, x_t, x_0, row_weight, upstream, loss, grad, scale, length, dim, vocab,
+    inputs, outputs, scale, length, dim, vocab,
     stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l, rows, rows_each,
-    ABSORBING: tl.constexpr, WEIGHTED: tl.constexpr, UPSTREAM: tl.constexpr,
-    WITH_LOSS: tl.constexpr, WITH_GRAD: tl.constexpr, CONTIGUOUS: tl.constexpr,
-    SCORE_ALIGNMENT: tl.constexpr, VEC: tl.constexpr, SEVERAL_ROWS: tl.constexpr,
-    UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    OPTIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * rows_each
-    inputs = (log_score, sigma, x_t, x_0, row_weight, upstream)
-    outputs, numbers = (loss, grad), (scale, length, dim, vocab)
-    strides = (stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l)
+    sizes = Sizes(
+        scale, length, dim, vocab, stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l
+    )
     # A single row has no loop around it: with a loop, the compiler needs more registers.
-    if not SEVERAL_ROWS:
-        _position(
-            inputs, outputs, numbers, strides, first,
-            ABSORBING, WEIGHTED, UPSTREAM, WITH_LOSS, WITH_GRAD, CONTIGUOUS,
-            SCORE_ALIGNMENT, VEC, UNIT, BLOCK,
-        )  # fmt: skip
+    if not OPTIONS.several_rows:
+        _position(inputs, outputs, sizes, first, OPTIONS, BLOCK)
     else:
         for row in range(first, tl.minimum(first + rows_each, rows)):
-            _position(
-                inputs, outputs, numbers, strides, row,
-                ABSORBING, WEIGHTED, UPSTREAM, WITH_LOSS, WITH_GRAD, CONTIGUOUS,
-                SCORE_ALIGNMENT, VEC, UNIT, BLOCK,
-            )  # fmt: skip
-
-
-#: The kernel arguments on which autotuned settings depend.
-KEY = ("dim", "ABSORBING", "WITH_LOSS", "WITH_GRAD", "CONTIGUOUS")
+            _position(inputs, outputs, sizes, row, OPTIONS, BLOCK)
 
 
 def launch(
@@ -184,16 +216,22 @@ def launch(
     # Without a gradient, a row that is not touched costs only the start of a program.
     rows_each = settings.rows_per_program(rows, log_score, absorbing and grad is None)
     kind = f"{entropy.graph}_{'loss' if grad is None else 'gradient'}"
-    plan = settings.plan(kind, vec, dim, rows_each, _score_entropy, KEY)
+    plan = settings.plan(kind, vec, dim, rows_each, _score_entropy, log_score.dtype)
+    options = Options(
+        absorbing,
+        entropy.row_weight is not None,
+        upstream is not None,
+        with_loss=loss is not None,
+        with_grad=grad is not None,
+        with_second=loss is not None and not absorbing,
+        contiguous=log_score.stride(2) == 1,
+        score_alignment=score_alignment(log_score, grad, vec),
+        several_rows=rows_each > 1,
+    )
     plan.kernel[(-(-rows // rows_each),)](
-        log_score, *tensors(entropy),
-        unused if upstream is None else upstream,
-        unused if loss is None else loss,
-        unused if grad is None else grad,
+        Inputs(log_score, *tensors(entropy), unused if upstream is None else upstream),
+        Outputs(unused if loss is None else loss, unused if grad is None else grad),
         scale, *numbers(entropy), *log_score.stride(),
         *(grad.stride()[:2] if grad is not None else (0, 0)), rows, rows_each,
-        ABSORBING=absorbing, WEIGHTED=entropy.row_weight is not None,
-        UPSTREAM=upstream is not None, WITH_LOSS=loss is not None, WITH_GRAD=grad is not None,
-        CONTIGUOUS=log_score.stride(2) == 1, SCORE_ALIGNMENT=score_alignment(log_score, grad, vec),
-        VEC=vec, SEVERAL_ROWS=rows_each > 1, **plan.options,
+        OPTIONS=options, **plan.options,
     )  # fmt: skip

@@ -63,6 +63,20 @@ LOOP = 32
 CANDIDATES = tuple((vectors, warps) for vectors in (1, 2, 4) for warps in (2, 4, 8))
 
 
+class Block(NamedTuple):
+    """How a row kernel reads a row.
+
+    Attributes:
+        states: that a program loads at a time.
+        unit: states of one vector per thread.
+        vec: states in a vector of 16 bytes.
+    """
+
+    states: int
+    unit: int
+    vec: int
+
+
 class LaunchPlan(NamedTuple):
     """How a kernel is launched: the kernel or its autotuned form, and the options of the launch."""
 
@@ -72,7 +86,7 @@ class LaunchPlan(NamedTuple):
 
 
 def plan(
-    kind: str, vec: int, states: int, rows: int, kernel: Any, key: tuple[str, ...]
+    kind: str, vec: int, states: int, rows: int, kernel: Any, dtype: torch.dtype
 ) -> LaunchPlan:
     """The settings of TABLE for a call, or the autotuned kernel with SEDD_FAST_AUTOTUNE=1.
 
@@ -81,18 +95,18 @@ def plan(
         vec: states in a vector of 16 bytes.
         states: of a row.
         rows: that one program processes.
-        key: the kernel arguments on which autotuned settings depend.
+        kernel: takes a ``Block`` as its argument BLOCK.
+        dtype: of the scores.
     """
     chosen = TABLE[kind][16 // vec]
     if states <= SHORT:
         chosen = chosen._replace(vectors=1, warps=1)
     options = _options(chosen, vec, rows > 1, counted())
     if os.environ.get("SEDD_FAST_AUTOTUNE", "0") != "1":
-        return LaunchPlan(kernel, options, options["BLOCK"])
-    timed = ("BLOCK", "UNIT", "num_warps")
-    smallest = min(sizes(*candidate, vec)["BLOCK"] for candidate in CANDIDATES)
-    rest = {name: value for name, value in options.items() if name not in timed}
-    return LaunchPlan(autotuned(kernel, key, vec), rest, smallest)
+        return LaunchPlan(kernel, options, options["BLOCK"].states)
+    smallest = min(block(*candidate, vec).states for candidate in CANDIDATES)
+    rest = {name: value for name, value in options.items() if name not in ("BLOCK", "num_warps")}
+    return LaunchPlan(autotuned(kernel, dtype, vec), rest, smallest)
 
 
 @functools.cache
@@ -100,14 +114,14 @@ def _options(chosen: LaunchSettings, vec: int, several: bool, counted: bool) -> 
     """The options of a launch with those settings; ``several``: a program has several rows."""
     limit = chosen.registers + LOOP * several if counted else 128
     limited = {} if torch.version.hip else {"maxnreg": limit}  # AMD's compiler has no limit
-    made = sizes(chosen.vectors, chosen.warps, vec)
-    return {**made, "num_warps": chosen.warps, **COMMON, **limited}
+    made = block(chosen.vectors, chosen.warps, vec)
+    return {"BLOCK": made, "num_warps": chosen.warps, **COMMON, **limited}
 
 
-def sizes(vectors: int, warps: int, vec: int) -> dict[str, int]:
-    """States that a program loads at a time, and states of one vector per thread."""
+def block(vectors: int, warps: int, vec: int) -> Block:
+    """The block in which each thread has that many vectors."""
     unit = 32 * warps * vec
-    return {"BLOCK": vectors * unit, "UNIT": unit}
+    return Block(vectors * unit, unit, vec)
 
 
 @functools.cache
@@ -117,15 +131,17 @@ def counted() -> bool:
 
 
 @functools.cache
-def autotuned(kernel: Any, key: tuple[str, ...], vec: int) -> Any:
-    """The kernel with block and warps chosen by timing for each new value of the arguments ``key``.
+def autotuned(kernel: Any, dtype: torch.dtype, vec: int) -> Any:
+    """The kernel with block and warps chosen by timing, for scores of that dtype.
 
-    The kernel must give the same result when it runs again on the same tensors.
+    They are chosen for each new value of its arguments ``dim`` and OPTIONS. The kernel must give
+    the same result when it runs again on the same tensors.
     """
     configs = [
-        triton.Config(sizes(vectors, warps, vec), num_warps=warps) for vectors, warps in CANDIDATES
+        triton.Config({"BLOCK": block(vectors, warps, vec)}, num_warps=warps)
+        for vectors, warps in CANDIDATES
     ]
-    return triton.autotune(configs, key=list(key))(kernel)
+    return triton.autotune(configs, key=["dim", "OPTIONS"])(kernel)
 
 
 #: Programs that a multiprocessor runs at a time, and the least number of programs that should

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sedd_fast.kernels import settings
 from sedd_fast.kernels.chunks import chosen_chunk, chosen_state
-from sedd_fast.kernels.coefficients import output_scale, reverse_coefficients
+from sedd_fast.kernels.coefficients import Noise, output_scale, reverse_coefficients
 from sedd_fast.kernels.reverse_step import METHODS, may_move
 from sedd_fast.kernels.tiles import NO_SCORE, Operands, halves, origin, scores, tile
 
@@ -31,81 +31,113 @@ DRAW_DEPTH = 64
 
 
 @triton.jit(do_not_specialize=["first"])
-def _group_sums(
-    hidden, weight, bias, live, x_t, largest, sums,
-    rows, states, width, stride_h, stride_w, stride_k, first,
-    UNIFORM: tl.constexpr, HALVINGS: tl.constexpr,
-    EVEN: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr, DOT_FP32: tl.constexpr,
-    ROWS: tl.constexpr, STATES: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    f = scores(
-        hidden, weight, bias, live, rows, states, width, stride_h, stride_w, stride_k,
-        EVEN, PRECISION, DOT_FP32, ROWS, STATES, DEPTH,
-    )  # fmt: skip
+def _group_sums(operands, x_t, groups, sizes, first, OPTIONS: tl.constexpr):
+    """``groups``: ``GroupSums``."""
+    rows, states = sizes.rows, sizes.states
+    ROWS: tl.constexpr = OPTIONS.rows
+    STATES: tl.constexpr = OPTIONS.states
+    HALVINGS: tl.constexpr = OPTIONS.halvings
+    f = scores(operands, sizes, OPTIONS)
     from_row, from_state = origin(rows, ROWS, STATES)
     i = from_row + tl.arange(0, ROWS)
     WIDTH: tl.constexpr = STATES >> HALVINGS
-    if UNIFORM:
+    if OPTIONS.uniform:
         current = tl.load(x_t + i, mask=i < rows, other=-1).to(tl.int32) - first - from_state
     pieces = halves(f, HALVINGS)
     for n in tl.static_range(len(pieces)):
         piece = pieces[n]
-        if UNIFORM:
+        if OPTIONS.uniform:
             y = n * WIDTH + tl.arange(0, WIDTH)
             piece = tl.where(y[None, :] == current[:, None], NO_SCORE, piece)
         top = tl.maximum(tl.max(piece, 1), NO_SCORE)
         total = tl.sum(tl.exp(piece - top[:, None]), 1)
         at = (((first + from_state) // WIDTH + n) * rows + i).to(tl.int64)
         if from_state + n * WIDTH < states:
-            tl.store(largest + at, top, mask=i < rows)
-            tl.store(sums + at, total, mask=i < rows)
+            tl.store(groups.largest + at, top, mask=i < rows)
+            tl.store(groups.sums + at, total, mask=i < rows)
 
 
 @triton.jit
-def _group(
-    row, weight, bias, begin, states, width, stride_w, stride_k,
-    GROUP: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
+def _group(row, pointers, sizes, begin, GROUP: tl.constexpr, DEPTH: tl.constexpr):
     """(GROUP,) float32: the scores of the states from ``begin`` on, computed again."""
+    states, width = sizes.states, sizes.width
     y = begin + tl.arange(0, GROUP)
-    at = tl.minimum(y, states - 1).to(tl.int64)[:, None] * stride_w
+    at = tl.minimum(y, states - 1).to(tl.int64)[:, None] * sizes.stride_w
     f = tl.zeros([GROUP], tl.float32)
     for first in range(0, width, DEPTH):
         k = first + tl.arange(0, DEPTH)
         h = tl.load(row + k, mask=k < width, other=0.0)
-        w = tl.load(weight + at + k[None, :] * stride_k, mask=(k < width)[None, :], other=0.0)
+        weight = pointers.weight + at + k[None, :] * sizes.stride_k
+        w = tl.load(weight, mask=(k < width)[None, :], other=0.0)
         f += tl.sum(w.to(h.dtype).to(tl.float32) * h.to(tl.float32)[None, :], 1)
-    return f + tl.load(bias + y, mask=y < states, other=NO_SCORE)
+    return f + tl.load(pointers.bias + y, mask=y < states, other=NO_SCORE)
+
+
+class DrawPointers(NamedTuple):
+    """What ``_draw`` reads (the operands, positions of rows, the inputs of the step, and sums of
+    groups), and x_s, which it writes.
+    """
+
+    hidden: Any
+    weight: Any
+    bias: Any
+    positions: Any
+    x_t: Any
+    sigma: Any
+    dsigma: Any
+    u: Any
+    largest: Any
+    sums: Any
+    x_s: Any
+
+
+class DrawOptions(NamedTuple):
+    """What ``_draw`` is compiled for.
+
+    Attributes:
+        absorbing: graph; else uniform.
+        method: a value of METHODS.
+        scaled: the outputs f are those of log scores f - ln E - ln V.
+        group: states of a group.
+        groups: size of the axis of groups, a power of two.
+        depth: elements of hidden states that are multiplied at a time.
+    """
+
+    absorbing: bool
+    method: int
+    scaled: bool
+    group: int
+    groups: int
+    depth: int
 
 
 @triton.jit(do_not_specialize=["length", "groups", "vocab"])
-def _draw(
-    hidden, weight, bias, index, x_t, sigma, dsigma, u, largest, sums, x_s,
-    rows, states, width, stride_h, stride_w, stride_k, length, groups, vocab,
-    ABSORBING: tl.constexpr, METHOD: tl.constexpr, SCALED: tl.constexpr,
-    GROUP: tl.constexpr, GROUPS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
+def _draw(pointers, sizes, length, groups, vocab, OPTIONS: tl.constexpr):
+    """``sizes``: ``tiles.Sizes``."""
+    rows = sizes.rows
+    ABSORBING: tl.constexpr = OPTIONS.absorbing
+    GROUP: tl.constexpr = OPTIONS.group
     row = tl.program_id(0).to(tl.int64)
-    position = tl.load(index + row)
+    position = tl.load(pointers.positions + row)
     if position >= 0:
-        current, b = tl.load(x_t + position), position // length
-        noise, step = tl.load(sigma + b), tl.load(dsigma + b)
-        u0, u1 = tl.load(u + 2 * position), tl.load(u + 2 * position + 1)
-        dim = states
+        current, b = tl.load(pointers.x_t + position), position // length
+        noise = Noise(tl.load(pointers.sigma + b), tl.load(pointers.dsigma + b))
+        u0, u1 = tl.load(pointers.u + 2 * position), tl.load(pointers.u + 2 * position + 1)
+        dim = sizes.states
         if ABSORBING:
-            dim = states + 1
-        if may_move(current, noise, step, u0, u1, dim, vocab, ABSORBING):
-            j = tl.arange(0, GROUPS)
-            top = tl.load(largest + j * rows + row, mask=j < groups, other=NO_SCORE)
-            part = tl.load(sums + j * rows + row, mask=j < groups, other=0.0)
+            dim = sizes.states + 1
+        if may_move(current, noise, (u0, u1), dim, vocab, ABSORBING):
+            j = tl.arange(0, OPTIONS.groups)
+            top = tl.load(pointers.largest + j * rows + row, mask=j < groups, other=NO_SCORE)
+            part = tl.load(pointers.sums + j * rows + row, mask=j < groups, other=0.0)
             shift = tl.maximum(tl.max(top, 0).to(tl.float64), -700.0)  # exp(700) is a float64
             weights = part.to(tl.float64) * tl.exp(top.to(tl.float64) - shift)
             total = tl.sum(weights, 0)
             scale = tl.full((), 1.0, tl.float64)
-            if SCALED:
-                scale = output_scale(noise, vocab)
+            if OPTIONS.scaled:
+                scale = output_scale(noise.sigma, vocab)
             alpha, _, gamma = reverse_coefficients(
-                noise, step, total * scale, tl.exp(-shift), vocab, ABSORBING, METHOD
+                noise, total * scale, tl.exp(-shift), vocab, ABSORBING, OPTIONS.method
             )
             moving = alpha * scale * total
             mass = moving + tl.where(gamma > 0.0, gamma, 0.0)
@@ -113,13 +145,11 @@ def _draw(
             if drawable & (u0 * mass < moving):
                 chosen, share = chosen_chunk(weights, 0.0, u1)
                 begin = chosen * GROUP
-                f = _group(
-                    hidden + row * stride_h, weight, bias, begin, states, width,
-                    stride_w, stride_k, GROUP, DEPTH,
-                )  # fmt: skip
+                hidden = pointers.hidden + row * sizes.stride_h
+                f = _group(hidden, pointers, sizes, begin, GROUP, OPTIONS.depth)
                 f = tl.where(begin + tl.arange(0, GROUP) == current, NO_SCORE, f)
                 e = tl.exp(f - tl.max(f, 0))
-                tl.store(x_s + position, (begin + chosen_state(e, share)).to(tl.int64))
+                tl.store(pointers.x_s + position, (begin + chosen_state(e, share)).to(tl.int64))
 
 
 class GroupSums(NamedTuple):
@@ -148,8 +178,7 @@ def launch_sums(
     if operands.grid() == (0,):
         return
     _group_sums[operands.grid()](
-        *operands.tensors(), x_t, *groups, *operands.numbers(), first,
-        UNIFORM=uniform, HALVINGS=operands.halvings(GROUP), **operands.options(),
+        operands, x_t, groups, operands.sizes(), first, **operands.options(uniform, False, GROUP)
     )  # fmt: skip
 
 
@@ -173,10 +202,14 @@ def launch_draw(
     hidden, weight, bias, _ = operands
     count = len(groups.sums)
     _draw[(len(hidden),)](
-        hidden, weight, bias, rows, reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, *groups,
-        x_s, *operands.numbers(), reverse.x_t.shape[1], count, len(weight),
-        ABSORBING=reverse.graph == "absorbing", METHOD=METHODS[reverse.method].value,
-        SCALED=reverse.scale_by_sigma,
-        GROUP=group_states(hidden.dtype), GROUPS=triton.next_power_of_2(count), DEPTH=DRAW_DEPTH,
+        DrawPointers(
+            hidden, weight, bias, rows, reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u,
+            *groups, x_s,
+        ),
+        operands.sizes(), reverse.x_t.shape[1], count, len(weight),
+        OPTIONS=DrawOptions(
+            reverse.graph == "absorbing", METHODS[reverse.method].value, reverse.scale_by_sigma,
+            group_states(hidden.dtype), triton.next_power_of_2(count), DRAW_DEPTH,
+        ),
         num_warps=4, **settings.COMMON,
     )  # fmt: skip

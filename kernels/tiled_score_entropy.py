@@ -14,7 +14,7 @@ in the weights. These are dot products of a row, computed by a small kernel of i
 tile kernel would spill registers with them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -28,84 +28,138 @@ PIECE = 32
 DOT_DEPTH = tl.constexpr(256)
 
 
+class PieceTerms(NamedTuple):
+    """The rows' terms of a piece, one for each row: ln a, tokens counted from the first state of
+    the piece, the factor of a * exp(f) in the gradient, and what the gradient subtracts: b, and
+    b + c at x_0.
+    """
+
+    log_a: Any
+    x_t: Any
+    x_0: Any
+    grad_scale: Any
+    less_b: Any
+    less_c: Any
+
+
+class Gradient(NamedTuple):
+    """Pointers to the gradient and to its sums over the rows; the stride of its rows."""
+
+    grad: Any
+    columns: Any
+    stride: Any
+
+
 @triton.jit
-def _piece(
-    f, left, rows, shift, current, clean, grad_scale, less_b, less_c, gradient, columns, stride_g,
-    UNIFORM: tl.constexpr, WITH_GRAD: tl.constexpr, HALF: tl.constexpr, DOT_FP32: tl.constexpr,
-):  # fmt: skip
-    """Sums of a * exp(f) over ``left`` states; stores the gradient and its sums over the rows."""
+def _piece(f, left, rows, terms, gradient, OPTIONS: tl.constexpr):
+    """Sums of a * exp(f) over ``left`` states; stores the gradient and its sums over ``rows``."""
     y = tl.arange(0, f.shape[1])
-    e = exp_of(f, shift[:, None], HALF)
-    if UNIFORM:
-        stays = y[None, :] == current[:, None]
+    e = exp_of(f, terms.log_a[:, None], OPTIONS.half)
+    if OPTIONS.uniform:
+        stays = y[None, :] == terms.x_t[:, None]
         e = tl.where(stays, 0.0, e)
-    if WITH_GRAD:
-        less = tl.where(y[None, :] == clean[:, None], less_c[:, None], less_b[:, None])
-        if UNIFORM:
+    if OPTIONS.with_grad:
+        is_x_0 = y[None, :] == terms.x_0[:, None]
+        less = tl.where(is_x_0, terms.less_c[:, None], terms.less_b[:, None])
+        if OPTIONS.uniform:
             less = tl.where(stays, 0.0, less)
-        g = (grad_scale[:, None] * e - less).to(gradient.dtype.element_ty)
-        if g.dtype == tl.bfloat16 and not DOT_FP32:
+        g = (terms.grad_scale[:, None] * e - less).to(gradient.grad.dtype.element_ty)
+        if g.dtype == tl.bfloat16 and not OPTIONS.dot_fp32:
             # A product with ones on tensor cores adds up the rows faster than shuffles would.
             ones = tl.full([f.shape[0], 16], 1.0, g.dtype)
             sums = tl.max(tl.dot(tl.trans(g), ones), 1)
         else:
             sums = tl.sum(g.to(tl.float32), 0)
-        tl.store(columns + y, sums, mask=y < left)
+        tl.store(gradient.columns + y, sums, mask=y < left)
         i = tl.arange(0, f.shape[0])
         inside = (i < rows)[:, None] & (y < left)[None, :]
-        tl.store(gradient + (i[:, None] * stride_g + y[None, :]), g, mask=inside)
+        to = gradient.grad + (i[:, None] * gradient.stride + y[None, :])
+        tl.store(to, g, mask=inside)
     return tl.sum(e, 1)
 
 
+class Outputs(NamedTuple):
+    """Pointers to the gradient, to its sums over rows, and to the sums of a * exp(f)."""
+
+    gradient: Any
+    columns: Any
+    sum_exp: Any
+
+
+class GradientSizes(NamedTuple):
+    """``tiles.Sizes``, and the stride of the gradient's rows."""
+
+    rows: Any
+    states: Any
+    width: Any
+    stride_h: Any
+    stride_w: Any
+    stride_k: Any
+    stride_g: Any
+
+
 @triton.jit(do_not_specialize=["first"])
-def _tiled_score_entropy(
-    hidden, weight, bias, live, gradient, columns, sum_exp, x_t, x_0, log_a, grad_scale, gb, gc,
-    rows, states, width, stride_h, stride_w, stride_k, stride_g, first,
-    UNIFORM: tl.constexpr, WITH_GRAD: tl.constexpr, HALVINGS: tl.constexpr,
-    EVEN: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr, DOT_FP32: tl.constexpr,
-    ROWS: tl.constexpr, STATES: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    f = scores(
-        hidden, weight, bias, live, rows, states, width, stride_h, stride_w, stride_k,
-        EVEN, PRECISION, DOT_FP32, ROWS, STATES, DEPTH,
-    )  # fmt: skip
+def _tiled_score_entropy(operands, outputs, terms, sizes, first, OPTIONS: tl.constexpr):
+    """``terms``: ``RowTerms``."""
+    rows, states = sizes.rows, sizes.states
+    ROWS: tl.constexpr = OPTIONS.rows
+    STATES: tl.constexpr = OPTIONS.states
+    HALVINGS: tl.constexpr = OPTIONS.halvings
+    f = scores(operands, sizes, OPTIONS)
     from_row, from_state = origin(rows, ROWS, STATES)
     i, first = from_row + tl.arange(0, ROWS), first + from_state
     row = i < rows
-    shift = tl.load(log_a + i, mask=row, other=-float("inf"))
+    shift = tl.load(terms.log_a + i, mask=row, other=-float("inf"))
     zero = tl.zeros([ROWS], tl.float32)
     current, clean, up, less_b, less_c = i, i, zero, zero, zero
-    if UNIFORM:
-        current = tl.load(x_t + i, mask=row, other=-1).to(tl.int32) - first
-    if WITH_GRAD:
-        clean = tl.load(x_0 + i, mask=row, other=-1).to(tl.int32) - first
-        up = tl.load(grad_scale + i, mask=row, other=0.0)
-        less_c = tl.load(gc + i, mask=row, other=0.0)
-        if UNIFORM:
-            less_b = tl.load(gb + i, mask=row, other=0.0)
+    if OPTIONS.uniform:
+        current = tl.load(terms.x_t + i, mask=row, other=-1).to(tl.int32) - first
+    if OPTIONS.with_grad:
+        clean = tl.load(terms.x_0 + i, mask=row, other=-1).to(tl.int32) - first
+        up = tl.load(terms.grad_scale + i, mask=row, other=0.0)
+        less_c = tl.load(terms.gc + i, mask=row, other=0.0)
+        if OPTIONS.uniform:
+            less_b = tl.load(terms.gb + i, mask=row, other=0.0)
             less_c += less_b
-    columns += from_row // ROWS * states + from_state
-    gradient += from_row.to(tl.int64) * stride_g + from_state
+    columns = outputs.columns + (from_row // ROWS * states + from_state)
+    gradient = outputs.gradient + (from_row.to(tl.int64) * sizes.stride_g + from_state)
     total = zero
     pieces = halves(f, HALVINGS)
     for n in tl.static_range(len(pieces)):
         at = n * (STATES >> HALVINGS)
         total += _piece(
-            pieces[n], states - from_state - at, rows - from_row, shift, current - at, clean - at,
-            up, less_b, less_c, gradient + at, columns + at, stride_g,
-            UNIFORM, WITH_GRAD, HALF, DOT_FP32,
+            pieces[n], states - from_state - at, rows - from_row,
+            PieceTerms(shift, current - at, clean - at, up, less_b, less_c),
+            Gradient(gradient + at, columns + at, sizes.stride_g), OPTIONS,
         )  # fmt: skip
-    tl.store(sum_exp + (from_state // STATES * rows + i), total, mask=row)
+    tl.store(outputs.sum_exp + (from_state // STATES * rows + i), total, mask=row)
+
+
+class RowSizes(NamedTuple):
+    """The sizes and strides of the products of one row."""
+
+    states: Any
+    width: Any
+    stride_h: Any
+    stride_w: Any
+    stride_k: Any
 
 
 @triton.jit
-def _row_scores(
-    hidden, weight, bias, total, x_t, x_0, sum_log, f_x_0, states, width,
-    stride_h, stride_w, stride_k, UNIFORM: tl.constexpr,
-):  # fmt: skip
+def _row_scores(operands, tokens, outputs, sizes, UNIFORM: tl.constexpr):
     """f at x_0 of one row and, for the uniform graph, the sum of f - bias over all y, minus f at
     x_t.
+
+    Args:
+        operands: hidden states, weight, bias, and the sum of the weight over all states.
+        tokens: x_t and x_0.
+        outputs: the sum, and f at x_0.
+        sizes: ``RowSizes``.
     """
+    hidden, weight, bias, total = operands
+    x_t, x_0 = tokens
+    sum_log, f_x_0 = outputs
+    states, width, stride_h, stride_w, stride_k = sizes
     row = tl.program_id(0).to(tl.int64)
     h = hidden + row * stride_h
     clean = tl.load(x_0 + row)
@@ -159,10 +213,9 @@ def launch(
         return
     into, columns = (sum_exp, sum_exp) if gradient is None else gradient
     _tiled_score_entropy[operands.grid()](
-        *operands.tensors(), into, columns, sum_exp, *terms,
-        *operands.numbers(), into.stride(0), first,
-        UNIFORM=uniform, WITH_GRAD=gradient is not None, HALVINGS=operands.halvings(PIECE),
-        **operands.options(),
+        operands, Outputs(into, columns, sum_exp), terms,
+        GradientSizes(*operands.sizes(), into.stride(0)), first,
+        **operands.options(uniform, gradient is not None, PIECE),
     )  # fmt: skip
 
 
@@ -181,6 +234,6 @@ def launch_rows(
         return
     hidden, weight, bias, _ = operands
     _row_scores[(len(hidden),)](
-        hidden, weight, bias, bias if total is None else total, terms.x_t, terms.x_0, *sums,
-        *operands.numbers()[1:], UNIFORM=total is not None, num_warps=2, **settings.COMMON,
+        (hidden, weight, bias, bias if total is None else total), (terms.x_t, terms.x_0), sums,
+        RowSizes(*operands.sizes()[1:]), UNIFORM=total is not None, num_warps=2, **settings.COMMON,
     )  # fmt: skip

@@ -32,18 +32,19 @@ def origin(rows, ROWS: tl.constexpr, STATES: tl.constexpr):
 
 
 @triton.jit
-def scores(
-    hidden, weight, bias, live, rows, states, width, stride_h, stride_w, stride_k,
-    EVEN: tl.constexpr, PRECISION: tl.constexpr, DOT_FP32: tl.constexpr,
-    ROWS: tl.constexpr, STATES: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """(ROWS, STATES) float32: the output f of this program's tile, NO_SCORE beyond the last state.
+def scores(operands, sizes, OPTIONS: tl.constexpr):
+    """The output f of this program's tile, (rows, states) float32; NO_SCORE beyond the last state.
 
     Rows beyond the last one are copies of it. A tile that begins after the first ``live`` rows is
-    not multiplied: in a list of fixed length, the rows without a position are at the end. EVEN:
-    DEPTH divides width. DOT_FP32: operands are converted to float32, because Triton's interpreter
-    multiplies the bit patterns of bf16.
+    not multiplied: in a list of fixed length, the rows without a position are at the end.
+    OPTIONS: a kernel's, with the fields of ``TileOptions``.
     """
+    hidden, weight, bias, live = operands
+    rows, states, width = sizes.rows, sizes.states, sizes.width
+    stride_h, stride_w, stride_k = sizes.stride_h, sizes.stride_w, sizes.stride_k
+    ROWS: tl.constexpr = OPTIONS.rows
+    STATES: tl.constexpr = OPTIONS.states
+    DEPTH: tl.constexpr = OPTIONS.depth
     i, y = origin(rows, ROWS, STATES)
     k, n = tl.arange(0, DEPTH), tl.arange(0, STATES)
     left = tl.minimum(tl.arange(0, ROWS), rows - 1 - i)[:, None] * stride_h + k[None, :]
@@ -54,15 +55,15 @@ def scores(
     b = tl.load(bias + y + n, mask=n < states - y, other=NO_SCORE)
     f = tl.zeros([ROWS, STATES], tl.float32) + b[None, :]
     for begin in range(0, tl.where(i < tl.load(live), width, 0), DEPTH):
-        if EVEN:
+        if OPTIONS.even:
             h, w = tl.load(hidden + left), tl.load(weight + right)
         else:
             inside = k < width - begin
             h = tl.load(hidden + left, mask=inside[None, :], other=0.0)
             w = tl.load(weight + right, mask=inside[:, None], other=0.0)
-        if DOT_FP32:
+        if OPTIONS.dot_fp32:
             h, w = h.to(tl.float32), w.to(tl.float32)
-        f = tl.dot(h, w, f, input_precision=PRECISION)
+        f = tl.dot(h, w, f, input_precision=OPTIONS.precision)
         hidden += DEPTH
         weight += DEPTH * stride_k
     return f
@@ -127,6 +128,44 @@ class MatmulTile(NamedTuple):
 TABLE: dict[int, MatmulTile] = {2: MatmulTile(128, 256, 64, 8, 3), 4: MatmulTile(64, 64, 32, 4, 2)}
 
 
+class Sizes(NamedTuple):
+    """The sizes and strides of a head's product."""
+
+    rows: Any
+    states: Any
+    width: Any
+    stride_h: Any
+    stride_w: Any
+    stride_k: Any
+
+
+class TileOptions(NamedTuple):
+    """What the tile kernels are compiled for.
+
+    Attributes:
+        uniform: graph; else absorbing.
+        with_grad: whether the gradient is computed.
+        halvings: how often a tile is halved; its pieces are in registers one after the other.
+        even: whether ``depth`` divides the width.
+        half: operands of 16 bits.
+        precision: of products of float32.
+        dot_fp32: operands are converted to float32, because Triton's interpreter multiplies the
+            bit patterns of bf16.
+        rows, states, depth: those of the ``MatmulTile``.
+    """
+
+    uniform: bool
+    with_grad: bool
+    halvings: int
+    even: bool
+    half: bool
+    precision: str
+    dot_fp32: bool
+    rows: int
+    states: int
+    depth: int
+
+
 class Operands(NamedTuple):
     """The operands of a head's product.
 
@@ -142,34 +181,32 @@ class Operands(NamedTuple):
     bias: Tensor
     live: Tensor
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors in the order of the kernels' arguments."""
-        return self.hidden, self.weight, self.bias, self.live
-
-    def numbers(self) -> tuple[int, ...]:
-        """rows, states, width and the strides, in the order of the kernels' arguments."""
+    def sizes(self) -> Sizes:
+        """The numbers of the kernels' arguments."""
         rows, width = self.hidden.shape
-        return rows, len(self.weight), width, self.hidden.stride(0), *self.weight.stride()
+        return Sizes(rows, len(self.weight), width, self.hidden.stride(0), *self.weight.stride())
 
-    def options(self) -> dict[str, Any]:
-        """Compile-time arguments and launch options of the tile kernels."""
+    def options(self, uniform: bool, with_grad: bool, piece: int) -> dict[str, Any]:
+        """Compile-time argument and launch options; pieces of at most ``piece`` states."""
         of, size = tile(self.hidden.dtype), self.hidden.element_size()
+        known = TileOptions(
+            uniform,
+            with_grad,
+            halvings=max(0, (of.states // piece).bit_length() - 1),
+            even=self.hidden.shape[1] % of.depth == 0,
+            half=size == 2,
+            precision="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+            dot_fp32=triton.knobs.runtime.interpret and self.hidden.dtype == torch.bfloat16,
+            rows=of.rows,
+            states=of.states,
+            depth=of.depth,
+        )
         return {
-            "EVEN": self.hidden.shape[1] % of.depth == 0,
-            "HALF": size == 2,
-            "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
-            "DOT_FP32": triton.knobs.runtime.interpret and self.hidden.dtype == torch.bfloat16,
-            "ROWS": of.rows,
-            "STATES": of.states,
-            "DEPTH": of.depth,
+            "OPTIONS": known,
             "num_warps": of.warps,
             "num_stages": stages(of, size, shared_memory(self.hidden.device)),
             "enable_fp_fusion": True,
         }
-
-    def halvings(self, piece: int) -> int:
-        """How often the states of a tile are halved to get pieces of at most ``piece`` states."""
-        return max(0, (tile(self.hidden.dtype).states // piece).bit_length() - 1)
 
     def grid(self) -> tuple[int]:
         """One program per tile."""

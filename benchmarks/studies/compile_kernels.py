@@ -118,26 +118,47 @@ def recorded(launch: Launch, arch: Any) -> tuple[Any, dict[str, Any]]:
     plain = {p.name for p in launch.kernel.params if p.do_not_specialize}
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(names):
-        kind, aligned = ("constexpr", False)
-        if name not in declared:
-            kind, aligned = argument_type(values[name], name not in plain)
-        if kind == "constexpr":
-            constants[name] = values[name]
-        elif aligned:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        signature[name] = kind
+        if name in declared:
+            signature[name], constants[(index,)] = "constexpr", values[name]
+            continue
+        signature[name] = argument_type(values[name], name not in plain)
+        for path, part, kind in parts(values[name], signature[name], (index,)):
+            if kind == "constexpr":
+                constants[path] = part
+            elif is_aligned(part, name not in plain):
+                attributes[path] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, attributes), options
 
 
-def argument_type(value: Any, specialized: bool) -> tuple[str, bool]:
-    """Triton's type of an argument, and whether Triton knows it to be a multiple of 16."""
+def argument_type(value: Any, specialized: bool) -> Any:
+    """Triton's type of an argument; of a tuple, a tuple of types."""
+    if isinstance(value, tuple):
+        # Triton specializes all that is in a tuple.
+        kinds = [argument_type(part, True) for part in value]
+        return type(value)(*kinds) if hasattr(value, "_fields") else tuple(kinds)
     if isinstance(value, Tensor):
-        return POINTERS[value.dtype], value.data_ptr() % 16 == 0
+        return POINTERS[value.dtype]
     if isinstance(value, float):
-        return "fp32", False
+        return "fp32"
     if specialized and value == 1:
-        return "constexpr", False
-    return "i64" if value >= 2**31 else "i32", specialized and value % 16 == 0
+        return "constexpr"
+    return "i64" if value >= 2**31 else "i32"
+
+
+def is_aligned(value: Any, specialized: bool) -> bool:
+    """Whether Triton knows the argument to be a multiple of 16."""
+    if isinstance(value, Tensor):
+        return value.data_ptr() % 16 == 0
+    return isinstance(value, int) and specialized and value % 16 == 0
+
+
+def parts(value: Any, kind: Any, path: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
+    """(path, value, type) of an argument, or of everything in a tuple."""
+    if not isinstance(value, tuple):
+        yield path, value, kind
+        return
+    for index, (part, of) in enumerate(zip(value, kind, strict=True)):
+        yield from parts(part, of, (*path, index))
 
 
 def triton_reports(

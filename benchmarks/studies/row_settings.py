@@ -70,35 +70,29 @@ def with_settings(call: Callable[[], object], candidate: Candidate | None, size:
 
     def plan(kind: str, *rest: Any) -> Any:
         made = original(kind, *rest)
-        seen.append(Kind(kind, size, candidate_of(made.options, size)))
-        return made if candidate is None else replaced(made, candidate, size)
+        seen.append(Kind(kind, size, candidate_of(made.options)))
+        return made if candidate is None else replaced(made, candidate)
 
     with mock.patch.object(settings, "plan", plan):
         call()
     return seen[0]
 
 
-def candidate_of(options: dict[str, Any], size: int) -> Candidate:
+def candidate_of(options: dict[str, Any]) -> Candidate:
     """The settings in the options of a launch."""
-    warps = options["num_warps"]
-    vectors = options["BLOCK"] // unit(warps, size)
-    return Candidate(vectors, warps, options.get("maxnreg"))
+    block = options["BLOCK"]
+    return Candidate(block.states // block.unit, options["num_warps"], options.get("maxnreg"))
 
 
-def replaced(made: Any, candidate: Candidate, size: int) -> Any:
+def replaced(made: Any, candidate: Candidate) -> Any:
     """The plan of a kernel with the candidate's settings."""
-    of = unit(candidate.warps, size)
-    changed = {"BLOCK": candidate.vectors * of, "num_warps": candidate.warps}
-    if "UNIT" in made.options:
-        changed["UNIT"] = of
+    from sedd_fast.kernels import settings
+
+    block = settings.block(candidate.vectors, candidate.warps, made.options["BLOCK"].vec)
+    changed = {"BLOCK": block, "num_warps": candidate.warps}
     if candidate.registers is not None:
         changed["maxnreg"] = candidate.registers
-    return made._replace(options={**made.options, **changed}, smallest=changed["BLOCK"])
-
-
-def unit(warps: int, size: int) -> int:
-    """States that ``warps`` warps read with one 16-byte load in each thread."""
-    return 32 * warps * 16 // size
+    return made._replace(options={**made.options, **changed}, smallest=block.states)
 
 
 def candidates(case: RowCall, kind: Kind) -> list[Candidate]:

@@ -19,8 +19,8 @@ def test_every_kernel_has_settings_for_every_size():
     for kind in settings.TABLE:
         for vec in (4, 8):
             for states in (2, 1024, 1025, 50_258, 10**6):
-                plan = settings.plan(kind, vec, states, 1, None, ())
-                block, unit = plan.options["BLOCK"], plan.options["UNIT"]
+                plan = settings.plan(kind, vec, states, 1, None, torch.float32)
+                block, unit, _ = plan.options["BLOCK"]
                 assert block == plan.smallest
                 assert block & (block - 1) == 0
                 # One vector of 16 bytes per thread in a unit, at most four in a block.

@@ -189,7 +189,7 @@ def test_positions_with_a_loss_are_listed_in_order(count, weighted):
 def test_every_block_has_the_same_stride_between_rows(graph, dtype, monkeypatch):
     head, seen = head_of(graph, dtype), Launches(monkeypatch)
     results(head, seen, workspace=ROOM)
-    blocks = [args[0] for name, args in seen.kernels if name == "_linear_score_entropy"]
+    blocks = [args[0].scores for name, args in seen.kernels if name == "_linear_score_entropy"]
     assert len({block.shape[1] for block in blocks}) == 2  # the last one is narrower
     (apart,) = {block.stride(0) for block in blocks}
     assert apart * dtype.itemsize % 128 == 0
