@@ -11,8 +11,6 @@
     scale_by_sigma     scores are raw outputs f of log scores f - ln E - ln V
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 

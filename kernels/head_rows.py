@@ -8,8 +8,6 @@ vocabulary then add to the sums (``linear_score_entropy``). ``_scatter`` writes 
 gradients of the hidden states, to their positions.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import triton

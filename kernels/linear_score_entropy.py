@@ -16,8 +16,6 @@ This also holds in the last block: columns beyond its states are read and ignore
 overwrite the block, so a launch must not be repeated, for example to time it.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -211,7 +209,7 @@ class PartialSums(NamedTuple):
     tile: BlockTile
 
     @classmethod
-    def like(cls, scores: Tensor, uniform: bool, columns: bool) -> PartialSums:
+    def like(cls, scores: Tensor, uniform: bool, columns: bool) -> "PartialSums":
         """For blocks in the memory of ``scores``, (R, states of the largest block)."""
         tile, (count, states) = TABLE[scores.element_size()], scores.shape
         shape = 1 + uniform, triton.cdiv(states, tile.states), count

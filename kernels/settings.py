@@ -12,8 +12,6 @@ runs a kernel many times, so only kernels that never read their output use these
 in-place kernel of a head's block has its own settings (``linear_score_entropy``).
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from typing import Any, NamedTuple

@@ -7,8 +7,6 @@ output is never stored. Consecutive programs have the same states and different 
 states of a launch stay in the L2 cache, and the weight is read from memory once.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 
