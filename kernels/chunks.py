@@ -65,8 +65,8 @@ class Weighting(NamedTuple):
 class Chunks(NamedTuple):
     """How a row is divided, all known to the compiler.
 
-    A kernel must write it as an argument of a call: assigned to a name, its numbers would become
-    values of the run. That also holds for the last two of ``Weighting``.
+    A kernel must write it as an argument of a call: assigned to a name, its fields would become
+    run-time values. The same holds for ``plain`` and ``filtered`` of ``Weighting``.
 
     Attributes:
         exact: the row is read in float64.

@@ -115,7 +115,7 @@ class GatherOptions(NamedTuple):
     depth: int = DEPTH
 
 
-# ``score_entropy`` says why these numbers are no tuple.
+# Numbers outside a tuple, so that they do not cause another compilation: see ``score_entropy``.
 @triton.jit(do_not_specialize=["rows", "length", "dim", "vocab", "scale"])
 def _gather(
     index, operands, batch, upstream, out, rows, length, dim, vocab, width, scale, strides,
