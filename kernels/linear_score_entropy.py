@@ -153,7 +153,7 @@ class SumPointers(NamedTuple):
     bias_gradient: Any
 
 
-# ``score_entropy`` says why these numbers are no tuple.
+# Numbers outside a tuple, so that they do not cause another compilation: see ``score_entropy``.
 @triton.jit(
     do_not_specialize=[
         "rows", "states", "last", "stride", "across", "down", "old_rows", "old_states"

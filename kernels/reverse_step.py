@@ -221,7 +221,7 @@ def _position(pointers, sizes, position, OPTIONS: tl.constexpr, BLOCK: tl.conste
             )  # fmt: skip
 
 
-# ``score_entropy`` says why these numbers are no tuple.
+# Numbers outside a tuple, so that they do not cause another compilation: see ``score_entropy``.
 @triton.jit(
     do_not_specialize=[
         "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "rows", "rows_each",

@@ -106,7 +106,7 @@ class Options(NamedTuple):
     score_alignment: int
 
 
-# ``score_entropy`` says why its numbers are no tuple.
+# Numbers outside a tuple, so that they do not cause another compilation: see ``score_entropy``.
 @triton.jit(
     do_not_specialize=[
         "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "grad_stride_b",
