@@ -39,9 +39,11 @@ NVCC_FLAGS = (
 CUDA_ARCHS = ("80", "90", "100", "120")
 #: The C++ names of the types of scores; their kernels are compiled apart, one object a type.
 CUDA_TYPES = {"float32": "float", "bfloat16": "BFloat16", "float16": "Half", "float64": "double"}
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512"
 X86_SETS = {
-    "avx2": "-mavx2 -mfma",
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": AVX512,
+    "avx512_bf16": f"{AVX512} -mavx512bf16 -DSEDD_ONLY_BFLOAT16",
 }
 
 
