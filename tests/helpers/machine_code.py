@@ -4,8 +4,6 @@
 file or of the compiled module hold: ``rows_avx2.o``, or ``sedd_fast/_cpu.*.so``.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -96,7 +94,7 @@ class Disassembly:
             self._bodies[address] = text[header.end() : end]
 
     @classmethod
-    def of(cls, path: Path, objdump: str = "objdump") -> Disassembly:
+    def of(cls, path: Path, objdump: str = "objdump") -> "Disassembly":
         command = [objdump, "-d", "-C", "--no-show-raw-insn", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return cls(done.stdout)
