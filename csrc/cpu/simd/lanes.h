@@ -278,8 +278,12 @@ SEDD_INLINE typename Lanes<C>::vec some_lanes(typename Lanes<C>::vec v, int n) {
 
 constexpr int64_t kBlock = 2048;  // states summed in lanes before they are added in double
 
-// Vectors with sums of their own, in a turn of a loop.
+// Vectors with sums of their own, in a turn of a loop. For two, clang copies constants.
+#if defined(__clang__)
+constexpr int kUnroll = 1;
+#else
 constexpr int kUnroll = 2;
+#endif
 
 // Vectors of a strip (see sum_states).
 constexpr int kStrip = 64;
