@@ -16,7 +16,9 @@ install: $(VENV)/installed ## virtual environment, package and test tools
 $(VENV)/installed: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "a virtual environment could not be made: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	SEDD_FAST_CPU=0 SEDD_FAST_CUDA=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@rm -f sedd_fast/_cpu.*.so sedd_fast/_cuda.*.so  # where one no longer compiles, the old one would remain
+	$(BIN)/python setup.py --quiet build_ext --inplace  # pip would hide its progress, and compile everything again
 	@$(BIN)/python -c 'from sedd_fast.backends import cpp; print(cpp.unavailable() or "C++ kernels: built")'
 	@touch $@
 
