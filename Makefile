@@ -6,7 +6,7 @@ CSRC := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suf
 SOURCES := setup.py pyproject.toml constraints.txt $(CSRC)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench compile-kernels gpu format clean
+.PHONY: help install demo test lint rows arm bench compile-kernels gpu format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,9 @@ install: $(VENV)/installed ## virtual environment, package and test tools
 $(VENV)/installed: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "a virtual environment could not be made: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	SEDD_FAST_CPU=0 SEDD_FAST_CUDA=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@rm -f sedd_fast/_cpu.*.so sedd_fast/_cuda.*.so  # where one no longer compiles, the old one would remain
+	$(BIN)/python setup.py --quiet build_ext --inplace --build-temp build/objects  # pip would hide its progress, and compile everything again
 	@$(BIN)/python -c 'from sedd_fast.backends import cpp; print(cpp.unavailable() or "C++ kernels: built")'
 	@touch $@
 
@@ -31,6 +33,12 @@ lint: install ## ruff, type checker, clang-format
 
 test: install lint ## lint, then all tests but the slow ones
 	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile --durations=10
+
+rows: install ## check the C++ row functions by themselves, for every instruction set
+	$(BIN)/python tests/helpers/check_rows.py
+
+arm: install ## the same compiled for Arm, in an emulator
+	$(BIN)/python tests/helpers/check_rows.py --arm
 
 bench: install ## the benchmark of every operation, a training step and a sampling run
 	$(BIN)/python benchmarks/run.py
