@@ -24,6 +24,8 @@ WIDTH = 120
 
 def print_cases(rows: list[Record], regimes: list[str], console: "Console") -> None:
     """Print every case under one heading of the columns."""
+    from rich.padding import Padding
+
     cases: dict[tuple[str, ...], list[Record]] = {}
     for row in rows:
         cases.setdefault(tuple(row[k] for k in CASE), []).append(row)
@@ -32,8 +34,8 @@ def print_cases(rows: list[Record], regimes: list[str], console: "Console") -> N
             console.print(table([], regimes, group[0]["suite"]))
         else:
             console.print()
-        console.print(f"[bold]{title(group[0])}[/bold]", highlight=False, soft_wrap=True)
-        console.print(f"  {floors(group, regimes)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{title(group[0])}[/bold]", highlight=False)
+        console.print(Padding(floors(group, regimes), (0, 0, 0, 2), expand=False), highlight=False)
         console.print(table(group, regimes, group[0]["suite"]))
 
 
@@ -92,7 +94,7 @@ def floors(group: list[Record], regimes: list[str]) -> str:
         return f"{what} {times(first, 'floor_ms')} ms"
     by_size = {row["floor_bytes"]: row for row in reversed(group)}
     found = []
-    for name, size in zip(("floor", "floor under autograd"), sorted(by_size), strict=False):
+    for name, size in zip(("floor", "under autograd"), sorted(by_size), strict=False):
         found.append(f"{name} {size / 1e6:,.3g} MB, {times(by_size[size], 'floor_ms')} ms")
     copies = (first["regimes"][regime]["yardsticks_ms"]["copy"] for regime in regimes)
     return "; ".join([*found, f"copy {' | '.join(map(ms, copies))} ms"])

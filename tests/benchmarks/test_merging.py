@@ -174,7 +174,7 @@ def test_the_tables_name_floors_cycles_and_instruction_set():
     eager, ours = merged["results"]
     assert tables.title(ours) == "o, s, fp32 (8e-06 MB), avx2"
     assert tables.floors([eager, ours], ["fresh"]) == (
-        "floor 8e-06 MB, 2.00 ms; floor under autograd 1.2e-05 MB, 2.50 ms; copy 8.00 ms"
+        "floor 8e-06 MB, 2.00 ms; under autograd 1.2e-05 MB, 2.50 ms; copy 8.00 ms"
     )
     headings = [column.header for column in tables.table([], ["fresh"], "ops").columns]
     assert headings[2:4] == ["x\nfloor", "cyc/\nelem"]
