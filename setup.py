@@ -56,12 +56,12 @@ def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
-def cpu_objects() -> dict[str, tuple[str, str]]:
-    """Object file -> (source, extra flags)."""
-    sources = [*sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")), ROOT / "csrc" / "bindings.cpp"]
-    define = " -DSEDD_X86" if is_x86() else ""
+def cpu_objects(x86: bool) -> dict[str, tuple[str, str]]:
+    """Object file -> (source, extra flags), without the bindings."""
+    sources = sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))
+    define = "-DSEDD_X86" if x86 else ""
     made = {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
-    sets = {"baseline": "", **(X86_SETS if is_x86() else {})}
+    sets = {"baseline": "", **(X86_SETS if x86 else {})}
     for name, flags in sets.items():
         made[f"rows_{name}"] = ("csrc/cpu/simd/rows.cpp", f"-DSEDD_ISA={name} {flags}")
     return {f"{name}.o": source for name, source in made.items()}
@@ -111,7 +111,7 @@ def linked(command: str, objects: list[str], target: Path) -> str:
 def cpu_ninja(compiler: str, target: Path) -> str:
     """build.ninja of the CPU module."""
     link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
-    objects = cpu_objects()
+    objects = {**cpu_objects(is_x86()), "bindings.o": ("csrc/bindings.cpp", "")}
     lines = rule("compile", f"{compiler} {FLAGS} {QUIET} {includes()}")
     lines += builds("compile", objects)
     return "\n".join([*lines, linked(f"{compiler} {link} -pthread", list(objects), target)])

@@ -100,8 +100,9 @@ def test_a_build_shows_its_progress(program, tmp_path):
     printed = build(tmp_path / "lib")
     assert modules(tmp_path / "lib") == ["_cpu", "_cuda"]
     assert "CUDA kernels for sm_90, PTX 90 (" in printed
-    build_functions = setup_py()
-    objects = [*build_functions["cpu_objects"](), *build_functions["cuda_objects"]()]
+    functions = setup_py()
+    x86 = functions["is_x86"]()
+    objects = ["bindings.o", *functions["cpu_objects"](x86), *functions["cuda_objects"]()]
     for name in objects:
         assert re.search(rf"^\[\d+/\d+\] (compile|nvcc) {name}$", printed, re.MULTILINE), name
 
