@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CSRC := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) csrc/*/*/*.$(suffix)))
+FORMATTED := $(CSRC) $(wildcard tests/helpers/*.cpp tests/helpers/*/*.cpp tests/helpers/*/*.h)
 SOURCES := setup.py pyproject.toml constraints.txt $(CSRC)
 
 .DEFAULT_GOAL := help
@@ -29,7 +30,7 @@ lint: install ## ruff, type checker, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 test: install lint ## lint, then all tests but the slow ones
 	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile --durations=10
@@ -52,7 +53,7 @@ gpu: ## on a GPU machine, with its own Python and torch: build, GPU tests, figur
 format: install ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info sedd_fast/*.so .pytest_cache .mypy_cache .ruff_cache

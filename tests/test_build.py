@@ -120,3 +120,11 @@ def test_a_module_that_does_not_compile_is_left_out(program, tmp_path):
     assert error < printed.index("the CUDA kernels are left out: they did not compile")
     assert "C++ kernels are left out" not in printed
     assert modules(tmp_path / "lib") == ["_cpu"]  # that of the earlier build is gone
+
+
+def test_the_check_for_arm_names_the_packages_that_it_lacks(tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "check_rows.py"), "--arm"]
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert "apt-get install g++-aarch64-linux-gnu qemu-user" in done.stderr

@@ -1,10 +1,12 @@
 """Checks the row functions of the C++ kernels without Python, here or on an emulated Arm processor.
 
-    python tests/helpers/check_rows.py          # this processor, every instruction set
-    python tests/helpers/check_rows.py --arm    # cross-compiled, warnings are errors; runs in qemu
+    python tests/helpers/check_rows.py                # this processor, every instruction set
+    CXX=clang++ python tests/helpers/check_rows.py    # by another compiler
+    python tests/helpers/check_rows.py --arm          # cross-compiled; runs in qemu
 
-Compiles csrc/cpu and the program in tests/helpers/rows with the flags of setup.py. The exit status
-is 0, 1 where the program does not compile or a comparison fails, 2 where a package is missing.
+Compiles csrc/cpu and the program in tests/helpers/rows with the flags of setup.py. For the last two
+commands warnings are errors. The exit status is 0; 1 where the program does not compile or a
+comparison fails; 2 where a package is missing.
 """
 
 import argparse
@@ -18,19 +20,21 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Where `make install` leaves its objects.
+INSTALLED = ROOT / "build" / "objects" / "cpu"
 PROGRAM = ("main", "ordinary", "special")
 ARM_COMPILER = "aarch64-linux-gnu-g++"
 #: Names of the emulator in Debian's packages qemu-user and qemu-user-static.
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 
 
-def compiled(setup: dict[str, Any], compiler: str, folder: Path, arm: bool) -> Path | None:
+def compiled(setup: dict[str, Any], compiler: str, folder: Path, arm: bool = False) -> Path | None:
     """The program, linked with csrc/cpu; None where it does not compile."""
     objects = setup["cpu_objects"](x86=setup["is_x86"]() and not arm)
     objects |= {f"check_{n}.o": (f"tests/helpers/rows/{n}.cpp", "") for n in PROGRAM}
-    # Here the commands are those of `make install`, so only the program is compiled.
-    extra = f"-Werror -I{ROOT / 'csrc'}" if arm else setup["includes"]()
-    lines = setup["rule"]("compile", f"{compiler} {setup['FLAGS']} {setup['QUIET']} {extra}")
+    # In the folder of `make install` the commands must be its own: then only the program is new.
+    extra = setup["includes"]() if folder == INSTALLED else f"-Werror -I{ROOT / 'csrc'}"
+    lines = setup["rule"]("compile", f"{compiler} {setup['FLAGS']} {extra}")
     lines += setup["builds"]("compile", objects)
     target = folder / "check_rows"
     link = f"{compiler} -pthread{' -static' if arm else ''}"
@@ -62,7 +66,9 @@ def main() -> int:
     with mock.patch("setuptools.setup"):  # only its flags and lists are needed
         setup = runpy.run_path(str(ROOT / "setup.py"))
     if not arm:
-        program = compiled(setup, setup["find_compiler"](), ROOT / "build" / "objects" / "cpu", arm)
+        compiler = setup["find_compiler"]()
+        folder = ROOT / "build" / Path(compiler).name if os.environ.get("CXX") else INSTALLED
+        program = compiled(setup, compiler, folder)
         if program is None:
             return 1
         sets = ["baseline", *(setup["X86_SETS"] if setup["is_x86"]() else ())]
@@ -75,7 +81,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    program = compiled(setup, ARM_COMPILER, ROOT / "build" / "arm", arm)
+    program = compiled(setup, ARM_COMPILER, ROOT / "build" / ARM_COMPILER, arm)
     return 0 if program is not None and check([emulator, str(program)], "baseline") else 1
 
 

@@ -31,7 +31,9 @@ class OrdinaryRows {
         head_sums();
         head_gradient("head gradient", t_.row.head_gradient, t_.format);
         head_gradient("head fp32 gradient", t_.row.head_fp32_gradient, t_.fp32);
-        for (const Term term : {Term::affine, Term::square, Term::log}) terms(term);
+        for (const Term term : {Term::affine, Term::square, Term::log}) {
+          for (const bool stream : {false, true}) terms(term, stream);
+        }
         accumulate();
         for (const Weights& weights : kWeights) {
           make_weights(weights);
@@ -142,27 +144,28 @@ class OrdinaryRows {
     return term == Term::affine ? 1 : term == Term::square ? 2 * z : 1 / z;
   }
 
-  void terms(Term term) {
+  void terms(Term term, bool stream) {
     const int64_t n = scores_.size();
     const double a = 0.75, b = 0.25, scale = -1.5;
     Buffer grad(t_.format, n, offset_ + 2);
     describe(term == Term::affine ? "affine" : term == Term::square ? "square" : "log", n, offset_);
-    double value = 0, slope = 0, value_error = 0, slope_error = 0;
+    double value = 0, moving = 0, slope = 0, value_error = 0, moving_error = 0, slope_error = 0;
     for (int64_t y = 0; y < n; ++y) {
-      const double z = a * std::exp(scores_[y]) + b, f = value_of(term, z), df = slope_of(term, z);
-      value += f, slope += df;
+      const double m = a * std::exp(scores_[y]), z = m + b;
+      const double f = value_of(term, z), df = slope_of(term, z);
+      value += f, moving += m, slope += df;
       value_error += 2 * t_.little * (std::fabs(f) + z * df);
+      moving_error += t_.exp_error(scores_[y]) * m;
       slope_error += 2 * t_.little * df;
     }
-    const TermSums alone = t_.row.term_sums(scores_.data(), n, term, a, b);
-    const TermSums sums = t_.row.term_gradient(scores_.data(), grad.data(), n, term, a, b, scale);
-    for (const TermSums& got : {alone, sums}) {
-      checks.near("the sum of f", got.value, value, value_error);
-      checks.near("the sum of f'", got.slope, slope, slope_error);
-    }
+    const double alone = t_.row.term_sum(scores_.data(), n, term, a, b);
+    checks.near("the sum of f", alone, value, value_error);
+    const TermSums sums =
+        t_.row.term_gradient(scores_.data(), grad.data(), n, term, a, b, scale, stream);
+    checks.near("the sum of a exp(l)", sums.moving, moving, moving_error);
+    checks.near("the sum of f'", sums.slope, slope, slope_error);
     for (int64_t y = 0; y < n; ++y) {
-      const double moving = a * std::exp(scores_[y]);
-      const double g = scale * slope_of(term, moving + b) * moving;
+      const double m = a * std::exp(scores_[y]), g = scale * slope_of(term, m + b) * m;
       checks.near("grad", grad[y], g, t_.stored_error(t_.format, g, 3 * std::fabs(g)), y);
     }
     checks.that("memory around the gradient", grad.guards_are_intact());

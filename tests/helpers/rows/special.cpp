@@ -75,7 +75,7 @@ class SpecialRows {
         double expected = 0;
         for (int64_t y = 0; y < 19; ++y) expected += std::log(std::exp(row[y]) + b);
         t_.describe("log of exp(%g) + %g", at_0, b);
-        const double got = t_.row.term_sums(row.data(), 19, Term::log, 1, b).value;
+        const double got = t_.row.term_sum(row.data(), 19, Term::log, 1, b);
         checks.near("the sum of f", got, expected,
                     std::isfinite(expected) ? 1e-12 * (1 + std::fabs(expected)) : 0);
       }
@@ -112,13 +112,15 @@ class SpecialRows {
     }
   }
 
-  // Stores a number in a whole vector and in a tail.
+  // Stores a number in a whole vector and in a tail. The instruction of AVX512_BF16 stores 0 for
+  // numbers below the normal ones.
   void stored(double value, int64_t at) {
     t_.row.sums_and_gradient(zeros_.data(), grad_.data(), 17, 0, -value, false);
-    checks.near("grad", grad_[0], t_.format.rounded(value), 0, at);
+    const double allowed = t_.single && std::fabs(value) < t_.tiny ? t_.tiny : 0;
+    checks.near("grad", grad_[0], t_.format.rounded(value), allowed, at);
     for (int64_t y = 1; y < 17; ++y) {
       if (grad_.bits(y) == grad_.bits(0)) continue;
-      checks.near("grad, another lane", grad_[y], grad_[0], 0, at);
+      checks.near("grad, another lane", grad_[y], grad_[0], allowed, at);
     }
   }
 
