@@ -1,8 +1,8 @@
 """Builds sedd_fast and its compiled modules; see pyproject.toml for the rest.
 
 ``sedd_fast._cpu`` needs a C++17 compiler and neither torch nor any library at build time. Its inner
-loops (csrc/cpu/simd/rows.cpp) are compiled once for every instruction set and chosen at run time,
-so one build runs on any processor of its kind.
+loops (csrc/cpu/simd) are compiled once for every instruction set and chosen at run time, so one
+build runs on any processor of its kind.
 
 ``sedd_fast._cuda`` needs the CUDA toolkit (CUDA_HOME, or nvcc on PATH) and no GPU. It holds code
 for the GPUs of SEDD_FAST_CUDA_ARCHS ("80,90,100,120" by default, as far as the toolkit knows them;
@@ -39,6 +39,8 @@ NVCC_FLAGS = (
 CUDA_ARCHS = ("80", "90", "100", "120")
 #: The C++ names of the types of scores; their kernels are compiled apart, one object a type.
 CUDA_TYPES = {"float32": "float", "bfloat16": "BFloat16", "float16": "Half", "float64": "double"}
+#: The files of csrc/cpu/simd that are compiled once for every instruction set.
+SIMD_SOURCES = ("rows", "philox")
 X86_SETS = {
     "avx2": "-mavx2 -mfma",
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512",
@@ -53,10 +55,13 @@ def cpu_objects() -> dict[str, tuple[str, str]]:
     """Object file -> (source, extra flags)."""
     sources = [*sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")), ROOT / "csrc" / "bindings.cpp"]
     define = " -DSEDD_X86" if is_x86() else ""
-    made = {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
+    once = [source for source in sources if source.stem not in SIMD_SOURCES]
+    made = {s.stem: (str(s.relative_to(ROOT)), define) for s in once}
     sets = {"baseline": "", **(X86_SETS if is_x86() else {})}
     for name, flags in sets.items():
-        made[f"rows_{name}"] = ("csrc/cpu/simd/rows.cpp", f"-DSEDD_ISA={name} {flags}")
+        for stem in SIMD_SOURCES:
+            source = f"csrc/cpu/simd/{stem}.cpp"
+            made[f"{stem}_{name}"] = (source, f"-DSEDD_ISA={name}{define} {flags}")
     return {f"{name}.o": source for name, source in made.items()}
 
 
