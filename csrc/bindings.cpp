@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "common/philox.h"
 #include "cpu/clock.h"
 #include "cpu/memory.h"
 #include "cpu/operations.h"
@@ -93,6 +94,15 @@ HeadRows make_rows(uintptr_t x_t, uintptr_t x_0, uintptr_t a, uintptr_t b, uintp
           pointer<double>(sum_log),    pointer<double>(f_x_0),      pointer<uint8_t>(overflowed)};
 }
 
+// The block of a counter, in words of 32 bits; for tests.
+py::tuple philox(const py::tuple& counter, uint64_t key) {
+  const auto word = [&](int i) { return counter[i].cast<uint64_t>(); };
+  Philox<OneLane> block{word(0), word(1), word(2), word(3)};
+  block.encrypt(key);
+  const auto lower = [](uint64_t x) { return static_cast<uint32_t>(x); };
+  return py::make_tuple(lower(block.x0), lower(block.x1), lower(block.x2), lower(block.x3));
+}
+
 // Makes the allocator keep large blocks after they are freed instead of returning them to the
 // system, which would have to zero their pages again at the next allocation. False where the
 // allocator has no such option.
@@ -126,6 +136,13 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<HeadBlock>(m, "HeadBlock").def(py::init(&make_block));
   py::class_<HeadRows>(m, "HeadRows").def(py::init(&make_rows));
 
+  m.def(
+      "fill_uniforms",
+      [](uint64_t key, uint64_t first, uintptr_t u, int64_t count, int threads) {
+        fill_uniforms(key, first, pointer<double>(u), count, threads);
+      },
+      nogil());
+  m.def("philox", &philox);
   m.def(
       "sample_transition",
       [](uintptr_t x_0, uintptr_t sigma, uintptr_t u, uintptr_t x_t, int64_t batch, int64_t length,

@@ -42,6 +42,9 @@ struct RowSumsInputs {
   Process process;
 };
 
+// u[i], i < count: number i % 2 of block first + i / 2 of the key, in [0, 1).
+void fill_uniforms(uint64_t key, uint64_t first, double* u, int64_t count, int threads);
+
 bool sample_transition(const int64_t* x_0, const double* sigma, const double* u, int64_t* x_t,
                        int64_t batch, int64_t length, Process process, int threads);
 

@@ -56,7 +56,10 @@ class OpInputs:
         Noise and weights in float64, unless the kernel takes float32 too (``keep_fp32``).
         """
         changed: dict[str, Any] = {}
-        for name, value in self.tensors().items():
+        for name in self.TENSORS:
+            value = getattr(self, name)
+            if value is None:
+                continue
             if value.dtype == torch.float32 and not keep_fp32:
                 changed[name] = value.double().contiguous()
             elif not value.is_contiguous():

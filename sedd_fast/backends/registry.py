@@ -68,8 +68,13 @@ def unsupported(backend: str, op: str, dtype: torch.dtype) -> str | None:
 
 def beyond(backend: str, op: str, like: Tensor) -> str | None:
     """Which limit of a backend's kernels such a tensor exceeds, or None."""
-    limits = getattr(module(backend), "unsupported", None)
+    limits = _limits(backend)
     return None if limits is None else limits(op, like)
+
+
+@functools.cache
+def _limits(backend: str) -> Callable[[str, Tensor], str | None] | None:
+    return getattr(module(backend), "unsupported", None)
 
 
 def check_name(backend: str, origin: str) -> str:

@@ -1,10 +1,10 @@
 """catsample: draws from rows of unnormalised probabilities."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sedd_fast.backends.categorical import draw
+from sedd_fast.ops._uniforms import uniform
 
 
 def gumbel_softmax(categorical_probs: Tensor, hard: bool = False, eps: float = 1e-9) -> Tensor:
@@ -28,6 +28,5 @@ def sample_categorical(categorical_probs: Tensor, method: str = "hard") -> Tenso
     """
     if method != "hard":
         raise ValueError(f"method must be 'hard', got {method!r}")
-    device = categorical_probs.device
-    u = torch.rand(categorical_probs.shape[:-1], dtype=torch.float64, device=device)
+    u = uniform(categorical_probs.shape[:-1], categorical_probs.device)
     return draw(categorical_probs.double().clamp(min=0), u)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sedd_fast.ops._uniforms import uniform
+from sedd_fast.ops._uniforms import torch_uniform
 from sedd_fast.progress import tracked
 
 #: How the noise levels of a sequence are placed: see :class:`Batches`.
@@ -66,7 +66,7 @@ class Batches:
         rows = torch.arange(sequences * draws)
         values = []
         for row in tracked(rows.split(self.batch_size), label, self.progress):
-            u = uniform((len(row), 1 + 2 * length), self.device, self.generator)
+            u = torch_uniform((len(row), 1 + 2 * length), self.device, self.generator)
             place = ((row % draws).to(self.device) + u[:, 0]) / samples
             x_0 = self.x_0[(row // draws).to(self.x_0.device)].to(self.device)  # (R, L)
             u = u[:, 1:].reshape(len(row), length, 2)

@@ -2,21 +2,47 @@
 
 u0 decides whether a token stays or moves, u1 where it goes. float64, because float32 uniforms
 cannot hit a token of probability 1e-8 and are biased near 0 and 1.
+
+On a CPU torch.rand takes longer than most operations, because its generator makes one number after
+the other. There, one number of torch's generator is the key of a counter-based generator (Philox),
+which makes all uniforms of the call, on all threads. They depend neither on the number of threads
+nor on the backend. On other devices, and in a program of torch.compile, torch.rand draws.
 """
+
+import functools
+import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from sedd_fast.backends import registry
 from sedd_fast.ops._arguments import check_device, check_tensor
+
+_CPU = torch.device("cpu")
 
 
 def uniform(
+    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Uniforms in [0, 1), float64, on that device; drawn on the generator's, where there is one."""
+    draw_on = device if generator is None else generator.device
+    if draw_on != _CPU or torch.compiler.is_compiling():
+        return torch_uniform(shape, device, generator)
+    u = torch.empty(shape, dtype=torch.float64, device=_CPU)
+    if type(u) is not Tensor:  # a FakeTensor, which holds no numbers
+        return torch_uniform(shape, device, generator)
+    _fill()(u, int(_thread.key.random_(generator=generator)))
+    return u if device == _CPU else u.to(device)
+
+
+def torch_uniform(
     shape: tuple[int, ...],
-    device: torch.device | str,
-    generator: torch.Generator | None,
+    device: torch.device,
+    generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Uniforms in [0, 1) on that device; drawn on the generator's device, where there is one."""
+    """The same by torch.rand: where calls are to share one stream of numbers, or other dtypes."""
     draw_on = device if generator is None else generator.device
     return torch.rand(shape, dtype=dtype, device=draw_on, generator=generator).to(device)
 
@@ -43,7 +69,7 @@ def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None
         check_device("u", u, tokens, "the tokens")
         return u
     if generator is None:
-        return torch.rand(shape, dtype=torch.float64, device=tokens.device)
+        return uniform(shape, tokens.device)
     if torch.compiler.is_compiling():
         raise RuntimeError(
             "a torch.Generator cannot be traced by torch.compile; draw "
@@ -56,3 +82,21 @@ def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None
             "generator registered with the graph"
         )
     return uniform(shape, tokens.device, generator)
+
+
+class _Thread(threading.local):
+    """The tensor in which a thread gets its keys: a new one for every call takes a microsecond."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.key = torch.zeros((), dtype=torch.int64, device=_CPU)
+
+
+_thread = _Thread()
+
+
+@functools.cache
+def _fill() -> Callable[[Tensor, int], None]:
+    """Fills a tensor with the uniforms of a key: any backend's function, they all agree."""
+    backend = "cpp" if registry.unavailable("cpp") is None else "reference"
+    return registry.module(backend).fill_uniforms

@@ -12,7 +12,7 @@ Source: the original's catsample.py; Zheng et al. 2024 (arXiv 2409.02908), secti
 import torch
 from torch import Tensor
 
-from sedd_fast.ops._uniforms import uniform
+from sedd_fast.ops._uniforms import torch_uniform
 
 
 def gumbel_argmax(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -20,5 +20,5 @@ def gumbel_argmax(probs: Tensor, generator: torch.Generator | None = None) -> Te
 
     It makes several tensors of the size of the weights.
     """
-    u = uniform(probs.shape, probs.device, generator, torch.float32)
+    u = torch_uniform(probs.shape, probs.device, generator, torch.float32)
     return (probs.float() / (1e-10 - (u + 1e-10).log())).argmax(-1)

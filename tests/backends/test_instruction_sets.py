@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sedd_fast as sf
 from helpers.op_cases import DTYPES, METHODS, Inputs, assert_inverse_cdf, graphs_of, make_inputs
-from sedd_fast.backends import cpp
+from sedd_fast.backends import cpp, reference
 from sedd_fast.ops.row_sums import TERMS
 
 pytestmark = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here")
@@ -74,6 +74,16 @@ def check_everything() -> None:
                 little = max(torch.finfo(one.dtype).eps * 8, 1e-12)
                 torch.testing.assert_close(one, other, rtol=little, atol=little)
     check_specials()
+    check_uniforms()
+
+
+def check_uniforms() -> None:
+    """Uniform numbers do not depend on the instruction set."""
+    for count in (1, 2, 30, 1001):
+        one, other = torch.zeros(2, count, dtype=torch.float64)
+        cpp.fill_uniforms(one, 2**62 + 1, 2**32 - 5)
+        reference.fill_uniforms(other, 2**62 + 1, 2**32 - 5)
+        assert torch.equal(one, other)
 
 
 def check_specials() -> None:

@@ -16,6 +16,13 @@ def write_text(path: Path) -> Path:
     return path
 
 
+def write_letters(path: Path) -> Path:
+    """Write 8,000 letters, most of them the same: soon learnt, by any objective."""
+    often = [40, 1, 1, 1, 1, 1, 1, 1]
+    path.write_text("".join(random.Random(0).choices("abcdefgh", often, k=8000)))
+    return path
+
+
 def settings(text_file: Path, run_dir: Path, *more: str) -> TrainConfig:
     """12 steps of a network of width 16, estimates every 4, checkpoints every 3; and `more`."""
     tiny = [

@@ -186,15 +186,16 @@ def test_cross_entropy_is_score_entropy_minus_the_normalisation_term():
 
 @by_graph
 def test_d3pm_converges_to_score_entropy_with_more_steps(graph: sf.Graph):
-    few, noise = slice(1, 5), sf.GeometricNoise(1e-3, 4.0)  # times inside (0, 1), k / 4000
-    t, x_t, x_0 = (of[few] for of in batch(graph))
+    t, x_t, x_0 = batch(graph)
+    few = (x_t != x_0).any(-1) & (t > 0.2) & (t < 1)  # times k / 4000, and losses that are not 0
+    t, x_t, x_0, noise = t[few], x_t[few], x_0[few], sf.GeometricNoise(1e-3, 4.0)
     limit = sf.ScoreEntropyLoss(graph, noise)(network(graph), x_0, t=t, x_t=x_t)
     gaps = [
         (sf.D3PMLoss(graph, noise, steps=n)(network(graph), x_0, t=t, x_t=x_t) - limit).abs()
         for n in (4000, 16000)
     ]
     assert bool((gaps[1] < 1e-3 * limit).all())
-    fourth = torch.full((4,), 4.0, dtype=torch.float64)
+    fourth = torch.full((int(few.sum()),), 4.0, dtype=torch.float64)
     torch.testing.assert_close(gaps[0] / gaps[1], fourth, rtol=0.05, atol=0)
 
 

@@ -11,6 +11,7 @@ from sedd_fast.evaluate.likelihood import exact_likelihood
 from sedd_fast.losses.next_token import NextTokenLoss
 from sedd_fast.models import networks
 from sedd_fast.models.autoregressive import Autoregressive, draw_token, generate
+from sedd_fast.ops._uniforms import uniform
 from sedd_fast.train.api import resume, train
 from sedd_fast.train.config import load_config
 
@@ -67,7 +68,7 @@ def test_the_cache_gives_the_logits_of_a_full_pass(model):
     drawn = generate(model, (4, L), generator=seeded(3))
     generator, x = seeded(3), torch.zeros(4, L, dtype=torch.int64)
     for i in range(L):
-        u = torch.rand(4, 1, dtype=torch.float64, generator=generator)
+        u = uniform((4, 1), x.device, generator)
         x[:, i : i + 1] = draw_token(model(x)[:, i], 1.0, u)
     assert torch.equal(drawn, x)
 

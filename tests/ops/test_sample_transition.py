@@ -74,15 +74,41 @@ def test_an_empty_batch(backend: Backend, graph: sf.Graph, shape):
 
 
 @by_graph
-def test_a_big_batch_equals_its_parts(backend: Backend, graph: sf.Graph):
-    """Above 32768 tokens the work is shared among threads."""
-    inputs = make_inputs(graph, shape=(40, 1000), device=backend.device)
+@pytest.mark.parametrize("shape", [(1, 40_000), (3, 13_331), (40, 1000)], ids=str)
+def test_a_big_batch_equals_its_parts(backend: Backend, graph: sf.Graph, shape):
+    """Above 16384 tokens the work is shared among threads, within sequences too."""
+    if backend.interpreted and shape[0] != 1:
+        pytest.skip("interpreted: another shape runs the same code")
+    inputs = make_inputs(graph, shape=shape, device=backend.device)
     whole = sf.sample_transition(inputs.x_0, inputs.sigma, graph, u=inputs.u)
-    parts = [
-        sf.sample_transition(inputs.x_0[i : i + 1], inputs.sigma[i], graph, u=inputs.u[i : i + 1])
-        for i in range(40)
-    ]
-    assert torch.equal(whole, torch.cat(parts))
+    for i, sigma in enumerate(inputs.sigma):
+        for at in (slice(0, 500), slice(500, None)):
+            x_0, u = inputs.x_0[i : i + 1, at], inputs.u[i : i + 1, at]
+            assert torch.equal(whole[i : i + 1, at], sf.sample_transition(x_0, sigma, graph, u=u))
+
+
+@by_graph
+@pytest.mark.parametrize("place", [0, 12_345, 39_999])
+def test_a_bad_value_anywhere_in_a_big_batch(backend: Backend, graph: sf.Graph, place):
+    if backend.device != "cpu":
+        pytest.skip("values are checked on the CPU")
+    inputs = make_inputs(graph, shape=(2, 20_000))
+    for name, bad, match in (
+        ("x_0", -1, "x_0 must hold"), ("x_0", -(2**63), "x_0 must hold"),
+        ("x_0", graph.dim, "x_0 must hold"), ("x_0", 2**63 - 1, "x_0 must hold"),
+        ("u", 1.0, "u must lie"), ("u", -1e-300, "u must lie"), ("u", torch.nan, "u must lie"),
+        ("u", -torch.inf, "u must lie"), ("u", torch.inf, "u must lie"),
+    ):  # fmt: skip
+        x_0, u = inputs.x_0.clone(), inputs.u.clone()
+        {"x_0": x_0, "u": u}[name].view(-1)[place] = bad
+        with pytest.raises(ValueError, match=match):
+            sf.sample_transition(x_0, inputs.sigma, graph, u=u)
+
+
+def test_minus_zero_is_a_uniform(backend: Backend):
+    u = torch.full((2, 3, 2), -0.0, dtype=torch.float64, device=backend.device)
+    x_0 = torch.ones(2, 3, dtype=torch.int64, device=backend.device)
+    assert not sf.sample_transition(x_0, 0.5, sf.Uniform(5), u=u).any()
 
 
 def test_the_input_is_left_alone(backend: Backend):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.tiny_run import losses, settings, write_text
+from helpers.tiny_run import losses, settings, write_letters, write_text
 from sedd_fast.data.tokenizers import CharTokenizer, load_tokenizer
 from sedd_fast.losses.score_entropy import ScoreEntropyLoss
 from sedd_fast.models.sedd import SEDD
@@ -259,8 +259,8 @@ def test_without_held_out_text_there_is_no_estimate(text_file, tmp_path):
 
 
 @pytest.mark.parametrize("more", ["training.mixed_precision=bf16", "graph.type=uniform"])
-def test_variants_train(more, text_file, tmp_path):
-    seen = []
+def test_variants_train(more, tmp_path):
+    text_file, seen = write_letters(tmp_path / "letters.txt"), []
     options = [
         more,
         "training.n_iters=120",

@@ -62,6 +62,12 @@ SEDD_INLINE V smaller(V a, V b) {
   return a < b ? a : b;
 }
 
+// The 64-bit products of the lower halves of 64-bit integers.
+template <class V>
+SEDD_INLINE V lower_product(V a, V b) {
+  return (a & 0xffffffff) * (b & 0xffffffff);
+}
+
 // 16-bit integers to 32 bits, and the upper 16 of 32 bits.
 template <int N>
 SEDD_INLINE typename Pack<N>::u32 widen(typename Pack<N>::u16 v) {
@@ -128,6 +134,9 @@ SEDD_INLINE Pack<8>::f64 larger(Pack<8>::f64 a, Pack<8>::f64 b) {
 SEDD_INLINE Pack<8>::f64 smaller(Pack<8>::f64 a, Pack<8>::f64 b) {
   return (Pack<8>::f64)_mm512_min_pd((__m512d)a, (__m512d)b);
 }
+SEDD_INLINE Pack<8>::u64 lower_product(Pack<8>::u64 a, Pack<8>::u64 b) {
+  return (Pack<8>::u64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+}
 template <>
 SEDD_INLINE Pack<16>::u32 widen<16>(Pack<16>::u16 v) {
   return (Pack<16>::u32)_mm512_cvtepu16_epi32((__m256i)v);
@@ -169,6 +178,9 @@ SEDD_INLINE Pack<4>::f64 larger(Pack<4>::f64 a, Pack<4>::f64 b) {
 SEDD_INLINE Pack<4>::f64 smaller(Pack<4>::f64 a, Pack<4>::f64 b) {
   return (Pack<4>::f64)_mm256_min_pd((__m256d)a, (__m256d)b);
 }
+SEDD_INLINE Pack<4>::u64 lower_product(Pack<4>::u64 a, Pack<4>::u64 b) {
+  return (Pack<4>::u64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+}
 template <>
 SEDD_INLINE Pack<8>::u32 widen<8>(Pack<8>::u16 v) {
   return (Pack<8>::u32)_mm256_cvtepu16_epi32((__m128i)v);
@@ -206,6 +218,9 @@ SEDD_INLINE Pack<2>::f64 larger(Pack<2>::f64 a, Pack<2>::f64 b) {
 }
 SEDD_INLINE Pack<2>::f64 smaller(Pack<2>::f64 a, Pack<2>::f64 b) {
   return (Pack<2>::f64)_mm_min_pd((__m128d)a, (__m128d)b);
+}
+SEDD_INLINE Pack<2>::u64 lower_product(Pack<2>::u64 a, Pack<2>::u64 b) {
+  return (Pack<2>::u64)_mm_mul_epu32((__m128i)a, (__m128i)b);
 }
 template <>
 SEDD_INLINE Pack<4>::u32 widen<4>(Pack<4>::u16 v) {

@@ -4,6 +4,7 @@
 #include "rows.h"
 
 #include "entropy_lanes.h"
+#include "philox_lanes.h"
 #include "term_lanes.h"
 #include "weight_lanes.h"
 
@@ -176,6 +177,7 @@ const RowTable table = {
      Row<Half, float, float>::functions(), Row<double, double, double>::functions()},
     {Row<float, double, float>::functions(), Row<BFloat16, double, float>::functions(),
      Row<Half, double, float>::functions(), Row<double, double, double>::functions()},
+    fill_uniforms,
 };
 
 #endif

@@ -87,6 +87,8 @@ struct RowFunctions {
 struct RowTable {
   RowFunctions fast[4];
   RowFunctions exact[4];
+  // out[2 i], out[2 i + 1] = the uniform numbers of block first + i of Philox, for i < count.
+  void (*fill_uniforms)(uint64_t key, uint64_t first, int64_t count, double* out);
 };
 
 const RowTable& row_table();    // for the best instruction set of this processor

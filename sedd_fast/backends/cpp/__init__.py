@@ -22,6 +22,7 @@ from sedd_fast.backends.cpp.score_entropy import (
     score_entropy_backward,
     score_entropy_with_grad,
 )
+from sedd_fast.backends.cpp.uniforms import fill_uniforms
 
 
 def devices() -> tuple[str, ...]:

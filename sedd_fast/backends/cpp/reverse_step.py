@@ -15,7 +15,7 @@ def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one read of every row that may move, and one chunk of it again."""
     reverse = reverse.contiguous()
     assert reverse.u is not None
-    x_s = torch.empty(reverse.x_t.shape, dtype=torch.int64)
+    x_s = torch.empty_like(reverse.x_t)
     addresses = reverse.u.data_ptr(), x_s.data_ptr()
     run = kernels().reverse_step
     _check(run(_inputs(log_score, reverse), *addresses, torch.get_num_threads()), reverse)

@@ -29,6 +29,7 @@ from sedd_fast.backends.reference.score_entropy import (
     score_entropy_with_grad,
 )
 from sedd_fast.backends.reference.shares import reshaped
+from sedd_fast.backends.reference.uniforms import fill_uniforms
 
 
 def devices() -> None:
