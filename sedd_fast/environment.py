@@ -66,7 +66,8 @@ class Environment:
         system: operating system and architecture.
         devices: the kinds of device that are present, the CPU first.
         missing: kinds of device that are absent -> the reason.
-        instruction_set: of the C++ kernels ("avx512", "avx2", "baseline"); None without them.
+        instruction_set: of the C++ kernels ("avx512_bf16", "avx512", "avx2", "baseline"); None
+            without them.
         threads: number of threads of an operation on the CPU; `torch.set_num_threads` sets it.
         pool: the thread pool of the C++ kernels, "shared OpenMP" (torch's) or "own"; None without
             them.

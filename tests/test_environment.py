@@ -85,7 +85,7 @@ def test_a_vague_name_of_a_processor_gets_its_numbers(monkeypatch, cpuinfo, name
 
 @pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels")
 def test_instruction_set_is_one_that_was_built():
-    assert sf.info().instruction_set in ("avx512", "avx2", "baseline")
+    assert sf.info().instruction_set in ("avx512_bf16", "avx512", "avx2", "baseline")
     assert sf.info().pool in ("shared OpenMP", "own")
 
 
