@@ -21,7 +21,7 @@ SEDD_INLINE Sums sum_row(const T* row, G* grad, int64_t n, C a, C b) {
     if constexpr (!same<G, NoGradient>) store_some<C, past_caches>(grad + y, a * e - b, count);
   };
   const int few = unaligned<C, past_caches>(grad, n);
-  const Totals totals = sum_states<C, kLongRounding<G>>(n, few, map, visit);
+  const Totals totals = sum_states<C, kLongRounding<G>>(row, n, few, map, visit);
   if constexpr (past_caches) end_of_stream();
   return {totals.first, totals.second};
 }
@@ -45,7 +45,7 @@ SEDD_INLINE Sums head_row(const T* row, const W* bias, G* grad, W* columns, int6
       store_some<C, false>(columns + y, column + g, count);
     }
   };
-  const Totals totals = sum_states<C, kLongRounding<G>>(n, 0, map, visit);
+  const Totals totals = sum_states<C, kLongRounding<G>>(row, n, 0, map, visit);
   return {totals.first, totals.second};
 }
 

@@ -38,7 +38,7 @@ SEDD_INLINE double term_sum(const T* row, int64_t n, TermNumbers<C> numbers) {
   const auto visit = [=](int64_t, auto count, vec z, LaneSums<C>& sums) SEDD_INLINE_LAMBDA {
     sums.first += some_lanes<C>(term_value<term>(z), count);
   };
-  return sum_states<C, term == Term::log>(n, 0, map, visit).first;
+  return sum_states<C, term == Term::log>(row, n, 0, map, visit).first;
 }
 
 template <Term term, bool past_caches, class C, class T>
@@ -54,7 +54,7 @@ SEDD_INLINE TermSums term_gradient(const T* row, T* grad, int64_t n, TermNumbers
     sums.second += some_lanes<C>(slope, count);
   };
   const int few = unaligned<C, past_caches>(grad, n);
-  const Totals totals = sum_states<C, kLongRounding<T>>(n, few, map, visit);
+  const Totals totals = sum_states<C, kLongRounding<T>>(row, n, few, map, visit);
   if constexpr (past_caches) end_of_stream();
   return {totals.first, totals.second};
 }

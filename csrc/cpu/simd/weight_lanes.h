@@ -81,7 +81,7 @@ SEDD_INLINE double sum_weights(const T* row, int64_t n, const Weigh& weigh) {
                        SEDD_INLINE_LAMBDA { return weigh(load_some<C>(row + y, count)); };
   const auto visit = [=](int64_t, auto count, vec w, LaneSums<C>& sums)
                          SEDD_INLINE_LAMBDA { sums.first += some_lanes<C>(w, count); };
-  return sum_states<C, false>(n, 0, map, visit).first;
+  return sum_states<C, false>(row, n, 0, map, visit).first;
 }
 
 template <class C, class T, class Weigh>
@@ -139,7 +139,7 @@ SEDD_INLINE void store_weights(const T* row, Fp32* out, int64_t n, Weights w, C 
                        SEDD_INLINE_LAMBDA { return weigh(load_some<C>(row + y, count)) * scale; };
   const auto visit = [=](int64_t y, auto count, vec p, LaneSums<C>&)
                          SEDD_INLINE_LAMBDA { store_some<C, false>(out + y, p, count); };
-  sum_states<C, false>(n, 0, map, visit);
+  sum_states<C, false>(row, n, 0, map, visit);
 }
 
 }  // namespace
