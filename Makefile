@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CSRC := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) csrc/*/*/*.$(suffix)))
+FORMATTED := $(CSRC) $(wildcard tests/helpers/*.cpp tests/helpers/*/*.cpp tests/helpers/*/*.h)
 SOURCES := setup.py pyproject.toml constraints.txt $(CSRC)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench compile-kernels gpu format clean
+.PHONY: help install demo test lint rows arm bench compile-kernels gpu format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +17,9 @@ install: $(VENV)/installed ## virtual environment, package and test tools
 $(VENV)/installed: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "a virtual environment could not be made: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	SEDD_FAST_CPU=0 SEDD_FAST_CUDA=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@rm -f sedd_fast/_cpu.*.so sedd_fast/_cuda.*.so  # where one no longer compiles, the old one would remain
+	$(BIN)/python setup.py --quiet build_ext --inplace --build-temp build/objects  # pip would hide its progress, and compile everything again
 	@$(BIN)/python -c 'from sedd_fast.backends import cpp; print(cpp.unavailable() or "C++ kernels: built")'
 	@touch $@
 
@@ -27,10 +30,16 @@ lint: install ## ruff, type checker, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 test: install lint ## lint, then all tests but the slow ones
 	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile --durations=10
+
+rows: install ## check the C++ row functions by themselves, for every instruction set
+	$(BIN)/python tests/helpers/check_rows.py
+
+arm: install ## the same compiled for Arm, in an emulator
+	$(BIN)/python tests/helpers/check_rows.py --arm
 
 bench: install ## the benchmark of every operation, a training step and a sampling run
 	$(BIN)/python benchmarks/run.py
@@ -44,7 +53,7 @@ gpu: ## on a GPU machine, with its own Python and torch: build, GPU tests, figur
 format: install ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info sedd_fast/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -1,12 +1,14 @@
 """Builds sedd_fast and its compiled modules; see pyproject.toml for the rest.
 
 ``sedd_fast._cpu`` needs a C++17 compiler and neither torch nor any library at build time. Its inner
-loops (csrc/cpu/simd) are compiled once for every instruction set and chosen at run time, so one
-build runs on any processor of its kind.
+loops (csrc/cpu/simd/rows.cpp) are compiled once for every instruction set and chosen at run time,
+so one build runs on any processor of its kind.
 
-``sedd_fast._cuda`` needs the CUDA toolkit (CUDA_HOME, or nvcc on PATH) and no GPU. It holds code
-for the GPUs of SEDD_FAST_CUDA_ARCHS ("80,90,100,120" by default, as far as the toolkit knows them;
-"90" builds fastest) and PTX of the newest.
+``sedd_fast._cuda`` needs the CUDA toolkit (CUDA_HOME, or nvcc on PATH) and no GPU. It holds machine
+code for the architectures of SEDD_FAST_CUDA_ARCHS ("80,90,100"), else for the GPUs that nvidia-smi
+reports, and PTX for newer ones. Where there is no GPU either, it holds PTX of compute capability
+8.0 alone: it runs on every GPU that the package supports, after the driver has compiled it at first
+use.
 
 SEDD_FAST_CPU=0 leaves the first module out, SEDD_FAST_CUDA=0 the second.
 
@@ -17,33 +19,38 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra"
-#: The vector types that lanes.h passes between inlined functions have no stable ABI, and need none.
-QUIET = "-Wno-psabi -Wno-unknown-warning-option -Wno-maybe-uninitialized -Wno-uninitialized"
 #: Multiplications and additions fuse, as in the C++ kernels; exp is the exact one, never __expf.
 NVCC_FLAGS = (
     "-std=c++17 -O3 -fmad=true -prec-div=true -ftz=false -cudart static -Xcompiler "
     "-fPIC,-fvisibility=hidden"
 )
-CUDA_ARCHS = ("80", "90", "100", "120")
+#: The least compute capability that the package supports. PTX runs on all later ones.
+LEAST_ARCH = 80
 #: The C++ names of the types of scores; their kernels are compiled apart, one object a type.
 CUDA_TYPES = {"float32": "float", "bfloat16": "BFloat16", "float16": "Half", "float64": "double"}
-#: The files of csrc/cpu/simd that are compiled once for every instruction set.
-SIMD_SOURCES = ("rows", "philox")
+#: GCC 12 warns of its own AVX-512 intrinsics; clang has no such warning to turn off.
+QUIET = "-Wno-uninitialized -Wno-maybe-uninitialized -Wno-unknown-warning-option"
+AVX512 = (
+    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512 " + QUIET
+)
 X86_SETS = {
-    "avx2": "-mavx2 -mfma",
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": AVX512,
+    "avx512_bf16": f"{AVX512} -mavx512bf16 -DSEDD_ONLY_BFLOAT16",
 }
 
 
@@ -51,17 +58,14 @@ def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
-def cpu_objects() -> dict[str, tuple[str, str]]:
-    """Object file -> (source, extra flags)."""
-    sources = [*sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")), ROOT / "csrc" / "bindings.cpp"]
-    define = " -DSEDD_X86" if is_x86() else ""
-    once = [source for source in sources if source.stem not in SIMD_SOURCES]
-    made = {s.stem: (str(s.relative_to(ROOT)), define) for s in once}
-    sets = {"baseline": "", **(X86_SETS if is_x86() else {})}
+def cpu_objects(x86: bool) -> dict[str, tuple[str, str]]:
+    """Object file -> (source, extra flags), without the bindings."""
+    sources = sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))
+    define = "-DSEDD_X86" if x86 else ""
+    made = {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
+    sets = {"baseline": "", **(X86_SETS if x86 else {})}
     for name, flags in sets.items():
-        for stem in SIMD_SOURCES:
-            source = f"csrc/cpu/simd/{stem}.cpp"
-            made[f"{stem}_{name}"] = (source, f"-DSEDD_ISA={name}{define} {flags}")
+        made[f"rows_{name}"] = ("csrc/cpu/simd/rows.cpp", f"-DSEDD_ISA={name} {flags}")
     return {f"{name}.o": source for name, source in made.items()}
 
 
@@ -88,6 +92,7 @@ def rule(name: str, command: str) -> list[str]:
     return [
         f"rule {name}",
         f"  command = {command} $flags -MMD -MF $out.d -c $in -o $out",
+        f"  description = {name} $out",
         "  depfile = $out.d",
         "  deps = gcc",
     ]
@@ -101,43 +106,91 @@ def builds(rule_name: str, objects: dict[str, tuple[str, str]]) -> list[str]:
 
 
 def linked(command: str, objects: list[str], target: Path) -> str:
-    lines = ["rule link", f"  command = {command} $in -o $out"]
+    lines = ["rule link", f"  command = {command} $in -o $out", "  description = link $out"]
     return "\n".join([*lines, f"build {escaped(target)}: link {' '.join(objects)}", ""])
 
 
 def cpu_ninja(compiler: str, target: Path) -> str:
     """build.ninja of the CPU module."""
     link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
-    objects = cpu_objects()
-    lines = rule("compile", f"{compiler} {FLAGS} {QUIET} {includes()}")
+    objects = {**cpu_objects(is_x86()), "bindings.o": ("csrc/bindings.cpp", "")}
+    lines = rule("compile", f"{compiler} {FLAGS} {includes()}")
     lines += builds("compile", objects)
     return "\n".join([*lines, linked(f"{compiler} {link} -pthread", list(objects), target)])
 
 
-def cuda_ninja(compiler: str, nvcc: str, target: Path) -> str:
+def cuda_ninja(compiler: str, nvcc: str, flags: str, target: Path) -> str:
     """build.ninja of the CUDA module: kernels by nvcc, bindings by the C++ compiler."""
     host = f" -ccbin {shlex.quote(compiler)}" if os.environ.get("CXX") else ""
-    device = f"{nvcc}{host} {NVCC_FLAGS} {code_flags(nvcc)}"
+    device = f"{nvcc}{host} {NVCC_FLAGS} {flags}"
     kernels, bindings = cuda_objects(), {"bindings.o": ("csrc/cuda/bindings.cpp", "")}
-    lines = rule("kernel", f"{device} -I{shlex.quote(str(ROOT / 'csrc'))}")
-    lines += rule("compile", f"{compiler} {FLAGS} {QUIET} {includes()}")
-    lines += builds("compile", bindings) + builds("kernel", kernels)
+    lines = rule("nvcc", f"{device} -I{shlex.quote(str(ROOT / 'csrc'))}")
+    lines += rule("compile", f"{compiler} {FLAGS} {includes()}")
+    lines += builds("compile", bindings) + builds("nvcc", kernels)
     return "\n".join([*lines, linked(f"{device} -shared", [*bindings, *kernels], target)])
 
 
-def code_flags(nvcc: str) -> str:
-    """Machine code for every architecture asked for, and PTX of the newest."""
+class CudaTargets(NamedTuple):
+    """What the CUDA kernels are compiled for.
+
+    Attributes:
+        machine: architectures that get machine code, as "90".
+        ptx: the architecture that gets PTX, which later ones can run.
+        reason: why these, in words.
+    """
+
+    machine: list[str]
+    ptx: str
+    reason: str
+
+    def flags(self) -> str:
+        """Options of nvcc."""
+        codes = [(arch, f"sm_{arch}") for arch in self.machine]
+        codes.append((self.ptx, f"compute_{self.ptx}"))
+        return " ".join(f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes)
+
+    def __str__(self) -> str:
+        return ", ".join([*(f"sm_{arch}" for arch in self.machine), f"PTX {self.ptx}"])
+
+
+def cuda_targets(nvcc: str) -> CudaTargets:
+    """Targets that were asked for, else those of this machine's GPUs, else PTX that all can run."""
     asked = os.environ.get("SEDD_FAST_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
-    archs = asked or [arch for arch in CUDA_ARCHS if arch in known_archs(nvcc)]
-    newest = max(archs, key=lambda arch: int(arch.rstrip("af")))
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    return " ".join([*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"])
+    if asked:
+        newest = max(asked, key=lambda arch: int(arch.rstrip("af")))
+        return CudaTargets(asked, newest, "from SEDD_FAST_CUDA_ARCHS")
+    known = known_archs(nvcc)
+    gpus = [arch for arch in gpu_archs() if arch >= min(known, default=LEAST_ARCH)]
+    if not gpus:
+        least = min((arch for arch in known if arch >= LEAST_ARCH), default=LEAST_ARCH)
+        reason = (
+            "nvidia-smi reports no GPU that nvcc knows; the driver compiles PTX at first use, nvcc "
+            "with SEDD_FAST_CUDA_ARCHS=90 for one architecture now"
+        )
+        return CudaTargets([], str(least), reason)
+    machine = [arch for arch in gpus if arch in known]
+    unknown = [arch for arch in gpus if arch not in known]
+    # A GPU that is newer than the toolkit runs PTX of the newest architecture before it.
+    ptx = max((a for a in known if a < unknown[0]), default=LEAST_ARCH) if unknown else machine[-1]
+    return CudaTargets([str(arch) for arch in machine], str(ptx), "for the GPUs of this machine")
 
 
-def known_archs(nvcc: str) -> set[str]:
+def gpu_archs() -> list[int]:
+    """Compute capabilities of this machine's GPUs, times ten, in ascending order."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    found = re.findall(r"^(\d+)\.(\d)$", done.stdout, re.MULTILINE)
+    return sorted({int(major + minor) for major, minor in found})
+
+
+def known_archs(nvcc: str) -> set[int]:
+    """Architectures that the toolkit compiles for; none where nvcc cannot tell."""
     command = [*shlex.split(nvcc), "--list-gpu-arch"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return {line.removeprefix("compute_") for line in done.stdout.split()}
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {int(arch) for arch in re.findall(r"^compute_(\d+)$", done.stdout, re.MULTILINE)}
 
 
 def find_nvcc() -> str | None:
@@ -158,12 +211,14 @@ def find_compiler() -> str | None:
 
 
 def find_ninja() -> str | None:
+    """That of the Python package, else that on PATH."""
     try:
         import ninja
 
-        return str(Path(ninja.BIN_DIR) / "ninja")
+        own = shutil.which("ninja", path=ninja.BIN_DIR)
     except ImportError:
-        return shutil.which("ninja")
+        own = None
+    return own or shutil.which("ninja")
 
 
 class BuildKernels(build_ext):
@@ -171,25 +226,34 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         gpu = ext.name.endswith("_cuda")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
         if os.environ.get("SEDD_FAST_CUDA" if gpu else "SEDD_FAST_CPU", "1") == "0":
-            return
+            target.unlink(missing_ok=True)  # of an earlier build
+        elif reason := self.failure(gpu, target):
+            target.unlink(missing_ok=True)
+            self.leave_out(gpu, reason)
+
+    def failure(self, gpu: bool, target: Path) -> str | None:
+        """Build a module; why that cannot be done, or None."""
         found = {"a C++ compiler": find_compiler(), "ninja": find_ninja()}
         if gpu:
             found["nvcc (the CUDA toolkit; set CUDA_HOME)"] = find_nvcc()
         if missing := [name for name, path in found.items() if path is None]:
-            self.leave_out(gpu, f"there is no {missing[0].removeprefix('a ')}")
-            return
+            return f"there is no {missing[0].removeprefix('a ')}"
         compiler, ninja, *nvcc = found.values()
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(self.build_temp).resolve() / ("cuda" if gpu else "cpu")
         work.mkdir(parents=True, exist_ok=True)
-        text = cuda_ninja(compiler, *nvcc, target) if gpu else cpu_ninja(compiler, target)
+        if gpu:
+            targets = cuda_targets(*nvcc)
+            print(f"sedd_fast: CUDA kernels for {targets} ({targets.reason})", flush=True)
+            text = cuda_ninja(compiler, *nvcc, targets.flags(), target)
+        else:
+            text = cpu_ninja(compiler, target)
         (work / "build.ninja").write_text(text)
-        done = subprocess.run([ninja, "-C", str(work)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(done.stdout + done.stderr, file=sys.stderr)
-            self.leave_out(gpu, "they did not compile (output above)")
+        # Its output is not captured: a line for each object, and what a compiler prints.
+        done = subprocess.run([ninja], cwd=work, check=False)
+        return "they did not compile (output above)" if done.returncode else None
 
     def leave_out(self, gpu: bool, reason: str) -> None:
         instead = (

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "common/philox.h"
+#include "cpu/clock.h"
 #include "cpu/memory.h"
 #include "cpu/operations.h"
 #include "cpu/parallel.h"
@@ -209,6 +210,8 @@ PYBIND11_MODULE(_cpu, m) {
         "Use the OpenMP runtime with this address of GOMP_parallel; 0: use own threads.");
   m.def("uses_openmp", &uses_openmp);
   m.def("instruction_set", &instruction_set);
+  m.def("clock_hz", &clock_hz, nogil(),
+        "Cycles per second of the core that runs the caller, measured in about 10 ms; 0: unknown.");
   m.def("reuse_memory", &reuse_memory);
   m.def("ask_for_huge_pages",
         [](uintptr_t data, int64_t bytes) { ask_for_huge_pages(pointer<void>(data), bytes); });

@@ -19,6 +19,14 @@ import torch
 from sedd_fast.backends import cpp, registry
 from sedd_fast.version import __version__
 
+#: Names in /proc/cpuinfo -> those printed; the first two on x86-64, the others on Arm.
+MODEL_NUMBERS = {
+    "cpu family": "family",
+    "model": "model",
+    "CPU implementer": "implementer",
+    "CPU part": "part",
+}
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -58,7 +66,8 @@ class Environment:
         system: operating system and architecture.
         devices: the kinds of device that are present, the CPU first.
         missing: kinds of device that are absent -> the reason.
-        instruction_set: of the C++ kernels ("avx512", "avx2", "baseline"); None without them.
+        instruction_set: of the C++ kernels ("avx512_bf16", "avx512", "avx2", "baseline"); None
+            without them.
         threads: number of threads of an operation on the CPU; `torch.set_num_threads` sets it.
         pool: the thread pool of the C++ kernels, "shared OpenMP" (torch's) or "own"; None without
             them.
@@ -157,7 +166,7 @@ def memory_is_reused() -> bool:
 
 def _devices() -> tuple[dict[str, str], dict[str, str]]:
     """Kinds of device that are present -> description; that are absent -> the reason."""
-    present = {"cpu": f"{_processor()}, {os.cpu_count()} logical cores"}
+    present = {"cpu": f"{processor_name()}, {os.cpu_count()} logical cores"}
     if torch.version.cuda is None and torch.version.hip is None:
         return present, {"cuda": "this torch was built without CUDA"}
     if not torch.cuda.is_available():
@@ -167,13 +176,20 @@ def _devices() -> tuple[dict[str, str], dict[str, str]]:
     return present, {}
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The processor's name according to Linux; where it has no number, as under many hypervisors,
+    with the numbers that Linux gives for the model: "AMD EPYC (family 25, model 17)".
+    """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
-    name = re.search(r"^model name\s*:[ \t]*(\S.*)", text, re.MULTILINE)
-    return name[1] if name else platform.processor() or platform.machine()
+    first = text.partition("\n\n")[0]
+    found = dict(re.findall(r"^([\w ]+?)\s*:[ \t]*(\S.*)$", first, re.MULTILINE))
+    named = found.get("model name", "")
+    name = named or platform.processor() or platform.machine()
+    numbers = [f"{label} {found[key]}" for key, label in MODEL_NUMBERS.items() if key in found]
+    return name if re.search(r"\d", named) or not numbers else f"{name} ({', '.join(numbers)})"
 
 
 def _backends(kind: str) -> tuple[Backend, ...]:

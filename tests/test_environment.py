@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import sedd_fast as sf
+from sedd_fast import environment
 from sedd_fast.backends import cpp, registry
 
 HEAVY = ("rich", "typer", "omegaconf", "matplotlib", "accelerate", "datasets", "tokenizers",
@@ -64,9 +65,27 @@ def test_missing_compiled_module_is_reported(monkeypatch):
     assert "it was never built" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("model name\t: Intel(R) Xeon(R) Platinum 8481C\ncpu family\t: 6\nmodel\t\t: 143\n",
+         "Intel(R) Xeon(R) Platinum 8481C"),
+        ("cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nmodel\t\t: 1\n",
+         "AMD EPYC (family 25, model 17)"),
+        ("CPU implementer\t: 0x41\nCPU part\t: 0xd40\n", "aarch64 (implementer 0x41, part 0xd40)"),
+        ("", "aarch64"),
+    ],
+)  # fmt: skip
+def test_a_vague_name_of_a_processor_gets_its_numbers(monkeypatch, cpuinfo, name):
+    monkeypatch.setattr(environment.Path, "read_text", lambda *_, **__: cpuinfo)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert environment.processor_name() == name
+
+
 @pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels")
 def test_instruction_set_is_one_that_was_built():
-    assert sf.info().instruction_set in ("avx512", "avx2", "baseline")
+    assert sf.info().instruction_set in ("avx512_bf16", "avx512", "avx2", "baseline")
     assert sf.info().pool in ("shared OpenMP", "own")
 
 

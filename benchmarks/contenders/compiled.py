@@ -143,6 +143,12 @@ def squared_error(log_score: Tensor, x_t: Tensor, rho: Tensor, weight: Tensor) -
     return (weight * (errors.sum(-1) - _at(x_t, errors))).sum()
 
 
+def sum_of_logarithms(log_score: Tensor, x_t: Tensor, rho: Tensor, weight: Tensor) -> Tensor:
+    """The scalar sum of weight * sum over y != x_t of ln(s_y + rho)."""
+    logs = (log_score.float().exp() + rho[..., None]).log()
+    return (weight * (logs.sum(-1) - _at(x_t, logs))).sum()
+
+
 def race_step(log_score: Tensor, x_t: Tensor, dsigma: Tensor, graph: Graph, method: str) -> Tensor:
     """x_s (B, L) by an exponential race over all states, as the original draws."""
     moves, stay = moves_and_stay(log_score, x_t, dsigma, graph, method)

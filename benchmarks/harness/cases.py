@@ -18,13 +18,19 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Contender:
-    """One implementation: ``kind`` is "eager", "original", "compile", "rewritten" or "ours", or
-    "yardstick" for what computes something else of the same size.
+    """One implementation.
+
+    Attributes:
+        kind: "eager", "original", "compile", "rewritten" or "ours", or "yardstick" for what
+            computes something else of the same size.
+        floor_bytes: of a form of the operation that must move more than the operation itself, the
+            fewest bytes of that form; else None.
     """
 
     name: str
     kind: str
     run: Call
+    floor_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Case:
         floor_runs: where ``floor_bytes`` is None, the fastest of these calls (bare matrix products,
             the network alone) is the floor.
         tensor: a copy of it is timed beside the contenders, for the bandwidth.
+        touched: number of elements of the score rows that must be read; None where there are none.
         at: the position of the case on the axis of a sweep.
     """
 
@@ -48,6 +55,7 @@ class Case:
     floor_bytes: int | None = None
     floor_runs: dict[str, Call] = field(default_factory=dict)
     tensor: Tensor | None = None
+    touched: int | None = None
     at: float | None = None
 
 
@@ -75,15 +83,22 @@ def on_backend(backend: str, call: Call) -> Call:
     return run
 
 
-def ours(config: BenchmarkConfig, form: str, call: Call, head: bool = False) -> list[Contender]:
+def ours(
+    config: BenchmarkConfig,
+    form: str,
+    call: Call,
+    head: bool = False,
+    floor_bytes: int | None = None,
+) -> list[Contender]:
     """Our contender on each backend.
 
     Args:
         form: is added to the name, and distinguishes several ways of calling one operation.
         head: the call is one of an operation on a linear head.
+        floor_bytes: of that form, where it must move more bytes than the operation.
     """
     return [
-        Contender(f"ours, {name}{form}", "ours", on_backend(name, call))
+        Contender(f"ours, {name}{form}", "ours", on_backend(name, call), floor_bytes)
         for name in backends(config, head)
     ]
 

@@ -23,6 +23,11 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def positive_ints(text: str) -> tuple[int, ...]:
+    """The type of an option that takes whole numbers from 1 with commas between."""
+    return tuple(positive_int(word) for word in text.split(","))
+
+
 def output_file(text: str) -> Path:
     """The type of an option that names a file to write; its folder must exist."""
     path = Path(text).expanduser()
@@ -43,7 +48,7 @@ def some_of(*names: str, every: str | None = None) -> Any:
         if wrong := [name for name in found if name not in names]:
             known = ", ".join([*names, *filter(None, [every])])
             raise argparse.ArgumentTypeError(f"expected some of {known}, got {wrong[0]!r}")
-        return found
+        return tuple(dict.fromkeys(found))
 
     return chosen
 

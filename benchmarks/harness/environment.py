@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import sedd_fast
 from benchmarks.harness.command import commit
+from sedd_fast.environment import processor_name
 
 
 def provenance() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def provenance() -> dict[str, Any]:
         "commit": commit(),
         "sedd_fast": sedd_fast.__version__,
         "torch": torch.__version__,
-        "cpu": cpu_name(),
+        "cpu": processor_name(),
         "threads": torch.get_num_threads(),
     }
 
@@ -55,13 +55,3 @@ def driver_version() -> str | None:
     except OSError:
         return None
     return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
-
-
-def cpu_name() -> str:
-    """The processor's name according to Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

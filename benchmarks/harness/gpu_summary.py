@@ -149,7 +149,8 @@ def lines_of(part: dict[str, Any]) -> Iterable[str]:
 def case_lines(rows: list[dict[str, Any]]) -> Iterable[str]:
     """Milliseconds of every contender, and in brackets the floor divided by them.
 
-    The floor is the fewest bytes at the bandwidth of a copy, or the bare matrix products.
+    The floor is the fewest bytes at the bandwidth of a copy, or the bare matrix products. What is
+    divided for ours under autograd is a floor of its own, which is not printed.
     """
     cases: dict[tuple[str, ...], list[str]] = {}
     for row in rows:

@@ -19,7 +19,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -143,17 +143,21 @@ def make_meter(device: torch.device, evict: bool = True) -> Meter:
 
 
 def interleave(
-    meter: Meter, calls: dict[Name, Callable[[], object]], budget: Budget
+    meter: Meter,
+    calls: dict[Name, Callable[[], object]],
+    budget: Budget,
+    warm: Collection[Name] = (),
 ) -> dict[Name, Timing]:
     """Time the calls in turn, shuffled anew in every round, so that drift hits all of them alike.
 
-    After a call to warm up, the first timing decides how many more there will be
-    (``Budget.timings``), spread evenly over the rounds.
+    After a call to warm up, which those in ``warm`` have had, the first timing decides how many
+    more there will be (``Budget.timings``), spread evenly over the rounds.
     """
     times: dict[Name, list[float]] = {}
     wanted: dict[Name, int] = {}
     for name, call in calls.items():
-        call()  # compiles, imports, fills allocators and thread pools
+        if name not in warm:
+            call()  # compiles, imports, fills allocators and thread pools
         times[name] = [meter.time(call)]
         wanted[name] = budget.timings(times[name][0] / 1e3, len(calls))
     order = random.Random(0)

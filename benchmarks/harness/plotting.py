@@ -3,7 +3,8 @@
     python -m benchmarks.harness.plotting figures.json figures.png   # from what run.py --json wrote
 
 The two charts of a sweep have names of their own, figures-vocabulary.png and figures-noised.png,
-and so has that of the head, figures-head.png.
+and so has that of the head, figures-head.png. Where several instruction sets were measured, each
+has its charts: figures-avx2.png.
 """
 
 import sys
@@ -20,6 +21,16 @@ from benchmarks.harness.style import TITLES, colours_of, machine, save
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Write the charts (PNG) of what was measured."""
+    sets = results["environment"]["instruction_sets"]
+    for about in sets:
+        own = [row for row in results["results"] if row["instruction_set"] == about["name"]]
+        environment = results["environment"] | {"instruction_sets": [about]}
+        stem = f"{path.stem}-{about['name']}" if len(sets) > 1 else path.stem
+        draw_set(results | {"environment": environment, "results": own}, path.with_stem(stem))
+
+
+def draw_set(results: dict[str, Any], path: Path) -> None:
+    """Write the charts of one instruction set."""
     suites = {row["suite"] for row in results["results"]}
     for suite in suites & set(plot_sweep.AXES):
         plot_sweep.draw(results, suite, path.with_stem(f"{path.stem}-{suite}"))

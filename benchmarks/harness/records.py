@@ -1,7 +1,8 @@
 """A case, measured: one record of plain data for each of its contenders."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,10 +15,15 @@ from benchmarks.harness.measuring import Budget, Meter, Timing, interleave
 FAILURES = (RuntimeError, AssertionError, ImportError, TypeError, ValueError)
 
 
-def able(case: Case, remarks: list[str]) -> Case:
-    """The case without the contenders whose first call fails; a remark says why of each."""
+def able(case: Case, remarks: list[str], warm: set[Call]) -> Case:
+    """The case without the contenders whose first call fails; a remark says why of each.
+
+    ``warm`` gets the calls that took over a second: they need no second call to warm up. Those that
+    have compiled need one.
+    """
     found = []
     for contender in case.contenders:
+        started = time.monotonic()
         try:
             contender.run()
             if torch.cuda.is_available():
@@ -29,19 +35,24 @@ def able(case: Case, remarks: list[str]) -> Case:
             print(f"  {remarks[-1]}", file=sys.stderr)
         else:
             found.append(contender)
+            if time.monotonic() - started > 1 and contender.kind not in ("compile", "rewritten"):
+                warm.add(contender.run)
     return replace(case, contenders=tuple(found))
 
 
-def time_records(meter: Meter, cases: tuple[Case, ...], budget: Budget) -> list[dict[str, Any]]:
+def time_records(
+    meter: Meter, cases: tuple[Case, ...], budget: Budget, warm: Collection[Call] = ()
+) -> list[dict[str, Any]]:
     """Times of every contender, and of the yardsticks timed in turn with them.
 
-    A call that several of the cases share is timed once, for all of them.
+    A call that several of the cases share is timed once, for all of them. Those in ``warm`` are not
+    called before they are timed.
     """
     extras = [yardsticks(case) for case in cases]
     runs = [c.run for case in cases for c in case.contenders]
     runs += [run for extra in extras for run in extra.values()]
     whole = replace(budget, seconds=budget.seconds * len(cases))
-    timing = interleave(meter, {run: run for run in runs}, whole)
+    timing = interleave(meter, {run: run for run in runs}, whole, warm)
     found = (times_of(*pair, timing) for pair in zip(cases, extras, strict=True))
     return [record for records in found for record in records]
 
@@ -49,14 +60,27 @@ def time_records(meter: Meter, cases: tuple[Case, ...], budget: Budget) -> list[
 def times_of(
     case: Case, extra: dict[str, Call], timing: dict[Call, Timing]
 ) -> Iterator[dict[str, Any]]:
-    """The records of one case, with its floor."""
+    """The records of one case, each with its floor: that of its form where it has one."""
     measured = {name: timing[run].median_ms for name, run in extra.items()}
-    floor_ms = min((measured[name] for name in case.floor_runs), default=None)
-    if case.floor_bytes is not None and case.tensor is not None:
-        copied = 2 * case.tensor.numel() * case.tensor.element_size()
-        floor_ms = measured["copy"] * case.floor_bytes / copied
-    common = {"floor_ms": floor_ms, "yardsticks_ms": measured}
-    return (describe(case, c) | asdict(timing[c.run]) | common for c in case.contenders)
+    for c in case.contenders:
+        record = describe(case, c) | asdict(timing[c.run])
+        yield record | {"floor_ms": floor_of(case, c, measured), "yardsticks_ms": measured}
+
+
+def floor_of(case: Case, contender: Contender, measured: dict[str, float]) -> float | None:
+    """Milliseconds: the fewest bytes that must move, at the bandwidth of the copy that was timed in
+    turn with the contenders; or the fastest of the calls that are the floor.
+    """
+    size = fewest_bytes(case, contender)
+    if size is None or case.tensor is None:
+        return min((measured[name] for name in case.floor_runs), default=None)
+    copied = 2 * case.tensor.numel() * case.tensor.element_size()
+    return measured["copy"] * size / copied
+
+
+def fewest_bytes(case: Case, contender: Contender) -> int | None:
+    """Bytes that the contender's form of the operation must move."""
+    return case.floor_bytes if contender.floor_bytes is None else contender.floor_bytes
 
 
 def yardsticks(case: Case) -> dict[str, Call]:
@@ -73,17 +97,23 @@ def yardsticks(case: Case) -> dict[str, Call]:
     return calls
 
 
-def memory_records(meter: Meter, cases: tuple[Case, ...]) -> list[dict[str, Any]]:
+def memory_records(
+    meter: Meter, cases: tuple[Case, ...], warm: Collection[Call] = ()
+) -> list[dict[str, Any]]:
     """Peak extra memory of every contender; a call that several cases share is measured once."""
     entries = [(case, contender) for case in cases for contender in case.contenders]
-    peaks = {run: peak_of(meter, run) for run in dict.fromkeys(c.run for _, c in entries)}
+    runs = dict.fromkeys(c.run for _, c in entries)
+    peaks = {run: peak_of(meter, run, run in warm) for run in runs}
     return [describe(case, c) | {"extra_bytes": peaks[c.run]} for case, c in entries]
 
 
-def peak_of(meter: Meter, run: Call) -> int | None:
-    """The larger peak of two calls after a warm-up; of one call where it takes over a second."""
-    seconds = meter.time(run) / 1e3
-    peaks = [meter.peak_extra(run) for _ in range(1 if seconds > 1 else 2)]
+def peak_of(meter: Meter, run: Call, warm: bool) -> int | None:
+    """The larger peak of two calls after one to warm up; of one call where it takes over a second.
+
+    ``warm``: there has been such a call, and it took over a second.
+    """
+    slow = warm or meter.time(run) > 1e3
+    peaks = [meter.peak_extra(run) for _ in range(1 if slow else 2)]
     return max((peak for peak in peaks if peak is not None), default=None)
 
 
@@ -98,6 +128,7 @@ def describe(case: Case, contender: Contender) -> dict[str, Any]:
         "at": case.at,
         "implementation": contender.name,
         "kind": contender.kind,
-        "floor_bytes": case.floor_bytes,
+        "floor_bytes": fewest_bytes(case, contender),
+        "touched": case.touched,
         "tensor_bytes": None if tensor is None else tensor.numel() * tensor.element_size(),
     }

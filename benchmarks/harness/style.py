@@ -31,9 +31,10 @@ def colours_of(rows: list[dict[str, Any]], names: list[str]) -> dict[str, str]:
 
 
 def machine(results: dict[str, Any]) -> str:
-    """The device, the version of torch and the day."""
+    """The device, the instruction set, the version of torch and the day."""
     e = results["environment"]
-    where = e["gpu"] or f"{e['cpu']}, {e['threads']} threads"
+    names = [about["name"] for about in e.get("instruction_sets", ()) if about["name"]]
+    where = e["gpu"] or ", ".join([e["cpu"], *names, f"{e['threads']} threads"])
     return f"{where}, torch {e['torch']}, {e['date'][:10]}"
 
 

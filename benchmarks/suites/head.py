@@ -1,11 +1,21 @@
 """The output head: loss with gradients, and a step, from hidden states; by number of positions.
 
-All contenders start from the same hidden states, weight and bias, and return their gradients (or
-the next tokens). The floor is arithmetic: the bare matrix products on the rows that noise touched,
-in the fastest form known here, without any use of their results.
+All contenders start from the same hidden states, weight and bias, and return the gradients of the
+mean loss (or the next tokens). The floor is arithmetic: the bare matrix products on the rows that
+noise touched (three for gradients, one for a step), in the fastest form known here, without any use
+of their results.
+
+On a CPU some contenders take minutes. They are left out unless ``config.slow``:
+
+- the loss with reduction "none", a step by eager formulas and by torch.compile, and torch's
+  linear_cross_entropy, another loss of the same size;
+- where products of 16-bit numbers are far slower than those of float32 (as torch's are on x86-64
+  without AVX-512), whatever forms the gradients of whole scores.
 """
 
+import functools
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,10 +31,13 @@ from benchmarks.contenders.rivals import Rivals
 from benchmarks.harness.cases import Call, Case, Contender, ours
 from benchmarks.harness.config import DTYPES, BenchmarkConfig
 
-#: Numbers of positions; beyond EAGER_UP_TO the eager formulas need most memory of a small machine.
-POSITIONS = (256, 1024, 4096)
+#: Number of positions on a CPU, unless others are asked for.
+POSITIONS = 1024
+#: Beyond, the eager formulas need most memory of a small machine.
 EAGER_UP_TO = 1024
 BLOCK = 1008  # states of the blocked products of the floor
+#: Products that take so many times those of float32 are slow.
+FAR_SLOWER = 8
 
 
 @dataclass(frozen=True)
@@ -89,53 +102,119 @@ def make_head(
 def head_cases(config: BenchmarkConfig, original: Original | None) -> Iterator[Case]:
     """Loss with gradients at every number of positions, then a step."""
     rivals, width = Rivals(config, original), config.hidden_size
-    counts = POSITIONS if config.head_positions is None else config.head_positions
+    counts = (POSITIONS,) if config.head_positions is None else config.head_positions
     if config.device == "cuda" and config.head_positions is None:
         counts, width = (config.positions,), 768
     for name in config.dtypes:
         for positions in counts:
             problem = make_head(config, positions, width, DTYPES[name])
             shape = f"{positions:,} x {width} x {config.vocab_size + 1:,}"
+            chosen = choose(config, positions, DTYPES[name])
             for title, contenders, gradients in (
                 ("head, loss + gradients", gradient, True),
                 ("head, analytic step", step, False),
             ):
-                small = positions <= EAGER_UP_TO or config.device == "cuda"
-                found = contenders(rivals, problem, small)
-                floors = products(problem, gradients)
+                found = contenders(rivals, problem, chosen)
+                floors = products(problem, gradients, not chosen.fast_products)
                 yield Case("head", title, shape, name, found, floor_runs=floors, at=positions)
 
 
-def gradient(rivals: Rivals, p: HeadProblem, eager_too: bool) -> tuple[Contender, ...]:
-    """The contenders that return the loss and the gradients of hidden states, weight and bias."""
+@dataclass(frozen=True)
+class Chosen:
+    """Which contenders take part.
+
+    Attributes:
+        eager: eager formulas and torch.compile.
+        slow: what takes longest on a CPU.
+        fast_products: whole scores have their products in the dtype of the operands.
+    """
+
+    eager: bool
+    slow: bool
+    fast_products: bool
+
+
+def choose(config: BenchmarkConfig, positions: int, dtype: torch.dtype) -> Chosen:
+    """Everything on a GPU; on a CPU what ends in minutes."""
+    if config.device == "cuda":
+        return Chosen(eager=True, slow=True, fast_products=True)
+    fast = config.slow or times_slower(dtype) < FAR_SLOWER
+    return Chosen(positions <= EAGER_UP_TO, config.slow, fast)
+
+
+def left_out(config: BenchmarkConfig) -> list[str]:
+    """A line for each dtype whose products are so slow that contenders are left out."""
+    if config.device == "cuda" or config.slow:
+        return []
+    return [
+        f"products of {name} take over {FAR_SLOWER} times as long as those of fp32 here: what "
+        "forms the gradients of whole scores is left out of the head (--slow measures it), and the "
+        "floor is products in fp32"
+        for name in config.dtypes
+        if times_slower(DTYPES[name]) >= FAR_SLOWER
+    ]
+
+
+@functools.cache
+def times_slower(dtype: torch.dtype) -> float:
+    """How many times longer a product takes on the CPU in that dtype than in float32.
+
+    On one thread: a small product on several would show how busy the other cores are.
+    """
+
+    def least(of: torch.dtype) -> float:
+        a, b, times = torch.ones(32, 1024, dtype=of), torch.ones(1024, 256, dtype=of), []
+        for _ in range(10):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    if dtype == torch.float32:
+        return 1.0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return least(dtype) / least(torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def gradient(rivals: Rivals, p: HeadProblem, chosen: Chosen) -> tuple[Contender, ...]:
+    """The contenders that return the gradients of hidden states, weight and bias."""
     inputs = (p.sigma, p.x_t, p.x_0)
 
     def by(loss: Callable[[Tensor], Tensor]) -> Call:
         return lambda: torch.autograd.grad(loss(p.scores()), p.leaves)
 
     def plain(scores: Tensor) -> Tensor:
-        return compile_static(compiled.entropy)(scores, *inputs, p.row_weight, p.graph)
+        total = compile_static(compiled.entropy)(scores, *inputs, p.row_weight, p.graph)
+        return total / p.x_t.numel()
 
     def eager(scores: Tensor) -> Tensor:
-        return (p.row_weight * baselines.score_entropy(scores, *inputs, p.graph)).sum()
+        return (p.row_weight * baselines.score_entropy(scores, *inputs, p.graph)).mean()
 
     def dense(scores: Tensor) -> Tensor:
-        return sf.score_entropy(scores, *inputs, p.graph, p.row_weight, "sum")
+        return sf.score_entropy(scores, *inputs, p.graph, p.row_weight, "mean")
 
     def fused(reduction: str) -> Call:
         def run() -> object:
             loss = sf.linear_score_entropy(
                 *p.leaves, *inputs, p.graph, row_weight=p.row_weight, reduction=reduction
             )
-            return torch.autograd.grad(loss.sum(), p.leaves)
+            return torch.autograd.grad(loss.mean(), p.leaves)
 
         return run
 
-    found = rivals.contenders(by(eager), by(plain)) if eager_too else []
-    found += ours(rivals.config, ", dense", by(dense))
-    found += ours(rivals.config, ", fused", fused("sum"), head=True)
-    found += ours(rivals.config, ", fused, none", fused("none"), head=True)
-    return (*found, *yardsticks(p))
+    whole = chosen.eager and chosen.fast_products
+    found = rivals.contenders(by(eager), by(plain)) if whole else []
+    if chosen.fast_products:
+        found += ours(rivals.config, ", dense", by(dense))
+    found += ours(rivals.config, ", fused", fused("mean"), head=True)
+    if chosen.slow:
+        found += ours(rivals.config, ", fused, none", fused("none"), head=True)
+        found += yardsticks(p)
+    return tuple(found)
 
 
 def yardsticks(p: HeadProblem) -> tuple[Contender, ...]:
@@ -144,7 +223,7 @@ def yardsticks(p: HeadProblem) -> tuple[Contender, ...]:
     return cross_entropy.contenders(p.touched().requires_grad_(), p.weight, p.bias, target)
 
 
-def step(rivals: Rivals, p: HeadProblem, eager_too: bool) -> tuple[Contender, ...]:
+def step(rivals: Rivals, p: HeadProblem, chosen: Chosen) -> tuple[Contender, ...]:
     """The contenders that return the next tokens."""
 
     def by(draw: Callable[[Tensor], object]) -> Call:
@@ -162,15 +241,16 @@ def step(rivals: Rivals, p: HeadProblem, eager_too: bool) -> tuple[Contender, ..
     def fused() -> object:
         return sf.linear_reverse_step(*p.leaves, p.x_t, p.sigma, p.removed, p.graph)
 
-    found = rivals.contenders(by(eager), by(plain)) if eager_too else []
+    found = rivals.contenders(by(eager), by(plain)) if chosen.eager and chosen.slow else []
     found += ours(rivals.config, ", dense", by(dense))
     return tuple(found + ours(rivals.config, ", fused", fused, head=True))
 
 
-def products(p: HeadProblem, gradients: bool) -> dict[str, Call]:
-    """The bare products on the touched rows: whole, padded to a multiple of 64, and blocked."""
+def products(p: HeadProblem, gradients: bool, in_float32: bool = False) -> dict[str, Call]:
+    """The bare products on the touched rows: whole, padded to a multiple of 64, and blocked; or
+    in float32 alone, where those are slow.
+    """
     h, weight = p.touched(), p.weight.detach()
-    padded = F.pad(weight, (0, 0, 0, -len(weight) % 64))
 
     def whole(w: Tensor) -> Call:
         def run() -> object:
@@ -179,15 +259,23 @@ def products(p: HeadProblem, gradients: bool) -> dict[str, Call]:
 
         return run
 
-    def blocked() -> object:
-        total, made = torch.zeros_like(h), torch.empty_like(weight)
-        memory = h.new_empty(len(h) * BLOCK)
-        for w, out in zip(weight.split(BLOCK), made.split(BLOCK), strict=True):
-            f = memory[: len(h) * len(w)].view(len(h), len(w))
-            torch.mm(h, w.T, out=f)
-            if gradients:
-                total.addmm_(f, w)
-                torch.mm(f.T, h, out=out)
-        return total, made
+    def blocked(dtype: torch.dtype) -> Call:
+        def run() -> object:
+            x = h.to(dtype)
+            total, made = torch.zeros_like(x), torch.empty_like(weight, dtype=dtype)
+            memory = x.new_empty(len(x) * BLOCK)
+            for block, out in zip(weight.split(BLOCK), made.split(BLOCK), strict=True):
+                w = block.to(dtype)
+                f = memory[: len(x) * len(w)].view(len(x), len(w))
+                torch.mm(x, w.T, out=f)
+                if gradients:
+                    total.addmm_(f, w)
+                    torch.mm(f.T, x, out=out)
+            return total, made
 
-    return {"whole": whole(weight), "padded": whole(padded), "blocked": blocked}
+        return run
+
+    if in_float32:
+        return {"in float32": blocked(torch.float32)}
+    padded = F.pad(weight, (0, 0, 0, -len(weight) % 64))
+    return {"whole": whole(weight), "padded": whole(padded), "blocked": blocked(h.dtype)}

@@ -1,4 +1,8 @@
-"""row_sums under autograd: losses of related papers, with one read and one write of each row."""
+"""row_sums under autograd: a loss of related papers for each of its terms, with its gradient.
+
+The floor of the operation is one read of each touched row and one write of the gradient; that of
+ours, whose backward reads the rows again, is two reads and the write.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -17,15 +21,18 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def sums_cases(config: BenchmarkConfig) -> Iterator[Case]:
-    """Cross entropy at masked positions (MDLM, RADD, LLaDA), and squared errors of the ratios."""
+    """Cross entropy at masked positions (MDLM, RADD, LLaDA), squared errors of the ratios (concrete
+    score matching), and logarithms of the probabilities of a step (D3PM).
+    """
     device, V = torch.device(config.device), config.vocab_size
     for name in config.dtypes:
         for graph, title, losses in (
             (sf.Absorbing(V), "absorbing cross entropy + gradient", cross_entropies),
             (sf.Uniform(V), "uniform squared error + gradient", squared_errors),
+            (sf.Uniform(V), "uniform sum of logarithms + gradient", logarithms),
         ):
             p = make_problem(graph, config, DTYPES[name], device)
-            contenders = contenders_of(config, p.log_score, *losses(p))
+            contenders = contenders_of(config, p, *losses(p))
             yield as_case(title, p, name, contenders, p.touched_bytes + p.bytes)
 
 
@@ -44,8 +51,7 @@ def cross_entropies(p: Problem) -> tuple[Callable[..., Tensor], tuple[Tensor, ..
 
 def squared_errors(p: Problem) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], Loss]:
     """weight * sum over y != x_t of (exp(l_y) - rho)^2: torch's function, its inputs, and ours."""
-    grown = p.sigma.double().expm1()
-    rho = (grown / (grown + p.graph.vocab_size)).expand(p.x_t.shape).contiguous()
+    rho = least_ratio(p)
 
     def fused(scores: Tensor) -> Tensor:
         total, _ = sf.row_sums(scores, p.x_t, p.x_0, p.graph, "square", b=-rho)
@@ -54,14 +60,32 @@ def squared_errors(p: Problem) -> tuple[Callable[..., Tensor], tuple[Tensor, ...
     return compiled.squared_error, (p.x_t, rho.float(), p.weight), fused
 
 
+def logarithms(p: Problem) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], Loss]:
+    """weight * sum over y != x_t of ln(exp(l_y) + rho): torch's function, its inputs, and ours."""
+    rho = least_ratio(p)
+
+    def fused(scores: Tensor) -> Tensor:
+        total, _ = sf.row_sums(scores, p.x_t, p.x_0, p.graph, "log", b=rho)
+        return (p.weight * total).sum()
+
+    return compiled.sum_of_logarithms, (p.x_t, rho.float(), p.weight), fused
+
+
+def least_ratio(p: Problem) -> Tensor:
+    """p(y | x_0) / p(x_0 | x_0) of a token y other than x_0, (B, L) float64."""
+    grown = p.sigma.double().expm1()
+    return (grown / (grown + p.graph.vocab_size)).expand(p.x_t.shape).contiguous()
+
+
 def contenders_of(
     config: BenchmarkConfig,
-    leaf: Tensor,
+    p: Problem,
     function: Callable[..., Tensor],
     inputs: tuple[Tensor, ...],
     fused: Loss,
 ) -> list[Contender]:
     """The contenders that return the gradient of the loss."""
+    leaf = p.log_score
 
     def gradient(loss: Loss) -> Call:
         return lambda: torch.autograd.grad(loss(leaf), leaf)
@@ -70,4 +94,4 @@ def contenders_of(
     if config.compile:
         fast = gradient(lambda x: compile_static(function)(x, *inputs))
         found.append(Contender("torch.compile", "compile", fast))
-    return found + ours(config, "", gradient(fused))
+    return found + ours(config, "", gradient(fused), floor_bytes=p.autograd_bytes)

@@ -9,20 +9,24 @@ from typing import Any, NoReturn
 
 import torch
 
+import sedd_fast as sf
 from benchmarks.contenders import compiled, cross_entropy
 from benchmarks.contenders.original import Original, why_no_network
-from benchmarks.harness.cases import Case, backends
+from benchmarks.harness import instruction_sets
+from benchmarks.harness.cases import Call, Case, backends
+from benchmarks.harness.clock import clock_hz
 from benchmarks.harness.config import BenchmarkConfig
 from benchmarks.harness.cuda_graphs import WallMeter, with_graphs
 from benchmarks.harness.environment import machine, provenance
 from benchmarks.harness.measuring import Budget, last_level_cache, make_meter
 from benchmarks.harness.records import able, memory_records, time_records
 from benchmarks.suites.end_to_end import end_to_end_cases
-from benchmarks.suites.head import head_cases
+from benchmarks.suites.head import head_cases, left_out
 from benchmarks.suites.ops import op_cases
 from benchmarks.suites.small import small_cases
 from benchmarks.suites.sums import sums_cases
 from benchmarks.suites.sweep import sweep_cases
+from sedd_fast.backends import cpp
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -37,19 +41,26 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.device == "cuda" and not torch.cuda.is_available():
         refuse("--device cuda: torch sees no CUDA device; leave the option out to use the CPU")
     remarks: list[str] = []
+    if args.isa:
+        instruction_sets.limit_compiler()
     config = config_of(args, remarks)
     original = original_of(args, remarks)
     cold = not (args.quick or args.warm)
     meter = make_meter(torch.device(args.device), evict=cold)
     walls = WallMeter(cold) if args.device == "cuda" and not args.no_graphs else None
     about, records = environment(args, config), []
+    used = used_by(args, config, remarks)
     for every in all_cases(config, original):
         started = time.monotonic()
-        cases = tuple(able(case, remarks) for case in every)
+        warm: set[Call] = set()
+        cases = tuple(able(case, remarks, warm) for case in every)
         if args.worker == "memory":
-            records += memory_records(meter, cases)
+            records += memory_records(meter, cases, warm)
         else:
-            timed = time_records(meter, cases, config.budget)
+            timed = time_records(meter, cases, config.budget, warm)
+            if args.device == "cpu":
+                clock = clock_hz(torch.get_num_threads())
+                timed = [t | {"clock_hz": clock} for t in timed]
             if args.device == "cuda":  # its allocator counts exactly, whatever the regime
                 timed = [t | m for t, m in zip(timed, memory_records(meter, cases), strict=True)]
             if walls is not None:
@@ -57,7 +68,24 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             records += timed
         what = f"{cases[0].operation} ({', '.join(case.dtype for case in cases)})"
         print(f"  {args.worker:7} {what}: {time.monotonic() - started:.1f} s", file=sys.stderr)
-        yield {"environment": about, "remarks": remarks, "records": records}
+        part = {"regime": args.worker, "environment": about, "remarks": remarks}
+        yield part | used | {"records": records}
+
+
+def used_by(
+    args: argparse.Namespace, config: BenchmarkConfig, remarks: list[str]
+) -> dict[str, Any]:
+    """The instruction sets that the C++ kernels and torch use; None on a GPU."""
+    if args.device == "cuda":
+        return {"instruction_set": None, "torch_uses": None}
+    if reason := cpp.unavailable():
+        remarks.append(f"no cycles per element, the clock is not known: {reason}")
+    if config.compile and (line := instruction_sets.remark()):
+        remarks.append(line)
+    return {
+        "instruction_set": sf.info().instruction_set,
+        "torch_uses": instruction_sets.used_by_torch(config.compile),
+    }
 
 
 def refuse(message: str) -> NoReturn:
@@ -77,7 +105,7 @@ def config_of(args: argparse.Namespace, remarks: list[str]) -> BenchmarkConfig:
         remarks += cross_entropy.missing(args.device)
     tiny: dict[str, Any] = {}
     if args.quick:
-        tiny = {"hidden_size": 32, "n_blocks": 1, "steps": 2, "head_positions": (32, 64)}
+        tiny = {"hidden_size": 32, "n_blocks": 1, "steps": 2}
     config = BenchmarkConfig(
         suites=args.suite,
         device=args.device,
@@ -85,11 +113,15 @@ def config_of(args: argparse.Namespace, remarks: list[str]) -> BenchmarkConfig:
         positions=args.positions,
         vocab_size=args.vocab,
         masked=args.masked,
+        head_positions=args.head_positions,
+        slow=args.slow,
         backends=tuple(args.backend or ()),
         compile=not args.no_compile and reason is None,
         budget=Budget(args.rounds, args.seconds),
         **tiny,
     )
+    if "head" in args.suite:
+        remarks += left_out(config)
     if backends(config) == ("reference",) and not config.backends:
         remarks.append("only the reference backend runs here: it stands in for ours")
     return config

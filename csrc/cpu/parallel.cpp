@@ -14,8 +14,8 @@
 namespace sedd {
 namespace {
 
-constexpr int64_t kPiecesPerThread = 32;
-constexpr int64_t kMinWork = 1 << 16;  // elements per thread: about the cost of waking one
+constexpr int64_t kMinWork = 1 << 16;   // elements per thread: about the cost of waking one
+constexpr int64_t kMinPiece = 1 << 14;  // elements per piece: far above the cost of taking one
 
 struct Job {
   const std::function<void(int64_t, int64_t)>* body;
@@ -119,7 +119,9 @@ void parallel_for(int64_t count, int64_t cost, int threads,
   Job job;
   job.body = &body;
   job.count = count;
-  job.piece = std::max<int64_t>(1, count / (threads * kPiecesPerThread));
+  // Small pieces: the costs of items differ, and at the end threads wait for the last piece.
+  job.piece =
+      std::max<int64_t>(1, std::min(kMinPiece / std::max<int64_t>(1, cost), count / threads));
   if (const GompParallel parallel = gomp_parallel) {
     parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, threads, 0);
   } else {

@@ -37,7 +37,7 @@ struct Distribution {
 };
 
 // Whether a float32 sum neither overflowed nor nearly underflowed.
-bool in_float_range(double sum) { return sum > 1e-30 && std::isfinite(sum); }
+bool in_float_range(double sum) { return sum > kSmallSum && std::isfinite(sum); }
 
 // Whether float32 has enough digits left where the terms cancel (much noise removed at once, scores
 // nearly equal).

@@ -23,21 +23,23 @@ class TermPosition {
 
   void sums(std::vector<char>& buffer, double* total, double* log_x_0) const {
     const char* l = row(buffer);
-    TermSums sums = pass(table().fast, l, nullptr, 0);
-    if (!in_range(sums)) sums = pass(table().exact, l, nullptr, 0);
-    *total = sums.value;
+    *total = sum(table().fast, l);
+    if (!in_range(*total)) *total = sum(table().exact, l);
     *log_x_0 = x_0_ == x_t_ ? 0 : functions(table().exact).get(l, x_0_);
   }
 
   // Stores the gradient row and returns the gradient in b.
-  double gradient(std::vector<char>& buffer, double grad_scale, double grad_x_0, char* grad) const {
+  double gradient(std::vector<char>& buffer, double grad_scale, double grad_x_0, char* grad,
+                  bool stream) const {
     const char* l = row(buffer);
     TermSums sums{0, 0};
     if (grad_scale == 0) {
-      std::memset(grad, 0, inputs_.scores.dim * inputs_.scores.item_size());
+      clear(grad, stream);
     } else {
-      sums = pass(table().fast, l, grad, grad_scale);
-      if (!in_range(sums)) sums = pass(table().exact, l, grad, grad_scale);
+      sums = pass(table().fast, l, grad, grad_scale, stream);
+      if (!in_range(sums.moving) || !std::isfinite(sums.slope)) {
+        sums = pass(table().exact, l, grad, grad_scale, stream);
+      }
     }
     const RowFunctions& of = functions(table().exact);
     of.set(grad, x_t_, 0, false);
@@ -45,12 +47,14 @@ class TermPosition {
     return grad_scale * sums.slope;
   }
 
+  void clear(char* grad, bool stream) const {
+    functions(table().fast).zero(grad, inputs_.scores.dim * inputs_.scores.item_size(), stream);
+  }
+
  private:
   static const RowTable& table() { return row_table(); }
-  // Whether float32 neither overflowed nor underflowed.
-  static bool in_range(const TermSums& s) {
-    return std::isfinite(s.value) && std::isfinite(s.slope) && std::fabs(s.value) > 1e-30;
-  }
+  // Whether float32 neither overflowed nor nearly underflowed.
+  static bool in_range(double sum) { return std::isfinite(sum) && std::fabs(sum) > kSmallSum; }
 
   const RowFunctions& functions(const RowFunctions* of) const {
     return of[static_cast<int>(inputs_.scores.dtype)];
@@ -59,20 +63,33 @@ class TermPosition {
     return static_cast<const char*>(inputs_.scores.row(r_, buffer));
   }
 
-  TermSums pass(const RowFunctions* of, const char* l, char* grad, double grad_scale) const {
-    const Scores& scores = inputs_.scores;
-    const double a = inputs_.a[r_], b = inputs_.b[r_];
-    const int64_t begins[2] = {0, x_t_ + 1}, ends[2] = {x_t_, scores.dim};
+  // Calls part(begin, count) for the states before and after x_t.
+  template <class Part>
+  void parts(const Part& part) const {
+    if (x_t_ > 0) part(0, x_t_);
+    if (const int64_t rest = inputs_.scores.dim - x_t_ - 1) part(x_t_ + 1, rest);
+  }
+
+  double sum(const RowFunctions* of, const char* l) const {
+    double total = 0;
+    parts([&](int64_t begin, int64_t count) {
+      total += functions(of).term_sum(l + begin * inputs_.scores.item_size(), count, inputs_.term,
+                                      inputs_.a[r_], inputs_.b[r_]);
+    });
+    return total;
+  }
+
+  TermSums pass(const RowFunctions* of, const char* l, char* grad, double grad_scale,
+                bool stream) const {
     TermSums sums{0, 0};
-    for (int part = 0; part < 2; ++part) {
-      const int64_t count = ends[part] - begins[part], skipped = begins[part] * scores.item_size();
-      if (count <= 0) continue;
-      const TermSums some = grad ? functions(of).term_gradient(l + skipped, grad + skipped, count,
-                                                               inputs_.term, a, b, grad_scale)
-                                 : functions(of).term_sums(l + skipped, count, inputs_.term, a, b);
-      sums.value += some.value;
+    parts([&](int64_t begin, int64_t count) {
+      const int64_t skipped = begin * inputs_.scores.item_size();
+      const TermSums some =
+          functions(of).term_gradient(l + skipped, grad + skipped, count, inputs_.term,
+                                      inputs_.a[r_], inputs_.b[r_], grad_scale, stream);
+      sums.moving += some.moving;
       sums.slope += some.slope;
-    }
+    });
     return sums;
   }
 
@@ -91,8 +108,8 @@ class TermPosition {
   int64_t x_t_, x_0_;
 };
 
-// Calls `touched(position, r, buffer)` for every position with a != 0, `rest(r, valid)` for the
-// others.
+// Calls `touched(position, r, buffer)` for every position with a != 0, `rest(position, r, valid)`
+// for the others.
 template <class Touched, class Rest>
 bool run(const RowSumsInputs& inputs, int threads, const Touched& touched, const Rest& rest) {
   std::atomic<bool> bad{false};
@@ -105,7 +122,7 @@ bool run(const RowSumsInputs& inputs, int threads, const Touched& touched, const
       if (valid && position.touched()) {
         touched(position, r, buffer);
       } else {
-        rest(r, valid);
+        rest(position, r, valid);
       }
     }
   });
@@ -120,7 +137,7 @@ bool row_sums(const RowSumsInputs& inputs, double* total, double* log_x_0, int t
       [&](const TermPosition& position, int64_t r, std::vector<char>& buffer) {
         position.sums(buffer, total + r, log_x_0 + r);
       },
-      [&](int64_t r, bool valid) {
+      [&](const TermPosition&, int64_t r, bool valid) {
         total[r] = log_x_0[r] = valid ? 0 : std::numeric_limits<double>::quiet_NaN();
       });
 }
@@ -130,14 +147,16 @@ bool row_sums_backward(const RowSumsInputs& inputs, const double* grad_total,
   const int64_t bytes = inputs.scores.dim * inputs.scores.item_size();
   char* first = static_cast<char*>(grad);
   const int64_t whole = bytes * inputs.scores.rows();
-  if (whole >= kLarge) ask_for_huge_pages(grad, whole);
+  const bool stream = whole >= kLarge;
+  if (stream) ask_for_huge_pages(grad, whole);
   return run(
       inputs, threads,
       [&](const TermPosition& position, int64_t r, std::vector<char>& buffer) {
-        grad_b[r] = position.gradient(buffer, grad_total[r], grad_log_x_0[r], first + r * bytes);
+        grad_b[r] =
+            position.gradient(buffer, grad_total[r], grad_log_x_0[r], first + r * bytes, stream);
       },
-      [&](int64_t r, bool) {
-        std::memset(first + r * bytes, 0, bytes);
+      [&](const TermPosition& position, int64_t r, bool) {
+        position.clear(first + r * bytes, stream);
         grad_b[r] = 0;
       });
 }

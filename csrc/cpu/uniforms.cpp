@@ -5,25 +5,16 @@
 #include "common/philox.h"
 #include "operations.h"
 #include "parallel.h"
-#include "simd/philox.h"
 
 namespace sedd {
 namespace {
 
 constexpr int64_t kBlockCost = 8;  // a block takes as long as reading so many elements
 
-FillBlocks* fill_blocks() {
-#if defined(SEDD_X86)
-  if (!std::strcmp(instruction_set(), "avx512")) return avx512::fill_blocks;
-  if (!std::strcmp(instruction_set(), "avx2")) return avx2::fill_blocks;
-#endif
-  return baseline::fill_blocks;
-}
-
 }  // namespace
 
 void fill_uniforms(uint64_t key, uint64_t first, double* u, int64_t count, int threads) {
-  static FillBlocks* const fill = fill_blocks();
+  const auto fill = row_table().fill_uniforms;
   parallel_for(count / 2, kBlockCost, threads, [&](int64_t begin, int64_t end) {
     fill(key, first + begin, end - begin, u + 2 * begin);
   });

@@ -15,6 +15,7 @@ from torch import Tensor
 from sedd_fast.backends.coefficients import EntropyCoefficients, head_coefficients
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
+from sedd_fast.backends.products import product_dtype
 
 
 def workspace(device: torch.device) -> int:
@@ -46,6 +47,10 @@ class Linear:
         bias = None if self.bias is None else self.bias.detach()
         operands = self.hidden.detach(), self.weight.detach(), bias
         return Linear(*operands, self.rows, self.dtype, self.workspace)
+
+    def for_products(self) -> "Linear":
+        """The same head, computed in a dtype whose products are fast on this device."""
+        return replace(self, dtype=product_dtype(self.dtype, self.hidden.device))
 
     def bias_fp32(self) -> Tensor:
         """(dim,) the bias, or zeros, in the dtype of sums, float32 or float64; contiguous."""

@@ -20,7 +20,7 @@ from sedd_fast.ops.row_sums import TERMS
 pytestmark = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here")
 
 
-@pytest.mark.parametrize("wanted", ["baseline", "avx2"])
+@pytest.mark.parametrize("wanted", ["baseline", "avx2", "avx512"])
 def test_an_instruction_set(wanted):
     environment = {**os.environ, "SEDD_FAST_ISA": wanted, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.harness import cases, cuda_graphs, measuring, report
+from benchmarks.harness import cases, cuda_graphs, measuring, merging, report, tables
 
 BUDGET = measuring.Budget(rounds=3, seconds=1.0)
 
@@ -146,25 +146,27 @@ def rows(device: str, **more: Any) -> dict[str, Any]:
     times = {"median_ms": 1.0, "p20_ms": 1.0, "p80_ms": 1.0, "calls": 3, "floor_ms": 0.5}
     keys = {"suite": "ops", "operation": "loss", "shape": "2 x 3", "dtype": "bf16"}
     record = keys | {"implementation": "ours", "kind": "ours", "at": None} | times | more
-    record |= {"floor_bytes": 8, "tensor_bytes": 8}
+    record |= {"floor_bytes": 8, "tensor_bytes": 8, "touched": None}
     record |= {"yardsticks_ms": {"copy": 1.0, "read": 1.0, "clone": 1.0}}
-    return report.merge({device: {"environment": {}, "remarks": [], "records": [record]}}, "run.py")
+    part = {"regime": device, "instruction_set": None, "torch_uses": None}
+    part |= {"environment": {}, "remarks": [], "records": [record]}
+    return merging.merge([part], "run.py")
 
 
 def test_the_report_shows_them_on_a_gpu_only():
     pytest.importorskip("rich")
     replayed = rows("cuda", replay={"median_ms": 0.75}, wall={"median_ms": 12.0})["results"]
-    assert report.cells(replayed[0], ["cuda"])[2:4] == ["0.75", "12.0"]
-    headings = [column.header for column in report.table([], ["cuda"], "ops").columns]
+    assert tables.cells(replayed[0], ["cuda"])[2:4] == ["0.75", "12.0"]
+    headings = [column.header for column in tables.table([], ["cuda"], "ops").columns]
     assert headings[2:4] == ["graph\nms", "wall\nms"]
-    assert len(headings) == len(report.cells(replayed[0], ["cuda"]))
+    assert len(headings) == len(tables.cells(replayed[0], ["cuda"]))
     refused = rows("cuda", replay=None, wall={"median_ms": 12.0})["results"]
-    assert report.cells(refused[0], ["cuda"])[2] == "-"
+    assert tables.cells(refused[0], ["cuda"])[2] == "-"
     on_cpu = rows("fresh")["results"]
     assert on_cpu[0]["regimes"]["fresh"]["replay"] is None
-    headings = [column.header for column in report.table([], ["fresh"], "ops").columns]
+    headings = [column.header for column in tables.table([], ["fresh"], "ops").columns]
     assert "graph\nms" not in headings
-    assert len(headings) == len(report.cells(on_cpu[0], ["fresh"]))
+    assert len(headings) == len(tables.cells(on_cpu[0], ["fresh"]))
 
 
 def test_plain_lines_say_the_same():

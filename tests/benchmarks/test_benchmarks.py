@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import platform
 import subprocess
 import sys
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 
 import sedd_fast as sf
-from benchmarks.harness import cases, measuring, records, report
+from benchmarks.harness import cases, measuring, records
 from benchmarks.harness.command import ROOT
 from benchmarks.harness.config import BenchmarkConfig
 from benchmarks.studies import choices, largest_batch
 from benchmarks.suites import sweep
 from benchmarks.suites.end_to_end import Training
+from sedd_fast.backends import cpp
 
 V = 11
 
@@ -92,34 +94,6 @@ def test_peak_memory_sees_what_a_call_frees():
 
     peak = meter.peak_extra(call)
     assert 0.95 * size < peak < 1.2 * size
-
-
-def test_ratios_stay_within_a_regime():
-    def record(kind: str, ms: float) -> dict:
-        times = {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "calls": 1, "floor_ms": 2.0}
-        keys = {"suite": "ops", "operation": "o", "shape": "s", "dtype": "fp32"}
-        sizes = {"floor_bytes": 8, "tensor_bytes": 8, "at": None}
-        yardsticks = {"yardsticks_ms": {"copy": ms, "read": ms, "clone": ms}}
-        return keys | {"implementation": kind, "kind": kind} | times | sizes | yardsticks
-
-    kinds = ("eager", "compile", "rewritten", "ours")
-    parts = {
-        regime: {
-            "environment": {},
-            "remarks": ["same"],
-            "records": [record(k, ms) for k, ms in zip(kinds, speeds, strict=True)],
-        }
-        for regime, speeds in {"reused": (80, 40, 20, 4), "fresh": (90, 60, 50, 10)}.items()
-    }
-    merged = report.merge(parts, "run.py")
-    ours = merged["results"][-1]["regimes"]
-    assert ours["reused"]["over_floor"] == 2
-    assert ours["reused"]["faster_than_eager"] == 20
-    assert ours["reused"]["faster_than_compile"] == 10
-    assert ours["reused"]["faster_than_best_compile"] == 5
-    assert ours["fresh"]["faster_than_compile"] == 6
-    assert merged["remarks"] == ["same"]
-    assert merged["environment"]["bandwidth"]["fresh"]["allocating"] == 1
 
 
 def test_a_sweep_covers_its_axes():
@@ -246,6 +220,53 @@ def test_command_writes_json_and_picture(tmp_path):
             assert 0 < times["p20_ms"] <= times["median_ms"] <= times["p80_ms"]
             assert times["over_floor"] > 0
         assert row["implementation"] in done.stdout
+    check_sets(written, [sf.info().instruction_set])
+
+
+def check_sets(written: dict, names: list[str | None]) -> None:
+    """Every row names its instruction set; ours have cycles where the clock is known."""
+    sets = written["environment"]["instruction_sets"]
+    assert [about["name"] for about in sets] == names
+    assert {row["instruction_set"] for row in written["results"]} == set(names)
+    clocks = {about["name"]: about["clock_ghz"] for about in sets}
+    for row in written["results"]:
+        known = row["kind"] == "ours" and row["touched"] and clocks[row["instruction_set"]]
+        for times in row["regimes"].values():
+            assert (times["cycles"] is not None) == bool(known)
+
+
+@pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels")
+def test_command_measures_an_instruction_set(tmp_path):
+    figures = tmp_path / "figures.json"
+    done = run(
+        "--quick", "--no-compile", "--threads", "1", "--vocab", "101", "--positions", "4",
+        "--isa", "baseline", "--regimes", "fresh", "--json", str(figures),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = json.loads(figures.read_text())
+    assert {row["suite"] for row in written["results"]} == {"ops"}
+    check_sets(written, ["baseline"])
+    (about,) = written["environment"]["instruction_sets"]
+    on_x86 = platform.machine() in ("x86_64", "AMD64")
+    assert about["torch_uses"]["eager"] == "DEFAULT" or not on_x86
+    assert "fp32, baseline, memory fresh" in done.stdout or ", baseline\n" in done.stdout
+
+
+def test_every_instruction_set_has_its_charts(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks.harness import plotting
+
+    drawn = {}
+    monkeypatch.setattr(
+        plotting, "draw_set", lambda part, path: drawn.update({path.name: part["results"]})
+    )
+    sets = [{"name": name} for name in ("avx2", "baseline")]
+    rows = [{"instruction_set": about["name"]} for about in sets]
+    whole = {"environment": {"instruction_sets": sets}, "results": rows}
+    plotting.draw(whole, tmp_path / "a.png")
+    assert drawn == {"a-avx2.png": rows[:1], "a-baseline.png": rows[1:]}
+    plotting.draw(whole | {"environment": {"instruction_sets": sets[:1]}}, tmp_path / "b.png")
+    assert drawn["b.png"] == rows[:1]
 
 
 def test_command_sweeps_into_two_pictures(tmp_path):
@@ -269,6 +290,10 @@ def test_command_sweeps_into_two_pictures(tmp_path):
         (["--reference", "/nowhere"], "graph_lib.py"),
         (["--json", "/nowhere/at/all.json"], "--json"),
         (["--backend", "abacus"], "abacus"),
+        (["--isa", "avx3"], "expected some of avx512, avx2, baseline, got 'avx3'"),
+        (["--isa", "avx2", "--device", "cuda"], "for the CPU"),
+        (["--regimes", "memory"], "add reused or fresh"),
+        (["--head-positions", "256,none"], "--head-positions"),
     ],
 )
 def test_wrong_option_is_one_line(arguments, named):

@@ -336,7 +336,7 @@ def test_a_contender_that_fails_is_left_out_and_named(capsys):
 
     both = (cases.Contender("eager", "eager", fails), cases.Contender("ours", "ours", lambda: 1.0))
     remarks: list[str] = []
-    left = records.able(cases.Case("ops", "loss", "2 x 3", "bf16", both), remarks)
+    left = records.able(cases.Case("ops", "loss", "2 x 3", "bf16", both), remarks, set())
     assert [contender.name for contender in left.contenders] == ["ours"]
     assert remarks == [
         "eager is left out of loss (bf16, 2 x 3): OutOfMemoryError: CUDA out of memory"
@@ -352,9 +352,10 @@ def test_a_gpu_run_that_is_cut_short_leaves_what_it_had_measured(monkeypatch, tm
                 times
                 | {"suite": "ops", "operation": operation, "shape": "2", "dtype": "bf16"}
                 | {"implementation": "ours", "kind": "ours", "calls": 1, "at": None}
-                | {"floor_bytes": 8, "tensor_bytes": None, "yardsticks_ms": {}}
+                | {"floor_bytes": 8, "tensor_bytes": None, "touched": None, "yardsticks_ms": {}}
             )
-            yield {"environment": {}, "remarks": [], "records": made}
+            about = {"regime": "cuda", "instruction_set": None, "torch_uses": None}
+            yield about | {"environment": {}, "remarks": [], "records": made}
         raise KeyboardInterrupt
 
     figures, part = tmp_path / "figures.json", tmp_path / "part.json"

@@ -1,21 +1,16 @@
-// SIMD vectors of 64 bytes: loads, stores, exp and log for every element type.
+// Loads, stores, exp and log of one vector register, for every element type.
 //
-// These are the vector extensions of GCC and clang. The compiler translates them to the
-// instructions of the target, so the same source serves SSE2, AVX2, AVX-512 and Arm. Everything is
-// in an unnamed namespace, and no inline function of a standard header is used: rows.cpp is
-// compiled several times with different flags, and if two of its object files shared a function by
-// name, the linker could keep the one with instructions that the processor does not have.
+// These are the vector extensions of GCC and clang, in vectors as wide as the registers of the
+// instruction set (native.h). rows.cpp is compiled several times with different flags. Everything
+// here is therefore in an unnamed namespace, and no inline function of a standard header is used:
+// if two object files shared a function by name, the linker could keep the one with instructions
+// that the processor does not have.
 #pragma once
 
-#include <stdint.h>
-#include <string.h>
+#include "native.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
-#define SEDD_INLINE inline __attribute__((always_inline))
-
+namespace sedd {
+namespace SEDD_ISA {
 namespace {
 
 struct BFloat16 {
@@ -25,28 +20,27 @@ struct Half {
   uint16_t bits;
 };
 
-template <int N>
-struct Pack {  // N lanes of each width
-  typedef float f32 __attribute__((vector_size(4 * N)));
-  typedef int32_t i32 __attribute__((vector_size(4 * N)));
-  typedef uint32_t u32 __attribute__((vector_size(4 * N)));
-  typedef uint16_t u16 __attribute__((vector_size(2 * N)));
-  typedef double f64 __attribute__((vector_size(8 * N)));
-  typedef int64_t i64 __attribute__((vector_size(8 * N)));
-};
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
 
 template <class C>
 struct Lanes;  // the vector in which C is computed
 template <>
 struct Lanes<float> {
-  static constexpr int width = 16;
-  typedef Pack<16>::f32 vec;
+  static constexpr int width = kVectorBytes / 4;
+  typedef Pack<width>::f32 vec;
+  typedef Pack<width>::i32 integers;
 };
 template <>
 struct Lanes<double> {
-  static constexpr int width = 8;
-  typedef Pack<8>::f64 vec;
+  static constexpr int width = kVectorBytes / 8;
+  typedef Pack<width>::f64 vec;
+  typedef Pack<width>::i64 integers;
 };
+typedef Lanes<float>::vec Floats;
+typedef Lanes<double>::vec Doubles;
 
 // --- loads: N elements as float -------------------------------------------------------------
 
@@ -58,26 +52,20 @@ SEDD_INLINE typename Pack<N>::f32 load_floats(const float* p) {
 }
 
 template <int N>
-SEDD_INLINE typename Pack<N>::u32 load_bits(const void* p) {
-  typename Pack<N>::u16 half;
-  memcpy(&half, p, sizeof half);
-  return __builtin_convertvector(half, typename Pack<N>::u32);
+SEDD_INLINE typename Pack<N>::u16 load_bits(const void* p) {
+  typename Pack<N>::u16 bits;
+  memcpy(&bits, p, sizeof bits);
+  return bits;
 }
 
 template <int N>
 SEDD_INLINE typename Pack<N>::f32 load_floats(const BFloat16* p) {
-  return (typename Pack<N>::f32)(load_bits<N>(p) << 16);
+  return (typename Pack<N>::f32)(widen<N>(load_bits<N>(p)) << 16);
 }
 
 template <int N>
 SEDD_INLINE typename Pack<N>::f32 load_floats(const Half* p) {
-  typedef typename Pack<N>::f32 f32;
-  typedef typename Pack<N>::u32 u32;
-  const u32 bits = load_bits<N>(p);
-  // Exponent and mantissa read as a float, then rebiased by 2^112: exact, subnormals included.
-  const f32 magnitude = (f32)((bits & 0x7fff) << 13) * 0x1p112f;
-  const u32 special = (bits & 0x7c00) == 0x7c00 ? u32{} + 0x7f800000u : u32{};
-  return (f32)((u32)magnitude | special | ((bits & 0x8000) << 16));
+  return half_to_float<N>(load_bits<N>(p));
 }
 
 template <class C, class T>
@@ -86,8 +74,8 @@ SEDD_INLINE typename Lanes<C>::vec load(const T* p) {
   return __builtin_convertvector(v, typename Lanes<C>::vec);
 }
 template <>
-SEDD_INLINE Lanes<double>::vec load<double, double>(const double* p) {
-  Lanes<double>::vec v;
+SEDD_INLINE Doubles load<double, double>(const double* p) {
+  Doubles v;
   memcpy(&v, p, sizeof v);
   return v;
 }
@@ -95,238 +83,38 @@ SEDD_INLINE Lanes<double>::vec load<double, double>(const double* p) {
 // --- stores: N lanes, rounded to nearest even -----------------------------------------------
 
 template <int N>
-SEDD_INLINE void store_bits(void* p, typename Pack<N>::u32 bits) {
-  const auto half = __builtin_convertvector(bits, typename Pack<N>::u16);
-  memcpy(p, &half, sizeof half);
+SEDD_INLINE auto rounded(typename Pack<N>::f32 v, const BFloat16*) {
+  return float_to_bfloat16<N>(v);
+}
+template <int N>
+SEDD_INLINE auto rounded(typename Pack<N>::f32 v, const Half*) {
+  return float_to_half<N>(v);
+}
+template <int N>
+SEDD_INLINE auto rounded(typename Pack<N>::f32 v, const float*) {
+  return v;
 }
 
-template <int N>
-SEDD_INLINE void store_floats(BFloat16* p, typename Pack<N>::f32 v) {
-  typedef typename Pack<N>::u32 u32;
-  const u32 bits = (u32)v;
-  const u32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const u32 nan = (bits >> 16) | 0x40;
-  store_bits<N>(p, v == v ? rounded : nan);
+// The vector as elements of type T.
+template <class C, class T>
+SEDD_INLINE auto rounded(typename Lanes<C>::vec v, const T* p) {
+  constexpr int n = Lanes<C>::width;
+  return rounded<n>(__builtin_convertvector(v, typename Pack<n>::f32), p);
 }
-
-template <int N>
-SEDD_INLINE void store_floats(Half* p, typename Pack<N>::f32 v) {
-  typedef typename Pack<N>::f32 f32;
-  typedef typename Pack<N>::u32 u32;
-  const u32 sign = ((u32)v >> 16) & 0x8000;
-  const u32 bits = (u32)v & 0x7fffffff;
-  const f32 magnitude = (f32)bits;
-  // Below 2^-14 the half is subnormal: adding 0.5 leaves its 10 bits at the bottom of the mantissa.
-  const u32 subnormal = (u32)(magnitude + 0.5f) - 0x3f000000u;
-  const u32 normal = (bits - 0x38000000u + 0xfff + ((bits >> 13) & 1)) >> 13;
-  u32 out = magnitude < 0x1p-14f ? subnormal : normal;
-  out = magnitude >= 65520.0f ? u32{} + 0x7c00u : out;
-  out = magnitude == magnitude ? out : u32{} + 0x7e00u;
-  store_bits<N>(p, out | sign);
-}
-
-template <int N>
-SEDD_INLINE void store_floats(float* p, typename Pack<N>::f32 v) {
-  memcpy(p, &v, sizeof v);
+template <>
+SEDD_INLINE auto rounded<double, double>(Doubles v, const double*) {
+  return v;
 }
 
 template <class C, class T>
 SEDD_INLINE void store(T* p, typename Lanes<C>::vec v) {
-  constexpr int n = Lanes<C>::width;
-  store_floats<n>(p, __builtin_convertvector(v, typename Pack<n>::f32));
-}
-template <>
-SEDD_INLINE void store<double, double>(double* p, Lanes<double>::vec v) {
-  memcpy(p, &v, sizeof v);
+  const auto elements = rounded<C>(v, static_cast<const T*>(p));
+  memcpy(p, &elements, sizeof elements);
 }
 
-// --- streaming ------------------------------------------------------------------------------
-// Stores past the caches: memory is written without being read first. For results larger than the
-// caches; `p` must be aligned to 64 bytes.
+// --- fewer elements than a vector has ---------------------------------------------------------
 
-template <class Bits>
-SEDD_INLINE void stream(void* p, Bits v) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
-#endif
-#if defined(__AVX__)
-  typedef __m256i Piece;
-#elif defined(__SSE2__)
-  typedef __m128i Piece;
-#endif
-#if defined(__SSE2__)
-  Piece pieces[sizeof v / sizeof(Piece)];
-  memcpy(pieces, &v, sizeof v);
-  for (unsigned i = 0; i < sizeof v / sizeof(Piece); ++i) {
-#if defined(__AVX__)
-    _mm256_stream_si256((Piece*)p + i, pieces[i]);
-#else
-    _mm_stream_si128((Piece*)p + i, pieces[i]);
-#endif
-  }
-#else
-  memcpy(p, &v, sizeof v);
-#endif
-}
-
-SEDD_INLINE void end_of_stream() {  // before another thread reads
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
-
-// Stores the lanes, rounded to T, past the caches.
-template <class C, class T>
-SEDD_INLINE void stream_lanes(T* p, typename Lanes<C>::vec v) {
-  constexpr int n = Lanes<C>::width;
-  T rounded[n];
-  store<C>(rounded, v);
-  typedef uint8_t Bytes __attribute__((vector_size(n * sizeof(T))));
-  Bytes bits;
-  memcpy(&bits, rounded, sizeof bits);
-  stream(p, bits);
-}
-
-// --- exp --------------------------------------------------------------------------------------
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; the polynomials are Chebyshev fits
-// (relative error 3e-9 for float, 1e-17 for double). Overflows to inf, underflows to 0, keeps NaN.
-
-template <class V>
-SEDD_INLINE V clamped(V x, V low, V high) {  // keeps NaN
-  x = x < low ? low : x;
-  return x > high ? high : x;
-}
-
-SEDD_INLINE Pack<16>::f32 exp_lanes(Pack<16>::f32 x) {
-  typedef Pack<16>::f32 f32;
-#if defined(__AVX512F__)
-  // One instruction per bound, which returns NaN if its second operand is NaN; the ternary needs
-  // two.
-  x = (f32)_mm512_min_ps((__m512)(f32{} + 110.0f),
-                         _mm512_max_ps((__m512)(f32{} - 110.0f), (__m512)x));
-  const f32 n = (f32)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
-#else
-  x = clamped(x, f32{} - 110.0f, f32{} + 110.0f);
-  const f32 magic = f32{} + 0x1.8p23f;  // adding it rounds to an integer
-  const f32 n = (x * 1.44269504f + magic) - magic;
-#endif
-  f32 r = x - n * 0x1.62ep-1f;  // ln 2 in two parts, the first exact in 12 bits
-  r = r - n * 0x1.0bfbe8p-15f;
-  f32 p = f32{} + 0.0013942159833661435643f;
-  p = p * r + 0.0083759682263114252871f;
-  p = p * r + 0.041666340142225575983f;
-  p = p * r + 0.16666405302634304496f;
-  p = p * r + 0.50000000500187977f;
-  p = p * r + 1.0000000400388700f;
-  p = p * r + 1.0f;
-#if defined(__AVX512F__)
-  return (f32)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-  // 2^n in two factors, so that neither leaves the normal range.
-  typedef Pack<16>::i32 i32;
-  const i32 whole = __builtin_convertvector(x == x ? n : f32{}, i32);
-  const i32 half = whole >> 1;
-  return p * (f32)((half + 127) << 23) * (f32)((whole - half + 127) << 23);
-#endif
-}
-
-SEDD_INLINE Pack<8>::f64 exp_lanes(Pack<8>::f64 x) {
-  typedef Pack<8>::f64 f64;
-  typedef Pack<8>::i64 i64;
-  x = clamped(x, f64{} - 760.0, f64{} + 760.0);
-  const f64 magic = f64{} + 0x1.8p52;
-  const f64 shifted = x * 1.4426950408889634074 + magic;
-  const f64 n = shifted - magic;
-  f64 r = x - n * 0x1.62e42fee00000p-1;
-  r = r - n * 0x1.a39ef35793c76p-33;
-  f64 p = f64{} + 2.5111203257471138685e-8;
-  p = p * r + 2.7634155490989483406e-7;
-  p = p * r + 2.7557237736740599929e-6;
-  p = p * r + 0.000024801481344570322675;
-  p = p * r + 0.00019841269893049545164;
-  p = p * r + 0.0013888888956219214689;
-  p = p * r + 0.0083333333333184622646;
-  p = p * r + 0.041666666666473292202;
-  p = p * r + 0.16666666666666682285;
-  p = p * r + 0.50000000000000203099;
-  p = p * r + 1.0;
-  p = p * r + 1.0;
-  const i64 whole = (i64)(x == x ? shifted : magic) - (i64)magic;
-  const i64 half = whole >> 1;
-  return p * (f64)((half + 1023) << 52) * (f64)((whole - half + 1023) << 52);
-}
-
-// --- log --------------------------------------------------------------------------------------
-// ln x = n ln 2 + ln m, m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh(s), s = (m - 1) / (m + 1), by
-// its series (relative error 1e-9 for float, 1e-18 for double). ln 0 = -inf, the log of a negative
-// number is NaN; keeps inf and NaN.
-
-template <class V>
-SEDD_INLINE V log_specials(V x, V result) {
-  const V infinity = V{} + __builtin_inff(), nan = V{} + __builtin_nanf("");
-  result = x == 0 ? -infinity : result;
-  result = x < 0 ? nan : result;
-  return x < infinity ? result : x;  // inf and NaN as they are
-}
-
-SEDD_INLINE Pack<16>::f32 log_lanes(Pack<16>::f32 x) {
-  typedef Pack<16>::f32 f32;
-  typedef Pack<16>::i32 i32;
-  const auto tiny = x < f32{} + 0x1p-126f;  // subnormal
-  const f32 normal = tiny ? x * 0x1p32f : x;
-  const i32 bits = (i32)normal;
-  const i32 whole = (bits - 0x3f3504f3) >> 23;
-  const f32 m = (f32)(bits - (whole << 23));
-  const f32 n = __builtin_convertvector(whole, f32) - (tiny ? f32{} + 32 : f32{});
-  const f32 s = (m - 1) / (m + 1), q = s * s;
-  f32 p = f32{} + 1.0f / 9;
-  p = p * q + 1.0f / 7;
-  p = p * q + 1.0f / 5;
-  p = p * q + 1.0f / 3;
-  const f32 log_m = 2 * s + 2 * s * (q * p);
-  return log_specials(x, n * 0x1.62ep-1f + (n * 0x1.0bfbe8p-15f + log_m));
-}
-
-SEDD_INLINE Pack<8>::f64 log_lanes(Pack<8>::f64 x) {
-  typedef Pack<8>::f64 f64;
-  typedef Pack<8>::i64 i64;
-  const auto tiny = x < f64{} + 0x1p-1022;
-  const f64 normal = tiny ? x * 0x1p64 : x;
-  const i64 bits = (i64)normal;
-  const i64 whole = (bits - 0x3fe6a09e667f3bcd) >> 52;
-  const f64 m = (f64)(bits - (whole << 52));
-  const f64 n = __builtin_convertvector(whole, f64) - (tiny ? f64{} + 64 : f64{});
-  const f64 s = (m - 1) / (m + 1), q = s * s;
-  f64 p = f64{} + 1.0 / 21;
-  for (int k = 19; k >= 3; k -= 2) p = p * q + 1.0 / k;
-  const f64 log_m = 2 * s + 2 * s * (q * p);
-  return log_specials(x, n * 0x1.62e42fee00000p-1 + (n * 0x1.a39ef35793c76p-33 + log_m));
-}
-
-// --- pieces of a row --------------------------------------------------------------------------
-
-constexpr int64_t kBlock = 2048;  // states summed in lanes before they are added in double
-
-// Pairwise sum of all lanes: a sequential sum would be one long dependency chain.
-template <class C>
-SEDD_INLINE double total(typename Lanes<C>::vec v) {
-  double lanes[Lanes<C>::width];
-  for (int j = 0; j < Lanes<C>::width; ++j) lanes[j] = v[j];
-  for (int half = Lanes<C>::width / 2; half > 0; half /= 2) {
-    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-  }
-  return lanes[0];
-}
-
-// Sum of the first n lanes.
-template <class C>
-SEDD_INLINE double total(typename Lanes<C>::vec v, int n) {
-  double sum = 0;
-  for (int j = 0; j < n; ++j) sum += v[j];
-  return sum;
-}
-
-// Loads n elements, fewer than a vector has; the other lanes are 0.
+// Loads n elements; the other lanes are 0.
 template <class C, class T>
 SEDD_INLINE typename Lanes<C>::vec load_tail(const T* p, int n) {
   T buffer[Lanes<C>::width] = {};
@@ -341,11 +129,250 @@ SEDD_INLINE void store_tail(T* p, typename Lanes<C>::vec v, int n) {
   memcpy(p, buffer, n * sizeof(T));
 }
 
+// The first n lanes; 0 in the others.
+template <class C>
+SEDD_INLINE typename Lanes<C>::vec first_lanes(typename Lanes<C>::vec v, int n) {
+  for (int j = n; j < Lanes<C>::width; ++j) v[j] = 0;
+  return v;
+}
+
+// --- exp --------------------------------------------------------------------------------------
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; the polynomials are Chebyshev fits
+// (relative error 3e-9 for float, 1e-17 for double). Keeps NaN.
+//
+// Adding `magic` to x / ln 2 rounds it to an integer n in the last bits of the sum. `magic`
+// includes the bias of the exponent, so those bits, shifted, are the number 2^n.
+
+// Infinity above 88.37, where n = 128, and 0 below -87.68, where n = -127.
+SEDD_INLINE Floats exp_lanes(Floats x) {
+  typedef Lanes<float>::integers i32;
+  x = smaller(Floats{} + 89.0f, larger(Floats{} - 88.1f, x));
+  const float magic = 0x1.8p23f + 127;
+  const Floats shifted = x * 1.44269504f + magic;
+  const Floats n = shifted - magic;
+  Floats r = x - n * 0x1.62ep-1f;  // ln 2 in two parts, the first exact in 12 bits
+  r = r - n * 0x1.0bfbe8p-15f;
+  const float c2 = 0.50000000500187977f, c3 = 0.16666405302634304496f,
+              c4 = 0.041666340142225575983f;
+  const float c5 = 0.0083759682263114252871f, c6 = 0.0013942159833661435643f;
+  Floats p;
+  if constexpr (kFma) {
+    p = ((((c6 * r + c5) * r + c4) * r + c3) * r + c2) * r + 1.0000000400388700f;
+    p = p * r + 1.0f;
+  } else {  // by pairs (Estrin): a step of two operations makes a chain of dependent ones too long
+    const Floats r2 = r * r;
+    p = (c6 * r2 + (c5 * r + c4)) * (r2 * r2) + ((c3 * r + c2) * r2 + (r + 1.0f));
+  }
+  return p * (Floats)((i32)shifted << 23);
+}
+
+// 2^n in two factors, so that results below the normal range are right.
+SEDD_INLINE Doubles exp_lanes(Doubles x) {
+  typedef Lanes<double>::integers i64;
+  x = smaller(Doubles{} + 760.0, larger(Doubles{} - 760.0, x));
+  const double round = 0x1.8p52, magic = round + 1023;
+  const Doubles n = x * 1.4426950408889634074 + round - round;
+  Doubles r = x - n * 0x1.62e42fee00000p-1;
+  r = r - n * 0x1.a39ef35793c76p-33;
+  Doubles p = Doubles{} + 2.5111203257471138685e-8;
+  p = p * r + 2.7634155490989483406e-7;
+  p = p * r + 2.7557237736740599929e-6;
+  p = p * r + 0.000024801481344570322675;
+  p = p * r + 0.00019841269893049545164;
+  p = p * r + 0.0013888888956219214689;
+  p = p * r + 0.0083333333333184622646;
+  p = p * r + 0.041666666666473292202;
+  p = p * r + 0.16666666666666682285;
+  p = p * r + 0.50000000000000203099;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
+  const Doubles half = n * 0.5 + magic, other = n - (half - magic) + magic;
+  return p * (Doubles)((i64)half << 52) * (Doubles)((i64)other << 52);
+}
+
+// --- log --------------------------------------------------------------------------------------
+// ln x = n ln 2 + ln m, m in [sqrt(1/2), sqrt(2)).
+
+// For positive normal numbers (relative error 6e-9 before rounding); NaN for all others. With
+// f = m - 1, ln m = f - f^2 / 2 + f^3 P(f); P is a minimax polynomial.
+SEDD_INLINE Floats log_lanes(Floats x) {
+  typedef Lanes<float>::integers i32;
+  const i32 bits = (i32)x, whole = (bits - 0x3f3504f3) >> 23;
+  const Floats f = (Floats)(bits - (whole << 23)) - 1, n = __builtin_convertvector(whole, Floats);
+  const Floats f2 = f * f;
+  // By pairs (Estrin), which shortens the chain of dependent operations.
+  const Floats f4 = f2 * f2;
+  const Floats p01 = f * -0.25000821f + 0.33333332f, p23 = f * -0.16623357f + 0.20001227f;
+  const Floats p45 = f * -0.13160187f + 0.14201756f, p67 = f * -0.076345046f + 0.12761593f;
+  const Floats p = (p67 * f2 + p45) * f4 + (p23 * f2 + p01);
+  const Floats log_m = f + f2 * (f * p - 0.5f);
+  const Floats result = n * 0x1.62ep-1f + (n * 0x1.0bfbe8p-15f + log_m);
+  const Floats checked = result + x * 0;  // NaN where x is infinite or NaN
+  return (Floats)((i32)checked | (i32)(x < 0x1p-126f));
+}
+
+// For all numbers: ln 0 = -inf, the log of a negative number is NaN; inf and NaN are kept. With
+// s = (m - 1) / (m + 1), ln m = 2 artanh(s), by its series (relative error 1e-18).
+SEDD_INLINE Doubles log_lanes(Doubles x) {
+  typedef Lanes<double>::integers i64;
+  const auto tiny = x < 0x1p-1022;  // subnormal
+  const i64 bits = (i64)(tiny ? x * 0x1p64 : x);
+  // n + 1023, shifted without a sign and converted by way of 2^52: AVX2 has neither a signed shift
+  // nor a conversion of 64-bit integers.
+  typedef Pack<Lanes<double>::width>::u64 u64;
+  const u64 biased = (u64)(bits + (0x3ff0000000000000 - 0x3fe6a09e667f3bcd)) >> 52;
+  const Doubles exponent = (Doubles)(biased | 0x4330000000000000) - (0x1p52 + 1023);
+  const Doubles m = (Doubles)((u64)bits - (biased << 52) + 0x3ff0000000000000);
+  const Doubles n = exponent - (tiny ? Doubles{} + 64 : Doubles{});
+  const Doubles s = (m - 1) / (m + 1), q = s * s;
+  Doubles p = Doubles{} + 1.0 / 21;
+  for (int k = 19; k >= 3; k -= 2) p = p * q + 1.0 / k;
+  const Doubles log_m = 2 * s + 2 * s * (q * p);
+  const Doubles log_x = n * 0x1.62e42fee00000p-1 + (n * 0x1.a39ef35793c76p-33 + log_m);
+  const Doubles infinity = Doubles{} + __builtin_inf(), nan = Doubles{} + __builtin_nan("");
+  const Doubles positive = x == 0 ? -infinity : x < 0 ? nan : log_x;
+  return x < infinity ? positive : x;
+}
+
+// --- sums over a row --------------------------------------------------------------------------
+
+// The sum of all lanes, in double.
+SEDD_INLINE double total(Floats v) {
+  constexpr int half = Lanes<double>::width;
+  Pack<half>::f32 parts[2];
+  memcpy(parts, &v, sizeof v);
+  const Doubles sums =
+      __builtin_convertvector(parts[0], Doubles) + __builtin_convertvector(parts[1], Doubles);
+  double sum = sums[0];
+  for (int j = 1; j < half; ++j) sum += sums[j];
+  return sum;
+}
+SEDD_INLINE double total(Doubles v) {
+  double sum = v[0];
+  for (int j = 1; j < Lanes<double>::width; ++j) sum += v[j];
+  return sum;
+}
+
+// The number of elements of a whole vector, as a type.
+template <int N>
+struct Whole {
+  constexpr operator int() const { return N; }
+};
+
+template <class C, class T, int N>
+SEDD_INLINE typename Lanes<C>::vec load_some(const T* p, Whole<N>) {
+  return load<C>(p);
+}
+template <class C, class T>
+SEDD_INLINE typename Lanes<C>::vec load_some(const T* p, int n) {
+  return load_tail<C>(p, n);
+}
+template <class C, int N>
+SEDD_INLINE typename Lanes<C>::vec some_lanes(typename Lanes<C>::vec v, Whole<N>) {
+  return v;
+}
+template <class C>
+SEDD_INLINE typename Lanes<C>::vec some_lanes(typename Lanes<C>::vec v, int n) {
+  return first_lanes<C>(v, n);
+}
+
+constexpr int64_t kBlock = 2048;  // states summed in lanes before they are added in double
+
+// Vectors with sums of their own, in a turn of a loop. For two, clang copies constants.
+#if defined(__clang__)
+constexpr int kUnroll = 1;
+#else
+constexpr int kUnroll = 2;
+#endif
+
+// Vectors of a strip (see sum_states).
+constexpr int kStrip = 64;
+
+// Two sums over states in lanes, and their totals.
+template <class C>
+struct LaneSums {
+  typename Lanes<C>::vec first, second;
+};
+struct Totals {
+  double first, second;
+};
+
+// For all n states, calls v = map(y, count) and visit(y, count, v, sums), both of the states y ..
+// y + count - 1, and returns the totals of `sums`. `count` is Whole<width>, or an int below it: for
+// the first `few` states, if any, and for the last vector.
+//
+// `in_strips`: map is called for all vectors of a strip before visit is. One long chain of
+// dependent operations per vector fills the processor's scheduler, and few vectors are under way at
+// once; two chains do not. Worth it where visit is long: each strip costs some 90 cycles.
+template <class C, bool in_strips, class Map, class Visit>
+SEDD_INLINE Totals sum_states(int64_t n, int few, const Map& map, const Visit& visit) {
+  typedef typename Lanes<C>::vec vec;
+  constexpr int width = Lanes<C>::width;
+  constexpr int vectors = in_strips ? kStrip : kUnroll;
+  const Whole<width> whole;
+  Totals totals = {0, 0};
+  for (int64_t y = 0; y < n;) {
+    const int64_t end = y + few + kBlock < n ? y + few + kBlock : n;
+    LaneSums<C> sums[kUnroll] = {};
+    if (few > 0) visit(y, few, map(y, few), sums[0]);
+    y += few, few = 0;
+    for (; y + vectors * width <= end; y += vectors * width) {
+      if constexpr (in_strips) {
+        vec strip[kStrip];
+        for (int k = 0; k < kStrip; ++k) strip[k] = map(y + k * width, whole);
+        for (int k = 0; k < kStrip; ++k) visit(y + k * width, whole, strip[k], sums[k % kUnroll]);
+      } else {
+        for (int k = 0; k < kUnroll; ++k) {
+          visit(y + k * width, whole, map(y + k * width, whole), sums[k]);
+        }
+      }
+    }
+    for (; y + width <= end; y += width) visit(y, whole, map(y, whole), sums[0]);
+    if (const int rest = static_cast<int>(end - y)) visit(y, rest, map(y, rest), sums[0]);
+    y = end;
+    for (int k = 1; k < kUnroll; ++k) {
+      sums[0].first += sums[k].first;
+      sums[0].second += sums[k].second;
+    }
+    totals.first += total(sums[0].first);
+    totals.second += total(sums[0].second);
+  }
+  return totals;
+}
+
+// --- a gradient row ---------------------------------------------------------------------------
+
 struct NoGradient {};
 
-template <class A, class B>
-constexpr bool same = false;
-template <class A>
-constexpr bool same<A, A> = true;
+// The number of elements before the first one at which a vector can be stored past the caches,
+// at most n; 0 where that is not wanted.
+template <class C, bool past_caches, class G>
+SEDD_INLINE int unaligned(const G* grad, int64_t n) {
+  constexpr uintptr_t bytes = Lanes<C>::width * sizeof(G);
+  const uintptr_t over = reinterpret_cast<uintptr_t>(grad) % bytes;
+  const int gap = past_caches && over ? static_cast<int>((bytes - over) / sizeof(G)) : 0;
+  return gap < n ? gap : static_cast<int>(n);
+}
+
+// Whether rounding to G takes many operations.
+template <class G>
+constexpr bool kLongRounding = (same<G, BFloat16> && !kHasBFloat16) || (same<G, Half> && !kHasHalf);
+
+// Stores the first `count` lanes as elements of the gradient.
+template <class C, bool past_caches, class G, int N>
+SEDD_INLINE void store_some(G* grad, typename Lanes<C>::vec v, Whole<N>) {
+  const auto elements = rounded<C>(v, static_cast<const G*>(grad));
+  if constexpr (past_caches) {
+    store_past_caches(grad, elements);
+  } else {
+    memcpy(grad, &elements, sizeof elements);
+  }
+}
+template <class C, bool past_caches, class G>
+SEDD_INLINE void store_some(G* grad, typename Lanes<C>::vec v, int count) {
+  store_tail<C>(grad, v, count);
+}
 
 }  // namespace
+}  // namespace SEDD_ISA
+}  // namespace sedd

@@ -16,31 +16,49 @@ extern const RowTable table;
 namespace avx512 {
 extern const RowTable table;
 }
+namespace avx512_bf16 {
+extern const RowFunctions bfloat16_rows;
+}
 #endif
 
 namespace {
 
 struct Choice {
-  const RowTable* table;
+  RowTable table;
   const char* name;
 };
 
-// SEDD_FAST_ISA=baseline or avx2 selects a smaller instruction set, for tests and comparisons.
+#if defined(SEDD_X86)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+RowTable with_bfloat16_rows(RowTable table, const RowFunctions& rows) {
+  table.fast[static_cast<int>(DType::bfloat16)] = rows;
+  return table;
+}
+#endif
+
+// The best instruction set, not above the one that SEDD_FAST_ISA names, if any (for tests and
+// comparisons).
 Choice choose() {
 #if defined(SEDD_X86)
-  const char* limit = std::getenv("SEDD_FAST_ISA");
-  const bool below_512 = limit && (!std::strcmp(limit, "avx2") || !std::strcmp(limit, "baseline"));
-  const bool below_2 = limit && !std::strcmp(limit, "baseline");
   __builtin_cpu_init();
-  if (!below_512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return {&avx512::table, "avx512"};
+  const char* limit = std::getenv("SEDD_FAST_ISA");
+  const auto at_most = [&](const char* name) { return limit && !std::strcmp(limit, name); };
+  if (at_most("baseline") || !has_avx2()) return {baseline::table, "baseline"};
+  // Every processor with AVX2 and FMA has F16C, which is compiled in, too.
+  if (at_most("avx2") || !has_avx512()) return {avx2::table, "avx2"};
+  if (at_most("avx512") || !__builtin_cpu_supports("avx512bf16")) {
+    return {avx512::table, "avx512"};
   }
-  if (!below_2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return {&avx2::table, "avx2"};
-  }
+  return {with_bfloat16_rows(avx512::table, avx512_bf16::bfloat16_rows), "avx512_bf16"};
+#else
+  return {baseline::table, "baseline"};
 #endif
-  return {&baseline::table, "baseline"};
 }
 
 const Choice& choice() {
@@ -50,7 +68,7 @@ const Choice& choice() {
 
 }  // namespace
 
-const RowTable& row_table() { return *choice().table; }
+const RowTable& row_table() { return choice().table; }
 const char* instruction_set() { return choice().name; }
 
 }  // namespace sedd

@@ -1,18 +1,22 @@
 // The row functions of rows.h. Compiled once per instruction set (setup.py passes the flags and
-// SEDD_ISA).
+// SEDD_ISA). With SEDD_ONLY_BFLOAT16, only those of bfloat16 rows: the set differs from another one
+// in the conversion to bfloat16 alone.
 #include "rows.h"
 
 #include "entropy_lanes.h"
+#include "philox_lanes.h"
 #include "term_lanes.h"
 #include "weight_lanes.h"
 
+namespace sedd {
+namespace SEDD_ISA {
 namespace {
 
 template <class T, class C, class Fp32>
 struct Row {
   static Sums sums(const void* row, int64_t n) {
-    return sum_row<T, C>(static_cast<const T*>(row), static_cast<NoGradient*>(nullptr), n, C(0),
-                         C(0));
+    return sum_row<C, false>(static_cast<const T*>(row), static_cast<NoGradient*>(nullptr), n, C(0),
+                             C(0));
   }
 
   static Sums sums_and_gradient(const void* row, void* grad, int64_t n, double a, double b,
@@ -25,46 +29,51 @@ struct Row {
     return with_gradient<Fp32>(row, grad, n, a, b, stream);
   }
 
+  // Whether stores past the caches are compiled: not on the exact path, which is rare.
+  static constexpr bool kStreams = same<C, float> || same<T, double>;
+
   template <class G>
   static Sums with_gradient(const void* row, void* grad, int64_t n, double a, double b,
                             bool stream) {
     const T* scores = static_cast<const T*>(row);
     G* out = static_cast<G*>(grad);
-    if constexpr (same<C, float> || same<T, double>) {  // not on the exact path
-      if (stream) return sum_row<T, C, G, true>(scores, out, n, C(a), C(b));
+    if constexpr (kStreams) {
+      if (stream) return sum_row<C, true>(scores, out, n, C(a), C(b));
     }
-    return sum_row<T, C, G>(scores, out, n, C(a), C(b));
+    return sum_row<C, false>(scores, out, n, C(a), C(b));
   }
 
   static Sums head_sums(const void* row, const void* bias, int64_t n) {
-    return head_row<T, C, NoGradient, Fp32>(static_cast<const T*>(row),
-                                            static_cast<const Fp32*>(bias), nullptr, nullptr, n,
-                                            C(0), C(0));
+    return head_row<C>(static_cast<const T*>(row), static_cast<const Fp32*>(bias),
+                       static_cast<NoGradient*>(nullptr), static_cast<Fp32*>(nullptr), n, C(0),
+                       C(0));
   }
 
   static Sums head_gradient(const void* row, const void* bias, void* grad, void* columns, int64_t n,
                             double a, double b) {
-    return head_row<T, C, T, Fp32>(static_cast<const T*>(row), static_cast<const Fp32*>(bias),
-                                   static_cast<T*>(grad), static_cast<Fp32*>(columns), n, C(a),
-                                   C(b));
+    return head_row<C>(static_cast<const T*>(row), static_cast<const Fp32*>(bias),
+                       static_cast<T*>(grad), static_cast<Fp32*>(columns), n, C(a), C(b));
   }
 
   static Sums head_fp32_gradient(const void* row, const void* bias, void* grad, void* columns,
                                  int64_t n, double a, double b) {
-    return head_row<T, C, Fp32, Fp32>(static_cast<const T*>(row), static_cast<const Fp32*>(bias),
-                                      static_cast<Fp32*>(grad), static_cast<Fp32*>(columns), n,
-                                      C(a), C(b));
+    return head_row<C>(static_cast<const T*>(row), static_cast<const Fp32*>(bias),
+                       static_cast<Fp32*>(grad), static_cast<Fp32*>(columns), n, C(a), C(b));
   }
 
-  static TermSums term_sums(const void* row, int64_t n, Term term, double a, double b) {
-    return term_of<T, C, NoGradient>(term, static_cast<const T*>(row), nullptr, n,
-                                     {C(a), C(b), C(0)});
+  static double term_sum(const void* row, int64_t n, Term term, double a, double b) {
+    return term_sum_of<C>(term, static_cast<const T*>(row), n, {C(a), C(b), C(0)});
   }
 
   static TermSums term_gradient(const void* row, void* grad, int64_t n, Term term, double a,
-                                double b, double grad_scale) {
-    return term_of<T, C, T>(term, static_cast<const T*>(row), static_cast<T*>(grad), n,
-                            {C(a), C(b), C(grad_scale)});
+                                double b, double grad_scale, bool stream) {
+    const T* scores = static_cast<const T*>(row);
+    T* out = static_cast<T*>(grad);
+    const TermNumbers<C> numbers = {C(a), C(b), C(grad_scale)};
+    if constexpr (kStreams) {
+      if (stream) return term_gradient_of<true>(term, scores, out, n, numbers);
+    }
+    return term_gradient_of<false>(term, scores, out, n, numbers);
   }
 
   static void zero(void* grad, int64_t bytes, bool stream) {
@@ -73,12 +82,12 @@ struct Row {
       memset(out, 0, bytes);
       return;
     }
-    typedef uint8_t Line __attribute__((vector_size(64)));
-    const int64_t gap = (64 - reinterpret_cast<uintptr_t>(out) % 64) % 64;
+    const uintptr_t over = reinterpret_cast<uintptr_t>(out) % kVectorBytes;
+    const int64_t gap = over ? kVectorBytes - over : 0;
     const int64_t head = gap < bytes ? gap : bytes;
     memset(out, 0, head);
     int64_t at = head;
-    for (; at + 64 <= bytes; at += 64) ::stream(out + at, Line{});
+    for (; at + kVectorBytes <= bytes; at += kVectorBytes) store_past_caches(out + at, Floats{});
     memset(out + at, 0, bytes - at);
     end_of_stream();
   }
@@ -110,36 +119,35 @@ struct Row {
 
   static double max(const void* row, int64_t n, int64_t skip) {
     const T* scores = static_cast<const T*>(row);
-    const double before = largest<T, C>(scores, skip);
-    const double after = largest<T, C>(scores + skip + 1, n - skip - 1);
+    const double before = largest<C>(scores, skip);
+    const double after = largest<C>(scores + skip + 1, n - skip - 1);
     return before > after ? before : after;
   }
 
   static double chunk_weights(const void* row, int64_t n, int64_t skip, Weights w, double* out) {
     const T* scores = static_cast<const T*>(row);
-    return is_filtered(w) ? sum_chunks<T, C>(scores, n, skip, FilteredWeights<C>(w), out)
-                          : sum_chunks<T, C>(scores, n, skip, PlainWeights<C>(w), out);
+    return with_weights<C>(w, [=](const auto& weigh) SEDD_INLINE_LAMBDA {
+      return sum_chunks<C>(scores, n, skip, weigh, out);
+    });
   }
 
   static int64_t walk(const void* row, int64_t begin, int64_t end, int64_t skip, Weights w,
                       double share) {
-    return walk_chunk<T, C>(static_cast<const T*>(row), begin, end, skip, FilteredWeights<C>(w),
-                            share);
+    return walk_chunk<C>(static_cast<const T*>(row), begin, end, skip, w, share);
   }
 
   static void probs(const void* row, void* probs, int64_t n, Weights w, double scale) {
-    store_weights<T, C>(static_cast<const T*>(row), static_cast<Fp32*>(probs), n,
-                        FilteredWeights<C>(w), C(scale));
+    store_weights<C>(static_cast<const T*>(row), static_cast<Fp32*>(probs), n, w, C(scale));
   }
 
-  static constexpr sedd::RowFunctions functions() {
+  static constexpr RowFunctions functions() {
     return {sums,
             sums_and_gradient,
             sums_and_fp32_gradient,
             head_sums,
             head_gradient,
             head_fp32_gradient,
-            term_sums,
+            term_sum,
             term_gradient,
             zero,
             max,
@@ -156,8 +164,12 @@ struct Row {
 
 }  // namespace
 
-namespace sedd {
-namespace SEDD_ISA {
+#if defined(SEDD_ONLY_BFLOAT16)
+
+extern const RowFunctions bfloat16_rows;
+const RowFunctions bfloat16_rows = Row<BFloat16, float, float>::functions();
+
+#else
 
 extern const RowTable table;
 const RowTable table = {
@@ -165,7 +177,10 @@ const RowTable table = {
      Row<Half, float, float>::functions(), Row<double, double, double>::functions()},
     {Row<float, double, float>::functions(), Row<BFloat16, double, float>::functions(),
      Row<Half, double, float>::functions(), Row<double, double, double>::functions()},
+    fill_uniforms,
 };
+
+#endif
 
 }  // namespace SEDD_ISA
 }  // namespace sedd

@@ -15,6 +15,9 @@ namespace sedd {
 
 constexpr int64_t kChunk = 512;  // states per chunk of the inverse CDF
 
+// A float32 sum below this is formed again in double: terms below 2^-126 = 1e-38 count as 0.
+constexpr double kSmallSum = 1e-22;
+
 struct Sums {
   double exp, log;  // sum of exp(l), sum of l
 };
@@ -24,7 +27,7 @@ struct Sums {
 enum class Term : int { affine = 0, square = 1, log = 2 };
 
 struct TermSums {
-  double value, slope;  // sum of f(z), sum of f'(z)
+  double moving, slope;  // sum of a exp(l), sum of f'(z)
 };
 
 // weight(l) = max(0, exp((l - shift) * inverse_temperature) + beta), and 0 where l < least.
@@ -48,11 +51,12 @@ struct RowFunctions {
                         double a, double b);
   Sums (*head_fp32_gradient)(const void* row, const void* bias, void* grad, void* columns,
                              int64_t n, double a, double b);
-  // Sums of a term over n states; the second also stores the gradient of grad_scale * f, in the
-  // row's dtype: grad_y = grad_scale * f'(z_y) * a * exp(l_y).
-  TermSums (*term_sums)(const void* row, int64_t n, Term term, double a, double b);
+  // The sum of a term over n states; and the gradient of grad_scale * f in the row's dtype,
+  // grad_y = grad_scale * f'(z_y) * a * exp(l_y). In float32, the sum of "log" is NaN where a z is
+  // not a positive normal number.
+  double (*term_sum)(const void* row, int64_t n, Term term, double a, double b);
   TermSums (*term_gradient)(const void* row, void* grad, int64_t n, Term term, double a, double b,
-                            double grad_scale);
+                            double grad_scale, bool stream);
   void (*zero)(void* grad, int64_t bytes, bool stream);
   // Largest score, ignoring the state `skip` and NaN.
   double (*max)(const void* row, int64_t n, int64_t skip);
@@ -83,6 +87,8 @@ struct RowFunctions {
 struct RowTable {
   RowFunctions fast[4];
   RowFunctions exact[4];
+  // out[2 i], out[2 i + 1] = the uniform numbers of block first + i of Philox, for i < count.
+  void (*fill_uniforms)(uint64_t key, uint64_t first, int64_t count, double* out);
 };
 
 const RowTable& row_table();    // for the best instruction set of this processor

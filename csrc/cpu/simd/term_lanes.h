@@ -1,14 +1,13 @@
-// The pass of row_sums over a row of scores: sums of f(z) and f'(z), z = a * exp(l) + b, and the
+// The passes of row_sums over a row of scores: the sum of f(z), z = a * exp(l) + b, and the
 // gradient row grad_scale * f'(z) * a * exp(l).
 #pragma once
 
 #include "lanes.h"
 #include "rows.h"
 
+namespace sedd {
+namespace SEDD_ISA {
 namespace {
-
-using sedd::Term;
-using sedd::TermSums;
 
 template <Term term, class V>
 SEDD_INLINE V term_value(V z) {
@@ -30,59 +29,55 @@ struct TermNumbers {
   C a, b, grad_scale;
 };
 
-// One vector of a row, of which the first `count` elements are states.
-template <Term term, class T, class C, class G>
-SEDD_INLINE void term_lanes(const T* row, G* grad, int count, const TermNumbers<C>& numbers,
-                            typename Lanes<C>::vec& value, typename Lanes<C>::vec& slope) {
+template <Term term, class C, class T>
+SEDD_INLINE double term_sum(const T* row, int64_t n, TermNumbers<C> numbers) {
   typedef typename Lanes<C>::vec vec;
-  constexpr int width = Lanes<C>::width;
-  const bool whole = count == width;
-  const vec l = whole ? load<C>(row) : load_tail<C>(row, count);
-  const vec moving = numbers.a * exp_lanes(l);
-  const vec z = moving + numbers.b;
-  vec f = term_value<term>(z), df = term_slope<term>(z);
-  if constexpr (!same<G, NoGradient>) {
-    const vec g = numbers.grad_scale * df * moving;
-    if (whole) {
-      store<C>(grad, g);
-    } else {
-      store_tail<C>(grad, g, count);
-    }
-  }
-  if (!whole) {
-    for (int j = count; j < width; ++j) f[j] = df[j] = 0;
-  }
-  value += f;
-  slope += df;
+  const auto map = [=](int64_t y, auto count) SEDD_INLINE_LAMBDA {
+    return numbers.a * exp_lanes(load_some<C>(row + y, count)) + numbers.b;
+  };
+  const auto visit = [=](int64_t, auto count, vec z, LaneSums<C>& sums) SEDD_INLINE_LAMBDA {
+    sums.first += some_lanes<C>(term_value<term>(z), count);
+  };
+  return sum_states<C, term == Term::log>(n, 0, map, visit).first;
 }
 
-// Sums of a term over n states, blocked as in sum_row.
-template <Term term, class T, class C, class G>
-SEDD_INLINE TermSums term_row(const T* row, G* grad, int64_t n, TermNumbers<C> numbers) {
+template <Term term, bool past_caches, class C, class T>
+SEDD_INLINE TermSums term_gradient(const T* row, T* grad, int64_t n, TermNumbers<C> numbers) {
   typedef typename Lanes<C>::vec vec;
-  constexpr int width = Lanes<C>::width;
-  TermSums sums = {0, 0};
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t end = begin + kBlock < n ? begin + kBlock : n;
-    const int64_t whole = end - (end - begin) % width;
-    vec value = {}, slope = {};
-    for (int64_t y = begin; y < whole; y += width) {
-      term_lanes<term, T, C, G>(row + y, grad + y, width, numbers, value, slope);
-    }
-    if (const int rest = static_cast<int>(end - whole)) {
-      term_lanes<term, T, C, G>(row + whole, grad + whole, rest, numbers, value, slope);
-    }
-    sums.value += total<C>(value);
-    sums.slope += total<C>(slope);
-  }
-  return sums;
+  const auto map = [=](int64_t y, auto count) SEDD_INLINE_LAMBDA {
+    return numbers.a * exp_lanes(load_some<C>(row + y, count));
+  };
+  const auto visit = [=](int64_t y, auto count, vec moving, LaneSums<C>& sums) SEDD_INLINE_LAMBDA {
+    const vec slope = term_slope<term>(moving + numbers.b);
+    store_some<C, past_caches>(grad + y, numbers.grad_scale * slope * moving, count);
+    sums.first += some_lanes<C>(moving, count);
+    sums.second += some_lanes<C>(slope, count);
+  };
+  const int few = unaligned<C, past_caches>(grad, n);
+  const Totals totals = sum_states<C, kLongRounding<T>>(n, few, map, visit);
+  if constexpr (past_caches) end_of_stream();
+  return {totals.first, totals.second};
 }
 
-template <class T, class C, class G>
-SEDD_INLINE TermSums term_of(Term term, const T* row, G* grad, int64_t n, TermNumbers<C> numbers) {
-  if (term == Term::affine) return term_row<Term::affine, T, C, G>(row, grad, n, numbers);
-  if (term == Term::square) return term_row<Term::square, T, C, G>(row, grad, n, numbers);
-  return term_row<Term::log, T, C, G>(row, grad, n, numbers);
+template <class C, class T>
+SEDD_INLINE double term_sum_of(Term term, const T* row, int64_t n, TermNumbers<C> numbers) {
+  if (term == Term::affine) return term_sum<Term::affine>(row, n, numbers);
+  if (term == Term::square) return term_sum<Term::square>(row, n, numbers);
+  return term_sum<Term::log>(row, n, numbers);
+}
+
+template <bool past_caches, class C, class T>
+SEDD_INLINE TermSums term_gradient_of(Term term, const T* row, T* grad, int64_t n,
+                                      TermNumbers<C> numbers) {
+  if (term == Term::affine) {
+    return term_gradient<Term::affine, past_caches>(row, grad, n, numbers);
+  }
+  if (term == Term::square) {
+    return term_gradient<Term::square, past_caches>(row, grad, n, numbers);
+  }
+  return term_gradient<Term::log, past_caches>(row, grad, n, numbers);
 }
 
 }  // namespace
+}  // namespace SEDD_ISA
+}  // namespace sedd

@@ -30,7 +30,7 @@ DRAWN = 64
 
 def linear_reverse_step(linear: Linear, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one product of the rows that may move."""
-    rows = linear.read(reverse)
+    linear, rows = linear.for_products(), linear.read(reverse)
     clamped = reverse.graph == "uniform" and reverse.method != "euler"
     if reverse.changes_shares or clamped or len(rows) <= row_blocks.rows_at_once(linear):
         return row_blocks.linear_reverse_step(replace(linear, rows=rows), reverse, reverse_step)

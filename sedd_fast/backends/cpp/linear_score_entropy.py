@@ -12,14 +12,14 @@ from sedd_fast.backends.inputs import EntropyInputs
 
 def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
     """(B, L) losses: one product of the touched rows."""
-    return losses_and_gradients(linear, entropy, None, NeedsGrad(), KERNEL)[0]
+    return losses_and_gradients(linear.for_products(), entropy, None, NeedsGrad(), KERNEL)[0]
 
 
 def linear_score_entropy_with_grad(
     linear: Linear, entropy: EntropyInputs, grad_scale: Tensor | float, needs: NeedsGrad
 ) -> tuple[Tensor, Gradients]:
     """(B, L) losses, and gradients of ``(grad_scale * loss).sum()``: three products."""
-    return losses_and_gradients(linear, entropy, grad_scale, needs, KERNEL)
+    return losses_and_gradients(linear.for_products(), entropy, grad_scale, needs, KERNEL)
 
 
 def _run(block: Block, rows: EntropyRows) -> Tensor | None:

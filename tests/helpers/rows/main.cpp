@@ -1,0 +1,17 @@
+// Checks the row functions (csrc/cpu/simd/rows.h) of the chosen instruction set, of every dtype in
+// both tables, against double formulas. check_rows.py compiles this program and runs it, for Arm in
+// an emulator. The exit status is 1 if a comparison fails.
+#include <string>
+
+#include "tested.h"
+
+int main() {
+  for (int dtype = 0; dtype < 4; ++dtype) {
+    for (const bool exact : {false, true}) {
+      const Tested tested(sedd::row_table(), dtype, exact);
+      check_ordinary(tested);
+      check_special(tested);
+    }
+  }
+  return checks.finish((std::string("row functions, ") + sedd::instruction_set()).c_str());
+}

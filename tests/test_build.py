@@ -1,0 +1,130 @@
+"""setup.py: for which GPUs nvcc compiles, and what a build prints. No compiler runs."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+#: The architectures of a toolkit, as ``nvcc --list-gpu-arch`` prints them.
+KNOWN = "compute_75\ncompute_80\ncompute_86\ncompute_90\ncompute_100\ncompute_120"
+#: A compiler: its output is empty.
+COMPILER = 'while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done'
+
+#: Puts an executable shell script of that name in front on PATH.
+Program = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    for name in ("CUDA_HOME", "CXX", "SEDD_FAST_CUDA_ARCHS", "SEDD_FAST_CPU", "SEDD_FAST_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+
+    def put(name: str, script: str) -> Path:
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return path
+
+    return put
+
+
+def setup_py() -> dict:
+    """The functions of setup.py."""
+    with mock.patch("setuptools.setup"):
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "machine", "ptx"),
+    [
+        ("", "", [], "80"),
+        ("", "9.0\n9.0\n8.6", ["86", "90"], "90"),
+        ("", "7.5", ["75"], "75"),
+        ("", "7.0", [], "80"),  # older than what the toolkit knows
+        ("", "10.3", [], "100"),  # between two that it knows
+        ("", "8.0\n13.0", ["80"], "120"),  # newer
+        ("", "[N/A]\nNo devices were found", [], "80"),
+        ("90a", "8.0", ["90a"], "90a"),
+        ("100;80, 90", "", ["100", "80", "90"], "100"),
+    ],
+)
+def test_architectures(program, monkeypatch, asked, gpus, machine, ptx):
+    nvcc = program("nvcc", f'[ "$1" = --list-gpu-arch ] && echo "{KNOWN}"')
+    program("nvidia-smi", f'[ "$1" = --query-gpu=compute_cap ] && echo "{gpus}"')
+    monkeypatch.setenv("SEDD_FAST_CUDA_ARCHS", asked)
+    targets = setup_py()["cuda_targets"](str(nvcc))
+    assert (targets.machine, targets.ptx) == (machine, ptx)
+    flags = targets.flags().split()
+    expected = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in machine]
+    assert flags == [*expected, f"-gencode=arch=compute_{ptx},code=compute_{ptx}"]
+
+
+@pytest.mark.parametrize("nvidia_smi", ["exit 9", "echo 'NVIDIA-SMI has failed'; exit 9"])
+def test_architecture_where_neither_program_answers(program, nvidia_smi):
+    nvcc = program("nvcc", "echo 'unknown option' >&2; exit 1")
+    program("nvidia-smi", nvidia_smi)
+    targets = setup_py()["cuda_targets"](str(nvcc))
+    assert targets.flags() == "-gencode=arch=compute_80,code=compute_80"
+
+
+def build(target: Path) -> str:
+    """Build both modules into a folder; what was printed."""
+    command = [sys.executable, str(ROOT / "setup.py"), "--quiet", "build_ext"]
+    command += ["--build-lib", str(target), "--build-temp", str(target / "objects")]
+    done = subprocess.run(
+        command, cwd=ROOT, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def modules(target: Path) -> list[str]:
+    return sorted(path.name.partition(".")[0] for path in target.glob("sedd_fast/*"))
+
+
+def test_a_build_shows_its_progress(program, tmp_path):
+    program("c++", COMPILER)
+    program("nvcc", f'[ "$1" = --list-gpu-arch ] && echo "{KNOWN}"; {COMPILER}')
+    program("nvidia-smi", "echo 9.0")
+    printed = build(tmp_path / "lib")
+    assert modules(tmp_path / "lib") == ["_cpu", "_cuda"]
+    assert "CUDA kernels for sm_90, PTX 90 (" in printed
+    functions = setup_py()
+    x86 = functions["is_x86"]()
+    objects = ["bindings.o", *functions["cpu_objects"](x86), *functions["cuda_objects"]()]
+    for name in objects:
+        assert re.search(rf"^\[\d+/\d+\] (compile|nvcc) {name}$", printed, re.MULTILINE), name
+
+
+def test_a_module_that_does_not_compile_is_left_out(program, tmp_path):
+    program("c++", COMPILER)
+    program("nvcc", COMPILER)
+    program("nvidia-smi", "exit 9")
+    build(tmp_path / "lib")
+    assert modules(tmp_path / "lib") == ["_cpu", "_cuda"]
+    program("nvcc", "echo 'error: no such instruction'; exit 1")
+    (tmp_path / "lib" / "objects" / "cuda" / "dispatch.o").unlink()
+    printed = build(tmp_path / "lib")
+    error = printed.index("error: no such instruction")
+    assert error < printed.index("the CUDA kernels are left out: they did not compile")
+    assert "C++ kernels are left out" not in printed
+    assert modules(tmp_path / "lib") == ["_cpu"]  # that of the earlier build is gone
+
+
+def test_the_check_for_arm_names_the_packages_that_it_lacks(tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "check_rows.py"), "--arm"]
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert "apt-get install g++-aarch64-linux-gnu qemu-user" in done.stderr
