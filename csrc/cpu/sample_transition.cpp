@@ -14,25 +14,31 @@ uint64_t bits(double x) {
   return bits;
 }
 
+// All bits set if a < b, else none; a and b are below 2^63.
+uint64_t below(uint64_t a, uint64_t b) { return 0 - ((a - b) >> 63); }
+
 // Tokens of one sequence, each replaced with that probability. Returns whether all arguments are in
-// range. The checks are on integers and without branches, so that the vector instructions of every
-// processor can make them: a token below 0 or above `last` sets the highest bit of `bad`, and so do
-// the bits of a number below 0 or above the largest double below 1 (and those of -0, which the
-// caller's own check accepts).
+// range.
+//
+// There are no branches: on random numbers many would be mispredicted, which would take most of the
+// time. Numbers that are not negative are in the order of their bits, so they are compared as
+// integers, which vector instructions of every processor can do. A token below 0 or above `last`
+// sets the highest bit of `bad`, and so do the bits of a number outside [0, 1).
 template <Graph graph>
 bool noise_tokens(const int64_t* x_0, const double* u, int64_t* x_t, int64_t count, int64_t vocab,
                   double probability) {
-  const uint64_t last = vocab - 1, below_one = bits(1.0) - 1;
+  const uint64_t last = vocab - 1, one = bits(1.0), replaced = bits(probability);
   uint64_t bad = 0;
   for (int64_t i = 0; i < count; ++i) {
     const uint64_t x = x_0[i];
-    const double u0 = u[2 * i], u1 = u[2 * i + 1];
-    bad |= x | (last - x) | bits(u0) | (below_one - bits(u0)) | bits(u1) | (below_one - bits(u1));
-    int64_t token = vocab;  // the mask
+    const uint64_t u0 = bits(u[2 * i] + 0.0), u1 = bits(u[2 * i + 1] + 0.0);  // -0 + 0 is 0
+    bad |= x | (last - x) | u0 | (one - 1 - u0) | u1 | (one - 1 - u1);
+    uint64_t token = vocab;  // the mask
     if (graph == Graph::uniform) {
-      token = std::min(static_cast<int64_t>(u1 * static_cast<double>(vocab)), vocab - 1);
+      token = static_cast<int64_t>(u[2 * i + 1] * static_cast<double>(vocab));
+      token += below(last, token);  // at most `last`
     }
-    x_t[i] = u0 < probability ? token : x_0[i];
+    x_t[i] = x ^ ((x ^ token) & below(u0, replaced));
   }
   return bad >> 63 == 0;
 }

@@ -1,17 +1,12 @@
 // Uniform numbers for the operations, two a block of Philox (csrc/common/philox.h). They depend on
 // the key and the number of the block, not on threads or the instruction set.
-#include <cstring>
-
 #include "common/philox.h"
 #include "operations.h"
 #include "parallel.h"
 
 namespace sedd {
-namespace {
 
 constexpr int64_t kBlockCost = 8;  // a block takes as long as reading so many elements
-
-}  // namespace
 
 void fill_uniforms(uint64_t key, uint64_t first, double* u, int64_t count, int threads) {
   const auto fill = row_table().fill_uniforms;
