@@ -58,15 +58,24 @@ def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
-def cpu_objects(x86: bool) -> dict[str, tuple[str, str]]:
+def cpu_objects(x86: bool, compiler: str) -> dict[str, tuple[str, str]]:
     """Object file -> (source, extra flags), without the bindings."""
     sources = sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))
-    define = "-DSEDD_X86" if x86 else ""
-    made = {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
     sets = {"baseline": "", **(X86_SETS if x86 else {})}
+    if x86 and not accepts(compiler, "-mavx512bf16"):  # GCC before version 10
+        del sets["avx512_bf16"]
+    define = "-DSEDD_X86" if x86 else ""
+    define += " -DSEDD_AVX512_BF16" if "avx512_bf16" in sets else ""
+    made = {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
     for name, flags in sets.items():
         made[f"rows_{name}"] = ("csrc/cpu/simd/rows.cpp", f"-DSEDD_ISA={name} {flags}")
     return {f"{name}.o": source for name, source in made.items()}
+
+
+def accepts(compiler: str, flag: str) -> bool:
+    """Whether a C++ compiler knows a flag."""
+    command = [*shlex.split(compiler), flag, "-x", "c++", "-E", os.devnull, "-o", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def cuda_objects() -> dict[str, tuple[str, str]]:
@@ -113,7 +122,7 @@ def linked(command: str, objects: list[str], target: Path) -> str:
 def cpu_ninja(compiler: str, target: Path) -> str:
     """build.ninja of the CPU module."""
     link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
-    objects = {**cpu_objects(is_x86()), "bindings.o": ("csrc/bindings.cpp", "")}
+    objects = {**cpu_objects(is_x86(), compiler), "bindings.o": ("csrc/bindings.cpp", "")}
     lines = rule("compile", f"{compiler} {FLAGS} {includes()}")
     lines += builds("compile", objects)
     return "\n".join([*lines, linked(f"{compiler} {link} -pthread", list(objects), target)])

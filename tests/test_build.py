@@ -102,9 +102,20 @@ def test_a_build_shows_its_progress(program, tmp_path):
     assert "CUDA kernels for sm_90, PTX 90 (" in printed
     functions = setup_py()
     x86 = functions["is_x86"]()
-    objects = ["bindings.o", *functions["cpu_objects"](x86), *functions["cuda_objects"]()]
+    objects = ["bindings.o", *functions["cpu_objects"](x86, "c++"), *functions["cuda_objects"]()]
     for name in objects:
         assert re.search(rf"^\[\d+/\d+\] (compile|nvcc) {name}$", printed, re.MULTILINE), name
+
+
+def test_an_older_compiler_builds_without_avx512_bf16(program):
+    program("old++", 'case "$*" in *mavx512bf16*) exit 1;; esac')
+    program("new++", "exit 0")
+    objects = setup_py()["cpu_objects"]
+    assert "rows_avx512_bf16.o" in objects(True, "new++")
+    assert "-DSEDD_AVX512_BF16" in objects(True, "new++")["row_table.o"][1]
+    assert "rows_avx512.o" in objects(True, "old++")
+    assert "rows_avx512_bf16.o" not in objects(True, "old++")
+    assert "-DSEDD_AVX512_BF16" not in objects(True, "old++")["row_table.o"][1]
 
 
 def test_a_module_that_does_not_compile_is_left_out(program, tmp_path):

@@ -30,7 +30,7 @@ EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 
 def compiled(setup: dict[str, Any], compiler: str, folder: Path, arm: bool = False) -> Path | None:
     """The program, linked with csrc/cpu; None where it does not compile."""
-    objects = setup["cpu_objects"](x86=setup["is_x86"]() and not arm)
+    objects = setup["cpu_objects"](setup["is_x86"]() and not arm, compiler)
     objects |= {f"check_{n}.o": (f"tests/helpers/rows/{n}.cpp", "") for n in PROGRAM}
     # In the folder of `make install` the commands must be its own: then only the program is new.
     extra = setup["includes"]() if folder == INSTALLED else f"-Werror -I{ROOT / 'csrc'}"

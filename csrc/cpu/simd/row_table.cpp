@@ -16,9 +16,11 @@ extern const RowTable table;
 namespace avx512 {
 extern const RowTable table;
 }
+#if defined(SEDD_AVX512_BF16)  // the compiler knows it
 namespace avx512_bf16 {
 extern const RowFunctions bfloat16_rows;
 }
+#endif
 #endif
 
 namespace {
@@ -35,11 +37,6 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-
-RowTable with_bfloat16_rows(RowTable table, const RowFunctions& rows) {
-  table.fast[static_cast<int>(DType::bfloat16)] = rows;
-  return table;
-}
 #endif
 
 // The best instruction set, not above the one that SEDD_FAST_ISA names, if any (for tests and
@@ -52,10 +49,14 @@ Choice choose() {
   if (at_most("baseline") || !has_avx2()) return {baseline::table, "baseline"};
   // Every processor with AVX2 and FMA has F16C, which is compiled in, too.
   if (at_most("avx2") || !has_avx512()) return {avx2::table, "avx2"};
-  if (at_most("avx512") || !__builtin_cpu_supports("avx512bf16")) {
-    return {avx512::table, "avx512"};
+#if defined(SEDD_AVX512_BF16)
+  if (!at_most("avx512") && __builtin_cpu_supports("avx512bf16")) {
+    RowTable table = avx512::table;
+    table.fast[static_cast<int>(DType::bfloat16)] = avx512_bf16::bfloat16_rows;
+    return {table, "avx512_bf16"};
   }
-  return {with_bfloat16_rows(avx512::table, avx512_bf16::bfloat16_rows), "avx512_bf16"};
+#endif
+  return {avx512::table, "avx512"};
 #else
   return {baseline::table, "baseline"};
 #endif
