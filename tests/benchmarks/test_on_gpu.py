@@ -271,7 +271,7 @@ def give_up(monkeypatch) -> Callable[[Descendant], list[float | None]]:
 @pytest.fixture
 def clock(monkeypatch) -> float:
     """The time that stands still while a command runs."""
-    monkeypatch.setattr(on_gpu, "GRACE", 30.0)
+    monkeypatch.setattr(on_gpu, "GRACE", 3.0)
     monkeypatch.setattr(on_gpu, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     return 1000.0
 
@@ -284,7 +284,7 @@ def test_a_command_that_takes_too_long_is_stopped_with_what_it_started(clock, gi
     said: list[str] = []
     limits = give_up(child)
     assert on_gpu.run(command(parent), clock + 100, said.append) == 124
-    assert limits[0] == 70  # 30 s are kept for the end of the process
+    assert limits[0] == 97  # 3 s are kept for the end of the process
     assert "begun" in said
     assert child.has_ended()
 
