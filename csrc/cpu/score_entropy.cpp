@@ -82,7 +82,8 @@ class Position {
     const int dtype = static_cast<int>(scores.dtype);
     const RowFunctions* row = &row_table().fast[dtype];
     Sums sums = pass(*row, scores, l, x_t_, gradient, grad_scale * c.a, grad_scale * c.b);
-    // Where float32 overflowed, the true value may be finite.
+    // Where float32 overflowed, the true value may be finite; in a small sum, terms that it takes
+    // for 0 may matter.
     if (!std::isfinite(sums.exp) || sums.exp < kSmallSum) {
       row = &row_table().exact[dtype];
       sums = pass(*row, scores, l, x_t_, gradient, grad_scale * c.a, grad_scale * c.b);

@@ -1,6 +1,7 @@
 // The vectors of the instruction set for which this file is compiled, and the operations on them
 // that the vector extensions of GCC and clang do not have, or that GCC does not compile to the one
-// instruction that there is. One section an instruction set; the last serves all others.
+// instruction that there is. The first section has the forms for any instruction set; each of the
+// others has the instructions of one.
 //
 // kVectorBytes is the size of a vector register. A vector wider than that is legal, but GCC
 // compiles its comparisons and selections to scalar code.
@@ -146,7 +147,7 @@ SEDD_INLINE Pack<16>::u16 upper_half<16>(Pack<16>::u32 v) {
   return (Pack<16>::u16)_mm512_cvtepi32_epi16((__m512i)(v >> 16));
 }
 #if defined(__AVX512BF16__)
-template <>
+template <>  // stores 0 for numbers below 2^-126
 SEDD_INLINE Pack<16>::u16 float_to_bfloat16<16>(Pack<16>::f32 v) {
   return (Pack<16>::u16)_mm512_cvtneps_pbh((__m512)v);
 }
