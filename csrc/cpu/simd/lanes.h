@@ -129,10 +129,10 @@ SEDD_INLINE void store_tail(T* p, typename Lanes<C>::vec v, int n) {
   memcpy(p, buffer, n * sizeof(T));
 }
 
-// The first n lanes; 0 in the others.
+// The first n lanes; `other` in the others.
 template <class C>
-SEDD_INLINE typename Lanes<C>::vec first_lanes(typename Lanes<C>::vec v, int n) {
-  for (int j = n; j < Lanes<C>::width; ++j) v[j] = 0;
+SEDD_INLINE typename Lanes<C>::vec first_lanes(typename Lanes<C>::vec v, int n, C other) {
+  for (int j = n; j < Lanes<C>::width; ++j) v[j] = other;
   return v;
 }
 
@@ -193,11 +193,13 @@ SEDD_INLINE Doubles exp_lanes(Doubles x) {
 // --- log --------------------------------------------------------------------------------------
 // ln x = n ln 2 + ln m, m in [sqrt(1/2), sqrt(2)).
 
+constexpr int32_t kSqrtHalf = 0x3f3504f3;  // the bits of sqrt(1/2)
+
 // For positive normal numbers (relative error 6e-9 before rounding); NaN for all others. With
 // f = m - 1, ln m = f - f^2 / 2 + f^3 P(f); P is a minimax polynomial.
 SEDD_INLINE Floats log_lanes(Floats x) {
   typedef Lanes<float>::integers i32;
-  const i32 bits = (i32)x, whole = (bits - 0x3f3504f3) >> 23;
+  const i32 bits = (i32)x, whole = (bits - kSqrtHalf) >> 23;
   const Floats f = (Floats)(bits - (whole << 23)) - 1, n = __builtin_convertvector(whole, Floats);
   const Floats f2 = f * f;
   // By pairs (Estrin), which shortens the chain of dependent operations.
@@ -268,79 +270,90 @@ SEDD_INLINE typename Lanes<C>::vec load_some(const T* p, int n) {
   return load_tail<C>(p, n);
 }
 template <class C, int N>
-SEDD_INLINE typename Lanes<C>::vec some_lanes(typename Lanes<C>::vec v, Whole<N>) {
+SEDD_INLINE typename Lanes<C>::vec some_lanes(typename Lanes<C>::vec v, Whole<N>, C = 0) {
   return v;
 }
 template <class C>
-SEDD_INLINE typename Lanes<C>::vec some_lanes(typename Lanes<C>::vec v, int n) {
-  return first_lanes<C>(v, n);
+SEDD_INLINE typename Lanes<C>::vec some_lanes(typename Lanes<C>::vec v, int n, C other = 0) {
+  return first_lanes<C>(v, n, other);
 }
-
-constexpr int64_t kBlock = 2048;  // states summed in lanes before they are added in double
-
-// Vectors with sums of their own, in a turn of a loop. For two, clang copies constants.
-#if defined(__clang__)
-constexpr int kUnroll = 1;
-#else
-constexpr int kUnroll = 2;
-#endif
 
 // Vectors of a strip (see sum_states).
 constexpr int kStrip = 64;
 
-// Two sums over states in lanes, and their totals.
-template <class C>
-struct LaneSums {
-  typename Lanes<C>::vec first, second;
-};
 struct Totals {
   double first, second;
 };
 
+// Two sums over states in lanes. After at most kBlock states they are added in double.
+template <class C>
+struct LaneSums {
+  static constexpr int64_t kBlock = 2048;
+  typename Lanes<C>::vec first = {}, second = {};
+
+  SEDD_INLINE Totals totals() const { return {total(first), total(second)}; }
+};
+
+// The sum of the logarithms of positive normal numbers; NaN if there are others. It is that of
+// their exponents, and the logarithm of the product of their mantissas, which are in [sqrt(1/2),
+// sqrt(2)): 128 of them are a number in range. One rounding a number, as in a sum of logarithms.
+struct LaneLogs {
+  static constexpr int64_t kBlock = 128 * Lanes<float>::width;
+  Floats product = Floats{} + 1, least = Floats{} + 1, poison = {};
+  Lanes<float>::integers exponents = {};
+
+  SEDD_INLINE void times(Floats x) {
+    typedef Lanes<float>::integers i32;
+    const i32 bits = (i32)x, exponent = (bits - kSqrtHalf) >> 23;
+    product *= (Floats)(bits - (exponent << 23));
+    exponents += exponent;
+    least = smaller(x, least);
+    poison += x * 0;  // NaN where x is infinite or NaN
+  }
+  SEDD_INLINE Totals totals() const {
+    const Floats whole = __builtin_convertvector(exponents, Floats);
+    const Floats logs = log_lanes(product) + poison;
+    const double all = total(logs) + total(whole) * 0.69314718055994530942;
+    return {total((Floats)(least < 0x1p-126f)) == 0 ? all : __builtin_nan(""), 0};
+  }
+};
+
 // For all n states, calls v = map(y, count) and visit(y, count, v, sums), both of the states y ..
-// y + count - 1, and returns the totals of `sums`. `count` is Whole<width>, or an int below it: for
-// the first `few` states, if any, and for the last vector.
+// y + count - 1, and returns the totals of `sums`, LaneSums or LaneLogs. `count` is Whole<width>,
+// or an int below it: for the first `few` states, if any, and for the last vector.
 //
 // `in_strips`: map is called for all vectors of a strip before visit is. One long chain of
 // dependent operations per vector fills the processor's scheduler, and few vectors are under way at
 // once; two chains do not. Worth it where visit is long: each strip costs some 90 cycles. The next
 // strip of `row`, which map reads, comes into the cache meanwhile.
-template <class C, bool in_strips, class T, class Map, class Visit>
+template <class C, bool in_strips, class S = LaneSums<C>, class T, class Map, class Visit>
 SEDD_INLINE Totals sum_states(const T* row, int64_t n, int few, const Map& map,
                               const Visit& visit) {
   typedef typename Lanes<C>::vec vec;
   constexpr int width = Lanes<C>::width;
-  constexpr int vectors = in_strips ? kStrip : kUnroll;
   const Whole<width> whole;
   Totals totals = {0, 0};
   for (int64_t y = 0; y < n;) {
-    const int64_t end = y + few + kBlock < n ? y + few + kBlock : n;
-    LaneSums<C> sums[kUnroll] = {};
-    if (few > 0) visit(y, few, map(y, few), sums[0]);
+    const int64_t end = y + few + S::kBlock < n ? y + few + S::kBlock : n;
+    S sums;
+    if (few > 0) visit(y, few, map(y, few), sums);
     y += few, few = 0;
-    for (; y + vectors * width <= end; y += vectors * width) {
-      if constexpr (in_strips) {
+    if constexpr (in_strips) {
+      for (; y + kStrip * width <= end; y += kStrip * width) {
         vec strip[kStrip];
         for (int k = 0; k < kStrip; ++k) strip[k] = map(y + k * width, whole);
         for (int k = 0; k < kStrip; ++k) {
           __builtin_prefetch(row + y + (kStrip + k) * width);
-          visit(y + k * width, whole, strip[k], sums[k % kUnroll]);
-        }
-      } else {
-        for (int k = 0; k < kUnroll; ++k) {
-          visit(y + k * width, whole, map(y + k * width, whole), sums[k]);
+          visit(y + k * width, whole, strip[k], sums);
         }
       }
     }
-    for (; y + width <= end; y += width) visit(y, whole, map(y, whole), sums[0]);
-    if (const int rest = static_cast<int>(end - y)) visit(y, rest, map(y, rest), sums[0]);
+    for (; y + width <= end; y += width) visit(y, whole, map(y, whole), sums);
+    if (const int rest = static_cast<int>(end - y)) visit(y, rest, map(y, rest), sums);
     y = end;
-    for (int k = 1; k < kUnroll; ++k) {
-      sums[0].first += sums[k].first;
-      sums[0].second += sums[k].second;
-    }
-    totals.first += total(sums[0].first);
-    totals.second += total(sums[0].second);
+    const Totals some = sums.totals();
+    totals.first += some.first;
+    totals.second += some.second;
   }
   return totals;
 }

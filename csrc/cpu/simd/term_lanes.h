@@ -35,10 +35,16 @@ SEDD_INLINE double term_sum(const T* row, int64_t n, TermNumbers<C> numbers) {
   const auto map = [=](int64_t y, auto count) SEDD_INLINE_LAMBDA {
     return numbers.a * exp_lanes(load_some<C>(row + y, count)) + numbers.b;
   };
-  const auto visit = [=](int64_t, auto count, vec z, LaneSums<C>& sums) SEDD_INLINE_LAMBDA {
-    sums.first += some_lanes<C>(term_value<term>(z), count);
-  };
-  return sum_states<C, term == Term::log>(row, n, 0, map, visit).first;
+  if constexpr (term == Term::log && same<C, float>) {
+    const auto visit = [=](int64_t, auto count, vec z, LaneLogs& logs)
+                           SEDD_INLINE_LAMBDA { logs.times(some_lanes<C>(z, count, 1)); };
+    return sum_states<C, true, LaneLogs>(row, n, 0, map, visit).first;
+  } else {
+    const auto visit = [=](int64_t, auto count, vec z, LaneSums<C>& sums) SEDD_INLINE_LAMBDA {
+      sums.first += some_lanes<C>(term_value<term>(z), count);
+    };
+    return sum_states<C, false>(row, n, 0, map, visit).first;
+  }
 }
 
 template <Term term, bool past_caches, class C, class T>

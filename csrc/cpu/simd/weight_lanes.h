@@ -57,17 +57,11 @@ template <class C, class T>
 SEDD_INLINE double largest(const T* row, int64_t n) {
   typedef typename Lanes<C>::vec vec;
   constexpr int width = Lanes<C>::width;
-  const vec lowest = vec{} - C(__builtin_inf());
-  vec most[kUnroll];
-  for (int k = 0; k < kUnroll; ++k) most[k] = lowest;
+  vec most = vec{} - C(__builtin_inf());
   int64_t y = 0;
-  for (; y + kUnroll * width <= n; y += kUnroll * width) {
-    for (int k = 0; k < kUnroll; ++k) most[k] = larger(load<C>(row + y + k * width), most[k]);
-  }
-  for (; y + width <= n; y += width) most[0] = larger(load<C>(row + y), most[0]);
-  for (int k = 1; k < kUnroll; ++k) most[0] = larger(most[k], most[0]);
+  for (; y + width <= n; y += width) most = larger(load<C>(row + y), most);
   double result = -__builtin_inf();
-  for (int j = 0; j < width; ++j) result = most[0][j] > result ? most[0][j] : result;
+  for (int j = 0; j < width; ++j) result = most[j] > result ? most[j] : result;
   const int rest = static_cast<int>(n - y);
   const vec tail = load_tail<C>(row + y, rest);
   for (int j = 0; j < rest; ++j) result = tail[j] > result ? tail[j] : result;

@@ -14,8 +14,12 @@ class SpecialRows {
   }
 
   void run() {
-    for (const int64_t at : {0, 5, 16, 36}) special_values(at);
+    for (const int64_t at : {0, 5, 16, 36}) {
+      special_values(at);
+      if (t_.single) no_logarithm(at);
+    }
     special_terms();
+    equal_terms();
     if (t_.format.bytes == 2) every_number();
   }
 
@@ -62,6 +66,32 @@ class SpecialRows {
       const double skipped = t_.row.chunk_weights(row.data(), n, at ? 0 : 1, {}, &chunk);
       checks.near("the sum of weights", skipped, 35 * ordinary + e,
                   error + 2 * t_.little * (others + e));
+    }
+  }
+
+  // In float32 a sum of logarithms is NaN where one is not of a positive normal number.
+  void no_logarithm(int64_t at) {
+    Buffer row(t_.format, 37, 1);
+    for (const double l : {-kInfinity, -89.0, kInfinity, kNaN, 1.0}) {
+      for (int64_t y = 0; y < 37; ++y) row.set(y, 3);
+      row.set(at, l);
+      const double b = l == 1 ? -3 : 0;  // exp(1) - 3 < 0; exp(-89) is below the normal numbers
+      t_.describe("exp(%g) + %g at %lld", l, b, static_cast<long long>(at));
+      checks.near("the sum of f", t_.row.term_sum(row.data(), 37, Term::log, 1, b), kNaN, 0);
+    }
+  }
+
+  // Logarithms of one number, over several blocks: also with mantissas at the ends of [sqrt(1/2),
+  // sqrt(2)), and with large exponents.
+  void equal_terms() {
+    const int64_t n = 5000;
+    Buffer row(t_.format, n, 1);
+    for (int64_t y = 0; y < n; ++y) row.set(y, 0);
+    for (const double z : {1.41421354, 1.41421366, 0.70710677, 0.70710683, 1.0, 1.3e38, 1.2e-38}) {
+      t_.describe("log of %g", z);
+      const double expected = n * std::log(t_.single ? static_cast<float>(z) : z);
+      checks.near("the sum of f", t_.row.term_sum(row.data(), n, Term::log, z, 0), expected,
+                  t_.little * (n + std::fabs(expected)));
     }
   }
 
