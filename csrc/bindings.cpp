@@ -25,6 +25,12 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// The address of an array, and whether it is float32 rather than float64.
+using Array = std::pair<uintptr_t, bool>;
+
+Reals reals(const Array& array) { return {pointer<const void>(array.first), array.second}; }
+RealOutput output(const Array& array) { return {pointer<void>(array.first), array.second}; }
+
 Scores make_scores(uintptr_t data, int dtype, std::array<int64_t, 3> shape,
                    std::array<int64_t, 3> strides) {
   return {pointer<const char>(data),
@@ -37,23 +43,23 @@ Scores make_scores(uintptr_t data, int dtype, std::array<int64_t, 3> shape,
           strides[2]};
 }
 
-EntropyInputs make_entropy(const Scores& scores, uintptr_t sigma, uintptr_t x_t, uintptr_t x_0,
-                           uintptr_t row_weight, int graph, int64_t vocab) {
+EntropyInputs make_entropy(const Scores& scores, const Array& sigma, uintptr_t x_t, uintptr_t x_0,
+                           const Array& row_weight, int graph, int64_t vocab) {
   return {scores,
-          pointer<const double>(sigma),
+          reals(sigma),
           pointer<const int64_t>(x_t),
           pointer<const int64_t>(x_0),
-          pointer<const double>(row_weight),
+          reals(row_weight),
           {static_cast<Graph>(graph), vocab}};
 }
 
-ReverseInputs make_reverse(const Scores& scores, uintptr_t x_t, uintptr_t sigma, uintptr_t dsigma,
-                           int graph, int64_t vocab, int method, bool scale_by_sigma,
-                           double inverse_temperature, double top_p) {
+ReverseInputs make_reverse(const Scores& scores, uintptr_t x_t, const Array& sigma,
+                           const Array& dsigma, int graph, int64_t vocab, int method,
+                           bool scale_by_sigma, double inverse_temperature, double top_p) {
   return {scores,
           pointer<const int64_t>(x_t),
-          pointer<const double>(sigma),
-          pointer<const double>(dsigma),
+          reals(sigma),
+          reals(dsigma),
           {static_cast<Graph>(graph), vocab},
           static_cast<Method>(method),
           scale_by_sigma,
@@ -145,31 +151,30 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("philox", &philox);
   m.def(
       "sample_transition",
-      [](uintptr_t x_0, uintptr_t sigma, uintptr_t u, uintptr_t x_t, int64_t batch, int64_t length,
-         int graph, int64_t vocab, int threads) {
-        return sample_transition(pointer<const int64_t>(x_0), pointer<const double>(sigma),
+      [](uintptr_t x_0, const Array& sigma, uintptr_t u, uintptr_t x_t, int64_t batch,
+         int64_t length, int graph, int64_t vocab, int threads) {
+        return sample_transition(pointer<const int64_t>(x_0), reals(sigma),
                                  pointer<const double>(u), pointer<int64_t>(x_t), batch, length,
                                  {static_cast<Graph>(graph), vocab}, threads);
       },
       nogil());
   m.def(
       "score_entropy",
-      [](const EntropyInputs& inputs, uintptr_t loss, int threads) {
-        return score_entropy(inputs, pointer<double>(loss), threads);
+      [](const EntropyInputs& inputs, const Array& loss, int threads) {
+        return score_entropy(inputs, output(loss), threads);
       },
       nogil());
   m.def(
       "score_entropy_backward",
-      [](const EntropyInputs& inputs, uintptr_t grad_loss, uintptr_t grad, int threads) {
-        return score_entropy_backward(inputs, pointer<const double>(grad_loss), pointer<void>(grad),
-                                      threads);
+      [](const EntropyInputs& inputs, const Array& grad_loss, uintptr_t grad, int threads) {
+        return score_entropy_backward(inputs, reals(grad_loss), pointer<void>(grad), threads);
       },
       nogil());
   m.def(
       "score_entropy_with_grad",
-      [](const EntropyInputs& inputs, double scale, uintptr_t loss, uintptr_t grad, int threads) {
-        return score_entropy_with_grad(inputs, scale, pointer<double>(loss), pointer<void>(grad),
-                                       threads);
+      [](const EntropyInputs& inputs, double scale, const Array& loss, uintptr_t grad,
+         int threads) {
+        return score_entropy_with_grad(inputs, scale, output(loss), pointer<void>(grad), threads);
       },
       nogil());
   m.def(

@@ -9,20 +9,41 @@
 
 namespace sedd {
 
+// Numbers in float64 or float32: a conversion of a small tensor beforehand is an operator of torch,
+// which takes tens of microseconds where the caches are cold.
+template <class Pointer>
+struct RealArray {
+  Pointer data;
+  bool fp32;
+
+  double operator[](int64_t i) const {
+    return fp32 ? static_cast<const float*>(data)[i] : static_cast<const double*>(data)[i];
+  }
+  void set(int64_t i, double value) const {
+    if (fp32) {
+      static_cast<float*>(data)[i] = static_cast<float>(value);
+    } else {
+      static_cast<double*>(data)[i] = value;
+    }
+  }
+};
+using Reals = RealArray<const void*>;
+using RealOutput = RealArray<void*>;
+
 struct EntropyInputs {
   Scores scores;
-  const double* sigma;       // (B,)
-  const int64_t* x_t;        // (B, L)
-  const int64_t* x_0;        // (B, L)
-  const double* row_weight;  // (B, L) or null
+  Reals sigma;         // (B,)
+  const int64_t* x_t;  // (B, L)
+  const int64_t* x_0;  // (B, L)
+  Reals row_weight;    // (B, L) or null
   Process process;
 };
 
 struct ReverseInputs {
   Scores scores;
-  const int64_t* x_t;    // (B, L)
-  const double* sigma;   // (B,)
-  const double* dsigma;  // (B,)
+  const int64_t* x_t;  // (B, L)
+  Reals sigma;         // (B,)
+  Reals dsigma;        // (B,)
   Process process;
   Method method;
   bool scale_by_sigma;         // the scores are raw outputs f of l = f - ln E - ln V
@@ -45,13 +66,12 @@ struct RowSumsInputs {
 // u[i], i < count: number i % 2 of block first + i / 2 of the key, in [0, 1).
 void fill_uniforms(uint64_t key, uint64_t first, double* u, int64_t count, int threads);
 
-bool sample_transition(const int64_t* x_0, const double* sigma, const double* u, int64_t* x_t,
+bool sample_transition(const int64_t* x_0, Reals sigma, const double* u, int64_t* x_t,
                        int64_t batch, int64_t length, Process process, int threads);
 
-bool score_entropy(const EntropyInputs& inputs, double* loss, int threads);
-bool score_entropy_backward(const EntropyInputs& inputs, const double* grad_loss, void* grad,
-                            int threads);
-bool score_entropy_with_grad(const EntropyInputs& inputs, double scale, double* loss, void* grad,
+bool score_entropy(const EntropyInputs& inputs, RealOutput loss, int threads);
+bool score_entropy_backward(const EntropyInputs& inputs, Reals grad_loss, void* grad, int threads);
+bool score_entropy_with_grad(const EntropyInputs& inputs, double scale, RealOutput loss, void* grad,
                              int threads);
 
 // total: the sums over y != x_t of f(a exp(l_y) + b); log_x_0: l at x_0; both (B, L).

@@ -45,7 +45,7 @@ bool noise_tokens(const int64_t* x_0, const double* u, int64_t* x_t, int64_t cou
 
 }  // namespace
 
-bool sample_transition(const int64_t* x_0, const double* sigma, const double* u, int64_t* x_t,
+bool sample_transition(const int64_t* x_0, Reals sigma, const double* u, int64_t* x_t,
                        int64_t batch, int64_t length, Process process, int threads) {
   const auto noise = process.graph == Graph::uniform ? noise_tokens<Graph::uniform>
                                                      : noise_tokens<Graph::absorbing>;

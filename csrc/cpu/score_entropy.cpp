@@ -62,7 +62,7 @@ class Position {
         sigma_(inputs.sigma[r / inputs.scores.length]),
         x_t_(inputs.x_t[r]),
         x_0_(inputs.x_0[r]),
-        weight_(inputs.row_weight ? inputs.row_weight[r] : 1) {}
+        weight_(inputs.row_weight.data ? inputs.row_weight[r] : 1) {}
 
   bool valid() const {
     return is_noise(sigma_) && inputs_.process.is_state(x_t_) && inputs_.process.is_token(x_0_);
@@ -112,7 +112,7 @@ class Position {
 
 // Runs all positions; `upstream(r)` is the factor of the gradient of position r.
 template <class Upstream>
-bool run(const EntropyInputs& inputs, double* loss, char* grad, bool fp32, int threads,
+bool run(const EntropyInputs& inputs, RealOutput loss, char* grad, bool fp32, int threads,
          const Upstream& upstream) {
   std::atomic<bool> bad{false};
   const Scores& scores = inputs.scores;
@@ -133,7 +133,7 @@ bool run(const EntropyInputs& inputs, double* loss, char* grad, bool fp32, int t
         bad = true;
         if (grad) gradient.clear(scores.dim);
       }
-      if (loss) loss[r] = value;
+      if (loss.data) loss.set(r, value);
     }
   });
   return !bad;
@@ -141,17 +141,16 @@ bool run(const EntropyInputs& inputs, double* loss, char* grad, bool fp32, int t
 
 }  // namespace
 
-bool score_entropy(const EntropyInputs& inputs, double* loss, int threads) {
+bool score_entropy(const EntropyInputs& inputs, RealOutput loss, int threads) {
   return run(inputs, loss, nullptr, false, threads, [](int64_t) { return 1.0; });
 }
 
-bool score_entropy_backward(const EntropyInputs& inputs, const double* grad_loss, void* grad,
-                            int threads) {
-  return run(inputs, nullptr, static_cast<char*>(grad), false, threads,
+bool score_entropy_backward(const EntropyInputs& inputs, Reals grad_loss, void* grad, int threads) {
+  return run(inputs, {}, static_cast<char*>(grad), false, threads,
              [=](int64_t r) { return grad_loss[r]; });
 }
 
-bool score_entropy_with_grad(const EntropyInputs& inputs, double scale, double* loss, void* grad,
+bool score_entropy_with_grad(const EntropyInputs& inputs, double scale, RealOutput loss, void* grad,
                              int threads) {
   const bool fp32 = inputs.scores.dtype == DType::float16;
   return run(inputs, loss, static_cast<char*>(grad), fp32, threads, [=](int64_t) { return scale; });

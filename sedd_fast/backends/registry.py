@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,28 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
 }
 #: Every backend by name; a position in this tuple is the code that a forward hands its backward.
 BACKENDS: tuple[str, ...] = ("reference", "cpp", "triton", "cuda", "tiled")
+
+
+class Code(int):
+    """Which backend ran a forward call: a position in BACKENDS.
+
+    The backward gets it as a 0-dim int8 CPU tensor: autograd's threads do not see context
+    variables, and a string cannot be an output of an operation.
+    """
+
+    def tensor(self) -> Tensor:
+        """Itself as that tensor."""
+        return torch.full((), int(self), dtype=torch.int8, device="cpu")
+
+
+class Backend(NamedTuple):
+    """A backend, and its ``unsupported`` where it has one."""
+
+    name: str
+    module: ModuleType
+    code: Code
+    limits: Callable[[str, Tensor], str | None] | None
+
 
 _requested: ContextVar[str | None] = ContextVar("sedd_fast_backend", default=None)
 
@@ -68,13 +90,8 @@ def unsupported(backend: str, op: str, dtype: torch.dtype) -> str | None:
 
 def beyond(backend: str, op: str, like: Tensor) -> str | None:
     """Which limit of a backend's kernels such a tensor exceeds, or None."""
-    limits = _limits(backend)
+    limits = _named(backend).limits
     return None if limits is None else limits(op, like)
-
-
-@functools.cache
-def _limits(backend: str) -> Callable[[str, Tensor], str | None] | None:
-    return getattr(module(backend), "unsupported", None)
 
 
 def check_name(backend: str, origin: str) -> str:
@@ -182,37 +199,39 @@ def _within_limits(first: str, op: str, like: Tensor, fastest: str | None) -> st
 
 def function(op: str, like: Tensor, graph: str) -> Callable[..., Any]:
     """The function that runs ``op`` on that graph and tensors like this one."""
-    return getattr(module(_backend(op, like, graph)), op)
+    return getattr(_backend(op, like, graph).module, op)
 
 
-def implementation(op: str, like: Tensor, graph: str) -> tuple[Callable[..., Any], Tensor]:
-    """That function, and its backend's code.
-
-    The backward gets the code as a 0-dim int8 CPU tensor: autograd's threads do not see context
-    variables, and a string cannot be an output of an operation.
-    """
+def implementation(op: str, like: Tensor, graph: str) -> tuple[Callable[..., Any], Code]:
+    """That function, and its backend's code."""
     backend = _backend(op, like, graph)
-    code = torch.full((), BACKENDS.index(backend), dtype=torch.int8, device="cpu")
-    return getattr(module(backend), op), code
+    return getattr(backend.module, op), backend.code
 
 
-def _backend(op: str, like: Tensor, graph: str) -> str:
-    fastest = choices.measured(op, graph, like)
+def _backend(op: str, like: Tensor, graph: str) -> Backend:
+    fastest = choices.measured(op, graph, like) if like.is_cuda else None
     chosen = _chosen(op, like.device.type, like.dtype, requested(), fastest)
-    if beyond(chosen, op, like) is None:
+    if chosen.limits is None or chosen.limits(op, like) is None:
         return chosen
-    return _within_limits(chosen, op, like, fastest)
+    return _named(_within_limits(chosen.name, op, like, fastest))
 
 
 @functools.cache
 def _chosen(
     op: str, device_type: str, dtype: torch.dtype, asked_for: str | None, fastest: str | None
-) -> str:
+) -> Backend:
     """``choose`` for tensors of that dtype, remembered for each request in force (``asked_for``).
 
     What a process can run does not change; a choice that raises is not remembered.
     """
-    return choose(device_type, lambda name: unsupported(name, op, dtype), fastest)
+    return _named(choose(device_type, lambda name: unsupported(name, op, dtype), fastest))
+
+
+@functools.cache
+def _named(backend: str) -> Backend:
+    found = module(backend)
+    limits = getattr(found, "unsupported", None)
+    return Backend(backend, found, Code(BACKENDS.index(backend)), limits)
 
 
 def by_code(op: str, code: Tensor) -> Callable[..., Any]:

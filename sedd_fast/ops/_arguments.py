@@ -42,6 +42,11 @@ def check_graph(graph: GraphLike) -> None:
         )
 
 
+def without_gradient(value: Tensor) -> Tensor:
+    """Detached, where that is not so already: an operator of torch takes a microsecond."""
+    return value.detach() if value.requires_grad else value
+
+
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """ValueError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
@@ -158,6 +163,8 @@ def per_sequence(name: str, value: Tensor | float, tokens: Tensor) -> Tensor:
             f"{name} must be a number or have shape ({batch},) or ({batch}, 1), "
             f"got {tuple(value.shape)}"
         )
+    if value.dtype == dtype and value.device == tokens.device:
+        return value
     return value.to(device=tokens.device, dtype=dtype)
 
 
@@ -181,7 +188,7 @@ def per_position(name: str, value: Tensor | None, tokens: Tensor) -> Tensor | No
             "expand a weight per sequence with [:, None].expand(B, L)"
         )
     check_device(name, value, tokens, "x_t")
-    return value.to(dtype)
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def check_all_tokens(tokens: dict[str, Tensor], like: Tensor, like_name: str) -> None:

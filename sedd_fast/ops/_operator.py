@@ -10,6 +10,10 @@ An operator with a gradient is two entries in the dispatcher: ``sedd_fast::NAME`
 kernel records the gradient where one is wanted, and ``sedd_fast::NAME_kernel``, of which autograd
 knows nothing. The first one runs the second, which is also called where no gradient is wanted.
 
+A call of which nothing but its result is wanted goes straight to the function (``_unobserved``):
+the dispatcher converts every argument twice, and on cold caches its code takes longer to read than
+a small operation to run.
+
 A function may take the argument objects of ``sedd_fast.backends``. The dispatcher knows nothing of
 them: an operator takes their fields one by one, and its function gets the objects back.
 """
@@ -21,7 +25,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
+
+from sedd_fast.backends.registry import Code
 
 _LIBRARY = torch.library.Library("sedd_fast", "FRAGMENT")
 
@@ -30,7 +39,8 @@ def operator(name: str) -> "Callable[[Callable[..., Any]], Operator]":
     """Make the operator ``sedd_fast::name`` of a function whose annotations give its schema.
 
     Parameters are what ``torch.library.infer_schema`` knows, or dataclasses of that. The function
-    changes none of its arguments, and its results share no memory with them.
+    changes none of its arguments, and its results share no memory with them. A last result that is
+    a backend's ``Code`` is a tensor in the dispatcher.
     """
     return lambda function: Operator(name, function)
 
@@ -39,7 +49,7 @@ class Operator:
     """A function as an operator; call it with positional arguments."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self._name = name
+        self._name, self._function = name, function
         self._arguments = _Arguments(function)
         self._flat = self._arguments.taking_fields(function)
         self._schema = torch.library.infer_schema(self._flat, mutates_args=())
@@ -47,8 +57,17 @@ class Operator:
         self._entry = self._kernel = self._define(name)
 
     def __call__(self, *args: Any) -> Any:
+        tensors = self._arguments.tensors(*args)
+        wants = _wants_gradient(tensors)
+        if not wants and _unobserved(tensors):
+            return self._function(*args)
+        if self._entry is not self._kernel and _has_tangent(tensors):
+            raise NotImplementedError(
+                f"{self._name} has no forward-mode derivative; take a gradient by backward() or "
+                "torch.autograd.grad"
+            )
         flat = self._arguments.flatten(*args)
-        return self._entry(*flat) if _wants_gradient(flat) else self._kernel(*flat)
+        return self._entry(*flat) if wants else self._kernel(*flat)
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
         """The shapes, dtypes and devices of the results, for tracing."""
@@ -104,18 +123,23 @@ class _Arguments:
         returned = hints.pop("return")
         field_types: dict[str, Any] = {}
         self._classes: dict[str, Any] = {}  # of the parameters that are dataclasses
-        flat, packed = [], []  # expressions: every field of the parameters, every parameter of them
+        # Expressions: every field of the parameters, those that are tensors, every parameter.
+        flat, tensors, packed = [], [], []
         for parameter, kind in hints.items():
             if not dataclasses.is_dataclass(kind):
                 field_types[parameter] = kind
                 flat.append(parameter)
                 packed.append(parameter)
+                if _is_tensor(kind):
+                    tensors.append(parameter)
                 continue
             types, given = typing.get_type_hints(kind), []
             for name in (field.name for field in dataclasses.fields(kind)):
                 given.append(f"{parameter}_{name}" if name in field_types else name)
                 field_types[given[-1]] = types[name]
                 flat.append(f"{parameter}.{name}")
+                if _is_tensor(types[name]):
+                    tensors.append(flat[-1])
             self._classes[f"{parameter}_class"] = kind
             packed.append(f"{parameter}_class({', '.join(given)})")
         self.count = len(field_types)
@@ -123,7 +147,11 @@ class _Arguments:
         # Written out, as dataclasses write their own methods: loops took 4 microseconds a call.
         #: Fields in place of dataclasses, and back.
         self.flatten = self._compiled(f"lambda {', '.join(hints)}: ({', '.join(flat)},)")
+        self.tensors = self._compiled(f"lambda {', '.join(hints)}: ({', '.join(tensors)},)")
         self.pack = self._compiled(f"lambda {fields}: ({', '.join(packed)},)")
+        self._coded = typing.get_args(returned)[-1:] == (Code,)
+        if self._coded:
+            returned = tuple[(Tensor,) * len(typing.get_args(returned))]  # type: ignore[misc]
         self._annotations = field_types | {"return": returned}
         self._call = f"lambda {fields}: function({', '.join(packed)})"
 
@@ -132,9 +160,19 @@ class _Arguments:
 
     def taking_fields(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with fields in place of its dataclasses, and the annotations of these."""
-        made = self._compiled(self._call, function=function)
+        made = self._compiled(self._call, function=_tensors(function) if self._coded else function)
         made.__annotations__ = self._annotations
         return made
+
+
+def _tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its last result, a Code, as a tensor; a fake one's is that already."""
+
+    def run(*args: Any) -> Any:
+        *results, code = function(*args)
+        return *results, code.tensor() if isinstance(code, Code) else code
+
+    return run
 
 
 class _Untraced:
@@ -180,9 +218,41 @@ def _autograd_kernel(
 
 
 def _wants_gradient(args: tuple[Any, ...]) -> bool:
-    if not torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        for x in args:
+            if (type(x) is Tensor or isinstance(x, Tensor)) and x.requires_grad:
+                return True
+    return False
+
+
+def _is_tensor(kind: Any) -> bool:
+    return Tensor in (kind, *typing.get_args(kind))
+
+
+def _unobserved(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a call that wants no gradient may pass by the dispatcher: its tensors are plain ones,
+    and no mode, transform, tracer or profiler is in force that should see it.
+    """
+    if is_dynamo_compiling():
         return False
-    return any(isinstance(value, Tensor) and value.requires_grad for value in args)
+    for x in tensors:
+        if type(x) is not Tensor and type(x) is not Parameter and x is not None:
+            return False
+    return not (
+        _C._len_torch_dispatch_stack()
+        or _C._len_torch_function_stack()
+        or _C._functorch.peek_interpreter_stack()  # vmap, grad, functionalize
+        or _C._get_tracing_state()  # torch.jit.trace
+        or _C._autograd._profiler_enabled()
+        or _C._current_graph_task_id() >= 0  # inside a backward, which may be batched
+        or forward_ad._current_level >= 0
+    )
+
+
+def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
+    if is_dynamo_compiling() or forward_ad._current_level < 0:
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def _save_arguments(ctx: Any, args: tuple[Any, ...], output: Any) -> None:

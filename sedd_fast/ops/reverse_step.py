@@ -118,7 +118,8 @@ def reverse_step(
     shares = arguments.check_shares(temperature, top_p)
     drawn = uniforms(x_t, u, generator)
     process = (graph.kind, graph.vocab_size, method, False, *shares)
-    return reverse_step_op(log_score.detach(), ReverseInputs(x_t, sigma, dsigma, drawn, *process))
+    scores = arguments.without_gradient(log_score)
+    return reverse_step_op(scores, ReverseInputs(x_t, sigma, dsigma, drawn, *process))
 
 
 def reverse_probs(

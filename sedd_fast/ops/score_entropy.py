@@ -12,7 +12,7 @@ from sedd_fast.ops._operator import operator
 
 
 @operator("score_entropy")
-def score_entropy_op(log_score: Tensor, entropy: EntropyInputs) -> tuple[Tensor, Tensor]:
+def score_entropy_op(log_score: Tensor, entropy: EntropyInputs) -> tuple[Tensor, registry.Code]:
     run, code = registry.implementation("score_entropy", log_score, entropy.graph)
     values.check_for(run, entropy)
     return run(log_score, entropy), code
@@ -141,8 +141,9 @@ def score_entropy_with_grad(
     """
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
     entropy = _checked(log_score, sigma, x_t, x_0, graph, row_weight)
+    scores = arguments.without_gradient(log_score)
     scale = 1.0 / max(x_t.numel(), 1) if reduction == "mean" else 1.0
-    loss, grad = score_entropy_with_grad_op(log_score.detach(), entropy, scale)
+    loss, grad = score_entropy_with_grad_op(scores, entropy, scale)
     return arguments.reduce(loss, reduction), grad
 
 

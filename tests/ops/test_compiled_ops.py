@@ -47,7 +47,7 @@ def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]
     entropy = (inputs.sigma, inputs.x_t, inputs.x_0, inputs.row_weight, *process, False)
     noise = (inputs.x_t, inputs.sigma, inputs.dsigma)
     probs = (*noise, None, *process, "analytic", False, 1.0, 1.0)
-    _, code = registry.implementation("score_entropy", inputs.log_score, graph.kind)
+    code = registry.implementation("score_entropy", inputs.log_score, graph.kind)[1].tensor()
     upstream = inputs.row_weight.to(inputs.log_score.dtype)
     return {
         "sample_transition": (inputs.x_0, inputs.sigma, inputs.u, *process),

@@ -52,7 +52,7 @@ def op_arguments(head: Head, name: str, rows: Tensor | None, needs: list[bool]) 
     """Arguments of an operation of torch.library; the dtype of autocast is float32."""
     i = head.inputs
     graph = (i.graph.kind, i.graph.vocab_size)
-    _, code = registry.implementation("linear_score_entropy", head.hidden, graph[0])
+    code = registry.implementation("linear_score_entropy", head.hidden, graph[0])[1].tensor()
     computed = (rows, head.hidden.dtype, 4000)
     linear, detached = (*head.operands, *computed), (*map(detach, head.operands), *computed)
     entropy = (i.sigma, i.x_t, i.x_0, i.row_weight, *graph, head.scale_by_sigma)

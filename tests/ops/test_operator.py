@@ -1,11 +1,14 @@
 """Operations in torch's dispatcher: one opaque node each, without importing the compiler."""
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 import sedd_fast as sf
 from helpers.op_cases import make_inputs
@@ -91,3 +94,88 @@ def test_both_entries_of_an_operator_pass_opcheck(doubled):
     for name, leaf in (("test_doubled", True), ("test_doubled_kernel", False)):
         arguments = (torch.ones(3, requires_grad=leaf), "here")
         torch.library.opcheck(getattr(torch.ops.sedd_fast, name).default, arguments)
+
+
+@pytest.fixture
+def entropy(monkeypatch):
+    """A loss of scores, and the names of the calls that reached the dispatcher."""
+    seen: list[str] = []
+    op = importlib.import_module("sedd_fast.ops.score_entropy").score_entropy_op
+    for entry in ("_entry", "_kernel"):
+        true = getattr(op, entry)
+        monkeypatch.setattr(op, entry, lambda *a, true=true: seen.append(str(true)) or true(*a))
+    x_t = torch.tensor([[5, 1]])
+
+    def loss(log_score: Tensor) -> Tensor:
+        return sf.score_entropy(log_score, 1.0, x_t, x_t % 5, sf.Absorbing(5))
+
+    return loss, seen
+
+
+def traced(loss, scores):
+    return torch.jit.trace(loss, scores, check_trace=False)(scores)
+
+
+def under_a_mode(loss, scores):
+    with FlopCounterMode(display=False):
+        return loss(scores)
+
+
+def under_a_function_mode(loss, scores):
+    with torch.device("meta"):
+        return loss(scores)
+
+
+def batched(loss, scores):
+    return torch.vmap(loss)(scores[None])[0]
+
+
+def of_a_subclass(loss, scores):
+    class Scores(Tensor):
+        pass
+
+    return loss(scores.as_subclass(Scores)).as_subclass(Tensor)
+
+
+def profiled(loss, scores):
+    with torch.profiler.profile() as profile:
+        found = loss(scores)
+    assert "sedd_fast::score_entropy_kernel" in {event.key for event in profile.key_averages()}
+    return found
+
+
+@pytest.mark.parametrize(
+    "observed", [traced, under_a_mode, under_a_function_mode, batched, of_a_subclass, profiled]
+)
+def test_what_watches_calls_sees_them(entropy, observed):
+    loss, seen = entropy
+    scores = torch.randn(1, 2, 6)
+    expected = loss(scores)
+    assert seen == []  # nothing watched: the dispatcher was left out
+    torch.testing.assert_close(observed(loss, scores), expected, rtol=0, atol=0)
+    assert seen == ["sedd_fast.score_entropy_kernel.default"]
+
+
+def test_a_backward_of_a_batch_of_gradients_is_one_of_each(entropy):
+    loss, _ = entropy
+    scores = torch.randn(1, 2, 6, requires_grad=True)
+    found = loss(scores)
+    upstream = torch.rand(3, 1, 2)
+    together = torch.autograd.grad(
+        found, scores, upstream, is_grads_batched=True, retain_graph=True
+    )[0]
+    for one, grad in zip(upstream, together, strict=True):
+        alone = torch.autograd.grad(found, scores, one, retain_graph=True)[0]
+        torch.testing.assert_close(grad, alone)
+
+
+def test_forward_mode_is_refused_and_not_zero(entropy):
+    loss, _ = entropy
+    scores = torch.randn(1, 2, 6)
+    with pytest.raises(NotImplementedError, match="score_entropy has no forward-mode derivative"):
+        torch.func.jvp(loss, (scores,), (torch.ones_like(scores),))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(scores, torch.ones_like(scores))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            loss(dual)
+        loss(scores)

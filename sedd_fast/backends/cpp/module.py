@@ -60,6 +60,11 @@ def _openmp_runtimes() -> list[Path]:
     return sorted(found, key=lambda path: (beside not in path.parents, path))
 
 
+def reals(tensor: Tensor | None) -> tuple[int, bool]:
+    """Address of a contiguous tensor in float64 or float32, and whether it is float32."""
+    return (0, False) if tensor is None else (tensor.data_ptr(), tensor.dtype == torch.float32)
+
+
 def scores(log_score: Tensor) -> object:
     return kernels().Scores(
         log_score.data_ptr(), DTYPES[log_score.dtype], tuple(log_score.shape), log_score.stride()

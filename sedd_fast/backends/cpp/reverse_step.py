@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.compiled import GRAPHS, METHODS, address
-from sedd_fast.backends.cpp.module import kernels, scores
+from sedd_fast.backends.compiled import GRAPHS, METHODS
+from sedd_fast.backends.cpp.module import kernels, reals, scores
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.inputs import ReverseInputs
 
@@ -13,7 +13,7 @@ from sedd_fast.backends.inputs import ReverseInputs
 @values.checked_by_kernel
 def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one read of every row that may move, and one chunk of it again."""
-    reverse = reverse.contiguous()
+    reverse = reverse.contiguous(keep_fp32=True)
     assert reverse.u is not None
     x_s = torch.empty_like(reverse.x_t)
     addresses = reverse.u.data_ptr(), x_s.data_ptr()
@@ -25,7 +25,7 @@ def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
 @values.checked_by_kernel
 def reverse_probs(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     """(B, L, dim): the distribution of :func:`reverse_step`."""
-    reverse = reverse.contiguous()
+    reverse = reverse.contiguous(keep_fp32=True)
     probs = torch.empty(log_score.shape, dtype=fp32_or_fp64(log_score.dtype))
     inputs = _inputs(log_score, reverse)
     _check(kernels().reverse_probs(inputs, probs.data_ptr(), torch.get_num_threads()), reverse)
@@ -34,11 +34,11 @@ def reverse_probs(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
 
 def _inputs(log_score: Tensor, reverse: ReverseInputs) -> object:
     """Addresses; ``reverse`` is contiguous, and its owner keeps it."""
-    addresses = map(address, (reverse.x_t, reverse.sigma, reverse.dsigma))
+    tensors = reverse.x_t.data_ptr(), reals(reverse.sigma), reals(reverse.dsigma)
     process = GRAPHS[reverse.graph], reverse.vocab_size, METHODS[reverse.method]
     shares = reverse.inverse_temperature, reverse.top_p
     return kernels().ReverseInputs(
-        scores(log_score), *addresses, *process, reverse.scale_by_sigma, *shares
+        scores(log_score), *tensors, *process, reverse.scale_by_sigma, *shares
     )
 
 

@@ -4,19 +4,19 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.compiled import GRAPHS, address
-from sedd_fast.backends.cpp.module import kernels
+from sedd_fast.backends.compiled import GRAPHS
+from sedd_fast.backends.cpp.module import kernels, reals
 from sedd_fast.backends.inputs import NoisingInputs
 
 
 @values.checked_by_kernel
 def sample_transition(noising: NoisingInputs) -> Tensor:
     """x_t ~ p(. | x_0)."""
-    noising = noising.contiguous()
+    noising = noising.contiguous(keep_fp32=True)
     x_t = torch.empty_like(noising.x_0)
-    addresses = map(address, (noising.x_0, noising.sigma, noising.u, x_t))
+    tensors = noising.x_0.data_ptr(), reals(noising.sigma), noising.u.data_ptr(), x_t.data_ptr()
     process = GRAPHS[noising.graph], noising.vocab_size
     run = kernels().sample_transition
-    if not run(*addresses, *x_t.shape, *process, torch.get_num_threads()):
+    if not run(*tensors, *x_t.shape, *process, torch.get_num_threads()):
         values.check(noising)
     return x_t
