@@ -25,6 +25,10 @@ _Inputs = TypeVar("_Inputs", bound="OpInputs")
 EXTREME_FACTOR = 1e30
 
 
+#: The inputs that are token ids; the others are real numbers.
+TOKENS = ("x_t", "x_0")
+
+
 class OpInputs:
     """Tensors, and the diffusion process that they belong to.
 
@@ -53,14 +57,15 @@ class OpInputs:
     def contiguous(self: _Inputs, *, keep_fp32: bool = False) -> _Inputs:
         """The same with contiguous tensors; keep the result while its addresses are in use.
 
-        Noise and weights in float64, unless the kernel takes float32 too (``keep_fp32``).
+        Noise and weights in float64, or also float32 if the kernel takes that (``keep_fp32``).
         """
         changed: dict[str, Any] = {}
         for name in self.TENSORS:
             value = getattr(self, name)
             if value is None:
                 continue
-            if value.dtype == torch.float32 and not keep_fp32:
+            fits = name in TOKENS or value.dtype == torch.float64
+            if not fits and not (keep_fp32 and value.dtype == torch.float32):
                 changed[name] = value.double().contiguous()
             elif not value.is_contiguous():
                 changed[name] = value.contiguous()

@@ -153,7 +153,7 @@ def per_sequence(name: str, value: Tensor | float, tokens: Tensor) -> Tensor:
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     if value.dtype == torch.bool:
         raise TypeError(f"{name} must be real, got {value.dtype}")
-    dtype = _constant_dtype(name, value)
+    dtype = _real_dtype(name, value)
     if value.dim() == 0:
         value = value.expand(batch)
     elif value.shape == (batch, 1):
@@ -168,20 +168,24 @@ def per_sequence(name: str, value: Tensor | float, tokens: Tensor) -> Tensor:
     return value.to(device=tokens.device, dtype=dtype)
 
 
-def _constant_dtype(name: str, value: Tensor) -> torch.dtype:
-    """float32 if it is that, else float64, for a real tensor without a gradient."""
+def _real_dtype(name: str, value: Tensor, differentiable: bool = False) -> torch.dtype:
+    """float32 if it is that, else float64, for a real tensor, without a gradient where none is
+    given for it.
+    """
     if value.is_complex():
         raise TypeError(f"{name} must be real, got {value.dtype}")
-    if value.requires_grad:
+    if value.requires_grad and not differentiable:
         raise ValueError(f"{name} requires a gradient, which this operation lacks; detach it")
     return torch.float32 if value.dtype == torch.float32 else torch.float64
 
 
-def per_position(name: str, value: Tensor | None, tokens: Tensor) -> Tensor | None:
-    """An optional weight for every position, (B, L), in the dtypes of per_sequence."""
+def per_position(
+    name: str, value: Tensor | None, tokens: Tensor, differentiable: bool = False
+) -> Tensor | None:
+    """An optional number for every position, (B, L), in the dtypes of per_sequence."""
     if value is None:
         return None
-    dtype = _constant_dtype(name, check_tensor(name, value))
+    dtype = _real_dtype(name, check_tensor(name, value), differentiable)
     if value.shape != tokens.shape:
         raise ValueError(
             f"{name} must have shape {tuple(tokens.shape)}, got {tuple(value.shape)}; "

@@ -236,7 +236,10 @@ def _unobserved(tensors: tuple[Tensor | None, ...]) -> bool:
     if is_dynamo_compiling():
         return False
     for x in tensors:
-        if type(x) is not Tensor and type(x) is not Parameter and x is not None:
+        if x is None:
+            continue
+        # The dispatcher gives kernels numbers where a tensor only says how to get them.
+        if (type(x) is not Tensor and type(x) is not Parameter) or x.is_neg() or x._is_zerotensor():
             return False
     return not (
         _C._len_torch_dispatch_stack()

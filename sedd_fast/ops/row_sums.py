@@ -96,10 +96,8 @@ def row_sums(
     scale = torch.ones_like(x_t, dtype=torch.float64) if scale is None else scale.double()
     if graph.dim != graph.vocab_size:
         scale = torch.where(x_t == graph.vocab_size, scale, 0.0)
-    shift = torch.zeros_like(scale)
-    if b is not None:
-        arguments.per_position("b", arguments.check_tensor("b", b).detach(), x_t)
-        shift = b.to(torch.float64)
+    shift = arguments.per_position("b", b, x_t, differentiable=True)
+    shift = torch.zeros_like(scale) if shift is None else shift.double()
     sums = RowSumInputs(x_t, x_0, scale, shift, term, graph.kind, graph.vocab_size)
     total, log_x_0, _ = row_sums_op(log_score, sums)
     return total, log_x_0

@@ -156,6 +156,28 @@ def test_what_watches_calls_sees_them(entropy, observed):
     assert seen == ["sedd_fast.score_entropy_kernel.default"]
 
 
+def test_scores_that_are_a_negated_view(entropy):
+    """The memory of such a view holds the numbers with the other sign."""
+    loss, _ = entropy
+    scores = torch.randn(1, 2, 6, dtype=torch.complex64).conj().imag
+    assert scores.is_neg()
+    torch.testing.assert_close(loss(scores), loss(scores.clone()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_trace_takes_noise_of_another_dtype(dtype):
+    x_t = torch.tensor([[5, 1]])
+    weight = torch.rand(1, 2)
+
+    def loss(log_score: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+        return sf.score_entropy(log_score, sigma, x_t, x_t % 5, sf.Absorbing(5), weight)
+
+    scores, sigma = torch.randn(1, 2, 6), torch.full((1,), 0.5)
+    traced = torch.jit.trace(loss, (scores, sigma, weight), check_trace=False)
+    given = sigma.to(dtype), weight.to(dtype)
+    torch.testing.assert_close(traced(scores, *given), loss(scores, *given))
+
+
 def test_a_backward_of_a_batch_of_gradients_is_one_of_each(entropy):
     loss, _ = entropy
     scores = torch.randn(1, 2, 6, requires_grad=True)

@@ -274,3 +274,16 @@ def test_bad_arguments(backend: Backend, change, error, words):
         pytest.skip("values are not checked on a GPU")
     with pytest.raises(error, match=words):
         sf.row_sums(**{**good, **change})
+
+
+def test_an_export_with_a_constant_b():
+    x_t = torch.tensor([[5, 1]])
+    b = torch.rand(1, 2)
+
+    class Sums(torch.nn.Module):
+        def forward(self, log_score):
+            return sf.row_sums(log_score, x_t, x_t % 5, sf.Absorbing(5), "log", b=b)[0]
+
+    scores = torch.randn(1, 2, 6)
+    exported = torch.export.export(Sums(), (scores,))
+    torch.testing.assert_close(exported.module()(scores), Sums()(scores))

@@ -6,7 +6,7 @@ from torch import Tensor
 from sedd_fast.backends import values
 from sedd_fast.backends.compiled import GRAPHS
 from sedd_fast.backends.cpp.module import kernels, reals, scores
-from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
+from sedd_fast.backends.dtypes import at_least_fp32, fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.inputs import EntropyInputs
 
 
@@ -23,7 +23,8 @@ def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
 
 def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L, dim) gradient: one read of the touched rows, one write."""
-    entropy, upstream = entropy.contiguous(keep_fp32=True), grad_loss.contiguous()
+    entropy = entropy.contiguous(keep_fp32=True)
+    upstream = at_least_fp32(grad_loss).contiguous()
     grad = torch.empty(log_score.shape, dtype=log_score.dtype)
     inputs, addresses = _inputs(log_score, entropy), (reals(upstream), grad.data_ptr())
     kernels().score_entropy_backward(inputs, *addresses, torch.get_num_threads())
