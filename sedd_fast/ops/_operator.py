@@ -54,6 +54,7 @@ class Operator:
         self._flat = self._arguments.taking_fields(function)
         self._schema = torch.library.infer_schema(self._flat, mutates_args=())
         self._fake: Callable[..., Any] | None = None
+        self._differentiable = False
         self._entry = self._kernel = self._define(name)
 
     def __call__(self, *args: Any) -> Any:
@@ -61,7 +62,7 @@ class Operator:
         wants = _wants_gradient(tensors)
         if not wants and _unobserved(tensors):
             return self._function(*args)
-        if self._entry is not self._kernel and _has_tangent(tensors):
+        if self._differentiable and _has_tangent(tensors):
             raise NotImplementedError(
                 f"{self._name} has no forward-mode derivative; take a gradient by backward() or "
                 "torch.autograd.grad"
@@ -86,6 +87,7 @@ class Operator:
         :meth:`saved_arguments`. ``backward`` may leave out the last gradients that are None.
         Call it after ``register_fake``.
         """
+        self._differentiable = True
         self._kernel = self._define(f"{self._name}_kernel")
         if self._fake is not None:
             torch.library.register_fake(f"sedd_fast::{self._name}_kernel", self._fake, lib=_LIBRARY)
@@ -99,6 +101,7 @@ class Operator:
             raise RuntimeError(message)
 
         self.register_autograd(refuse, setup_context=lambda ctx, inputs, output: None)
+        self._differentiable = False
 
     def saved_arguments(self, ctx: Any) -> tuple[Any, ...]:
         """The arguments of the forward call, then the code of its backend if it returned one."""
@@ -236,10 +239,7 @@ def _unobserved(tensors: tuple[Tensor | None, ...]) -> bool:
     if is_dynamo_compiling():
         return False
     for x in tensors:
-        if x is None:
-            continue
-        # The dispatcher gives kernels numbers where a tensor only says how to get them.
-        if (type(x) is not Tensor and type(x) is not Parameter) or x.is_neg() or x._is_zerotensor():
+        if x is not None and not _is_plain(x):
             return False
     return not (
         _C._len_torch_dispatch_stack()
@@ -250,6 +250,14 @@ def _unobserved(tensors: tuple[Tensor | None, ...]) -> bool:
         or _C._current_graph_task_id() >= 0  # inside a backward, which may be batched
         or forward_ad._current_level >= 0
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether x is no subclass of a tensor, and its memory holds its numbers."""
+    if type(x) is not Tensor and type(x) is not Parameter:
+        return False
+    lazy = x.is_neg() or x._is_zerotensor() or torch._is_functional_tensor(x)
+    return not (lazy or x.is_meta)
 
 
 def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:

@@ -15,6 +15,8 @@ from helpers.op_cases import make_inputs
 from sedd_fast.backends import reference
 from sedd_fast.ops._operator import operator
 
+X_T = torch.tensor([[5, 1]])
+
 CALL = """
 import sys, torch, sedd_fast as sf
 x, graph = torch.tensor([[5, 1]]), sf.Absorbing(5)
@@ -104,10 +106,9 @@ def entropy(monkeypatch):
     for entry in ("_entry", "_kernel"):
         true = getattr(op, entry)
         monkeypatch.setattr(op, entry, lambda *a, true=true: seen.append(str(true)) or true(*a))
-    x_t = torch.tensor([[5, 1]])
 
     def loss(log_score: Tensor) -> Tensor:
-        return sf.score_entropy(log_score, 1.0, x_t, x_t % 5, sf.Absorbing(5))
+        return sf.score_entropy(log_score, 1.0, X_T, X_T % 5, sf.Absorbing(5))
 
     return loss, seen
 
@@ -156,21 +157,35 @@ def test_what_watches_calls_sees_them(entropy, observed):
     assert seen == ["sedd_fast.score_entropy_kernel.default"]
 
 
-def test_scores_that_are_a_negated_view(entropy):
-    """The memory of such a view holds the numbers with the other sign."""
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.randn(1, 2, 6, dtype=torch.complex64).conj().imag,  # the other sign is in memory
+        torch._efficientzerotensor((1, 2, 6)),
+        torch._to_functional_tensor(torch.randn(1, 2, 6)),
+    ],
+    ids=["negated", "zero", "functional"],
+)
+def test_scores_whose_memory_is_not_their_numbers(entropy, scores):
     loss, _ = entropy
-    scores = torch.randn(1, 2, 6, dtype=torch.complex64).conj().imag
-    assert scores.is_neg()
-    torch.testing.assert_close(loss(scores), loss(scores.clone()), rtol=0, atol=0)
+    found, plain = loss(scores), scores.clone()
+    if torch._is_functional_tensor(scores):
+        found, plain = torch._from_functional_tensor(found), torch._from_functional_tensor(scores)
+    torch.testing.assert_close(found, loss(plain), rtol=0, atol=0)
+
+
+def test_meta_tensors_give_shapes_whatever_the_backend():
+    scores, x_t = torch.empty(1, 2, 6, device="meta"), X_T.to("meta")
+    with sf.use_backend("cpp"):
+        assert sf.score_entropy(scores, 1.0, x_t, x_t, sf.Absorbing(5)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_trace_takes_noise_of_another_dtype(dtype):
-    x_t = torch.tensor([[5, 1]])
     weight = torch.rand(1, 2)
 
     def loss(log_score: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
-        return sf.score_entropy(log_score, sigma, x_t, x_t % 5, sf.Absorbing(5), weight)
+        return sf.score_entropy(log_score, sigma, X_T, X_T % 5, sf.Absorbing(5), weight)
 
     scores, sigma = torch.randn(1, 2, 6), torch.full((1,), 0.5)
     traced = torch.jit.trace(loss, (scores, sigma, weight), check_trace=False)
@@ -201,3 +216,5 @@ def test_forward_mode_is_refused_and_not_zero(entropy):
         with pytest.raises(NotImplementedError, match="forward-mode"):
             loss(dual)
         loss(scores)
+        both = sf.score_entropy_with_grad(dual, 1.0, X_T, X_T % 5, sf.Absorbing(5))  # detached
+        assert all(forward_ad.unpack_dual(one).tangent is None for one in both)
