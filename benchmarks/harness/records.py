@@ -100,10 +100,10 @@ def yardsticks(case: Case) -> dict[str, Call]:
 
 
 def copy_target(source: Tensor) -> Tensor:
-    """Memory for a copy; on a CPU new pages, as large as the system makes them by itself.
+    """Memory into which the source is copied; on a CPU new pages, of the system's default size.
 
-    Memory that the process has freed may be in the pages of 2 MB that a gradient asked for. Into
-    those a copy is up to 1.5 times as fast, and so the floor depended on the cases before.
+    The allocator may reuse memory of an earlier gradient, which is in pages of 2 MB. A copy into
+    these is up to 1.5 times as fast, so the floor of a case would depend on the cases before it.
     """
     if source.device.type != "cpu":
         return torch.empty_like(source)

@@ -9,8 +9,8 @@
 
 namespace sedd {
 
-// Numbers in float64 or float32: a conversion of a small tensor beforehand is an operator of torch,
-// which takes tens of microseconds where the caches are cold.
+// An array of float64 or float32. The caller need not convert small arrays beforehand: with cold
+// caches that takes tens of microseconds in torch.
 template <class Pointer>
 struct RealArray {
   Pointer data;

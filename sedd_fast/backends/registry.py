@@ -36,15 +36,15 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
 BACKENDS: tuple[str, ...] = ("reference", "cpp", "triton", "cuda", "tiled")
 
 
-class Code(int):
-    """Which backend ran a forward call: a position in BACKENDS.
+class BackendCode(int):
+    """Which backend ran a forward call: its position in BACKENDS.
 
     The backward gets it as a 0-dim int8 CPU tensor: autograd's threads do not see context
     variables, and a string cannot be an output of an operation.
     """
 
     def tensor(self) -> Tensor:
-        """Itself as that tensor."""
+        """The code as that tensor."""
         return torch.full((), int(self), dtype=torch.int8, device="cpu")
 
 
@@ -53,7 +53,7 @@ class Backend(NamedTuple):
 
     name: str
     module: ModuleType
-    code: Code
+    code: BackendCode
     limits: Callable[[str, Tensor], str | None] | None
 
 
@@ -202,7 +202,7 @@ def function(op: str, like: Tensor, graph: str) -> Callable[..., Any]:
     return getattr(_backend(op, like, graph).module, op)
 
 
-def implementation(op: str, like: Tensor, graph: str) -> tuple[Callable[..., Any], Code]:
+def implementation(op: str, like: Tensor, graph: str) -> tuple[Callable[..., Any], BackendCode]:
     """That function, and its backend's code."""
     backend = _backend(op, like, graph)
     return getattr(backend.module, op), backend.code
@@ -231,7 +231,7 @@ def _chosen(
 def _named(backend: str) -> Backend:
     found = module(backend)
     limits = getattr(found, "unsupported", None)
-    return Backend(backend, found, Code(BACKENDS.index(backend)), limits)
+    return Backend(backend, found, BackendCode(BACKENDS.index(backend)), limits)
 
 
 def by_code(op: str, code: Tensor) -> Callable[..., Any]:

@@ -43,7 +43,7 @@ def check_graph(graph: GraphLike) -> None:
 
 
 def without_gradient(value: Tensor) -> Tensor:
-    """Detached, where that is not so already: an operator of torch takes a microsecond."""
+    """The tensor, detached if it requires a gradient; ``detach`` itself takes a microsecond."""
     return value.detach() if value.requires_grad else value
 
 
@@ -169,8 +169,11 @@ def per_sequence(name: str, value: Tensor | float, tokens: Tensor) -> Tensor:
 
 
 def _real_dtype(name: str, value: Tensor, differentiable: bool = False) -> torch.dtype:
-    """float32 if it is that, else float64, for a real tensor, without a gradient where none is
-    given for it.
+    """float32 for a float32 tensor, float64 for every other real one.
+
+    Raises:
+        TypeError: complex.
+        ValueError: a gradient is required of it, and it is not ``differentiable``.
     """
     if value.is_complex():
         raise TypeError(f"{name} must be real, got {value.dtype}")

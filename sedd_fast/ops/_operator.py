@@ -10,9 +10,9 @@ An operator with a gradient is two entries in the dispatcher: ``sedd_fast::NAME`
 kernel records the gradient where one is wanted, and ``sedd_fast::NAME_kernel``, of which autograd
 knows nothing. The first one runs the second, which is also called where no gradient is wanted.
 
-A call of which nothing but its result is wanted goes straight to the function (``_unobserved``):
-the dispatcher converts every argument twice, and on cold caches its code takes longer to read than
-a small operation to run.
+An eager call that records no gradient bypasses the dispatcher where nothing needs to see it there
+(``_can_bypass_dispatcher``): the dispatcher converts every argument twice, and with cold caches
+loading its code takes longer than a small operation.
 
 A function may take the argument objects of ``sedd_fast.backends``. The dispatcher knows nothing of
 them: an operator takes their fields one by one, and its function gets the objects back.
@@ -30,7 +30,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from sedd_fast.backends.registry import Code
+from sedd_fast.backends.registry import BackendCode
 
 _LIBRARY = torch.library.Library("sedd_fast", "FRAGMENT")
 
@@ -39,8 +39,8 @@ def operator(name: str) -> "Callable[[Callable[..., Any]], Operator]":
     """Make the operator ``sedd_fast::name`` of a function whose annotations give its schema.
 
     Parameters are what ``torch.library.infer_schema`` knows, or dataclasses of that. The function
-    changes none of its arguments, and its results share no memory with them. A last result that is
-    a backend's ``Code`` is a tensor in the dispatcher.
+    changes none of its arguments, and its results share no memory with them. If the last
+    result is a ``BackendCode``, the dispatcher gets it as a tensor.
     """
     return lambda function: Operator(name, function)
 
@@ -60,7 +60,7 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         tensors = self._arguments.tensors(*args)
         wants = _wants_gradient(tensors)
-        if not wants and _unobserved(tensors):
+        if not wants and _can_bypass_dispatcher(tensors):
             return self._function(*args)
         if self._differentiable and _has_tangent(tensors):
             raise NotImplementedError(
@@ -152,8 +152,8 @@ class _Arguments:
         self.flatten = self._compiled(f"lambda {', '.join(hints)}: ({', '.join(flat)},)")
         self.tensors = self._compiled(f"lambda {', '.join(hints)}: ({', '.join(tensors)},)")
         self.pack = self._compiled(f"lambda {fields}: ({', '.join(packed)},)")
-        self._coded = typing.get_args(returned)[-1:] == (Code,)
-        if self._coded:
+        self._returns_code = typing.get_args(returned)[-1:] == (BackendCode,)
+        if self._returns_code:
             returned = tuple[(Tensor,) * len(typing.get_args(returned))]  # type: ignore[misc]
         self._annotations = field_types | {"return": returned}
         self._call = f"lambda {fields}: function({', '.join(packed)})"
@@ -163,17 +163,19 @@ class _Arguments:
 
     def taking_fields(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with fields in place of its dataclasses, and the annotations of these."""
-        made = self._compiled(self._call, function=_tensors(function) if self._coded else function)
+        if self._returns_code:
+            function = _with_code_tensor(function)
+        made = self._compiled(self._call, function=function)
         made.__annotations__ = self._annotations
         return made
 
 
-def _tensors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with its last result, a Code, as a tensor; a fake one's is that already."""
+def _with_code_tensor(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its BackendCode as a tensor; fake implementations return one already."""
 
     def run(*args: Any) -> Any:
         *results, code = function(*args)
-        return *results, code.tensor() if isinstance(code, Code) else code
+        return *results, code.tensor() if isinstance(code, BackendCode) else code
 
     return run
 
@@ -222,7 +224,7 @@ def _autograd_kernel(
 
 def _wants_gradient(args: tuple[Any, ...]) -> bool:
     if torch.is_grad_enabled():
-        for x in args:
+        for x in args:  # isinstance alone is slow: torch.Tensor has a metaclass
             if (type(x) is Tensor or isinstance(x, Tensor)) and x.requires_grad:
                 return True
     return False
@@ -232,9 +234,9 @@ def _is_tensor(kind: Any) -> bool:
     return Tensor in (kind, *typing.get_args(kind))
 
 
-def _unobserved(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether a call that wants no gradient may pass by the dispatcher: its tensors are plain ones,
-    and no mode, transform, tracer or profiler is in force that should see it.
+def _can_bypass_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a call that records no gradient may run without the dispatcher: its tensors are plain
+    ones, and no mode, transform, tracer or profiler is active that has to see the call.
     """
     if is_dynamo_compiling():
         return False
@@ -253,7 +255,7 @@ def _unobserved(tensors: tuple[Tensor | None, ...]) -> bool:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether x is no subclass of a tensor, and its memory holds its numbers."""
+    """Whether x is of no subclass, and its memory holds its values as they are."""
     if type(x) is not Tensor and type(x) is not Parameter:
         return False
     lazy = x.is_neg() or x._is_zerotensor() or torch._is_functional_tensor(x)

@@ -23,7 +23,9 @@ NO_SECOND_DERIVATIVE = (
 
 
 @operator("linear_score_entropy")
-def linear_score_entropy_op(linear: Linear, entropy: EntropyInputs) -> tuple[Tensor, registry.Code]:
+def linear_score_entropy_op(
+    linear: Linear, entropy: EntropyInputs
+) -> tuple[Tensor, registry.BackendCode]:
     run, code = registry.implementation("linear_score_entropy", linear.hidden, entropy.graph)
     values.check_for(run, entropy)
     with _linear.no_autocast(linear.hidden.device):

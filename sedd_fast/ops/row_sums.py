@@ -15,7 +15,9 @@ TERMS = ("affine", "square", "log")
 
 
 @operator("row_sums")
-def row_sums_op(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor, registry.Code]:
+def row_sums_op(
+    log_score: Tensor, sums: RowSumInputs
+) -> tuple[Tensor, Tensor, registry.BackendCode]:
     run, code = registry.implementation("row_sums", log_score, sums.graph)
     values.check_for(run, sums)
     return *run(log_score, sums), code

@@ -12,7 +12,9 @@ from sedd_fast.ops._operator import operator
 
 
 @operator("score_entropy")
-def score_entropy_op(log_score: Tensor, entropy: EntropyInputs) -> tuple[Tensor, registry.Code]:
+def score_entropy_op(
+    log_score: Tensor, entropy: EntropyInputs
+) -> tuple[Tensor, registry.BackendCode]:
     run, code = registry.implementation("score_entropy", log_score, entropy.graph)
     values.check_for(run, entropy)
     return run(log_score, entropy), code

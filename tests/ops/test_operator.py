@@ -148,11 +148,11 @@ def profiled(loss, scores):
 @pytest.mark.parametrize(
     "observed", [traced, under_a_mode, under_a_function_mode, batched, of_a_subclass, profiled]
 )
-def test_what_watches_calls_sees_them(entropy, observed):
+def test_modes_tracers_and_profilers_see_the_call(entropy, observed):
     loss, seen = entropy
     scores = torch.randn(1, 2, 6)
     expected = loss(scores)
-    assert seen == []  # nothing watched: the dispatcher was left out
+    assert seen == []  # nothing is active: the dispatcher is bypassed
     torch.testing.assert_close(observed(loss, scores), expected, rtol=0, atol=0)
     assert seen == ["sedd_fast.score_entropy_kernel.default"]
 
@@ -166,7 +166,7 @@ def test_what_watches_calls_sees_them(entropy, observed):
     ],
     ids=["negated", "zero", "functional"],
 )
-def test_scores_whose_memory_is_not_their_numbers(entropy, scores):
+def test_scores_whose_memory_does_not_hold_their_values(entropy, scores):
     loss, _ = entropy
     found, plain = loss(scores), scores.clone()
     if torch._is_functional_tensor(scores):
@@ -193,7 +193,7 @@ def test_a_trace_takes_noise_of_another_dtype(dtype):
     torch.testing.assert_close(traced(scores, *given), loss(scores, *given))
 
 
-def test_a_backward_of_a_batch_of_gradients_is_one_of_each(entropy):
+def test_batched_gradients_equal_single_ones(entropy):
     loss, _ = entropy
     scores = torch.randn(1, 2, 6, requires_grad=True)
     found = loss(scores)

@@ -299,20 +299,20 @@ struct LaneSums {
 // sqrt(2)): 128 of them are a number in range. One rounding a number, as in a sum of logarithms.
 struct LaneLogs {
   static constexpr int64_t kBlock = 128 * Lanes<float>::width;
-  Floats product = Floats{} + 1, least = Floats{} + 1, poison = {};
+  Floats product = Floats{} + 1, least = Floats{} + 1, not_finite = {};
   Lanes<float>::integers exponents = {};
 
-  SEDD_INLINE void times(Floats x) {
+  SEDD_INLINE void add_log(Floats x) {
     typedef Lanes<float>::integers i32;
     const i32 bits = (i32)x, exponent = (bits - kSqrtHalf) >> 23;
     product *= (Floats)(bits - (exponent << 23));
     exponents += exponent;
     least = smaller(x, least);
-    poison += x * 0;  // NaN where x is infinite or NaN
+    not_finite += x * 0;  // NaN where x is infinite or NaN
   }
   SEDD_INLINE Totals totals() const {
     const Floats whole = __builtin_convertvector(exponents, Floats);
-    const Floats logs = log_lanes(product) + poison;
+    const Floats logs = log_lanes(product) + not_finite;
     const double all = total(logs) + total(whole) * 0.69314718055994530942;
     return {total((Floats)(least < 0x1p-126f)) == 0 ? all : __builtin_nan(""), 0};
   }

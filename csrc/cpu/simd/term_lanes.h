@@ -37,7 +37,7 @@ SEDD_INLINE double term_sum(const T* row, int64_t n, TermNumbers<C> numbers) {
   };
   if constexpr (term == Term::log && same<C, float>) {
     const auto visit = [=](int64_t, auto count, vec z, LaneLogs& logs)
-                           SEDD_INLINE_LAMBDA { logs.times(some_lanes<C>(z, count, 1)); };
+                           SEDD_INLINE_LAMBDA { logs.add_log(some_lanes<C>(z, count, 1)); };
     return sum_states<C, true, LaneLogs>(row, n, 0, map, visit).first;
   } else {
     const auto visit = [=](int64_t, auto count, vec z, LaneSums<C>& sums) SEDD_INLINE_LAMBDA {
