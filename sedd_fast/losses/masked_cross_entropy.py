@@ -8,6 +8,7 @@ from torch import Tensor
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.ops import row_sums
 from sedd_fast.ops._arguments import check_choice
+from sedd_fast.ops._operator import is_traced
 from sedd_fast.process.graphs import Graph
 
 _ALL_MASKED = 50.0  #: noise that leaves a token unmasked once in 1e21: for a mask probability of 1
@@ -96,10 +97,10 @@ def _logarithm(total: Tensor, log_score: Tensor, read: Tensor, vocab_size: int) 
 
     Where the scale of scores has drifted, a row's sum may be no float64. Such rows are summed again
     from their largest score down. Whether there are any is asked of the device, but not while a
-    graph is compiled or captured: nothing can answer then.
+    graph is compiled or captured, nor under torch.func: nothing can answer then.
     """
     captured = total.is_cuda and torch.cuda.is_current_stream_capturing()
-    if captured or torch.compiler.is_compiling():
+    if captured or is_traced():
         return torch.where(read, total, 1.0).log()
     in_range = (total > _LEAST) & total.isfinite()
     found, lost = torch.where(read & in_range, total, 1.0).log(), read & ~in_range

@@ -22,6 +22,7 @@ from sedd_fast.models.interface import (
 )
 from sedd_fast.models.transformer import Transformer
 from sedd_fast.ops._arguments import check_device, check_tokens
+from sedd_fast.ops._operator import is_traced
 from sedd_fast.process.graphs import Graph, make_graph
 from sedd_fast.process.noise import Noise, make_noise
 
@@ -83,7 +84,7 @@ class SEDD(Transformer):
         if head is None:
             return self._log_score(self.features(indices, sigma), indices, sigma)
         graph, linear = self.graph, self.output_layer.linear
-        if not torch.compiler.is_compiling():
+        if not is_traced():
             head = head.prepared(indices, graph)
         hidden = self.features(indices, sigma)
         parameters = LinearHead(linear.weight, linear.bias, graph, self.config.scale_by_sigma)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sedd_fast.backends.compiled import DTYPES, GRAPHS
 
@@ -43,8 +44,8 @@ def check_graph(graph: GraphLike) -> None:
 
 
 def without_gradient(value: Tensor) -> Tensor:
-    """The tensor, detached if it requires a gradient; ``detach`` itself takes a microsecond."""
-    return value.detach() if value.requires_grad else value
+    """The tensor, detached if it may have a derivative; ``detach`` itself takes a microsecond."""
+    return value.detach() if value.requires_grad or forward_ad._current_level >= 0 else value
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -26,13 +26,19 @@ from typing import Any
 
 import torch
 from torch import _C, Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn import Parameter
 
 from sedd_fast.backends.registry import BackendCode
 
 _LIBRARY = torch.library.Library("sedd_fast", "FRAGMENT")
+
+
+def is_traced() -> bool:
+    """Whether torch.compile or torch.func runs the program, so that no value can be asked for."""
+    return is_compiling() or _C._are_functorch_transforms_active()
 
 
 def operator(name: str) -> "Callable[[Callable[..., Any]], Operator]":
@@ -54,7 +60,6 @@ class Operator:
         self._flat = self._arguments.taking_fields(function)
         self._schema = torch.library.infer_schema(self._flat, mutates_args=())
         self._fake: Callable[..., Any] | None = None
-        self._differentiable = False
         self._entry = self._kernel = self._define(name)
 
     def __call__(self, *args: Any) -> Any:
@@ -62,13 +67,12 @@ class Operator:
         wants = _wants_gradient(tensors)
         if not wants and _can_bypass_dispatcher(tensors):
             return self._function(*args)
-        if self._differentiable and _has_tangent(tensors):
-            raise NotImplementedError(
-                f"{self._name} has no forward-mode derivative; take a gradient by backward() or "
-                "torch.autograd.grad"
-            )
         flat = self._arguments.flatten(*args)
-        return self._entry(*flat) if wants else self._kernel(*flat)
+        # In a trace of Dynamo, and under torch.func, a tensor does not say who differentiates it.
+        recording = wants or is_dynamo_compiling() or _C._are_functorch_transforms_active()
+        if recording or forward_ad._current_level >= 0:
+            return self._entry(*flat)
+        return self._kernel(*flat)
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
         """The shapes, dtypes and devices of the results, for tracing."""
@@ -87,21 +91,41 @@ class Operator:
         :meth:`saved_arguments`. ``backward`` may leave out the last gradients that are None.
         Call it after ``register_fake``.
         """
-        self._differentiable = True
-        self._kernel = self._define(f"{self._name}_kernel")
-        if self._fake is not None:
-            torch.library.register_fake(f"sedd_fast::{self._name}_kernel", self._fake, lib=_LIBRARY)
-        recording = _autograd_kernel(self._kernel, backward, setup_context or _save_arguments)
-        _LIBRARY.impl(self._name, recording, "Autograd")
+        no_forward_mode = (
+            f"{self._name} has no forward-mode derivative; take a gradient by backward(), "
+            "torch.autograd.grad or torch.func.grad"
+        )
+        self._register_autograd(backward, setup_context or _save_arguments, no_forward_mode)
 
     def refuse_gradient(self, message: str) -> None:
-        """Raise a RuntimeError with that message where a gradient is computed."""
+        """Raise an error with that message where a derivative is computed."""
 
         def refuse(ctx: Any, *_: Tensor | None) -> None:
             raise RuntimeError(message)
 
-        self.register_autograd(refuse, setup_context=lambda ctx, inputs, output: None)
-        self._differentiable = False
+        self._register_autograd(refuse, lambda ctx, inputs, output: None, message)
+
+    def _register_autograd(
+        self,
+        gradient: Callable[..., Any],
+        setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+        no_forward_mode: str,
+    ) -> None:
+        entry, kernel = self._entry, self._define(f"{self._name}_kernel")
+        self._kernel = kernel
+        if self._fake is not None:
+            torch.library.register_fake(f"sedd_fast::{self._name}_kernel", self._fake, lib=_LIBRARY)
+        recorded = _recorded(entry, kernel, gradient, setup_context)
+
+        def autograd_kernel(*args: Any) -> Any:
+            if _has_tangent(args):
+                raise NotImplementedError(no_forward_mode)
+            wants = _wants_gradient(args)
+            if _C._are_functorch_transforms_active():
+                return _apply(recorded, args) if wants else _below_transform(entry, args)
+            return recorded.apply(*args) if wants else kernel(*args)
+
+        _LIBRARY.impl(self._name, autograd_kernel, "Autograd")
 
     def saved_arguments(self, ctx: Any) -> tuple[Any, ...]:
         """The arguments of the forward call, then the code of its backend if it returned one."""
@@ -195,17 +219,22 @@ class _Untraced:
         return self._function(*args)
 
 
-def _autograd_kernel(
+def _recorded(
+    entry: Callable[..., Any],
     kernel: Callable[..., Any],
     gradient: Callable[..., Any],
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
-) -> Callable[..., Any]:
-    """What autograd does with a call: it records the gradient if some argument wants one."""
+) -> type[torch.autograd.Function]:
+    """A call as a node of autograd's graph."""
 
     class Recorded(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            output = kernel(*args)
+            if _C._are_functorch_transforms_active():
+                with torch.enable_grad():  # for the outer transforms
+                    output = _below_transform(entry, args)
+            else:
+                output = kernel(*args)
             setup_context(ctx, args, output)
             return output
 
@@ -216,10 +245,19 @@ def _autograd_kernel(
             made = gradient(ctx, *grads)
             return *made, *(None,) * (len(ctx.needs_input_grad) - len(made))
 
-    def run(*args: Any) -> Any:
-        return Recorded.apply(*args) if _wants_gradient(args) else kernel(*args)
+    return Recorded
 
-    return run
+
+def _apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
+    """``function.apply`` for one transform of torch.func: that method would apply it for all."""
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, function).apply(*args)
+
+
+def _below_transform(entry: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """The operator as the transforms around the innermost one see it: each takes its gradient."""
+    with _C._AutoDispatchBelowAutograd():
+        return entry(*args)
 
 
 def _wants_gradient(args: tuple[Any, ...]) -> bool:
@@ -262,10 +300,11 @@ def _is_plain(x: Tensor) -> bool:
     return not (lazy or x.is_meta)
 
 
-def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
-    if is_dynamo_compiling() or forward_ad._current_level < 0:
+def _has_tangent(args: tuple[Any, ...]) -> bool:
+    if forward_ad._current_level < 0:
         return False
-    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    tensors = (x for x in args if isinstance(x, Tensor))
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def _save_arguments(ctx: Any, args: tuple[Any, ...], output: Any) -> None:

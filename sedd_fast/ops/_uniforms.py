@@ -6,7 +6,7 @@ cannot hit a token of probability 1e-8 and are biased near 0 and 1.
 On a CPU torch.rand takes longer than most operations, because its generator makes one number after
 the other. There, one number of torch's generator is the key of a counter-based generator (Philox),
 which makes all uniforms of the call, on all threads. They depend neither on the number of threads
-nor on the backend. On other devices, and in a program of torch.compile, torch.rand draws.
+nor on the backend. On other devices, and under torch.compile or torch.func, torch.rand draws.
 """
 
 import functools
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sedd_fast.backends import registry
 from sedd_fast.ops._arguments import check_device, check_tensor
+from sedd_fast.ops._operator import is_traced
 
 _CPU = torch.device("cpu")
 
@@ -27,7 +28,8 @@ def uniform(
 ) -> Tensor:
     """Uniforms in [0, 1), float64, on that device; drawn on the generator's, where there is one."""
     draw_on = device if generator is None else generator.device
-    if draw_on != _CPU or torch.compiler.is_compiling():
+    # torch.func.vmap has its own rules for randomness, which torch.rand follows.
+    if draw_on != _CPU or is_traced():
         return torch_uniform(shape, device, generator)
     u = torch.empty(shape, dtype=torch.float64, device=_CPU)
     if type(u) is not Tensor:  # a FakeTensor, which holds no numbers

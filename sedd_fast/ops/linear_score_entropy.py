@@ -186,7 +186,9 @@ def linear_score_entropy(
     process = graph.kind, graph.vocab_size, scale_by_sigma
     entropy = EntropyInputs(sigma, x_t, x_0, row_weight, *process)
     needs = NeedsGrad(*(x is not None and x.requires_grad for x in (hidden, weight, bias)))
-    if reduction != "none" and any(needs) and torch.is_grad_enabled():
+    # torch.func may differentiate the backward: its result must not be a constant of the forward.
+    ahead = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+    if reduction != "none" and any(needs) and ahead:
         scale = 1.0 / max(x_t.numel(), 1) if reduction == "mean" else 1.0
         loss = linear_score_entropy_with_grad_op(linear, entropy, scale, needs)[0]
     else:
