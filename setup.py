@@ -97,10 +97,10 @@ def includes() -> str:
 
 
 def rule(name: str, command: str) -> list[str]:
-    """A rule of build.ninja that compiles, and learns the headers."""
+    """A rule of build.ninja that compiles, and learns the headers. ``command`` is for the shell."""
     return [
         f"rule {name}",
-        f"  command = {command} $flags -MMD -MF $out.d -c $in -o $out",
+        f"  command = {command.replace('$', '$$')} $flags -MMD -MF $out.d -c $in -o $out",
         f"  description = {name} $out",
         "  depfile = $out.d",
         "  deps = gcc",
@@ -115,7 +115,8 @@ def builds(rule_name: str, objects: dict[str, tuple[str, str]]) -> list[str]:
 
 
 def linked(command: str, objects: list[str], target: Path) -> str:
-    lines = ["rule link", f"  command = {command} $in -o $out", "  description = link $out"]
+    shell = command.replace("$", "$$")
+    lines = ["rule link", f"  command = {shell} $in -o $out", "  description = link $out"]
     return "\n".join([*lines, f"build {escaped(target)}: link {' '.join(objects)}", ""])
 
 

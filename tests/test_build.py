@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,12 +78,12 @@ def test_architecture_where_neither_program_answers(program, nvidia_smi):
     assert targets.flags() == "-gencode=arch=compute_80,code=compute_80"
 
 
-def build(target: Path) -> str:
-    """Build both modules into a folder; what was printed."""
-    command = [sys.executable, str(ROOT / "setup.py"), "--quiet", "build_ext"]
+def build(target: Path, root: Path = ROOT) -> str:
+    """Build both modules of a checkout into a folder; what was printed."""
+    command = [sys.executable, str(root / "setup.py"), "--quiet", "build_ext"]
     command += ["--build-lib", str(target), "--build-temp", str(target / "objects")]
     done = subprocess.run(
-        command, cwd=ROOT, text=True, check=False,
+        command, cwd=root, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -105,6 +106,24 @@ def test_a_build_shows_its_progress(program, tmp_path):
     objects = ["bindings.o", *functions["cpu_objects"](x86, "c++"), *functions["cuda_objects"]()]
     for name in objects:
         assert re.search(rf"^\[\d+/\d+\] (compile|nvcc) {name}$", printed, re.MULTILINE), name
+
+
+def test_paths_with_characters_of_the_shell_and_of_ninja(program, tmp_path, monkeypatch):
+    """The compilers fail unless every -I names a folder, as a true one needs it."""
+    check = 'for a in "$@"; do case "$a" in -I*) test -d "${a#-I}" || exit 1;; esac; done; '
+    program("c++", check + COMPILER)
+    nvcc = program("nvcc", f'[ "$1" = --list-gpu-arch ] && echo "{KNOWN}"; {check}{COMPILER}')
+    home = tmp_path / "cuda $HOME"
+    (home / "bin").mkdir(parents=True)
+    nvcc.rename(home / "bin" / "nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    root = tmp_path / "cost$HOME $$ it's: #1 `a`"
+    root.mkdir()
+    shutil.copy(ROOT / "setup.py", root)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "csrc", "kernels", "sedd_fast"):
+        (root / name).symlink_to(ROOT / name)
+    printed = build(root / "lib", root)
+    assert modules(root / "lib") == ["_cpu", "_cuda"], printed
 
 
 def test_an_older_compiler_builds_without_avx512_bf16(program):
