@@ -53,7 +53,7 @@ def checked_linear(
 
 def _dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     kind = hidden.device.type
-    if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
+    if _is_autocast_enabled(kind) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     if hidden.dtype != weight.dtype:
         raise TypeError(
@@ -77,9 +77,13 @@ def check_inputs(
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Autocast off, inside an operation: its dtypes are chosen, and must not be cast again."""
-    if torch.is_autocast_enabled(device.type):
+    if _is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def _is_autocast_enabled(kind: str) -> bool:
+    return kind != "meta" and torch.is_autocast_enabled(kind)  # which raises for "meta"
 
 
 def scale_gradient(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,10 @@ An eager call that records no gradient bypasses the dispatcher where nothing nee
 (``_can_bypass_dispatcher``): the dispatcher converts every argument twice, and with cold caches
 loading its code takes longer than a small operation.
 
+Under torch.func several transforms may differentiate one call. The dispatcher runs the autograd
+kernel for each of them, the innermost first; the kernel records the gradient of that one, and calls
+the first entry again for the others.
+
 A function may take the argument objects of ``sedd_fast.backends``. The dispatcher knows nothing of
 them: an operator takes their fields one by one, and its function gets the objects back.
 """

@@ -178,6 +178,10 @@ def test_meta_tensors_give_shapes_whatever_the_backend():
     scores, x_t = torch.empty(1, 2, 6, device="meta"), X_T.to("meta")
     with sf.use_backend("cpp"):
         assert sf.score_entropy(scores, 1.0, x_t, x_t, sf.Absorbing(5)).shape == (1, 2)
+        head = torch.empty(1, 2, 3, device="meta"), torch.empty(6, 3, device="meta"), None
+        process = x_t, x_t, sf.Absorbing(5)
+        assert sf.linear_score_entropy(*head, 1.0, *process).shape == (1, 2)
+        assert sf.linear_reverse_step(*head, x_t, 1.0, 0.1, sf.Absorbing(5)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
