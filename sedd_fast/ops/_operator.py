@@ -255,7 +255,7 @@ def _recorded(
 def _apply(function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
     """``function.apply`` for one transform of torch.func: that method would apply it for all."""
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, function).apply(*args)
+        return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 def _below_transform(entry: Callable[..., Any], args: tuple[Any, ...]) -> Any:
