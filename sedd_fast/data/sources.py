@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from sedd_fast.data.datasets import NAMED, NamedData
 from sedd_fast.data.libraries import explained
@@ -94,7 +94,7 @@ class HubDataset:
         return map(self.entry.detokenizer, rows) if self.entry.detokenizer else iter(rows)
 
 
-def is_hub_name(source: str | Sequence[str]) -> TypeGuard[str]:
+def is_hub_name(source: str | Sequence[str]) -> bool:
     """True where `source` names a `datasets` data set, not files or the built-in corpus."""
     if not isinstance(source, str) or source == BUILT_IN:
         return False

@@ -1,6 +1,7 @@
 """JSON and YAML from anyone: strict, of bounded size and depth, errors in one line."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,24 @@ import yaml
 _MOST_VALUES, _MOST_LEVELS = 10_000, 50
 _TAGS = "tag:yaml.org,2002:"
 _NULL = ("", "~", "null", "Null", "NULL")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, in which 1e-3 is a number also without a point; of bounded depth."""
+
+    level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.level += 1
+        _check_level(self.level)
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
+
+
+_Loader.add_implicit_resolver(
+    f"{_TAGS}float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 #: Whether the value under these keys is text, whatever it looks like.
 IsText = Callable[[tuple[str, ...]], bool]
@@ -76,7 +95,7 @@ def parse_yaml(text: str, is_text: IsText = lambda keys: False) -> Any:
         ValueError: it is not valid YAML, has a key twice, or is too large or too deeply nested.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             root = loader.get_single_node()
             if root is None:
@@ -85,16 +104,18 @@ def parse_yaml(text: str, is_text: IsText = lambda keys: False) -> Any:
             return _construct(loader, root, (), is_text)
         finally:
             loader.dispose()
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
     except Exception as error:  # PyYAML raises more than YAMLError for a value with a wrong tag
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _size(node: yaml.Node, known: dict[int, int], level: int = 0) -> int:
-    """The number of values below a node, where an alias counts as all that it stands for."""
+def _check_level(level: int) -> None:
     if level > _MOST_LEVELS:
         raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep")
+
+
+def _size(node: yaml.Node, known: dict[int, int], level: int = 0) -> int:
+    """The number of values below a node, where an alias counts as all that it stands for."""
+    _check_level(level)  # an alias may stand for what it is in
     if id(node) not in known:
         below = [node.value] if isinstance(node, yaml.MappingNode) else []
         children = [child for pairs in below for pair in pairs for child in pair]

@@ -48,10 +48,11 @@ def write_files(directory: Path, sums: str, fill: Callable[[Path], Any]) -> None
     """
     directory.mkdir(parents=True, exist_ok=True)
     staged = directory / f".{sums}.tmp"
-    shutil.rmtree(staged, ignore_errors=True)
+    if staged.exists():  # of a process that was killed
+        shutil.rmtree(staged)
+    staged.mkdir()
     try:
         with as_os_error(directory):
-            staged.mkdir()
             fill(staged)
             names = write_sums(staged, sums)
             for name in (*names, sums):
@@ -61,8 +62,12 @@ def write_files(directory: Path, sums: str, fill: Callable[[Path], Any]) -> None
             for name in (*names, sums):
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staged / name, directory / name)
-    finally:
+            for folder in sorted(staged.rglob("*"), reverse=True):
+                folder.rmdir()
+            staged.rmdir()
+    except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
+        raise
     flush(directory)
 
 

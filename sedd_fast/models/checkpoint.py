@@ -54,6 +54,7 @@ _KEYS = {
     "model.dropout": ("dropout", True),
     "model.scale_by_sigma": ("scale_by_sigma", False),
 }
+_SECTIONS = ("tokens", "graph", "noise", "model")
 _GRAPHS = {"absorb": "absorbing", "uniform": "uniform"}
 
 #: More blocks than the weights have are refused at once; fewer are compared name by name.
@@ -89,7 +90,7 @@ def config_from_original(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     settings = _inner(settings)
     flat = {"tokens": settings["tokens"]} if "tokens" in settings else {}
-    for section in ("graph", "noise", "model"):
+    for section in _SECTIONS[1:]:
         flat |= {f"{section}.{key}": value for key, value in _section(settings, section).items()}
     missing = [key for key, (_, optional) in _KEYS.items() if not optional and key not in flat]
     if missing:
@@ -236,9 +237,11 @@ def _run_settings(path: Path) -> dict[str, Any]:
         raise ValueError("it must hold a mapping of settings")
     try:
         whole = OmegaConf.create(settings)
-        names = [name for name in ("tokens", "graph", "noise", "model") if name in whole]
-        resolved = {name: whole[name] for name in names}
-        return OmegaConf.to_container(OmegaConf.create(resolved), resolve=True)  # type: ignore
+        found = {name: whole[name] for name in _SECTIONS if name in whole}
+        return {
+            name: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
+            for name, part in found.items()
+        }
     except Exception as error:  # resolving a reference can raise nearly anything
         raise ValueError(f"cannot be resolved: {str(error).splitlines()[0]}") from error
 
@@ -318,8 +321,9 @@ def build(saved: Checkpoint, make: Callable[[SEDDConfig], Network]) -> Network:
 def check_fit(model: nn.Module, saved: Checkpoint) -> None:
     """ValueError unless the weights have the names and shapes of the network's."""
     expected, found = model.state_dict(), saved.weights
-    missing = [f'"{name}"' for name in expected if name not in found]
-    unknown = [f'"{name}"' for name in found if name not in expected]
+    # As JSON: a name from a file may hold line breaks or terminal escapes.
+    missing = [json.dumps(name) for name in expected if name not in found]
+    unknown = [json.dumps(name) for name in found if name not in expected]
     differ = [
         f"{name} ({[*found[name].shape]} in the file, {[*value.shape]} in the network)"
         for name, value in expected.items()

@@ -46,9 +46,10 @@ class SEDDConfig:
         )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout!r}")
-        width = self.hidden_size
-        block = width * (4 + 2 * self.mlp_ratio) * width + 6 * width * self.cond_dim
-        if self.n_blocks * block + 2 * self.vocab_size * width > _MOST_PARAMETERS:
+        width, cond = self.hidden_size, self.cond_dim
+        block = width * (4 + 2 * self.mlp_ratio) * width + 6 * width * cond
+        others = cond * cond + 2 * self.vocab_size * width
+        if self.n_blocks * block + others > _MOST_PARAMETERS:
             raise ValueError(
                 "the network would have more than 2^40 parameters; take a smaller hidden_size, "
                 "n_blocks, mlp_ratio, cond_dim or vocab_size"

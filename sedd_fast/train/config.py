@@ -51,7 +51,11 @@ def load_config(
 
 def save_config(config: TrainConfig, path: str | Path) -> None:
     """Write every setting as YAML; `load_config(files=[path])` reads it back."""
-    text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True, width=10_000)
+    settings = asdict(config)
+    for readable in (True, False):  # False escapes all but ASCII: YAML would change some of it
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=readable, width=10_000)
+        if parse_yaml(text, _is_text) == settings:
+            break
     write_text(Path(path), text)
 
 

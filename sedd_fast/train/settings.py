@@ -237,7 +237,8 @@ def _check(name: str, value: Any, declared: Field[Any]) -> None:
     if declared.metadata and value != declared.default and not declared.metadata["accepts"](value):
         wanted = declared.metadata["expected"]
         raise ValueError(f"{name}: expected {wanted}, got {reprlib.repr(value)}")
-    if type(value) in (int, float) and not abs(value) <= sys.float_info.max:  # infinite or NaN
+    largest = {int: 2**63 - 1, float: sys.float_info.max}.get(type(value))
+    if largest is not None and not abs(value) <= largest:  # NaN as well
         raise ValueError(expected(name, declared, value))
 
 
@@ -245,7 +246,7 @@ def _is_a(kind: Any, value: Any) -> bool:
     if kind is float:
         return type(value) in (int, float)
     if kind is int:
-        return type(value) is int and abs(value) < 2**63
+        return type(value) is int
     if kind == list[str]:
         return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     return isinstance(value, kind)
