@@ -142,15 +142,6 @@ def config_to_original(config: SEDDConfig, kind: str = "sedd") -> dict[str, Any]
     return settings
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested settings."""
-    flat: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping)
-        flat += flatten(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return flat
-
-
 def read(name_or_dir: str | Path, kind: str | None = "sedd", **hub: Any) -> Checkpoint:
     """Read a directory or a Hub repository; see `SEDD.from_pretrained`.
 
