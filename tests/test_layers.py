@@ -32,7 +32,7 @@ LAYERS = (
     ("ops",),
     ("environment",),
     ("backends",),
-    ("kernels", "_cpu", "_cuda", "progress", "version"),
+    ("kernels", "_cpu", "_cuda", "files", "progress", "version"),
 )
 #: At most so many modules beside the packages.
 MOST_MODULES = 7

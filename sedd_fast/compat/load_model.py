@@ -18,8 +18,8 @@ def load_model_hf(dir: str | Path, device: torch.device | str) -> Loaded:
 
 def load_model_local(root_dir: str | Path, device: torch.device | str) -> Loaded:
     """``(model, graph, noise)`` of a run directory, the model with its EMA weights."""
-    model = SEDD(utils.load_hydra_config_from_run(root_dir))
-    checkpoint.restore(model, checkpoint.read(Path(root_dir)))
+    saved = checkpoint.read(Path(root_dir))
+    model = checkpoint.build(saved, lambda _: SEDD(utils.load_hydra_config_from_run(root_dir)))
     return _with_process(model.eval(), device)
 
 

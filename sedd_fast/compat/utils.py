@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from sedd_fast.models.checkpoint import RUN_CONFIG, allow_numpy_scalars, replace_file
+from sedd_fast.files.pickles import load_pickle, save_pickle
+from sedd_fast.models.checkpoint import RUN_CONFIG
 
 
 def load_hydra_config_from_run(load_dir: str | Path) -> Any:
@@ -50,15 +51,15 @@ def restore_checkpoint(
     """Load optimizer, model, ema and step from the file ``ckpt_dir`` into ``state``, if it exists.
 
     If it does not, its directory is made, a warning is logged, and ``state`` is returned unchanged.
-    Raises RuntimeError, with the keys, for weights that do not fit the model.
+    Raises RuntimeError, with the keys, for weights that do not fit the model, and ValueError for a
+    file that is damaged.
     """
     path = Path(ckpt_dir)
     if not path.exists():
         makedirs(path.parent)
         logging.getLogger(__name__).warning("no checkpoint at %s: starting anew", path)
         return state
-    with allow_numpy_scalars():
-        saved = torch.load(path, map_location=device, weights_only=True)
+    saved = load_pickle(path, device=device)
     for name, part in _parts(state).items():
         part.load_state_dict(saved[name])
     state["step"] = saved["step"]
@@ -69,7 +70,7 @@ def save_checkpoint(ckpt_dir: str | Path, state: dict[str, Any]) -> None:
     """Write optimizer, model, ema and step to the file ``ckpt_dir``: whole, or not at all."""
     saved = {name: part.state_dict() for name, part in _parts(state).items()}
     saved["step"] = state["step"]
-    replace_file(Path(ckpt_dir), lambda file: torch.save(saved, file))
+    save_pickle(saved, Path(ckpt_dir))
 
 
 def _parts(state: dict[str, Any]) -> dict[str, Any]:

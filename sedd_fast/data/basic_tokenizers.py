@@ -2,12 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from sedd_fast.files import checksums
+from sedd_fast.files.writing import write_files
 
 END_OF_TEXT = "<|endoftext|>"
 REPLACEMENT = "\ufffd"  # what an unknown character decodes to
@@ -150,11 +153,17 @@ def checked(ids: Iterable[int], vocab_size: int) -> list[int]:
     return numbers
 
 
-def write_marker(directory: str | Path, **fields: str) -> None:
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+def write_marker(
+    directory: str | Path, also: Callable[[Path], Any] = lambda folder: None, **fields: str
+) -> None:
+    """Write what load_tokenizer reads, and what `also(folder)` writes, with tokenizer.sha256."""
     text = json.dumps(fields, ensure_ascii=False, indent=2) + "\n"
-    (folder / MARKER).write_text(text, encoding="utf-8")
+
+    def fill(folder: Path) -> None:
+        (folder / MARKER).write_text(text, encoding="utf-8")
+        also(folder)
+
+    write_files(Path(directory), checksums.TOKENIZER, fill)
 
 
 def digest(kind: str, content: str) -> str:

@@ -42,8 +42,8 @@ class DataConfig:
         cache_dir: where tokenised data sets are kept; None: ~/.cache/sedd_fast.
     """
 
-    train: Any = field(default="pydoc", metadata=_TEXT)
-    valid: Any = field(default=None, metadata=_TEXT)
+    train: str | list[str] = field(default="pydoc", metadata=_TEXT)
+    valid: str | list[str] | None = field(default=None, metadata=_TEXT)
     held_out: float = fraction(0.05)
     tokenizer: str = "characters"
     random_offset: bool = False

@@ -124,9 +124,9 @@ def _valid_documents(config: DataConfig) -> list[str]:
 
 
 def _hub_dataset(
-    config: DataConfig, name: str, configuration: str | None, split: str
+    config: DataConfig, source: str | list[str], configuration: str | None, split: str
 ) -> HubDataset:
-    name = name.removeprefix("hf:")
+    name = str(source).removeprefix("hf:")
     return HubDataset(name, configuration, split, config.text_column, config.streaming)
 
 

@@ -70,8 +70,10 @@ class HubTokenizer:
         return self.backend.decode(checked(ids, self.vocab_size), skip_special_tokens=False)
 
     def save(self, directory: str | Path) -> None:
-        write_marker(directory, kind="tokenizers")
-        self.backend.save(str(Path(directory) / "tokenizer.json"))
+        def also(folder: Path) -> None:
+            self.backend.save(str(folder / "tokenizer.json"))
+
+        write_marker(directory, also, kind="tokenizers")
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,7 @@ class TransformersTokenizer:
         return self.backend.decode(checked(ids, self.vocab_size), **options)
 
     def save(self, directory: str | Path) -> None:
-        write_marker(directory, kind="transformers")
-        self.backend.save_pretrained(str(directory))
+        write_marker(directory, self.backend.save_pretrained, kind="transformers")
 
 
 def load_from_hub(name: str) -> Tokenizer:

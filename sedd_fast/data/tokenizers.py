@@ -19,6 +19,7 @@ from pathlib import Path
 from sedd_fast.data.basic_tokenizers import MARKER, ByteTokenizer, CharTokenizer, Tokenizer
 from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer, load_from_hub
 from sedd_fast.data.libraries import explained
+from sedd_fast.files import checksums
 
 
 def make_tokenizer(spec: str, texts: Iterable[str] | None = None) -> Tokenizer:
@@ -60,6 +61,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def _load_directory(path: Path) -> Tokenizer:
+    checksums.verify(path, checksums.TOKENIZER, MARKER)
     if (path / MARKER).is_file():
         return _load_marked(path)
     if (path / "tokenizer.json").is_file():

@@ -6,28 +6,30 @@
 
 The settings are the original's, flat or nested under "config"; `model.type` says which network it
 is, "ddit" for SEDD, "posterior" for PosteriorSEDD, "ar" for the autoregressive baseline.
-Everything is strict: a weight missing or left over is an error. Pickle files are read as bare
-tensors (`weights_only`), so that a checkpoint from a stranger cannot run code.
+Everything is strict: a weight missing or left over is an error. Files are verified
+(`sedd_fast.files`): pickles by the CRC-32 of their records, what `write` wrote by `model.sha256`,
+the list of SHA-256 sums beside it. Settings are compared with the names and shapes of the weights
+before a network is made, so that small files cannot ask for more memory than they hold weights.
 """
 
 import contextlib
 import json
-import os
-import pickle
 import re
+import reprlib
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sedd_fast.files import checksums
+from sedd_fast.files.documents import read_json
+from sedd_fast.files.pickles import check_weights, load_pickle
+from sedd_fast.files.writing import write_files
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.ema import check_shapes
 
@@ -52,8 +54,11 @@ _KEYS = {
     "model.dropout": ("dropout", True),
     "model.scale_by_sigma": ("scale_by_sigma", False),
 }
+_SECTIONS = ("tokens", "graph", "noise", "model")
 _GRAPHS = {"absorb": "absorbing", "uniform": "uniform"}
 
+#: More blocks than the weights have are refused at once; fewer are compared name by name.
+_MANY_BLOCKS = 1000
 
 # kind of network -> its model.type, and the class that reads it
 _KINDS = {
@@ -83,27 +88,46 @@ def config_from_original(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError listing the keys that are missing. Other sections (training, data, ...) are
     ignored; an unknown setting of the network itself is warned about.
     """
-    settings = settings.get("config", settings)
-    flat = dict(flatten(settings))
+    settings = _inner(settings)
+    flat = {"tokens": settings["tokens"]} if "tokens" in settings else {}
+    for section in _SECTIONS[1:]:
+        flat |= {f"{section}.{key}": value for key, value in _section(settings, section).items()}
     missing = [key for key, (_, optional) in _KEYS.items() if not optional and key not in flat]
     if missing:
         raise ValueError(f"the settings lack {', '.join(missing)}: not those of a SEDD network")
     known = {*_KEYS, "model.name", "model.type"}
     if unknown := [key for key in flat if key.startswith("model.") and key not in known]:
-        warnings.warn(f"settings of the network that are not known here: {unknown}", stacklevel=2)
+        names = reprlib.repr(unknown)
+        warnings.warn(f"settings of the network that are not known here: {names}", stacklevel=2)
     kind_of(settings)
     values = {field: flat[key] for key, (field, _) in _KEYS.items() if key in flat}
-    values["graph"] = _GRAPHS.get(values["graph"], values["graph"])
+    if isinstance(values["graph"], str):
+        values["graph"] = _GRAPHS.get(values["graph"], values["graph"])
     return values
+
+
+def _inner(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings themselves, flat or under "config"."""
+    inner = settings.get("config", settings)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = settings.get(name, {})
+    if not isinstance(section, Mapping):
+        got = type(section).__name__
+        raise ValueError(f"{name} must hold settings by name, as in {name}.type, got {got}")
+    return section
 
 
 def kind_of(settings: Mapping[str, Any]) -> str:
     """ "sedd", "posterior" or "ar", as model.type says; ValueError for another type."""
-    name = settings.get("config", settings).get("model", {}).get("type", "ddit")
-    kinds = {known: kind for kind, (known, _) in _KINDS.items()}
-    if name not in kinds:
-        raise ValueError(f"model.type must be one of {', '.join(kinds)}, got {name!r}")
-    return kinds[name]
+    name = _section(_inner(settings), "model").get("type", "ddit")
+    for kind, (known, _) in _KINDS.items():
+        if name == known:
+            return kind
+    known = ", ".join(known for known, _ in _KINDS.values())
+    raise ValueError(f"model.type must be one of {known}, got {reprlib.repr(name)}")
 
 
 def config_to_original(config: SEDDConfig, kind: str = "sedd") -> dict[str, Any]:
@@ -116,15 +140,6 @@ def config_to_original(config: SEDDConfig, kind: str = "sedd") -> dict[str, Any]
     names = {ours: original for original, ours in _GRAPHS.items()}
     settings["graph"] = {"type": names[config.graph], "file": "data", "report_all": False}
     return settings
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested settings."""
-    flat: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping)
-        flat += flatten(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return flat
 
 
 def read(name_or_dir: str | Path, kind: str | None = "sedd", **hub: Any) -> Checkpoint:
@@ -173,14 +188,13 @@ def _weights_in(directory: Path) -> Path:
 
 
 def _read_files(config: Path, weights: Path, source: str) -> Checkpoint:
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config} is not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{config} must hold a JSON object, got {type(settings).__name__}")
+    checksums.verify(config.parent, checksums.MODEL, CONFIG, weights.name)
+    settings = read_json(config)
+    with _named(config):
+        fields, kind = config_from_original(settings), kind_of(settings)
     state = _load_safetensors(weights) if weights.name == SAFETENSORS else _load_pickle(weights)
-    return Checkpoint(source, config_from_original(settings), state, kind=kind_of(settings))
+    check_weights(state.items(), weights)
+    return Checkpoint(source, fields, state, kind=kind)
 
 
 def _read_run(directory: Path) -> Checkpoint:
@@ -190,55 +204,61 @@ def _read_run(directory: Path) -> Checkpoint:
             f"{directory} holds no {CONFIG}, and as a run directory of the original trainer it "
             f"lacks {' and '.join(missing)}"
         )
+    config, path = directory / RUN_CONFIG, directory / RUN_STATE
+    with _named(config):
+        fields = config_from_original(_run_settings(config))
+    state = _load_pickle(path)
+    absent = [name for name in ("model", "ema") if not isinstance(state.get(name), dict)]
+    if absent or not isinstance(state["ema"].get("shadow_params"), list):
+        raise ValueError(f"{path} lacks {' and '.join(absent) or 'ema.shadow_params'}")
+    weights, shadow = state["model"], state["ema"]["shadow_params"]
+    check_weights(weights.items(), path)
+    check_weights(((f"ema.shadow_params[{i}]", value) for i, value in enumerate(shadow)), path)
+    return Checkpoint(str(directory), fields, weights, shadow)
+
+
+def _run_settings(path: Path) -> dict[str, Any]:
+    """The sections of the original's settings that describe the network, references resolved."""
     from omegaconf import OmegaConf
 
-    settings = OmegaConf.to_container(OmegaConf.load(directory / RUN_CONFIG), resolve=True)
+    from sedd_fast.files.documents import read_yaml
+
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
-        raise ValueError(f"{directory / RUN_CONFIG} must hold a mapping of settings")
-    state = _load_pickle(directory / RUN_STATE)
-    absent = {"model", "ema"} - state.keys()
-    if absent or "shadow_params" not in state["ema"]:
-        raise ValueError(f"{directory / RUN_STATE} lacks {sorted(absent) or 'ema.shadow_params'}")
-    config = config_from_original({str(key): value for key, value in settings.items()})
-    return Checkpoint(str(directory), config, state["model"], state["ema"]["shadow_params"])
+        raise ValueError("it must hold a mapping of settings")
+    try:
+        whole = OmegaConf.create(settings)
+        found = {name: whole[name] for name in _SECTIONS if name in whole}
+        return {
+            name: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
+            for name, part in found.items()
+        }
+    except Exception as error:  # resolving a reference can raise nearly anything
+        raise ValueError(f"cannot be resolved: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the name of the file before the text of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-
-
-def allow_numpy_scalars() -> contextlib.AbstractContextManager[Any]:
-    """Let ``weights_only`` loading accept numpy numbers.
-
-    The original's warm-up leaves the learning rate as one in the optimiser's state, so that every
-    checkpoint it wrote holds it. They are plain numbers: reading them runs no code.
-    """
-    scalar = np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [np.dtype, type(np.dtype(np.float64))]
-    allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return torch.serialization.safe_globals(allowed)
+    except OSError:
+        raise
+    except Exception as error:  # a wrong header: SafetensorError, or what torch makes of a dtype
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged or not a safetensors file: {reason}") from error
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:
-    """Tensors and plain containers only. Memory-mapped: optimiser moments are never read in."""
-    try:
-        with allow_numpy_scalars():
-            state = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} was refused: it is damaged, or holds Python objects besides tensors, and "
-            "unpickling those can run any code; ask its author for a safetensors file"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} must hold a dict of tensors, got {type(state).__name__}")
-    return state
+    """Memory-mapped: optimiser moments are verified, but take no memory."""
+    return load_pickle(path, mmap=True, legacy=True)
 
 
 def _download(name: str, **hub: Any) -> tuple[Path, Path]:
@@ -251,6 +271,8 @@ def _download(name: str, **hub: Any) -> tuple[Path, Path]:
             weights = hf_hub_download(name, SAFETENSORS, **hub)
         except EntryNotFoundError:
             weights = hf_hub_download(name, PICKLE, **hub)
+        with contextlib.suppress(EntryNotFoundError):  # published checkpoints have none
+            hf_hub_download(name, checksums.MODEL, **hub)
     except OSError as error:  # every error of the Hub and of the network is one
         raise FileNotFoundError(
             f"no directory {name!r} here, and no SEDD network of that name could be had from the "
@@ -260,41 +282,97 @@ def _download(name: str, **hub: Any) -> tuple[Path, Path]:
     return Path(config), Path(weights)
 
 
-def restore(model: nn.Module, saved: Checkpoint) -> None:
-    """Load the weights, then the EMA weights over the parameters where the checkpoint has them."""
-    try:
-        model.load_state_dict(saved.weights)
-    except RuntimeError as error:
-        problems = " ".join(line.strip() for line in str(error).splitlines()[1:])
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def build(saved: Checkpoint, make: Callable[[SEDDConfig], Network]) -> Network:
+    """The network `make(config)` with the weights of a checkpoint.
+
+    It is first made without memory and compared with the weights: settings that ask for another
+    size than theirs allocate nothing.
+
+    Raises:
+        ValueError: the settings are no SEDDConfig, or the weights do not fit them.
+    """
+    with _named(Path(saved.source)):
+        config = SEDDConfig(**saved.config)
+    blocks = {name.split(".")[1] for name in saved.weights if name.startswith("blocks.")}
+    if config.n_blocks > max(_MANY_BLOCKS, len(blocks)):  # making them would take minutes
+        raise ValueError(
+            f"the settings of {saved.source} ask for {config.n_blocks} blocks, but its weights are "
+            f"those of {len(blocks)}; take the settings that they were trained with"
+        )
+    with torch.device("meta"):
+        check_fit(make(config), saved)
+    model = make(config)
+    restore(model, saved)
+    return model
+
+
+def check_fit(model: nn.Module, saved: Checkpoint) -> None:
+    """ValueError unless the weights have the names and shapes of the network's."""
+    expected, found = model.state_dict(), saved.weights
+    # As JSON: a name from a file may hold line breaks or terminal escapes.
+    missing = [json.dumps(name) for name in expected if name not in found]
+    unknown = [json.dumps(name) for name in found if name not in expected]
+    differ = [
+        f"{name} ({[*found[name].shape]} in the file, {[*value.shape]} in the network)"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    listed = {"Missing keys:": missing, "Unexpected keys:": unknown, "size mismatch for": differ}
+    if problems := [f"{what} {_first(names)}" for what, names in listed.items() if names]:
         raise ValueError(
             f"the weights of {saved.source} do not fit its settings, which must be those that "
-            f"the weights were trained with: {problems}"
-        ) from error
+            f"the weights were trained with: {'; '.join(problems)}"
+        )
     if saved.shadow is not None:
         parameters: list[Tensor] = list(model.parameters())
         check_shapes(saved.shadow, parameters, f"the EMA in {saved.source}")
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:200] for name in names[:most]) + more
+
+
+def restore(model: nn.Module, saved: Checkpoint) -> None:
+    """Load the weights, then the EMA weights over the parameters where the checkpoint has them.
+
+    Raises:
+        ValueError: they do not fit; the network is then unchanged.
+    """
+    check_fit(model, saved)
+    model.load_state_dict(saved.weights)
+    if saved.shadow is not None:
         with torch.no_grad():
-            torch._foreach_copy_(parameters, saved.shadow)
+            torch._foreach_copy_(list(model.parameters()), saved.shadow)
 
 
 def write(
     directory: str | Path, config: SEDDConfig, weights: Mapping[str, Tensor], kind: str = "sedd"
 ) -> None:
-    """Write config.json and model.safetensors; each file appears whole or not at all."""
+    """Write config.json and model.safetensors, and the list of their sums, model.sha256."""
     directory = Path(directory).expanduser()
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; give a directory to save into")
-    directory.mkdir(parents=True, exist_ok=True)
-    on_cpu = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     text = json.dumps(config_to_original(config, kind), indent=2) + "\n"
-    replace_file(directory / SAFETENSORS, lambda file: save_file(on_cpu, file, {"format": "pt"}))
-    replace_file(directory / CONFIG, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def fill(folder: Path) -> None:
+        save_file(_separate(weights), folder / SAFETENSORS, {"format": "pt"})
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+
+    write_files(directory, checksums.MODEL, fill)
 
 
-def replace_file(path: Path, write_to: Callable[[Path], Any]) -> None:
-    """Write a file by ``write_to(another path)``; under its own name it appears whole."""
-    unfinished = path.with_name(path.name + ".tmp")
-    write_to(unfinished)
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous on the CPU, none in the memory of another: safetensors has no tied weights."""
+    used: set[int] = set()
+    separate = {}
+    for name, value in weights.items():
+        on_cpu = value.detach().cpu().contiguous()
+        if (start := on_cpu.untyped_storage().data_ptr()) in used:
+            on_cpu = on_cpu.clone()
+        used.add(start)
+        separate[name] = on_cpu
+    return separate

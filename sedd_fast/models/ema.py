@@ -82,13 +82,21 @@ class ExponentialMovingAverage:
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore a state that `state_dict` returned; the shadows keep their device."""
-        if missing := set(_STATE) - state_dict.keys():
+        """Restore a state that `state_dict` returned; the shadows keep their device.
+
+        Raises ValueError, with nothing changed, for a state of another form or another model.
+        """
+        if missing := set(_STATE) - set(state_dict if isinstance(state_dict, Mapping) else ()):
             raise ValueError(f"state_dict lacks {sorted(missing)}: not the state of an EMA")
-        saved = state_dict["shadow_params"]
+        decay, updates, saved = (state_dict[name] for name in _STATE)
+        if not isinstance(decay, (int, float)) or not 0.0 <= decay <= 1.0:
+            raise ValueError(f"the saved EMA: decay must lie in [0, 1], got {decay!r:.80}")
+        if updates is not None and not (isinstance(updates, int) and 0 <= updates < 2**63):
+            raise ValueError(
+                f"the saved EMA: num_updates must be a count or None, got {updates!r:.80}"
+            )
         check_shapes(saved, self.shadow_params, "the saved EMA")
-        self.decay = state_dict["decay"]
-        self.num_updates = state_dict["num_updates"]
+        self.decay, self.num_updates = decay, updates
         for shadow, value in zip(self.shadow_params, saved, strict=True):
             shadow.copy_(value)
 
@@ -100,6 +108,8 @@ class ExponentialMovingAverage:
 
 def check_shapes(shadows: list[Tensor], parameters: list[Tensor], source: str) -> None:
     """Raise ValueError unless the averages match the parameters, in order and in shape."""
+    if not isinstance(shadows, list) or not all(isinstance(s, Tensor) for s in shadows):
+        raise ValueError(f"{source} must be a list of tensors, got {type(shadows).__name__}")
     if len(shadows) != len(parameters):
         raise ValueError(
             f"{source} has {len(shadows)} tensors, but there are {len(parameters)} trainable "

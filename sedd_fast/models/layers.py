@@ -46,8 +46,10 @@ class Rotary(nn.Module):
 
     def __init__(self, dim: int, base: float = 10_000.0) -> None:
         super().__init__()
-        exponent = torch.arange(0, dim, 2).float() / dim
-        self.register_buffer("inv_freq", 1.0 / base**exponent)  # in published state dicts
+        # On the CPU: arithmetic on the meta device imports torch's compiler, which takes a second.
+        exponent = torch.arange(0, dim, 2, device="cpu").float() / dim
+        inv_freq = (1.0 / base**exponent).to(torch.get_default_device())
+        self.register_buffer("inv_freq", inv_freq)  # in published state dicts
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
         # model.half() or .bfloat16() would round the frequencies: wrong by radians at position 1000

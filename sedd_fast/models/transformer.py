@@ -52,7 +52,8 @@ class Transformer(nn.Module):
         directory of the original trainer (its EMA weights are taken). Any other name is a Hub
         repository; `hub` goes to `huggingface_hub.hf_hub_download`: revision, cache_dir, token,
         force_download, local_files_only. Raises FileNotFoundError where nothing is found, and
-        ValueError for unreadable files, incomplete settings, and unknown or missing weights.
+        ValueError for unreadable or damaged files, wrong or incomplete settings, and unknown or
+        missing weights.
         """
         return cls.from_checkpoint(checkpoint.read(name_or_dir, cls.kind, **hub), device)
 
@@ -61,12 +62,15 @@ class Transformer(nn.Module):
         cls, saved: checkpoint.Checkpoint, device: torch.device | str = "cpu"
     ) -> Self:
         """The network of a checkpoint that was read, in evaluation mode."""
-        model = cls(SEDDConfig(**saved.config))
-        checkpoint.restore(model, saved)
-        return model.to(device).eval()
+        return checkpoint.build(saved, cls).to(device).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and model.safetensors, in the original's format and names."""
+        """Write config.json and model.safetensors, in the original's format and names.
+
+        Their SHA-256 sums go to model.sha256: `from_pretrained` compares them, and so does
+        `sha256sum -c`. Tied weights are written under each of their names. Raises OSError where
+        the files cannot be written; the directory is then unchanged.
+        """
         checkpoint.write(directory, self.config, self.state_dict(), self.kind)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

@@ -51,7 +51,9 @@ def without_gradient(value: Tensor) -> Tensor:
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """ValueError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r:.80}"
+        )
 
 
 def check_tensor(name: str, value: object) -> Tensor:

@@ -8,18 +8,19 @@ presets are plain YAML (sedd_fast/train/presets) and hold only what differs from
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import types
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import Field, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
-from sedd_fast.models.checkpoint import flatten
-from sedd_fast.train.run_directory import write_text
-from sedd_fast.train.settings import TrainConfig
+from sedd_fast.files.documents import parse_yaml, read_yaml
+from sedd_fast.files.writing import write_text
+from sedd_fast.train.setting_text import text_value
+from sedd_fast.train.settings import TrainConfig, expected, kinds
 
 PRESETS = ("tiny", "small", "medium")
 
@@ -32,7 +33,10 @@ def load_config(
     Args:
         preset: "tiny", "small", "medium", or None for the dataclass defaults.
         files: YAML files, or run directories' config.yaml.
-        overrides: "section.key=value", the value as YAML reads it (a list: "[a.txt,b.txt]").
+        overrides: "section.key=value". Where the setting is text, the value is taken literally:
+            `data.train=my #1 book.txt`. Its other forms are "[a.txt,b.txt]" (a list), "'[a].txt'"
+            (text that looks like another form) and "null". Elsewhere YAML reads the value. In a
+            YAML file text needs the quotes that YAML asks for, but `no` or `1984` stay text.
 
     Raises:
         ValueError: unknown key (with the close matches), wrong type, bad value, missing file;
@@ -41,62 +45,112 @@ def load_config(
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
     first = [Path(__file__).with_name("presets") / f"{preset}.yaml"] if preset else []
-    layers = (*map(_read_yaml, [*first, *files]), *map(_parse_override, overrides))
+    layers = (*map(_read_file, [*first, *files]), *map(_parse_override, overrides))
     return config_from_dict(*layers)
 
 
 def save_config(config: TrainConfig, path: str | Path) -> None:
     """Write every setting as YAML; `load_config(files=[path])` reads it back."""
-    write_text(Path(path), OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    settings = asdict(config)
+    for readable in (True, False):  # False escapes all but ASCII: YAML would change some of it
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=readable, width=10_000)
+        if parse_yaml(text, _is_text) == settings:
+            break
+    write_text(Path(path), text)
 
 
 def config_from_dict(*layers: Mapping[str, Any]) -> TrainConfig:
     """Settings from nested dictionaries such as `dataclasses.asdict(config)` gives; later wins."""
-    known = asdict(TrainConfig())
+    merged: dict[str, Any] = {}
     for layer in layers:
-        for key, value in layer.items():
-            if isinstance(known.get(key), dict) and not isinstance(value, Mapping):
-                raise ValueError(f"{key}: expected settings under it, as in {key}.KEY=VALUE")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), *layers)
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except ConfigKeyError as error:
-        unknown = str(error.full_key)
-        raise ValueError(f"unknown setting {unknown!r}; {_suggest(unknown, known)}") from error
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{error.full_key or 'settings'}: {reason}") from error
+        if not isinstance(layer, Mapping):
+            raise ValueError(f"settings: expected a mapping, got {type(layer).__name__}")
+        for name, value in layer.items():
+            if name not in _SECTIONS:
+                merged[name] = _typed(_setting(name), value)
+            elif isinstance(value, Mapping):
+                own = {key: _typed(_setting(f"{name}.{key}"), v) for key, v in value.items()}
+                merged[name] = merged.get(name, {}) | own
+            else:
+                raise ValueError(f"{name}: expected settings under it, as in {name}.KEY=VALUE")
+    made = {name: cls(**merged.get(name, {})) for name, cls in _SECTIONS.items()}
+    return TrainConfig(**(merged | made))
 
 
-def _read_yaml(path: str | Path) -> Any:
+#: Sections and their classes, and every setting with its field, by dotted name.
+_SECTIONS: dict[str, Any] = {f.name: f.type for f in fields(TrainConfig) if is_dataclass(f.type)}
+_SETTINGS: dict[str, Field[Any]] = {
+    **{f.name: f for f in fields(TrainConfig) if f.name not in _SECTIONS},
+    **{f"{name}.{f.name}": f for name, cls in _SECTIONS.items() for f in fields(cls)},
+}
+
+
+def _setting(name: str) -> tuple[str, Field[Any]]:
+    """A setting's dotted name and its field; ValueError where there is none of that name."""
+    if name not in _SETTINGS:
+        raise ValueError(f"unknown setting {name!r:.80}; {_suggest(str(name))}")
+    return name, _SETTINGS[name]
+
+
+def _typed(setting: tuple[str, Field[Any]], value: Any) -> Any:
+    """The value as its field's type; ValueError where that is not possible."""
+    name, declared = setting
+    if value is None and types.NoneType in kinds(declared):
+        return None
+    for kind in kinds(declared):
+        with suppress(ValueError, OverflowError):
+            if kind in (int, float) and type(value) in (int, str, kind):
+                return kind(value)
+            if kind is bool and (type(value) is bool or value in (0, 1)):
+                return bool(value)
+            if kind is str and isinstance(value, str):
+                return value
+            if kind == list[str] and isinstance(value, (list, tuple)):
+                return [*value]
+    raise ValueError(expected(name, declared, value))
+
+
+def _is_text(keys: tuple[str, ...]) -> bool:
+    name = ".".join(keys)
+    return name in _SETTINGS and str in kinds(_SETTINGS[name])
+
+
+def _read_file(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"config: no file {str(path)!r}; presets are {', '.join(PRESETS)}")
-    settings = _parse(OmegaConf.load, path, f"config: {path} is not valid YAML")
+    try:
+        settings = read_yaml(Path(path), _is_text)
+    except ValueError as error:
+        raise ValueError(f"config: {path} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"config: {path} holds no settings; expected lines such as 'optim:'")
     return settings
 
 
 def _parse_override(text: str) -> Any:
-    if "=" not in text or text.startswith("="):
+    name, equals, value = text.partition("=")
+    if not equals or not name:
         raise ValueError(f"override: expected section.key=value, got {text!r}")
-    return _parse(OmegaConf.from_dotlist, [text], f"override: cannot read {text!r} as YAML")
-
-
-def _parse(read: Callable[[Any], Any], source: Any, problem: str) -> Any:
-    """The settings that `read(source)` returns; ValueError in one line for wrong YAML."""
+    keys = tuple(name.split("."))
+    parsed: Any
     try:
-        return OmegaConf.to_container(read(source))
-    except YAMLError as error:
-        raise ValueError(f"{problem}: {' '.join(str(error).split())}") from error
+        if _is_text(keys):
+            parsed = text_value(value, lists=list[str] in kinds(_SETTINGS[name]))
+        else:
+            parsed = parse_yaml(value, lambda below: _is_text((*keys, *below)))
+    except ValueError as error:
+        raise ValueError(f"override: cannot read {text!r} as YAML: {error}") from error
+    for key in reversed(keys):
+        parsed = {key: parsed}
+    return parsed
 
 
-def _suggest(unknown: str, known: Mapping[str, Any]) -> str:
+def _suggest(unknown: str) -> str:
     """The settings that an unknown key may have meant, or those of its section."""
     section, _, name = unknown.rpartition(".")
-    every = [key for key, _ in flatten(known)]
-    close = difflib.get_close_matches(unknown, every, n=3, cutoff=0.8)
-    close += [key for key in every if key.rpartition(".")[2] == name and key not in close]
+    close = difflib.get_close_matches(unknown, _SETTINGS, n=3, cutoff=0.8)
+    close += [key for key in _SETTINGS if key.rpartition(".")[2] == name and key not in close]
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"{section or 'the top level'} has {', '.join(known[section] if section else known)}"
+    known = fields(_SECTIONS.get(section, TrainConfig))
+    return f"{section or 'the top level'} has {', '.join(f.name for f in known)}"

@@ -23,13 +23,14 @@ from sedd_fast.data.prompts import Piece, Sample, decode_samples, lay_out
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.ngram import baseline_bits
+from sedd_fast.files.writing import write_text
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import infill, sample
 from sedd_fast.train.api import is_finished, resume, train
 from sedd_fast.train.config import load_config
 from sedd_fast.train.plots import plot_training
 from sedd_fast.train.progress import OnStep, TrainResult
-from sedd_fast.train.run_directory import RunDirectory, write_text
+from sedd_fast.train.run_directory import RunDirectory
 
 RECORD, PICTURE = "demo.json", "curves.png"
 SAMPLES = 3

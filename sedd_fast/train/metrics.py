@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from sedd_fast.data.libraries import import_library
-from sedd_fast.train.run_directory import RunDirectory, write_text
+from sedd_fast.files.writing import write_text
+from sedd_fast.train.run_directory import RunDirectory
 from sedd_fast.train.settings import TrainConfig
 
 

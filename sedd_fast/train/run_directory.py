@@ -14,11 +14,9 @@ start.
 """
 
 import os
-import pickle
 import random
 import re
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sedd_fast.models.checkpoint import replace_file
+from sedd_fast.files.pickles import load_pickle, save_pickle
+from sedd_fast.files.writing import flush
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -71,26 +70,21 @@ class RunDirectory:
 
 
 def save_file(content: Any, path: Path) -> None:
-    """`torch.save`, flushed to the disk."""
-    torch.save(content, path)
-    _flush(path)
+    """`torch.save`, flushed to the disk; OSError, with no file left, where it cannot be written."""
+    save_pickle(content, path)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, flushed to the disk; a file of that name is replaced at once."""
-    replace_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+def load_file(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """`torch.load` of plain data and tensors, all verified.
 
-
-def load_file(path: Path, mmap: bool = False) -> Any:
-    """`torch.load` of plain data and tensors; with `mmap` tensors stay on the disk until read.
+    With `mmap` tensors stay on the disk until they are read, and are not verified.
 
     Raises:
         ValueError: the file is damaged or missing.
     """
     try:
-        zipfile.ZipFile(path).close()  # torch would take any other file for its old format
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        return load_pickle(path, mmap=mmap, tensors=not mmap)
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"checkpoint: cannot read {path} ({str(error).splitlines()[0]}); remove "
             f"{path.parent} to resume from the checkpoint before it"
@@ -100,15 +94,15 @@ def load_file(path: Path, mmap: bool = False) -> Any:
 def replace_directory(staged: Path, final: Path) -> None:
     """Flush `staged` and rename it to `final`, replacing a directory of that name."""
     for file in staged.rglob("*"):
-        _flush(file)
-    _flush(staged)
+        flush(file)
+    flush(staged)
     old = final.with_name(f".{final.name}-old")
     if final.exists():
         os.replace(final, old)
     os.replace(staged, final)
     if old.exists():
         shutil.rmtree(old)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def write_directory(final: Path, fill: Callable[[Path], None]) -> None:
@@ -139,11 +133,3 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

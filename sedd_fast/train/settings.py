@@ -6,8 +6,10 @@ where it has them (optim.warmup, training.n_iters, ...).
 """
 
 import math
+import reprlib
+import sys
 from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from sedd_fast.data.config import DataConfig, fraction, limits
 from sedd_fast.models.checkpoint import config_from_original
@@ -185,8 +187,14 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for section in (f.name for f in fields(self) if f.name != "run_dir"):
-            for f in fields(own := getattr(self, section)):
+        for whole in fields(self):
+            own, section = getattr(self, whole.name), whole.name
+            if section == "run_dir":
+                _check(section, own, whole)
+                continue
+            if not isinstance(own, whole.type):  # type: ignore[arg-type]
+                raise ValueError(f"{section}: expected settings, got {reprlib.repr(own)}")
+            for f in fields(own):
                 _check(f"{section}.{f.name}", getattr(own, f.name), f)
         _check_objective(self)
 
@@ -206,10 +214,42 @@ class TrainConfig:
         return SEDDConfig(**config_from_original(settings))
 
 
-def _check(name: str, value: Any, declared: Field) -> None:
-    """ValueError where a value is neither its field's default nor within the limits there."""
+def kinds(declared: Field[Any]) -> tuple[Any, ...]:
+    """The types of a field's values: (float, NoneType) for `float | None`."""
+    return get_args(declared.type) or (declared.type,)
+
+
+_NAMES = {int: "an int", float: "a finite number", bool: "true or false", str: "text"}
+
+
+def expected(name: str, declared: Field[Any], value: Any) -> str:
+    """The message for a value of a wrong type."""
+    named = " or ".join(_NAMES[kind] for kind in kinds(declared) if kind in _NAMES)
+    if str in kinds(declared):
+        named = declared.metadata.get("expected", named)
+    return f"{name}: expected {named}, got {reprlib.repr(value)}"
+
+
+def _check(name: str, value: Any, declared: Field[Any]) -> None:
+    """ValueError where a value is not of its field's type, or not within the limits there."""
+    if not any(_is_a(kind, value) for kind in kinds(declared)):
+        raise ValueError(expected(name, declared, value))
     if declared.metadata and value != declared.default and not declared.metadata["accepts"](value):
-        raise ValueError(f"{name}: expected {declared.metadata['expected']}, got {value!r}")
+        wanted = declared.metadata["expected"]
+        raise ValueError(f"{name}: expected {wanted}, got {reprlib.repr(value)}")
+    largest = {int: 2**63 - 1, float: sys.float_info.max}.get(type(value))
+    if largest is not None and not abs(value) <= largest:  # NaN as well
+        raise ValueError(expected(name, declared, value))
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    if kind is float:
+        return type(value) in (int, float)
+    if kind is int:
+        return type(value) is int
+    if kind == list[str]:
+        return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    return isinstance(value, kind)
 
 
 def _check_objective(config: TrainConfig) -> None:

@@ -92,7 +92,7 @@ def test_round_trip_is_exact(tmp_path, config):
     assert again.config == config
     assert same_weights(again, model)
     written = {file.name for file in (tmp_path / "a" / "b").iterdir()}
-    assert written == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert written == {"config.json", "model.safetensors", "model.sha256", "tokenizer.json"}
 
 
 def test_saving_again_replaces(tmp_path):
@@ -261,8 +261,19 @@ def test_hub_repository_is_downloaded(published, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub_of(published, asked))
     model = SEDD.from_pretrained("someone/sedd", revision="v1")
     assert same_weights(model, SEDD.from_pretrained(published))
-    files = ("config.json", "model.safetensors")
+    files = ("config.json", "model.safetensors", "model.sha256")
     assert asked == [("someone/sedd", file, {"revision": "v1"}) for file in files]
+
+
+def test_a_damaged_file_of_a_hub_repository_is_refused(tmp_path, monkeypatch):
+    SEDD(CONFIGS[0]).save_pretrained(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub_of(tmp_path, []))
+    SEDD.from_pretrained("someone/sedd")
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        SEDD.from_pretrained("someone/sedd")
 
 
 @pytest.mark.parametrize("missing", [EntryNotFoundError, LocalEntryNotFoundError])

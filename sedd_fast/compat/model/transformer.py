@@ -53,9 +53,7 @@ class SEDD(nn.Module):
     def from_pretrained(cls, name_or_dir: str | Path, **hub: Any) -> "SEDD":
         """A trained network in evaluation mode; see :meth:`sedd_fast.SEDD.from_pretrained`."""
         saved = checkpoint.read(name_or_dir, **hub)
-        model = cls(checkpoint.config_to_original(SEDDConfig(**saved.config)))
-        checkpoint.restore(model, saved)
-        return model.eval()
+        return checkpoint.build(saved, lambda c: cls(checkpoint.config_to_original(c))).eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors."""
