@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_fast.data.datasets import NAMED, NamedData
+from sedd_fast.data.files import read_text
 from sedd_fast.data.libraries import explained
 
 BUILT_IN = "pydoc"
@@ -85,13 +86,31 @@ class HubDataset:
                 f"{self.text_column!r}; its columns are {', '.join(columns)}"
             )
 
-    def texts(self, dataset: Any) -> Iterator[str]:
-        """The text of each row, in order, detokenised."""
-        return self.clean(row[self.text_column] for row in dataset)
+    def texts(self, dataset: Iterable[Any], first: int = 0) -> Iterator[str]:
+        """The text of each row, in order, detokenised; rows without a text (null) are left out.
 
-    def clean(self, rows: Iterable[str]) -> Iterator[str]:
-        """Raw rows of this data set as text, detokenised."""
-        return map(self.entry.detokenizer, rows) if self.entry.detokenizer else iter(rows)
+        `first` is the number of the first row, for error messages.
+        """
+        return self.clean((row.get(self.text_column) for row in dataset), first)
+
+    def clean(self, rows: Iterable[Any], first: int = 0) -> Iterator[str]:
+        """As `texts`, from the raw values of the text column.
+
+        Raises:
+            ValueError: a value is neither text nor null; the message names row and column.
+        """
+        detokenizer = self.entry.detokenizer
+        for number, text in enumerate(rows, start=first):
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"data.text_column: row {number} of the data set {self.name!r}, counted from "
+                    f"0 as rows are read, has {type(text).__name__} in column "
+                    f"{self.text_column!r}, not text: {text!r:.40}; choose a column of text, or "
+                    "convert this one"
+                )
+            yield detokenizer(text) if detokenizer else text
 
 
 def is_hub_name(source: str | Sequence[str]) -> bool:
@@ -166,19 +185,6 @@ def _expand(name: str) -> list[Path]:
     if found:
         raise ValueError(f"data: {name!r} is a directory; name its files, as in '{name}/*.txt'")
     raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
-
-
-def read_text(path: Path, name: str = "data") -> str:
-    """A file of text; ValueError, calling it `name`, where it cannot be read or is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name}: {path} is not UTF-8 (byte {error.start}: {error.reason}); convert it, "
-            f"for example with: iconv -f latin1 -t utf-8 {path} > utf8.txt"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"{name}: cannot read {path}: {error.strerror}; check the path") from error
 
 
 def loading(what: str, remedy: str) -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sedd_fast.data.basic_tokenizers import MARKER, ByteTokenizer, CharTokenizer, Tokenizer
+from sedd_fast.data.files import read_text
 from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer, load_from_hub
 from sedd_fast.data.libraries import explained
 
@@ -73,12 +74,15 @@ def _load_directory(path: Path) -> Tokenizer:
 
 
 def _load_marked(path: Path) -> Tokenizer:
-    text = (path / MARKER).read_text(encoding="utf-8")
-    with explained(f"tokenizer: {path / MARKER} is not valid JSON", "check the file", ValueError):
+    text = read_text(path / MARKER, "tokenizer")
+    wrong = f"tokenizer: {path / MARKER} is not valid JSON"
+    with explained(wrong, "check the file", ValueError, RecursionError):
         fields = json.loads(text)
     kind = fields.get("kind") if isinstance(fields, dict) else None
     if kind == "characters":
-        return CharTokenizer(fields["characters"])
+        if not isinstance(characters := fields.get("characters"), str):
+            raise ValueError(f"tokenizer: {path / MARKER} holds no characters; copy it again")
+        return CharTokenizer(characters)
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "tokenizers":
