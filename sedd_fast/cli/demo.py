@@ -70,7 +70,8 @@ def demo(
     run = _train(settings)
     report = work.evaluate_demo(run, lambda stage: progress().print(f"{stage} ..."))
     _show(run, report)
-    results().print(f"\n[dim]The whole demo took {duration(time.monotonic() - began)}.[/]")
+    took = f"\nThe whole demo took {duration(time.monotonic() - began)}."
+    results().print(took, style="dim")
 
 
 def _train(settings: work.DemoSettings) -> TrainResult:

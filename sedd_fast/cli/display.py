@@ -4,7 +4,6 @@ import time
 from collections import deque
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
 
 from rich.box import ROUNDED
 from rich.console import Console, Group, RenderableType
@@ -20,7 +19,6 @@ from sedd_fast.train.progress import HeldOut, StepInfo
 _FRAME_SECONDS = 0.2
 _STEPS_AVERAGED = 50  # the loss of one batch varies much: its noise levels are random
 _BARS = "▁▂▃▄▅▆▇█"
-_PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False}
 
 
 class TrainingDisplay:
@@ -45,7 +43,7 @@ class TrainingDisplay:
             self._live = Live(self._framed(waiting), console=self.console, auto_refresh=False)
             self._live.start(refresh=True)
         else:
-            self.console.print(f"training {self.title}: reading the text ...", **_PLAIN)
+            self.console.print(f"training {self.title}: reading the text ...", soft_wrap=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -67,7 +65,7 @@ class TrainingDisplay:
         loss = sum(self._losses) / len(self._losses)
         self._curve.append(loss)
         if self._live is None:
-            self.console.print(plain_line(info, loss), **_PLAIN)
+            self.console.print(plain_line(info, loss), soft_wrap=True)
         else:
             self._live.update(self._framed(self._figures(info, loss)), refresh=True)
 
@@ -85,7 +83,9 @@ class TrainingDisplay:
         table.add_row(unit, Text.assemble((f"{factor * loss:.3f}", "bold green"), held_out))
         rate = (f"   learning rate {info.lr:.1e}", "dim")
         table.add_row("speed", Text.assemble(f"{info.tokens_per_second:,.0f} tokens/s", rate))
-        table.add_row("curve", Text(sparkline(self._curve, self.console.width - 18), style="cyan"))
+        if not self.console.options.ascii_only:  # the encoding has the characters of the curve
+            curve = sparkline(self._curve, self.console.width - 18)
+            table.add_row("curve", Text(curve, style="cyan"))
         return Group(_bar(info), "", table)
 
 

@@ -30,6 +30,9 @@ _CONTEXT = 16  # tokens before a place that are decoded again to find its charac
 _ESCAPED = re.compile(r"\\([\\\[\]])")
 _PARTS = re.compile(rf"(?P<text>({_ESCAPED.pattern}|[^\[\]])+)|\[(?P<gap>[0-9]+)\]|(?P<bracket>.)")
 
+#: Given tokens, each stretch with its first position.
+Placed = list[tuple[int, list[int]]]
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -77,17 +80,20 @@ def lay_out(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> tuple
         ValueError: a piece does not fit, overlaps another, or cannot be encoded; more than a
             million tokens.
     """
+    return as_tensors(place(pieces, tokenizer, length), length)
+
+
+def as_tensors(placed: Placed, length: int) -> tuple[Tensor, Tensor]:
+    """What `place` returned as the two tensors of :func:`lay_out`."""
     tokens = torch.zeros(length, dtype=torch.int64)
     known = torch.zeros(length, dtype=torch.bool)
-    for start, ids in place(pieces, tokenizer, length):
+    for start, ids in placed:
         tokens[start : start + len(ids)] = torch.tensor(ids, dtype=torch.int64)
         known[start : start + len(ids)] = True
     return tokens, known
 
 
-def place(
-    pieces: Sequence[Piece], tokenizer: Tokenizer, length: int
-) -> list[tuple[int, list[int]]]:
+def place(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> Placed:
     """The first position and the tokens of each piece; errors as those of :func:`lay_out`."""
     if length > LARGEST:
         raise ValueError(f"length: more than {LARGEST:,} tokens; shorten the text or its gaps")
