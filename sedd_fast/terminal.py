@@ -126,7 +126,8 @@ def prepared() -> Iterator[None]:
             last.setFormatter(formatter)
         flush()
         for stream, handler in zip(streams, handlers, strict=True):
-            stream.reconfigure(errors=handler)
+            with suppress(OSError):  # it is flushed first, and may be closed
+                stream.reconfigure(errors=handler)
 
 
 class _VisibleFormatter(logging.Formatter):

@@ -98,5 +98,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if not errors.is_expected(error):
                 raise
             code = errors.report(error)
+        except SystemExit as closed:  # typer's, where stdout is closed before a command begins
+            code = closed.code
         code = code if isinstance(code, int) else 0
         return code if flush() else code or errors.FAILED

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sedd_fast.progress import LINE_SECONDS, stderr_console
+from sedd_fast.terminal import visible
 from sedd_fast.train.progress import HeldOut, StepInfo
 
 _FRAME_SECONDS = 0.2
@@ -30,7 +31,7 @@ class TrainingDisplay:
     """
 
     def __init__(self, title: str, console: Console | None = None) -> None:
-        self.title, self.console = title, console or stderr_console()
+        self.title, self.console = visible(title), console or stderr_console()
         self._losses: deque[float] = deque(maxlen=_STEPS_AVERAGED)
         self._curve: list[float] = []
         self._last: StepInfo | None = None  # the newest step, unless it is already shown

@@ -1,5 +1,6 @@
 """An error as one line on stderr, with the remedy, and the exit code that goes with it."""
 
+import errno
 import os
 import sys
 import traceback
@@ -50,6 +51,9 @@ def report(error: BaseException) -> int:
         message, code = "out of memory; make batch, length or model smaller", FAILED
     elif isinstance(error, UsageError):
         message = _usage(error)
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "the output"
+        message = f"{where}: {error.strerror}; make room there, or name another place"
     elif isinstance(error, OSError) and error.strerror and error.filename:
         message = f"{error.filename}: {error.strerror}; check the path and its permissions"
     else:
