@@ -8,7 +8,6 @@ from sedd_fast.cli.network import Network, load_network
 from sedd_fast.cli.options import Model, expand_options
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
 
-
 _DIGITS = 18  # of a position: more are a mistake of typing
 
 

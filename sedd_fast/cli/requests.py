@@ -186,7 +186,7 @@ def _drawn(
     """Every request with its samples in order: tokens and known, (L,) on the CPU."""
     generator = torch.Generator().manual_seed(seed)  # the CPU's: the same on any device
     process = (network.model, network.model.graph, network.model.noise)
-    config, done = options.sampler, 0
+    config, device, done = options.sampler, network.device, 0
     total = len(requests) * options.num_samples
     wanted = chain.from_iterable(repeat(each, options.num_samples) for each in requests)
     for batch in _batches(wanted, options.batch_size):
@@ -198,8 +198,7 @@ def _drawn(
         with network.autocast(), counted(label, "steps") as report:
             callback = partial(_count, report)
             given = {"generator": generator, "callback": callback, **vars(config)}
-            on_device = (each.to(network.device) for each in (tokens, known))
-            drawn = fill(*process, *on_device, **given).cpu()
+            drawn = fill(*process, tokens.to(device), known.to(device), **given).cpu()
         done += len(batch)
         yield from zip(batch, drawn, known, strict=True)
 

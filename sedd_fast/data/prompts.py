@@ -158,7 +158,7 @@ def _prefix_lengths(
     differ in length as decode(ids[s:m]) and decode(ids[s:e]) do, if enough tokens and characters
     lie between s and m, and s does not split a run of byte tokens, which is decoded as a whole.
     """
-    byte_ids = getattr(tokenizer, "byte_ids", frozenset())
+    byte_ids: frozenset[int] = getattr(tokenizer, "byte_ids", frozenset())
 
     def added(before: int, end: int) -> int:
         context = _CONTEXT

@@ -85,6 +85,18 @@ def test_marks_are_the_lengths_of_decoded_prefixes(kind):
                 assert found.marks == expected, (name, whole)
 
 
+def test_a_long_run_of_byte_tokens_is_decoded_as_a_whole():
+    tokenizer = HubTokenizer(DECODERS["llama"]())
+    day = [tokenizer.backend.token_to_id(f"<0x{byte:02X}>") for byte in "日".encode()]
+    ids = day * 20  # 20 characters; a prefix that ends within one is a replacement for each byte
+    known = torch.arange(len(ids)) % 4 < 2
+    (found,) = decode_samples(torch.tensor([ids]), known, tokenizer)
+    assert found.text == "日" * 20
+    assert found.marks[:3] == [(0, 2), (4, 2), (8, 10)]
+    assert found.marks[10:] == [(40, 14), (44, 46), (16, 50), (52, 18), (56, 58)]
+    assert found.marks[-1][1] == len(decode(ids[:58], tokenizer))
+
+
 def test_the_tokens_decoded_grow_as_the_text_does(monkeypatch):
     decoded, totals, decode_bytes = [], [], ByteTokenizer.decode
 
