@@ -6,7 +6,8 @@
                      else a data set on the Hugging Face hub, or a directory that `datasets` reads
     hf:NAME          the same, even where a file has that name
 
-A file is one document; a row of a data set is one document; the built-in corpus is one document.
+A file is one document; a row of a data set is one document, unless it has no text (null); the
+built-in corpus is one document.
 """
 
 import glob

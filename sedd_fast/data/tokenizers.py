@@ -7,6 +7,9 @@
     NAME                tokenizer.json of a model on the Hugging Face hub, e.g. "gpt2"
     transformers:NAME   whatever `transformers.AutoTokenizer` loads
 
+A tokenizer encodes exactly the text: what a file asks for besides (truncation, padding, special
+tokens around a text, BPE dropout) is not applied.
+
 `make_tokenizer` turns such a name into a `Tokenizer`; `save(directory)` writes it beside the
 weights, and `load_tokenizer(directory)` reads it back. The mask state of an absorbing graph is not
 a token: it has index vocab_size, and only the graph knows of it.
