@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 from safetensors.torch import load_file, save_file
 
-from sedd_fast import terminal
+from sedd_fast import progress, terminal
 from sedd_fast.cli import main, output, requests
 from sedd_fast.cli.display import TrainingDisplay
 from sedd_fast.data.tokenizers import ByteTokenizer
@@ -147,6 +147,8 @@ def test_boxes_tables_and_training_in_ascii(is_terminal, streams):
     output.results().print(Panel(Text("≤ █"), box=ROUNDED), output.pairs({"é": "±"}, ("", "")))
     with TrainingDisplay(f"runs/[red]x:smile:{HOSTILE}é"):
         pass
+    with progress.counted("drawing") as report:
+        report(1, 2)
     assert r"\u2264 \u2588" in out.text()
     assert r"\xe9" in out.text()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", err.text())
