@@ -5,6 +5,7 @@ would obey some of them instead of showing them.
 
     visible(text)        control characters as escapes: "\x1b" becomes the four characters \x1b
     console(...)         a console of `rich` that shows all text so
+    symbol(...)          a symbol of our own that any encoding has
     write(text)          text to stdout, with escapes for what its encoding lacks
     write_json(text)     JSON to stdout, always in UTF-8
     prepared()           stdout and stderr while a command runs
@@ -69,6 +70,11 @@ def _console_class() -> type["Console"]:
             raise BrokenPipeError  # where `rich` would exit
 
     return EscapingConsole
+
+
+def symbol(wanted: str, plain: str) -> str:
+    """The symbol `wanted`, or `plain` where the encoding of stdout lacks it."""
+    return wanted if _encodable(wanted, sys.stdout) == wanted else plain
 
 
 def write(text: str, stream: TextIO | None = None) -> None:

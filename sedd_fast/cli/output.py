@@ -111,7 +111,9 @@ def figure(value: float, error: float = math.nan, digits: int = 3) -> str:
     if not math.isfinite(value):
         return "infinite"
     shown = f"{value:.{digits}f}"
-    return f"{shown} ± {error:.{digits}f}" if math.isfinite(error) and error else shown
+    if not (math.isfinite(error) and error):
+        return shown
+    return f"{shown} {terminal.symbol('±', '+-')} {error:.{digits}f}"
 
 
 def show_text(text: str, given: list[tuple[int, int]]) -> None:

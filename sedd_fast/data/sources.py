@@ -24,6 +24,8 @@ from sedd_fast.data.libraries import explained
 BUILT_IN = "pydoc"
 _COLUMN = "text"
 _TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".csv", ".log", ".py", ".jsonl", ".json")
+#: Files of which `datasets` makes tables, and not a row of each line of text.
+_TABLES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".h5", ".hdf5"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class HubDataset:
             loaded = datasets.load_dataset(
                 self.entry.path, self.configuration or self.entry.configuration,
                 split=self.split, streaming=self.streaming, cache_dir=cache_dir,
-                **self.entry.options,
+                **_encoding(Path(self.entry.path).expanduser()), **self.entry.options,
             )  # fmt: skip
         self.check_column(loaded)
         return loaded
@@ -186,6 +188,12 @@ def _expand(name: str) -> list[Path]:
     if found:
         raise ValueError(f"data: {name!r} is a directory; name its files, as in '{name}/*.txt'")
     raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
+
+
+def _encoding(folder: Path) -> dict[str, str]:
+    """The option with which `datasets` reads the text files of a folder without byte order mark."""
+    names = {file.suffix for file in folder.rglob("*")} if folder.is_dir() else set()
+    return {"encoding": "utf-8-sig"} if ".txt" in names and not names & _TABLES else {}
 
 
 def loading(what: str, remedy: str) -> AbstractContextManager[None]:

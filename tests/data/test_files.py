@@ -9,7 +9,7 @@ from sedd_fast.cli.samples import read_samples
 from sedd_fast.data.basic_tokenizers import MARKER
 from sedd_fast.data.copies import named_rows
 from sedd_fast.data.files import read_text, split_lines
-from sedd_fast.data.sources import read_documents
+from sedd_fast.data.sources import HubDataset, read_documents
 from sedd_fast.data.tokenizers import ByteTokenizer, load_tokenizer
 
 MARK = "\ufeff".encode()
@@ -37,6 +37,17 @@ def test_a_byte_order_mark_is_no_text(read, content, expected, tmp_path):
     for mark in (b"", MARK):
         path.write_bytes(mark + content.encode())
         assert read(path) == expected
+
+
+def test_byte_order_marks_in_a_folder_that_datasets_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_bytes(MARK + b"one\xe2\x80\xa8two\nthree\n")
+    for streaming in (False, True):
+        source = HubDataset(str(folder), streaming=streaming)
+        assert list(source.texts(source.load())) == ["one\u2028two", "three"] * 2
 
 
 def test_a_byte_order_mark_before_a_saved_tokenizer(tmp_path):
