@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from sedd_fast.terminal import console
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,9 +24,7 @@ def is_main_process() -> bool:
 
 def stderr_console() -> "Console":
     """A console on stderr that prints in the main process only."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, quiet=not is_main_process())
+    return console(stderr=True, quiet=not is_main_process())
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def counted(label: str, unit: str = "") -> Iterator[Report]:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    console = stderr_console()
-    if not (console.is_terminal or console.is_jupyter):
+    on_stderr = stderr_console()
+    if not (on_stderr.is_terminal or on_stderr.is_jupyter):
         last = time.monotonic()
 
         def print_line(done: int, total: int) -> None:
@@ -46,13 +46,13 @@ def counted(label: str, unit: str = "") -> Iterator[Report]:
             if (now := time.monotonic()) >= last + LINE_SECONDS:
                 last = now
                 line = f"{label}: {done:,} of {total:,} {unit}".rstrip()
-                console.print(line, soft_wrap=True, markup=False)
+                on_stderr.print(line, soft_wrap=True)
 
         yield print_line
         return
     bar = BarColumn(complete_style="cyan")
     columns = ("{task.description}", bar, MofNCompleteColumn(), unit, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=on_stderr, transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

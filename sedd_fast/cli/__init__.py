@@ -11,6 +11,9 @@ They share:
     display.py          the progress of a training
     errors.py           an error as one line with the remedy, and the exit codes
 
+What is printed goes through `sedd_fast.terminal`: characters that the encoding of stdout or stderr
+lacks, and those that a terminal would obey, are shown as escapes.
+
 The work itself is in the other packages, where it can be imported.
 """
 

@@ -9,17 +9,23 @@ from typer.core import TyperGroup
 from sedd_fast.cli import demo, errors, genppl, infill, info, mauve, sample, tradeoff, train
 from sedd_fast.cli.eval import evaluate
 from sedd_fast.environment import reuse_memory
+from sedd_fast.terminal import flush, prepared, write
 from sedd_fast.version import __version__
 
 
 class Commands(TyperGroup):
-    """The commands; Ctrl-C is reported as one line, where typer would exit without a word."""
+    """The commands; Ctrl-C is reported as one line, where typer would exit without a word.
+
+    A reader of stdout that is gone, as `head` is after its lines, ends a command without a word.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise typer.Exit(errors.report(stop)) from stop
+        except BrokenPipeError as closed:
+            raise typer.Exit(errors.FAILED) from closed
 
 
 app = typer.Typer(
@@ -50,7 +56,7 @@ for name, command in COMMANDS.items():
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"sedd-fast {__version__}")
+        write(f"sedd-fast {__version__}\n")
         raise typer.Exit
 
 
@@ -85,10 +91,14 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the arguments without the program's name; None: those of the process.
     """
     command = typer.main.get_command(app)
-    try:
-        code = command.main(args=args, prog_name="sedd-fast", standalone_mode=False)
-    except (*errors.EXPECTED, MemoryError, RuntimeError) as error:
-        if not errors.is_expected(error):
-            raise
-        return errors.report(error)
-    return code if isinstance(code, int) else 0
+    with prepared():
+        try:
+            code = command.main(args=args, prog_name="sedd-fast", standalone_mode=False)
+        except (*errors.EXPECTED, MemoryError, RuntimeError) as error:
+            if not errors.is_expected(error):
+                raise
+            code = errors.report(error)
+        except SystemExit as closed:  # typer's, where stdout is closed before a command begins
+            code = closed.code
+        code = code if isinstance(code, int) else 0
+        return code if flush() else code or errors.FAILED

@@ -15,6 +15,7 @@ from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.options import SEED
 from sedd_fast.cli.output import heading, pairs, progress, results, show_text
 from sedd_fast.cli.train import commands
+from sedd_fast.terminal import symbol
 from sedd_fast.train import demo as work
 from sedd_fast.train.progress import TrainingInterrupted, TrainResult
 
@@ -70,7 +71,8 @@ def demo(
     run = _train(settings)
     report = work.evaluate_demo(run, lambda stage: progress().print(f"{stage} ..."))
     _show(run, report)
-    results().print(f"\n[dim]The whole demo took {duration(time.monotonic() - began)}.[/]")
+    took = f"\nThe whole demo took {duration(time.monotonic() - began)}."
+    results().print(took, style="dim")
 
 
 def _train(settings: work.DemoSettings) -> TrainResult:
@@ -105,8 +107,8 @@ def _verdict(report: work.DemoReport) -> Text:
     side, style = ("below", "bold green") if report.gain > 0 else ("above", "bold yellow")
     gain = f"{abs(report.gain):.2f} bits per character ({share:.0%}) {side} the unigram model"
     notes = (
-        f"Its figure is an upper bound ± standard error, {report.bound.samples} noise levels "
-        f"for each of {len(report.bound.nats)} blocks.\n"
+        f"Its figure is an upper bound {symbol('±', '+-')} standard error, "
+        f"{report.bound.samples} noise levels for each of {len(report.bound.nats)} blocks.\n"
         "Python's help repeats passages across topics; that helps the model and the 5-gram.\n"
     )
     return Text.assemble("The model is ", (gain, style), ".\n", (notes, "dim"))
@@ -122,8 +124,11 @@ def _bits_table(report: work.DemoReport) -> Table:
         table.add_column(header, justify="right" if header == "bits/char" else "left")
     for name, bits in sorted(rows.items(), key=lambda row: -row[1]):
         ours = name == "SEDD"
-        figure = f"≤ {bits:.3f} ± {report.stderr:.3f}" if ours else f"{bits:.3f}        "
-        bar = Text("█" * max(1, round(_BAR * bits / largest)), "green" if ours else "dim")
+        most, error = symbol("≤", "<="), symbol("±", "+-")
+        figure = f"{most} {bits:.3f} {error} {report.stderr:.3f}" if ours else f"{bits:.3f}        "
+        bar = Text(
+            symbol("█", "#") * max(1, round(_BAR * bits / largest)), "green" if ours else "dim"
+        )
         label = "SEDD, this model" if ours else name
         table.add_row(label, figure, bar, style="bold" if ours else "")
     return table

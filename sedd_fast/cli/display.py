@@ -4,7 +4,6 @@ import time
 from collections import deque
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
 
 from rich.box import ROUNDED
 from rich.console import Console, Group, RenderableType
@@ -15,12 +14,12 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sedd_fast.progress import LINE_SECONDS, stderr_console
+from sedd_fast.terminal import visible
 from sedd_fast.train.progress import HeldOut, StepInfo
 
 _FRAME_SECONDS = 0.2
 _STEPS_AVERAGED = 50  # the loss of one batch varies much: its noise levels are random
 _BARS = "▁▂▃▄▅▆▇█"
-_PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False}
 
 
 class TrainingDisplay:
@@ -32,7 +31,7 @@ class TrainingDisplay:
     """
 
     def __init__(self, title: str, console: Console | None = None) -> None:
-        self.title, self.console = title, console or stderr_console()
+        self.title, self.console = visible(title), console or stderr_console()
         self._losses: deque[float] = deque(maxlen=_STEPS_AVERAGED)
         self._curve: list[float] = []
         self._last: StepInfo | None = None  # the newest step, unless it is already shown
@@ -45,7 +44,7 @@ class TrainingDisplay:
             self._live = Live(self._framed(waiting), console=self.console, auto_refresh=False)
             self._live.start(refresh=True)
         else:
-            self.console.print(f"training {self.title}: reading the text ...", **_PLAIN)
+            self.console.print(f"training {self.title}: reading the text ...", soft_wrap=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -67,7 +66,7 @@ class TrainingDisplay:
         loss = sum(self._losses) / len(self._losses)
         self._curve.append(loss)
         if self._live is None:
-            self.console.print(plain_line(info, loss), **_PLAIN)
+            self.console.print(plain_line(info, loss), soft_wrap=True)
         else:
             self._live.update(self._framed(self._figures(info, loss)), refresh=True)
 
@@ -85,7 +84,9 @@ class TrainingDisplay:
         table.add_row(unit, Text.assemble((f"{factor * loss:.3f}", "bold green"), held_out))
         rate = (f"   learning rate {info.lr:.1e}", "dim")
         table.add_row("speed", Text.assemble(f"{info.tokens_per_second:,.0f} tokens/s", rate))
-        table.add_row("curve", Text(sparkline(self._curve, self.console.width - 18), style="cyan"))
+        if not self.console.options.ascii_only:  # the encoding has the characters of the curve
+            curve = sparkline(self._curve, self.console.width - 18)
+            table.add_row("curve", Text(curve, style="cyan"))
         return Group(_bar(info), "", table)
 
 

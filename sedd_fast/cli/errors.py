@@ -1,12 +1,15 @@
 """An error as one line on stderr, with the remedy, and the exit code that goes with it."""
 
+import errno
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import typer
 
+from sedd_fast.terminal import visible, write
 from sedd_fast.train.progress import NonFiniteLossError
 
 #: The base class of usage errors. Its module depends on the version of typer.
@@ -36,7 +39,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def report(error: BaseException) -> int:
     """Write the error as one line; return the exit code."""
     if os.environ.get(DEBUG, "0") not in ("", "0"):
-        traceback.print_exception(error)
+        write(visible("".join(traceback.format_exception(error))), sys.stderr)
     if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
         return 0
     code = BAD_INPUT
@@ -48,6 +51,9 @@ def report(error: BaseException) -> int:
         message, code = "out of memory; make batch, length or model smaller", FAILED
     elif isinstance(error, UsageError):
         message = _usage(error)
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "the output"
+        message = f"{where}: {error.strerror}; make room there, or name another place"
     elif isinstance(error, OSError) and error.strerror and error.filename:
         message = f"{error.filename}: {error.strerror}; check the path and its permissions"
     else:
@@ -57,11 +63,14 @@ def report(error: BaseException) -> int:
 
 
 def warn(message: str) -> None:
-    """Write one line to stderr, whatever line breaks the message has."""
-    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    """Write one line to stderr, whatever line breaks and control characters the message has."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    coloured = stream.isatty() and "NO_COLOR" not in os.environ
     red, plain = ("\033[1;31m", "\033[0m") if coloured else ("", "")
-    sys.stderr.write(f"{red}sedd-fast:{plain} {' '.join(message.split())}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # stderr is closed: the exit code says it
+        write(f"{red}sedd-fast:{plain} {visible(' '.join(message.split()))}\n", stream)
 
 
 def _usage(error: Any) -> str:

@@ -8,6 +8,8 @@ from sedd_fast.cli.network import Network, load_network
 from sedd_fast.cli.options import Model, expand_options
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
 
+_DIGITS = 18  # of a position: more are a mistake of typing
+
 
 @dataclass(frozen=True)
 class GivenText:
@@ -88,7 +90,7 @@ def _requests(given: dict[str, Any], network: Network) -> list[requests.Request]
 def _placed(text: str) -> list[str | int]:
     """The [TEXT, POS] of TEXT@POS."""
     piece, at, position = text.rpartition("@")
-    if not at or not position.isdecimal() or not piece:
+    if not at or not position.isdecimal() or len(position) > _DIGITS or not piece:
         raise ValueError(
             f"--middle: expected TEXT@POS, POS a token number from 0, got {text!r}; "
             "as in --middle 'then @50'"

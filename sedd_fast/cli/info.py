@@ -32,4 +32,4 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object."
     if as_json:
         write_json(report.as_dict())
     else:
-        results().print(str(report), markup=False)
+        results().print(str(report))

@@ -93,10 +93,10 @@ def mauve(options: MauveOptions) -> None:
     samples = read_samples(options.file).texts
     texts = [] if stored is not None else read_samples(reference, "--reference").texts
     judge = Judge.from_pretrained(options.judge, choose_device(options.device))
-    progress().print(f"reading the samples with {judge.name} ...", markup=False)
+    progress().print(f"reading the samples with {judge.name} ...")
     drawn = Features.of(judge, samples, limit, options.batch_size)
     if stored is None:
-        progress().print(f"reading the real texts with {judge.name} ...", markup=False)
+        progress().print(f"reading the real texts with {judge.name} ...")
         stored = Features.of(judge, texts, limit, options.batch_size)
         if keep is not None:
             stored.save(keep)

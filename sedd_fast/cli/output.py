@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from sedd_fast import terminal
 from sedd_fast.progress import stderr_console
 
 
@@ -45,27 +45,25 @@ def creatable(folder: Path | None) -> Path | None:
     return folder
 
 
-#: A model may write any character. A terminal would obey these instead of showing them.
-_CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-
-
 #: The console that a command writes its progress to.
 progress = stderr_console
 
 
 def results() -> Console:
     """The console that a command writes its result to."""
-    return Console(highlight=False, soft_wrap=True)
+    return terminal.console(soft_wrap=True)
 
 
 def write_json(record: dict[str, Any]) -> None:
     """Write one JSON object as one line to stdout."""
-    sys.stdout.write(_dumps(record) + "\n")
+    terminal.write_json(_dumps(record))
 
 
 def save_json(record: dict[str, Any], path: Path) -> None:
     """Write one JSON object into a file, indented for a reader."""
-    path.write_text(_dumps(record, indent=2) + "\n", encoding="utf-8")
+    text = _dumps(record, indent=2) + "\n"
+    # A surrogate without its pair, as in the name of a file, is an escape within a JSON string.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _dumps(record: dict[str, Any], indent: int | None = None) -> str:
@@ -113,7 +111,9 @@ def figure(value: float, error: float = math.nan, digits: int = 3) -> str:
     if not math.isfinite(value):
         return "infinite"
     shown = f"{value:.{digits}f}"
-    return f"{shown} ± {error:.{digits}f}" if math.isfinite(error) and error else shown
+    if not (math.isfinite(error) and error):
+        return shown
+    return f"{shown} {terminal.symbol('±', '+-')} {error:.{digits}f}"
 
 
 def show_text(text: str, given: list[tuple[int, int]]) -> None:
@@ -121,17 +121,20 @@ def show_text(text: str, given: list[tuple[int, int]]) -> None:
 
     Args:
         text: written to a pipe or a file unchanged, with a line break after it; on a terminal
-            control characters are symbols.
-        given: character ranges [start, stop) of the text that was given.
+            control characters are escapes.
+        given: character ranges [start, stop) of the text that was given, ascending.
     """
     console = results()
     if not console.is_terminal:
-        sys.stdout.write(text + "\n")
+        terminal.write(text + "\n")
         return
-    shown = Text(text.translate(_CONTROL), overflow="fold")
+    shown, at = Text(overflow="fold"), 0
     for start, stop in given:
-        shown.stylize("bold cyan", start, stop)
-    console.print(shown)
+        start = max(at, start)
+        shown.append(terminal.visible(text[at:start]))
+        at = max(start, stop)
+        shown.append(terminal.visible(text[start:at]), "bold cyan")
+    console.print(shown.append(terminal.visible(text[at:])))
 
 
 def heading(title: str) -> None:
@@ -140,7 +143,7 @@ def heading(title: str) -> None:
     if console.is_terminal:
         console.rule(Text(title, style="dim"), align="left", style="dim")
     else:
-        sys.stdout.write(f"=== {title} ===\n")
+        terminal.write(f"=== {title} ===\n")
 
 
 def pairs(rows: dict[str, str], styles: tuple[str, str], width: int = 0) -> Text:

@@ -2,11 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby, islice
-from pathlib import Path
+from itertools import chain, groupby, islice, repeat
 from typing import Any
 
 import torch
@@ -15,15 +14,24 @@ from torch import Tensor
 from sedd_fast.cli.network import Network
 from sedd_fast.cli.output import heading, show_text, write_json
 from sedd_fast.cli.sampler_options import SamplingOptions
+from sedd_fast.data.files import decode, read_bytes
 from sedd_fast.data.json_lines import read_objects
-from sedd_fast.data.prompts import Piece, decode_samples, lay_out, read_template
-from sedd_fast.data.sources import read_text
+from sedd_fast.data.prompts import (
+    LARGEST,
+    Piece,
+    Placed,
+    as_tensors,
+    decode_samples,
+    place,
+    read_template,
+)
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.progress import Report, counted
 from sedd_fast.sampling.api import Step
 from sedd_fast.sampling.api import infill as fill
 
 _EXAMPLE = '{"template": "The [8] fox."} or {"prefix": "The ", "suffix": "."}'
+_SHOWN = 80  # characters of a wrong value in an error message
 KEYS = ("template", "prefix", "middle", "suffix", "length", "id")
 
 
@@ -32,13 +40,18 @@ class Request:
     """A text to complete around its known tokens.
 
     Args:
-        tokens, known: (L,), from :func:`sedd_fast.data.prompts.lay_out`.
+        placed: its known tokens, from :func:`sedd_fast.data.prompts.place`.
+        length: of the text in tokens, L.
         label: further entries of its JSON records, such as its line.
     """
 
-    tokens: Tensor
-    known: Tensor
+    placed: Placed
+    length: int
     label: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Tokens (L,) int64, and which of them are known (L,) bool."""
+        return as_tensors(self.placed, self.length)
 
 
 def from_record(
@@ -56,7 +69,7 @@ def from_record(
     """
     for key in ("template", "prefix", "suffix"):
         if not isinstance(record.get(key, ""), str):
-            raise ValueError(f"{key}: expected a text, got {json.dumps(record[key])}")
+            raise ValueError(f"{key}: expected a text, got {_short(record[key])}")
     if "template" in record:
         name = f"{dashes}template"
         if others := sorted(f"{dashes}{key}" for key in record.keys() - {"template", "id"}):
@@ -64,22 +77,49 @@ def from_record(
                 f"{name}: it gives all the text and its length; leave out {', '.join(others)}"
             )
         pieces, length = read_template(record["template"], tokenizer, name)
-        return Request(*lay_out(pieces, tokenizer, length))
+        return Request(place(pieces, tokenizer, length), length)
     if not isinstance(middle := record.get("middle", []), list):
-        raise ValueError(f"middle: expected a list of pairs [TEXT, POS], got {json.dumps(middle)}")
+        raise ValueError(f"middle: expected a list of pairs [TEXT, POS], got {_short(middle)}")
     pieces = [
         Piece(record.get("prefix", ""), 0, f"{dashes}prefix"),
         *(_placed(pair, dashes) for pair in middle),
         Piece(record.get("suffix", ""), None, f"{dashes}suffix"),
     ]
     length = _length(record.get("length", length))
-    return Request(*lay_out([piece for piece in pieces if piece.text], tokenizer, length))
+    return Request(place([piece for piece in pieces if piece.text], tokenizer, length), length)
 
 
 def _length(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"length: expected a number of tokens of at least 1, got {value!r}")
+    if type(value) is not int or not 1 <= value <= LARGEST:
+        raise ValueError(
+            f"length: expected a number of tokens of at least 1 and at most {LARGEST:,}, got "
+            f"{_short(value)}"
+        )
     return value
+
+
+def _label(number: int, record: dict[str, Any]) -> dict[str, Any]:
+    """What the output repeats of a line: its number and its id.
+
+    Raises:
+        ValueError: JSON cannot hold the id: NaN, infinity, or a surrogate without its pair.
+    """
+    if "id" not in record:
+        return {"line": number}
+    try:
+        json.dumps(record["id"], allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise ValueError(
+            f"id: JSON cannot hold {_short(record['id'])}; expected a text, a finite number, or "
+            "lists and objects of these"
+        ) from error
+    return {"line": number, "id": record["id"]}
+
+
+def _short(value: object) -> str:
+    """The start of a JSON value, for error messages."""
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def _placed(pair: object, dashes: str) -> Piece:
@@ -87,7 +127,9 @@ def _placed(pair: object, dashes: str) -> Piece:
         text, at = pair
         if isinstance(text, str) and type(at) is int and at >= 0:
             return Piece(text, at, f"{dashes}middle {text!r}")
-    raise ValueError(f"middle: expected pairs [TEXT, POS], POS a token number from 0, got {pair!r}")
+    raise ValueError(
+        f"middle: expected pairs [TEXT, POS], POS a token number from 0, got {_short(pair)}"
+    )
 
 
 def from_file(path: str, tokenizer: Tokenizer, length: int) -> list[Request]:
@@ -97,14 +139,14 @@ def from_file(path: str, tokenizer: Tokenizer, length: int) -> list[Request]:
         ValueError: a line is no valid request (the message names the line), or the file does not
             exist or is not UTF-8.
     """
-    text = sys.stdin.read() if path == "-" else read_text(Path(path), "--from")
+    content = _standard_input() if path == "-" else read_bytes(path, "--from")
     found = []
-    for number, record in read_objects(text, path, _EXAMPLE):
+    for number, record in read_objects(decode(content, path, "--from"), path, _EXAMPLE):
         try:
             if unknown := [key for key in record if key not in KEYS]:
                 raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}")
-            label = {"line": number} | {key: record[key] for key in ("id",) if key in record}
-            found.append(replace(from_record(record, tokenizer, length), label=label))
+            request = from_record(record, tokenizer, length)
+            found.append(replace(request, label=_label(number, record)))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     if not found:
@@ -112,55 +154,61 @@ def from_file(path: str, tokenizer: Tokenizer, length: int) -> list[Request]:
     return found
 
 
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        return b""
+    raw = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read().encode() if raw is None else raw.read()
+
+
 def draw(requests: Sequence[Request], network: Network, options: SamplingOptions) -> None:
     """Draw every request `options.num_samples` times and write the samples in their order."""
     mask = network.model.graph.mask_index
     seed = torch.Generator().seed() % 2**31 if options.seed is None else options.seed
     settings = options.record(network, seed)
-    wanted = [request for request in requests for _ in range(options.num_samples)]
-    for number, (request, row) in enumerate(_drawn(wanted, network, options, seed), start=1):
-        (text,) = decode_samples(
-            row[None], request.known, network.tokenizer, mask, options.keep_after_eot
-        )
+    total = len(requests) * options.num_samples
+    drawn = _drawn(requests, network, options, seed)
+    for number, (request, row, known) in enumerate(drawn, start=1):
+        (text,) = decode_samples(row[None], known, network.tokenizer, mask, options.keep_after_eot)
         if options.as_json:
-            drawn = {"text": text.text, "tokens": text.tokens, "given": text.given}
-            settings["length"] = len(request.tokens)
-            write_json({**request.label, **drawn, "settings": settings})
+            shown = {"text": text.text, "tokens": text.tokens, "given": text.given}
+            settings["length"] = request.length
+            write_json({**request.label, **shown, "settings": settings})
             continue
-        if len(wanted) > 1:
-            heading(f"{number} of {len(wanted)}")
+        if total > 1:
+            heading(f"{number} of {total}")
         show_text(text.text, text.marks)
 
 
 def _drawn(
-    wanted: Sequence[Request], network: Network, options: SamplingOptions, seed: int
-) -> Iterator[tuple[Request, Tensor]]:
-    """Every request with its sample, tokens (L,) on the CPU, in order."""
+    requests: Sequence[Request], network: Network, options: SamplingOptions, seed: int
+) -> Iterator[tuple[Request, Tensor, Tensor]]:
+    """Every request with its samples in order: tokens and known, (L,) on the CPU."""
     generator = torch.Generator().manual_seed(seed)  # the CPU's: the same on any device
     process = (network.model, network.model.graph, network.model.noise)
-    config, done = options.sampler, 0
+    config, device, done = options.sampler, network.device, 0
+    total = len(requests) * options.num_samples
+    wanted = chain.from_iterable(repeat(each, options.num_samples) for each in requests)
     for batch in _batches(wanted, options.batch_size):
         label = "sampling"
-        if len(batch) < len(wanted):
-            label += f" {done + 1} to {done + len(batch)} of {len(wanted)}"
-        tokens, known = (
-            torch.stack(rows).to(network.device)  # (B, L)
-            for rows in zip(*((request.tokens, request.known) for request in batch), strict=True)
-        )
+        if len(batch) < total:
+            label += f" {done + 1} to {done + len(batch)} of {total}"
+        laid_out = (request.tensors() for request in batch)
+        tokens, known = (torch.stack(rows) for rows in zip(*laid_out, strict=True))  # (B, L)
         with network.autocast(), counted(label, "steps") as report:
             callback = partial(_count, report)
             given = {"generator": generator, "callback": callback, **vars(config)}
-            drawn = fill(*process, tokens, known, **given).cpu()
+            drawn = fill(*process, tokens.to(device), known.to(device), **given).cpu()
         done += len(batch)
-        yield from zip(batch, drawn, strict=True)
+        yield from zip(batch, drawn, known, strict=True)
 
 
 def _count(report: Report, step: Step) -> None:
     report(step.index + 1, step.steps)
 
 
-def _batches(wanted: Sequence[Request], size: int) -> Iterator[list[Request]]:
+def _batches(wanted: Iterable[Request], size: int) -> Iterator[list[Request]]:
     """Neighbouring requests of one length, at most ``size`` of them at a time."""
-    for _, same in groupby(wanted, key=lambda request: len(request.tokens)):
+    for _, same in groupby(wanted, key=lambda request: request.length):
         while batch := list(islice(same, size)):
             yield batch

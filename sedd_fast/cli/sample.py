@@ -6,7 +6,7 @@ from sedd_fast.cli.network import load_network
 from sedd_fast.cli.options import Model, expand_options
 from sedd_fast.cli.requests import Request, draw
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
-from sedd_fast.data.prompts import Piece, lay_out
+from sedd_fast.data.prompts import Piece, place
 
 
 @expand_options
@@ -35,4 +35,5 @@ def sample(
     network = load_network(model, options.tokenizer, options.device, options.dtype)
     pieces = [Piece(prompt, 0, "--prompt")] if prompt else []
     length = options.length or network.model.config.length
-    draw([Request(*lay_out(pieces, network.tokenizer, length))], network, options)
+    request = Request(place(pieces, network.tokenizer, length), length)
+    draw([request], network, options)

@@ -11,9 +11,10 @@ import typer
 from sedd_fast.cli.network import Baseline, Network
 from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed
 from sedd_fast.cli.sampler_options import DEFAULT, SamplerMethod, Steps, TopP, text_option
+from sedd_fast.data.basic_tokenizers import utf8
+from sedd_fast.data.files import decode, read_bytes
 from sedd_fast.data.json_lines import read_objects
 from sedd_fast.data.prompts import decode_samples
-from sedd_fast.data.sources import read_text
 from sedd_fast.evaluate.tradeoff import draw_batch
 from sedd_fast.progress import counted
 from sedd_fast.sampling.config import SamplerConfig
@@ -80,9 +81,14 @@ def read_samples(path: Path, name: str = "SAMPLES") -> Samples:
 
 def _records(path: Path, name: str) -> Iterator[dict[str, Any]]:
     example = '{"text": "The fox."}, as sample --json writes'
-    for number, record in read_objects(read_text(path, name), str(path), example):
+    text = decode(read_bytes(path, name), str(path), name)
+    for number, record in read_objects(text, str(path), example):
         if not isinstance(record.get("text"), str):
             raise ValueError(f'{path}, line {number}: no "text"; expected {example}')
+        try:
+            utf8(record["text"])
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
         tokens = record.get("tokens", [])
         if not isinstance(tokens, list) or any(type(token) is not int for token in tokens):
             raise ValueError(f'{path}, line {number}: "tokens" is no list of whole numbers')

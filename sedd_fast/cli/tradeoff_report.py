@@ -24,7 +24,7 @@ def show(record: dict[str, Any], files: list[str]) -> None:
     for line in _verdicts(record):
         console.print(line, soft_wrap=True)
     for name, reason in record["left_out"].items():
-        console.print(f"[dim]{name} was left out: {reason}[/]", soft_wrap=True)
+        console.print(f"{name} was left out: {reason}", style="dim", soft_wrap=True)
     console.print(pairs({file: "" for file in files}, ("cyan", "dim")))
 
 

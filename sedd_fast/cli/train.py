@@ -149,10 +149,9 @@ def _report(finished: TrainResult) -> None:
     if held := finished.held_out:
         unit, factor = unit_of(held)
         loss, error = factor * held.nats_per_token, factor * held.stderr
-        console.print(
-            f"\nHeld out: [bold]{loss:.3f} ± {error:.3f} {unit}[/], training objective with the "
-            "averaged weights.\n"
-        )
+        figure = (f"{loss:.3f} ± {error:.3f} {unit}", "bold")
+        rest = ", training objective with the averaged weights.\n"
+        console.print(Text.assemble("\nHeld out: ", figure, rest))
     console.print(pairs(files, styles=("cyan", "dim")), "", commands(finished), sep="\n")
 
 

@@ -6,6 +6,7 @@ x_0 = corpus.train.take(32)  # (32, 128) int64
 config      DataConfig: which text a run reads
 corpus      load_corpus: from a DataConfig to blocks; blocks has their order
 sources     files, the built-in corpus, Hugging Face data sets; datasets has the named ones
+files       UTF-8 text of files and its lines; json_lines reads objects from it
 copies      named data sets from a copy on disk
 tokenizers  make_tokenizer, load_tokenizer
 prompts     text given to `infill`, and samples decoded to text

@@ -103,9 +103,12 @@ class CharTokenizer:
         """Token ids of each text, `unk` for a character outside the vocabulary."""
         return [[self._ids.get(c, self.unk) for c in text] for text in texts]
 
+    @cached_property
+    def _table(self) -> list[str]:
+        return [*self.characters, END_OF_TEXT, REPLACEMENT]
+
     def decode(self, ids: Iterable[int]) -> str:
-        table = [*self.characters, END_OF_TEXT, REPLACEMENT]
-        return "".join(table[i] for i in checked(ids, self.vocab_size))
+        return "".join(self._table[i] for i in checked(ids, self.vocab_size))
 
     def save(self, directory: str | Path) -> None:
         write_marker(directory, kind="characters", characters=self.characters)
@@ -127,7 +130,7 @@ class ByteTokenizer:
         return digest("bytes", "")
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8"))
+        return list(utf8(text))
 
     def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
@@ -139,6 +142,17 @@ class ByteTokenizer:
 
     def save(self, directory: str | Path) -> None:
         write_marker(directory, kind="bytes")
+
+
+def utf8(text: str) -> bytes:
+    """The text in UTF-8; ValueError that names a surrogate without its pair, which has none."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text: character {error.start} is {text[error.start]!r}, a surrogate without its "
+            "pair, which is no character; leave it out"
+        ) from error
 
 
 def checked(ids: Iterable[int], vocab_size: int) -> list[int]:

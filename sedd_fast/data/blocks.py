@@ -128,6 +128,8 @@ class StreamOrder:
     (`IterableDataset.state_dict`), but not the contents of the shuffle buffer: the rows would
     differ from those of an uninterrupted run.
 
+    Rows without a text (null) are passed over, and counted as rows.
+
     Args:
         source: the data set, `streaming=True`.
         tokenizer: encodes the rows.
@@ -178,11 +180,12 @@ class StreamOrder:
                 seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
                 rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
             found = self.documents > 0
-            for text in self.source.texts(rows.skip(self.documents)):
-                ids = with_end(self.tokenizer, [text])[0]
+            for row in rows.skip(self.documents):
+                texts = list(self.source.texts([row], first=self.documents))
                 self.documents += 1
-                found |= bool(ids)
-                yield ids
+                for ids in with_end(self.tokenizer, texts):
+                    found |= bool(ids)
+                    yield ids
             if not found:
                 raise ValueError(f"data: the stream {self.source.name!r} has no text to train on")
             self.epoch, self.documents = self.epoch + 1, 0

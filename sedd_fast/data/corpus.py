@@ -86,10 +86,10 @@ def load_corpus(
     documents = _valid_documents(config) if separate else rest
     if not documents:
         return Corpus(tokenizer, order, None, None)
-    tokens = pack(documents, tokenizer)
     name = "the held-out text (a larger data.held_out, or data.valid, gives more)"
-    chars_per_token = sum(map(len, documents)) / len(tokens)
-    return Corpus(tokenizer, order, Blocks(tokens, length, name), chars_per_token)
+    held_out = Blocks(pack(documents, tokenizer), length, name)
+    chars_per_token = sum(map(len, documents)) / len(held_out.tokens)
+    return Corpus(tokenizer, order, held_out, chars_per_token)
 
 
 #: Tokenizer, training tokens, and the documents that were cut from them as held-out text.
@@ -106,9 +106,10 @@ def _load_rows(config: DataConfig, tokenizer: Tokenizer | None, cut: bool) -> _L
     source = _hub_dataset(config, config.train, config.config, config.split)
     dataset, rest = source.load(), []
     if cut:
-        keep = round(len(dataset) * (1 - config.held_out))
-        rest = list(source.texts(dataset.select(range(keep, len(dataset)))))
-        dataset = dataset.select(range(keep))
+        keep, count = round(len(dataset) * (1 - config.held_out)), len(dataset)
+        if keep < count:  # `select` refuses an empty range at the end
+            rest = list(source.texts(dataset.select(range(keep, count)), first=keep))
+            dataset = dataset.select(range(keep))
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, source.texts(dataset))
     return tokenizer, cached_tokens(dataset, source, tokenizer, config.cache_dir), rest
 

@@ -9,27 +9,29 @@ zero-shot tables are made on by the code of MDLM (Sahoo et al. 2024, arXiv 2406.
 for WikiText and Penn Treebank, test for the others, the last 100,000 documents of OpenWebText.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sedd_fast.data import detokenizers
+from sedd_fast.data.files import split_lines
 
 Detokenizer = Callable[[str], str]
 
 
 def _wikitext_rows(text: str) -> list[str]:
     """As on the hub: each line, with its line break, is a row; a blank line is an empty row."""
-    return [line if line.strip() else "" for line in text.splitlines(keepends=True)]
+    return [line if line.strip() else "" for line in re.findall("[^\n]*\n|[^\n]+", text)]
 
 
 def _ptb_rows(text: str) -> list[str]:
     """Each line is a sentence; some copies end it with <eos>."""
-    return [line.strip().removesuffix("<eos>").strip() for line in text.splitlines()]
+    return [line.strip().removesuffix("<eos>").strip() for line in split_lines(text)]
 
 
 def _sentence_rows(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines()]
+    return [line.strip() for line in split_lines(text)]
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,53 @@
 """Tokenizers of the `tokenizers` and `transformers` libraries, from files or the hub."""
 
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sedd_fast.data.basic_tokenizers import END_OF_TEXT, Tokenizer, checked, digest, write_marker
+from sedd_fast.data.basic_tokenizers import (
+    END_OF_TEXT,
+    Tokenizer,
+    checked,
+    digest,
+    utf8,
+    write_marker,
+)
+from sedd_fast.data.files import read_text
 from sedd_fast.data.libraries import explained, import_library
 
 if TYPE_CHECKING:
     import tokenizers
 
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
 class HubTokenizer:
-    """A tokenizer of the `tokenizers` library (byte-level BPE, unigram, word pieces, ...)."""
+    """A tokenizer of the `tokenizers` library (byte-level BPE, unigram, word pieces, ...).
+
+    A copy of `backend` is used, without what a tokenizer.json may bring along for the model it was
+    made for: truncation and padding would lose and add tokens of the text, and BPE dropout
+    (Provilkov et al. 2020, arXiv 1910.13267) would encode the same text differently each time.
+    """
 
     backend: "tokenizers.Tokenizer"
+
+    def __post_init__(self) -> None:
+        model = self.backend.model
+        if not (self.backend.truncation or self.backend.padding or getattr(model, "dropout", None)):
+            return
+        backend = type(self.backend).from_str(self.backend.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None
+        object.__setattr__(self, "backend", backend)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "HubTokenizer":
@@ -30,15 +56,17 @@ class HubTokenizer:
 
         what = f"tokenizer: {path} is not valid JSON, or is not a `tokenizers` file"
         with explained(what, "expected a tokenizer.json as Tokenizer.save writes it", Exception):
-            return cls(Backend.from_file(str(path)))
+            return cls(Backend.from_str(read_text(path, "tokenizer")))
 
     @classmethod
     def from_gpt2_files(cls, directory: str | Path) -> "HubTokenizer":
         """GPT-2's byte-level BPE from `vocab.json` and `merges.txt` in `directory`."""
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-        folder = Path(directory)
-        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        vocabulary, merges = (Path(directory) / name for name in ("vocab.json", "merges.txt"))
+        what = f"tokenizer: {vocabulary} and {merges} are not GPT-2's files"
+        with explained(what, "copy them again, in UTF-8 without a byte order mark", Exception):
+            model = models.BPE.from_file(str(vocabulary), str(merges))
         backend = Tokenizer(model)
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -48,8 +76,12 @@ class HubTokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        # The largest id counts, not the number of entries: a vocabulary may have holes.
-        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+        return _size(self.backend.get_vocab(with_added_tokens=True))
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Tokens <0x00> .. <0xFF>, of which a decoder turns whole runs into characters."""
+        return _byte_ids(self.backend.get_vocab(with_added_tokens=True))
 
     @cached_property
     def eot(self) -> int | None:
@@ -61,10 +93,13 @@ class HubTokenizer:
         return digest("tokenizers", self.backend.to_str())
 
     def encode(self, text: str) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=False).ids
+        with _surrogates_named([text]):
+            return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        with _surrogates_named(texts):
+            encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [each.ids for each in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.backend.decode(checked(ids, self.vocab_size), skip_special_tokens=False)
@@ -90,9 +125,23 @@ class TransformersTokenizer:
             backend = transformers.AutoTokenizer.from_pretrained(str(name))
         return cls(backend)
 
-    @property
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        added = {str(token): i for i, token in self.backend.added_tokens_decoder.items()}
+        return self.backend.get_vocab() | added
+
+    @cached_property
     def vocab_size(self) -> int:
-        return len(self.backend)
+        return _size(self._vocabulary)
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """As those of :class:`HubTokenizer`."""
+        return _byte_ids(self._vocabulary)
+
+    @cached_property
+    def _ids(self) -> frozenset[int]:
+        return frozenset(self._vocabulary.values())
 
     @property
     def eot(self) -> int | None:
@@ -108,14 +157,38 @@ class TransformersTokenizer:
 
     def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
         # verbose=False: a whole book is longer than the tokenizer's own model takes, on purpose.
-        return self.backend(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        options = {"add_special_tokens": False, "truncation": False, "padding": False}
+        with _surrogates_named(texts):
+            return self.backend(list(texts), **options, verbose=False)["input_ids"]
 
     def decode(self, ids: Iterable[int]) -> str:
+        # A slow tokenizer may fail at an id between those of its tokens.
+        known = [i for i in checked(ids, self.vocab_size) if i in self._ids]
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        return self.backend.decode(checked(ids, self.vocab_size), **options)
+        return self.backend.decode(known, **options)
 
     def save(self, directory: str | Path) -> None:
         write_marker(directory, self.backend.save_pretrained, kind="transformers")
+
+
+def _size(vocabulary: Mapping[str, int]) -> int:
+    """The largest id and one, not the number of tokens: a vocabulary may have holes."""
+    return max(vocabulary.values(), default=-1) + 1
+
+
+def _byte_ids(vocabulary: Mapping[str, int]) -> frozenset[int]:
+    return frozenset(i for token, i in vocabulary.items() if _BYTE.fullmatch(token))
+
+
+@contextmanager
+def _surrogates_named(texts: Sequence[str]) -> Iterator[None]:
+    """A TypeError of the library as a ValueError, where a surrogate in a text is its cause."""
+    try:
+        yield
+    except TypeError:
+        for text in texts:
+            utf8(text)
+        raise
 
 
 def load_from_hub(name: str) -> Tokenizer:

@@ -26,8 +26,12 @@ from sedd_fast.data.basic_tokenizers import Tokenizer
 
 MASK = "[MASK]"
 LARGEST = 1_000_000  # tokens of a gap
+_CONTEXT = 16  # tokens before a place that are decoded again to find its character
 _ESCAPED = re.compile(r"\\([\\\[\]])")
 _PARTS = re.compile(rf"(?P<text>({_ESCAPED.pattern}|[^\[\]])+)|\[(?P<gap>[0-9]+)\]|(?P<bracket>.)")
+
+#: Given tokens, each stretch with its first position.
+Placed = list[tuple[int, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,29 @@ def lay_out(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> tuple
     """A sequence with the pieces in place: tokens (L,) int64; known (L,) bool, True at the pieces.
 
     Raises:
-        ValueError: a piece does not fit, overlaps another, or cannot be encoded.
+        ValueError: a piece does not fit, overlaps another, or cannot be encoded; more than a
+            million tokens.
     """
+    return as_tensors(place(pieces, tokenizer, length), length)
+
+
+def as_tensors(placed: Placed, length: int) -> tuple[Tensor, Tensor]:
+    """What `place` returned as the two tensors of :func:`lay_out`."""
     tokens = torch.zeros(length, dtype=torch.int64)
     known = torch.zeros(length, dtype=torch.bool)
+    for start, ids in placed:
+        tokens[start : start + len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        known[start : start + len(ids)] = True
+    return tokens, known
+
+
+def place(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> Placed:
+    """The first position and the tokens of each piece; errors as those of :func:`lay_out`."""
+    if length > LARGEST:
+        raise ValueError(f"length: more than {LARGEST:,} tokens; shorten the text or its gaps")
+    placed, taken = [], bytearray(length)
     for number, piece in enumerate(pieces):
-        ids = torch.tensor(piece.encode(tokenizer), dtype=torch.int64)
+        ids = piece.encode(tokenizer)
         start = length - len(ids) if piece.at is None else piece.at
         stop = start + len(ids)
         if start < 0 or stop > length:
@@ -87,14 +108,15 @@ def lay_out(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> tuple
                 f"{piece.name}: {len(ids)} tokens {where} do not fit into a length of {length}; "
                 "shorten or move it, or raise the length"
             )
-        if bool(known[start:stop].any()):
+        if any(taken[start:stop]):
             others = ", ".join(other.name for other in pieces[:number])
             raise ValueError(
                 f"{piece.name}: tokens {start} to {stop - 1} overlap what {others} gave; move it, "
                 "or raise the length"
             )
-        tokens[start:stop], known[start:stop] = ids, True
-    return tokens, known
+        taken[start:stop] = b"\1" * len(ids)
+        placed.append((start, ids))
+    return placed
 
 
 def decode_samples(
@@ -120,10 +142,40 @@ def decode_samples(
     for ids in tokens.tolist():
         if not keep_after_eot and tokenizer.eot in ids[earliest:]:
             del ids[ids.index(tokenizer.eot, earliest) :]
-        places = [len(decode(ids[:edge], tokenizer, mask_index)) for edge in edges]
+        places = _prefix_lengths(ids, edges, tokenizer, mask_index)
         marks = list(zip(places[::2], places[1::2], strict=True))
         samples.append(Sample(decode(ids, tokenizer, mask_index), ids, given, marks))
     return samples
+
+
+def _prefix_lengths(
+    ids: list[int], ends: Sequence[int], tokenizer: Tokenizer, mask_index: int | None
+) -> list[int]:
+    """len(decode(ids[:end])) for each of the ascending ends, in linear time.
+
+    A decoder's output depends on few tokens on either side: characters of several tokens, a space
+    left out at the start or the end, repeated tokens. Therefore two prefixes that end at m < e
+    differ in length as decode(ids[s:m]) and decode(ids[s:e]) do, if enough tokens and characters
+    lie between s and m, and s does not split a run of byte tokens, which is decoded as a whole.
+    """
+    byte_ids: frozenset[int] = getattr(tokenizer, "byte_ids", frozenset())
+
+    def added(before: int, end: int) -> int:
+        context = _CONTEXT
+        while True:
+            start = max(0, before - context)
+            while start and ids[start] in byte_ids and ids[start - 1] in byte_ids:
+                start -= 1
+            known = len(decode(ids[start:before], tokenizer, mask_index))
+            if start == 0 or 2 * known >= _CONTEXT:
+                return len(decode(ids[start:end], tokenizer, mask_index)) - known
+            context *= 2
+
+    lengths, before, length = [], 0, 0
+    for end in ends:
+        length, before = length + added(before, end), end
+        lengths.append(length)
+    return lengths
 
 
 def decode(ids: Sequence[int], tokenizer: Tokenizer, mask_index: int | None = None) -> str:
@@ -172,12 +224,13 @@ def split_template(template: str, name: str = "template") -> list[str | int]:
                 r"\[ or \]"
             )
         if match["gap"]:
-            if not 0 < int(match["gap"]) <= LARGEST:
+            digits = match["gap"].lstrip("0")
+            if not digits or len(digits) > len(str(LARGEST)) or int(digits) > LARGEST:
                 raise ValueError(
                     f"{name}: the gap {match[0]} at character {match.start()} is empty or has more "
                     f"than {LARGEST:,} tokens; leave an empty gap out"
                 )
-            parts.append(int(match["gap"]))
+            parts.append(int(digits))
         if match["text"]:
             parts.append(_ESCAPED.sub(r"\1", match["text"]))
     if not any(isinstance(part, int) for part in parts):

@@ -6,7 +6,8 @@
                      else a data set on the Hugging Face hub, or a directory that `datasets` reads
     hf:NAME          the same, even where a file has that name
 
-A file is one document; a row of a data set is one document; the built-in corpus is one document.
+A file is one document; a row of a data set is one document, unless it has no text (null); the
+built-in corpus is one document.
 """
 
 import glob
@@ -17,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from sedd_fast.data.datasets import NAMED, NamedData
+from sedd_fast.data.files import read_text
 from sedd_fast.data.libraries import explained
 
 BUILT_IN = "pydoc"
 _COLUMN = "text"
 _TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".csv", ".log", ".py", ".jsonl", ".json")
+#: Files of which `datasets` makes tables, and not a row of each line of text.
+_TABLES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".h5", ".hdf5"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class HubDataset:
             loaded = datasets.load_dataset(
                 self.entry.path, self.configuration or self.entry.configuration,
                 split=self.split, streaming=self.streaming, cache_dir=cache_dir,
-                **self.entry.options,
+                **_encoding(Path(self.entry.path).expanduser()), **self.entry.options,
             )  # fmt: skip
         self.check_column(loaded)
         return loaded
@@ -85,13 +89,31 @@ class HubDataset:
                 f"{self.text_column!r}; its columns are {', '.join(columns)}"
             )
 
-    def texts(self, dataset: Any) -> Iterator[str]:
-        """The text of each row, in order, detokenised."""
-        return self.clean(row[self.text_column] for row in dataset)
+    def texts(self, dataset: Iterable[Any], first: int = 0) -> Iterator[str]:
+        """The text of each row, in order, detokenised; rows without a text (null) are left out.
 
-    def clean(self, rows: Iterable[str]) -> Iterator[str]:
-        """Raw rows of this data set as text, detokenised."""
-        return map(self.entry.detokenizer, rows) if self.entry.detokenizer else iter(rows)
+        `first` is the number of the first row, for error messages.
+        """
+        return self.clean((row.get(self.text_column) for row in dataset), first)
+
+    def clean(self, rows: Iterable[Any], first: int = 0) -> Iterator[str]:
+        """As `texts`, from the raw values of the text column.
+
+        Raises:
+            ValueError: a value is neither text nor null; the message names row and column.
+        """
+        detokenizer = self.entry.detokenizer
+        for number, text in enumerate(rows, start=first):
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"data.text_column: row {number} of the data set {self.name!r}, counted from "
+                    f"0 as rows are read, has {type(text).__name__} in column "
+                    f"{self.text_column!r}, not text: {text!r:.40}; choose a column of text, or "
+                    "convert this one"
+                )
+            yield detokenizer(text) if detokenizer else text
 
 
 def is_hub_name(source: str | Sequence[str]) -> bool:
@@ -168,17 +190,10 @@ def _expand(name: str) -> list[Path]:
     raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
 
 
-def read_text(path: Path, name: str = "data") -> str:
-    """A file of text; ValueError, calling it `name`, where it cannot be read or is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name}: {path} is not UTF-8 (byte {error.start}: {error.reason}); convert it, "
-            f"for example with: iconv -f latin1 -t utf-8 {path} > utf8.txt"
-        ) from error
-    except OSError as error:
-        raise ValueError(f"{name}: cannot read {path}: {error.strerror}; check the path") from error
+def _encoding(folder: Path) -> dict[str, str]:
+    """The option with which `datasets` reads the text files of a folder without byte order mark."""
+    names = {file.suffix for file in folder.rglob("*")} if folder.is_dir() else set()
+    return {"encoding": "utf-8-sig"} if ".txt" in names and not names & _TABLES else {}
 
 
 def loading(what: str, remedy: str) -> AbstractContextManager[None]:

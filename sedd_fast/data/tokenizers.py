@@ -7,6 +7,9 @@
     NAME                tokenizer.json of a model on the Hugging Face hub, e.g. "gpt2"
     transformers:NAME   whatever `transformers.AutoTokenizer` loads
 
+A tokenizer encodes exactly the text: what a file asks for besides (truncation, padding, special
+tokens around a text, BPE dropout) is not applied.
+
 `make_tokenizer` turns such a name into a `Tokenizer`; `save(directory)` writes it beside the
 weights, and `load_tokenizer(directory)` reads it back. The mask state of an absorbing graph is not
 a token: it has index vocab_size, and only the graph knows of it.
@@ -17,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sedd_fast.data.basic_tokenizers import MARKER, ByteTokenizer, CharTokenizer, Tokenizer
+from sedd_fast.data.files import read_text
 from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer, load_from_hub
 from sedd_fast.data.libraries import explained
 from sedd_fast.files import checksums
@@ -75,12 +79,15 @@ def _load_directory(path: Path) -> Tokenizer:
 
 
 def _load_marked(path: Path) -> Tokenizer:
-    text = (path / MARKER).read_text(encoding="utf-8")
-    with explained(f"tokenizer: {path / MARKER} is not valid JSON", "check the file", ValueError):
+    text = read_text(path / MARKER, "tokenizer")
+    wrong = f"tokenizer: {path / MARKER} is not valid JSON"
+    with explained(wrong, "check the file", ValueError, RecursionError):
         fields = json.loads(text)
     kind = fields.get("kind") if isinstance(fields, dict) else None
     if kind == "characters":
-        return CharTokenizer(fields["characters"])
+        if not isinstance(characters := fields.get("characters"), str):
+            raise ValueError(f"tokenizer: {path / MARKER} holds no characters; copy it again")
+        return CharTokenizer(characters)
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "tokenizers":

@@ -67,8 +67,8 @@ class Judge:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The judge's tokens of each text."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
-        return encoded["input_ids"]
+        options = {"add_special_tokens": False, "truncation": False, "padding": False}
+        return self.tokenizer(list(texts), **options, verbose=False)["input_ids"]
 
     @torch.no_grad()
     def nats(
@@ -105,14 +105,16 @@ class Judge:
     def features(self, sequences: Sequence[Sequence[int]], batch_size: int = 4) -> Tensor:
         """The last hidden state at each sequence's last token, (N, hidden) float32 on the CPU.
 
-        A sequence is cut at the judge's context. These are the features of MAUVE (Pillutla et al.
-        2021, arXiv 2102.01454).
+        A sequence is cut at the judge's context. One without a token has no last token: its
+        features are zeros. These are the features of MAUVE (Pillutla et al. 2021, arXiv
+        2102.01454).
         """
         found = []
         for batch in _batches([list(ids[: self.context]) for ids in sequences], batch_size):
-            tokens, lengths, attention = self._padded(batch)
+            tokens, lengths, attention = self._padded([ids or [0] for ids in batch])
             out = self.model(tokens, attention_mask=attention, output_hidden_states=True)
             last = out.hidden_states[-1][torch.arange(len(batch)), lengths - 1]  # (B, hidden)
+            last[torch.tensor([not ids for ids in batch])] = 0.0
             found.append(last.float().cpu())
         return torch.cat(found)
 

@@ -64,7 +64,7 @@ class Features:
         if not Path(path).is_file():
             raise ValueError(f"--reference: no file {str(path)!r}; check the path")
         remedy = "make them from real texts with --reference REAL.jsonl --keep FEATURES.npz"
-        wrong = (ValueError, KeyError, OSError, zipfile.BadZipFile)
+        wrong = (ValueError, KeyError, TypeError, OSError, RecursionError, zipfile.BadZipFile)
         with (
             explained(f"--reference: {path} holds no features", remedy, *wrong),
             np.load(path, allow_pickle=False) as stored,

@@ -121,7 +121,8 @@ class Quality:
         """From the tokens of training and held-out text, (N,) and (M,).
 
         Raises:
-            ValueError: the training text is shorter than the samples together.
+            ValueError: the training text is shorter than the samples together, or the held-out
+                text is empty.
         """
         amount = budget.num_samples * budget.length
         if len(train) < amount:
@@ -130,6 +131,8 @@ class Quality:
                 f"{len(train)} of the training text, which must be as long, to be compared; draw "
                 "fewer"
             )
+        if not len(held_out):
+            raise ValueError("held-out text: it has no token to compare with; give more text")
         ngram = NGram.fit(train[:_COUNTED], vocab_size, min(5, len(train)))
         text = decode(held_out.tolist())
         quality = cls(text, decode, ngram, judge, {})

@@ -94,8 +94,8 @@ def wrap(
         name: the text's name in reports and errors.
 
     Raises:
-        ValueError: another `how`, no text, a length below 3 for "mdlm", or "mdlm" with a tokenizer
-            without end-of-text.
+        ValueError: another `how`, no text, a text without a token, a length below 3 for "mdlm", or
+            "mdlm" with a tokenizer without end-of-text.
 
     Example:
         >>> wrapped = wrap(["a b", "c"], tokenizer, length=1024, how="separate")
@@ -111,6 +111,11 @@ def wrap(
     tokens = pack(rows, tokenizer)
     if not characters:
         raise ValueError(f"{name or 'rows'}: it holds no text; check the file and the split")
+    if not len(tokens):
+        raise ValueError(
+            f"{name or 'rows'}: the tokenizer makes no token of its {characters} characters; check "
+            "the text and the tokenizer"
+        )
     edge = tokenizer.eot if how == "mdlm" else None
     if how == "separate":
         sizes = [len(ids) for ids in with_end(tokenizer, rows)]

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sedd_fast.data.files import read_text, split_lines
 from sedd_fast.data.libraries import import_library
 from sedd_fast.files.writing import write_text
 from sedd_fast.train.run_directory import RunDirectory
@@ -96,7 +97,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise ValueError(f"metrics: no file {str(path)!r}; a run writes RUN_DIR/metrics.jsonl")
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in split_lines(read_text(file, "metrics")):
         with suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict) and "step" in record]

@@ -1,10 +1,12 @@
 """`sedd-fast infill`: options, templates, files of requests."""
 
+import io
 import json
 
 import pytest
 
 from sedd_fast.cli import requests
+from sedd_fast.data.tokenizers import ByteTokenizer
 from sedd_fast.sampling.api import infill as fill
 
 
@@ -139,11 +141,56 @@ def test_infill_refuses_templates_and_files(args, message, run_dir, call):
         ('{"middle": "sat"}', "line 2: middle: expected a list of pairs"),
         ('{"prefix": "the", "length": 0}', "line 2: length: expected a number of tokens"),
         ('{"prefix": "the", "length": 2}', "line 2: prefix: 3 tokens from token 0 do not fit"),
+        ("[" * 200_000, "line 2: lists or objects nested more than 100 deep"),
+        ('{"id": ' + "[" * 150 + "]" * 150 + "}", "line 2: lists or objects nested more than"),
+        ('{"prefix": "the", "length": 1' + "0" * 30 + "}", "line 2: length: expected a number"),
+        ('{"prefix": "the", "length": 1' + "0" * 5000 + "}", "line 2: not JSON"),
+        ('{"prefix": "the", "length": -1}', "line 2: length: expected a number"),
+        ('{"prefix": "the", "length": true}', "line 2: length: expected a number"),
+        ('{"prefix": "the", "length": 8.0}', "line 2: length: expected a number"),
+        ('{"prefix": "the", "length": 1e400}', "got Infinity"),
+        ('{"middle": [["the", 1' + "0" * 30 + "]]}", "line 2: middle 'the': 3 tokens from token"),
+        ('{"template": "[1000000][1]"}', "line 2: length: more than 1,000,000 tokens"),
+        ('{"template": "[' + "9" * 5000 + ']"}', "has more than 1,000,000 tokens"),
+        ('{"prefix": "the", "id": NaN}', "line 2: id: JSON cannot hold NaN"),
+        ('{"prefix": "the", "id": [{"a": -1e999}]}', 'line 2: id: JSON cannot hold [{"a": -Inf'),
+        ('{"prefix": "the", "id": "\\ud800"}', 'line 2: id: JSON cannot hold "\\ud800"'),
+        ('{"prefix": "the\\udcff"}', r"line 2: prefix: text: the vocabulary"),
     ],
 )
-def test_infill_names_the_wrong_line(line, message, run_dir, call, jsonl):
+def test_infill_names_the_wrong_line(line, message, run_dir, call, jsonl, monkeypatch):
+    monkeypatch.setattr(requests, "fill", None)  # nothing is drawn before all lines are read
     path = jsonl({"prefix": "the"}, line)
     result = call("infill", "--model", run_dir, "--steps", 2, "--from", path)
     assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
     assert message in result.err
     assert "no requests" in call("infill", "-m", run_dir, "--from", jsonl("")).err
+
+
+def test_infill_reads_the_standard_input_as_a_file(run_dir, call, monkeypatch):
+    first, second = '{"prefix": "the ", "id": "a\u2028"}', '{"prefix":\r "cat", "id": "a"}'
+    lines = f"\ufeff{first}\r\n{second}\r\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="ascii"))
+    result = call("infill", "-m", run_dir, "--from", "-", "--steps", 2, "--json")
+    assert [json.loads(line)["id"] for line in result.out.split("\n")[:-1]] == ["a\u2028", "a"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "-: no requests" in call("infill", "-m", run_dir, "--from", "-").err
+
+
+def test_requests_are_read_in_linear_time(jsonl, monkeypatch):
+    encoded, encode = [], ByteTokenizer.encode
+
+    def counted(self, text):
+        encoded.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(ByteTokenizer, "encode", counted)
+    totals = []
+    for count in (100, 400):
+        encoded.clear()
+        path = jsonl(*({"template": "the [3] cat [2].", "id": i} for i in range(count)))
+        found = requests.from_file(str(path), ByteTokenizer(), 8)
+        totals.append(sum(map(len, encoded)))
+        assert (len(found), found[-1].label) == (count, {"line": count, "id": count - 1})
+        assert found[-1].placed == [(0, list(b"the ")), (7, list(b" cat ")), (14, list(b"."))]
+    assert totals[1] == 4 * totals[0]

@@ -335,6 +335,60 @@ def test_stream_whose_passes_end_with_a_batch(tmp_path):
         empty.take(1)
 
 
+@pytest.mark.parametrize("buffer", [0, 3])
+def test_stream_resumes_at_every_batch_however_rows_and_batches_meet(buffer, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    texts = ["abc", None, "de", "", "abcdefg", None, "h", "ij"]  # 21 tokens, end-of-text included
+    tokens = pack([text for text in texts if text is not None], ByteTokenizer())
+    rows = datasets.Dataset.from_dict({"text": texts}).to_iterable_dataset()
+    source = HubDataset("rows", streaming=True)
+    monkeypatch.setattr(HubDataset, "load", lambda self: rows)
+
+    def stream(length):
+        return StreamOrder(source, ByteTokenizer(), length, 0, buffer=buffer)
+
+    for length in (1, 3, 5, 7, 21, 30):  # a pass ends after, before or exactly at a batch
+        order, states, batches = stream(length), [], []
+        for _ in range(2 * 21 // length + 2):  # more than two passes
+            states.append(json.loads(json.dumps(order.state_dict())))
+            batches.append(order.take(1))
+        first = torch.cat(batches).flatten()[: len(tokens)]
+        assert sorted(first.tolist()) == sorted(tokens.tolist())
+        late = stream(length)
+        for at in range(0, len(states), 5 if length == 1 else 1):
+            late.load_state_dict(states[at])
+            assert all(torch.equal(late.take(1), batch) for batch in batches[at : at + 3])
+
+
+@pytest.mark.parametrize("options", [{}, {"tokenizer": "characters"}, {"streaming": True}])
+def test_rows_without_text_are_passed_over_and_others_named(options, tmp_path):
+    (tmp_path / "set").mkdir()
+    file = tmp_path / "set" / "train.jsonl"
+    given = {"tokenizer": "bytes", "stream_held_out": 4} | options
+    config = DataConfig(f"hf:{tmp_path}/set", cache_dir=str(tmp_path / "c"), **given)
+    file.write_text('{"text": "abcdefg"}\n{"text": null}\n' * 60)
+    corpus = load_corpus(config, 8)
+    assert corpus.tokenizer.decode(corpus.train.take(2)[1].tolist()) == "abcdefg<|endoftext|>"
+    for value in (3, ["a"], {"a": 1}, 0.5):
+        file.write_text(json.dumps({"text": None}) + "\n" + json.dumps({"text": value}) + "\n")
+        wrong = r"row [01] of the data set .* in column 'text', not text: .*choose"
+        with pytest.raises(ValueError, match=wrong):
+            load_corpus(config, 8).train.take(2)
+
+
+def test_a_text_of_which_a_tokenizer_makes_nothing(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.save(str(tmp_path / "words.json"))
+    for name, text in (("a.txt", "a " * 50), ("blank.txt", "  \n ")):
+        (tmp_path / name).write_text(text)
+    paths = [str(tmp_path / name) for name in ("a.txt", "blank.txt")]
+    with pytest.raises(ValueError, match=r"the held-out text .* has 0 tokens"):
+        load_corpus(DataConfig(*paths, tokenizer=str(tmp_path / "words.json")), 8)
+
+
 def test_wrong_data_sets_are_explained(rows, tmp_path):
     with pytest.raises(ValueError, match="no column 'body'; its columns are text, n"):
         HubDataset(str(rows), column="body").load()

@@ -27,3 +27,18 @@ def test_a_separator_within_a_string_ends_no_line(separator):
 def test_the_wrong_line_is_named(line, message):
     with pytest.raises(ValueError, match=message):
         read('{"text": "a"}\n' + line)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 200_000, "line 2: lists or objects nested more than 100 deep"),
+        ('{"a": ' + "[" * 100 + "]" * 100 + "}", "line 2: lists or objects nested more than 100"),
+        ('{"a": 1' + "0" * 5000 + "}", "line 2: not JSON .*digits"),
+    ],
+)
+def test_lines_that_no_parser_should_meet(line, message):
+    with pytest.raises(ValueError, match=message):
+        read('{"text": "a"}\n' + line)
+    flat = {"a": [[1, 2]] * 500 + ["[" * 500]}  # many lists, and brackets in a text
+    assert read(json.dumps(flat)) == [(1, flat)]

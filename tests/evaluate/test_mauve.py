@@ -75,3 +75,13 @@ def test_features_of_texts_are_cut(judge_dir):
     assert Features.of(judge, ["the cat"]).max_tokens == judge.context
     with pytest.raises(ValueError, match="1 of 2 hold no token"):
         Features.of(judge, ["the cat", ""])
+
+
+def test_features_of_a_text_without_tokens_do_not_depend_on_its_neighbours(judge_dir):
+    judge = Judge.from_pretrained(str(judge_dir))
+    texts = ["the cat", "", "the cat sat on a mat. dogs ran", ""]
+    together = judge.features(judge.encode(texts))
+    alone = [judge.features(judge.encode([text]))[0] for text in texts]
+    for row, own in zip(together, alone, strict=True):
+        np.testing.assert_allclose(row, own, atol=1e-5)
+    assert (together.abs().sum(1) > 0).tolist() == [True, False, True, False]

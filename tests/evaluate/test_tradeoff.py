@@ -103,6 +103,8 @@ def test_rows_stand_evenly_spaced_over_a_text():
 def test_more_text_than_there_is():
     with pytest.raises(ValueError, match=r"num_samples: 5 of 10 tokens are more than the 49"):
         Quality.of_text(cycle(0, 49), cycle(0, 20), V, decode, BUDGET)
+    with pytest.raises(ValueError, match="held-out text: it has no token"):
+        Quality.of_text(cycle(0, 300), cycle(0, 0), V, decode, BUDGET)
 
 
 def point(sampler: str, steps: int, js: float, ngram: float = 0.0) -> Point:

@@ -65,6 +65,13 @@ def test_blocks_of_a_run():
     assert wrapped.left_over == 1
 
 
+class Words(ByteTokenizer):
+    """Passes over spaces."""
+
+    def encode(self, text):
+        return super().encode("".join(text.split()))
+
+
 def test_wrapping_refuses():
     with pytest.raises(ValueError, match="wrap must be one of 'sedd', 'mdlm', 'separate'"):
         wrap(["a"], ByteTokenizer(), 4, "padded")
@@ -72,3 +79,6 @@ def test_wrapping_refuses():
         wrap(["a"], ByteTokenizer(), 2, "mdlm")
     with pytest.raises(ValueError, match="empty: it holds no text"):
         wrap(["", ""], ByteTokenizer(), 4, name="empty")
+    for how in ("sedd", "separate"):
+        with pytest.raises(ValueError, match="blank: the tokenizer makes no token of its 2 char"):
+            wrap(["  "], Words(eot=None), 4, how, name="blank")

@@ -1,0 +1,82 @@
+"""Text of files: byte order marks, other encodings, lines."""
+
+import json
+
+import pytest
+
+from sedd_fast.cli.requests import from_file
+from sedd_fast.cli.samples import read_samples
+from sedd_fast.data.basic_tokenizers import MARKER
+from sedd_fast.data.copies import named_rows
+from sedd_fast.data.files import read_text, split_lines
+from sedd_fast.data.sources import HubDataset, read_documents
+from sedd_fast.data.tokenizers import ByteTokenizer, load_tokenizer
+
+MARK = "\ufeff".encode()
+
+
+def documents(path):
+    return read_documents([str(path)])
+
+
+def requests(path):
+    return [request.label for request in from_file(str(path), ByteTokenizer(), 8)]
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "expected"),
+    [
+        (documents, "a \ufefffox", ["a \ufefffox"]),  # elsewhere it is a character
+        (requests, '{"prefix": "a", "id": 1}\n', [{"line": 1, "id": 1}]),
+        (lambda path: read_samples(path).texts, '{"text": "a"}\n', ["a"]),
+        (lambda path: named_rows("ptb", copy=path), "a b\nc\n", ["a b", "c"]),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(read, content, expected, tmp_path):
+    path = tmp_path / "marked.txt"
+    for mark in (b"", MARK):
+        path.write_bytes(mark + content.encode())
+        assert read(path) == expected
+
+
+def test_byte_order_marks_in_a_folder_that_datasets_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_bytes(MARK + b"one\xe2\x80\xa8two\nthree\n")
+    for streaming in (False, True):
+        source = HubDataset(str(folder), streaming=streaming)
+        assert list(source.texts(source.load())) == ["one\u2028two", "three"] * 2
+
+
+def test_a_byte_order_mark_before_a_saved_tokenizer(tmp_path):
+    ByteTokenizer().save(tmp_path)
+    (tmp_path / MARKER).write_bytes(MARK + (tmp_path / MARKER).read_bytes())
+    assert load_tokenizer(tmp_path) == ByteTokenizer()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_encoding_is_named_with_the_remedy(encoding, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("a fox".encode(encoding))
+    with pytest.raises(
+        ValueError, match=rf"--from: {path} is not UTF-8.*{encoding[:6].upper()}.*"
+    ) as found:
+        read_text(path, "--from")
+    assert f"iconv -f {encoding.replace('-le', 'le').replace('-be', 'be')} -t utf-8" in str(
+        found.value
+    )
+
+
+def test_lines_end_at_a_line_feed_and_nowhere_else(tmp_path):
+    assert split_lines("") == split_lines("\n")[1:] == []
+    assert split_lines("a\u2028b\x85c\u2029d\n\ne") == ["a\u2028b\x85c\u2029d", "", "e"]
+    path, text = tmp_path / "copy.txt", "one\u2028two\x85 \x0b\nthree"
+    for line_break in ("\n", "\r\n"):
+        path.write_bytes(text.replace("\n", line_break).encode())
+        assert named_rows("lm1b", copy=path) == ["one\u2028two", "three"]
+        assert named_rows("wikitext2", copy=path) == ["one\u2028two\x85 \x0b\n", "three"]
+        lines = [json.dumps({"text": each}, ensure_ascii=False) for each in ("a\u2028\x85", "b")]
+        path.write_bytes(line_break.join([*lines, ""]).encode())
+        assert read_samples(path).texts == ["a\u2028\x85", "b"]
