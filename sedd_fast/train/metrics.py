@@ -38,7 +38,7 @@ class MetricsLog(ExitStack):
 
     def __init__(self, run: RunDirectory, config: TrainConfig, step: int) -> None:
         super().__init__()
-        rewind(run.metrics, step)
+        self._last = rewind(run.metrics, step)
         self._file = self.enter_context(run.metrics.open("a", encoding="utf-8"))
         self._trackers: list[Callable[[dict[str, float], int], object]] = []
         if config.log.tensorboard:
@@ -47,9 +47,16 @@ class MetricsLog(ExitStack):
             self._open_wandb(run.path, config)
 
     def write(self, record: Mapping[str, float | int | None]) -> None:
-        """Write one record; it must have "step". Values that are not finite become null."""
+        """Write one record; it must have "step". Values that are not finite become null.
+
+        A record that repeats the last one, as a finished run that is resumed has it, is left out.
+        """
         finite = {k: v for k, v in record.items() if v is not None and math.isfinite(v)}
-        self._file.write(json.dumps({k: finite.get(k) for k in record}) + "\n")
+        written = {k: finite.get(k) for k in record}
+        if written == self._last:
+            return
+        self._last = written
+        self._file.write(json.dumps(written) + "\n")
         self._file.flush()  # a killed process loses nothing that was written
         step = int(finite.pop("step"))
         for tracker in self._trackers:
@@ -101,12 +108,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return [record for record in records if isinstance(record, dict) and "step" in record]
 
 
-def rewind(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`."""
+def rewind(path: Path, step: int) -> dict[str, Any] | None:
+    """Drop the lines of metrics.jsonl after `step`; return the last that is left."""
     if not path.is_file():
-        return
+        return None
     kept = [record for record in read_metrics(path) if record["step"] <= step]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept[-1] if kept else None
 
 
 def _tag(name: str) -> str:
