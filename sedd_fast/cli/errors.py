@@ -3,11 +3,12 @@
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import typer
 
-from sedd_fast.train.progress import NonFiniteLossError
+from sedd_fast.train.progress import DiskFullError, NonFiniteLossError
 
 #: The base class of usage errors. Its module depends on the version of typer.
 UsageError: type[Exception] = next(
@@ -42,7 +43,7 @@ def report(error: BaseException) -> int:
     code = BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         message, code = str(error) or "interrupted", INTERRUPTED
-    elif isinstance(error, NonFiniteLossError):
+    elif isinstance(error, NonFiniteLossError | DiskFullError):
         message, code = str(error), FAILED
     elif _is_out_of_memory(error):
         message, code = "out of memory; make batch, length or model smaller", FAILED
@@ -60,8 +61,9 @@ def warn(message: str) -> None:
     """Write one line to stderr, whatever line breaks the message has."""
     coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     red, plain = ("\033[1;31m", "\033[0m") if coloured else ("", "")
-    sys.stderr.write(f"{red}sedd-fast:{plain} {' '.join(message.split())}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # the terminal was closed: the exit code still says what happened
+        sys.stderr.write(f"{red}sedd-fast:{plain} {' '.join(message.split())}\n")
+        sys.stderr.flush()
 
 
 def _usage(error: Any) -> str:

@@ -67,8 +67,9 @@ def train(
     Settings come from a preset, YAML files and KEY=VALUE, in that order.
     Losses go to RUN_DIR/metrics.jsonl and TensorBoard, checkpoints to
     RUN_DIR/checkpoints, the averaged weights with the tokenizer to
-    RUN_DIR/export. Ctrl-C saves and prints the command to resume; after a
-    crash or kill -9, a resumed run has the losses of an uninterrupted one.
+    RUN_DIR/export. Ctrl-C, SIGTERM and a closed terminal save, and print
+    the command to resume; after a crash or kill -9, a resumed run has the
+    losses of an uninterrupted one. One process at a time trains in RUN_DIR.
 
     [bold]Settings most often changed[/]
       data.train=book.txt            a file, "books/*.txt", "\\[a.txt,b.txt]",
@@ -95,9 +96,10 @@ def train(
 
     [bold]Exit codes[/]
       0    trained to the end
-      1    the loss was not finite; the message names the file of the batch
+      1    the loss was not finite, and the message names the file of the
+           batch; or the disk is full, and it names the last checkpoint
       2    a wrong setting, option or path
-      130  stopped with Ctrl-C, everything saved
+      130  stopped with Ctrl-C or a signal, everything saved
     """
     check_backend("cpu")
     with_equals = [word for word in settings or [] if "=" in word]

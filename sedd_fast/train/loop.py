@@ -98,7 +98,9 @@ class Trainer:
         section = self.config.training
         with self._disk_errors(), self._open_run(), StopRequest() as stop:
             if self._checkpoint is not None:
-                self._save()  # the export, where the run was killed before it was written
+                if _is_due(self.step, section.eval_freq):
+                    self._evaluate()  # where the run was stopped before it
+                self._save()  # the export, where the run was killed before it
             self._began = time.monotonic() - self.elapsed
             # The last fifty steps: (step, seconds since the start of the run).
             self._pace: deque[tuple[int, float]] = deque([(self.step, self.elapsed)], maxlen=50)

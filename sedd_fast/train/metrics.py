@@ -14,6 +14,7 @@ in nats has its own unit, and null for bits.
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -75,7 +76,10 @@ class MetricsLog(ExitStack):
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
 
+        self.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = _without_writer_errors(threading.excepthook)
         self.callback(writer.close)
+        self.callback(writer.flush)  # first: unlike closing it raises the errors of the thread
         self._trackers.append(log)
 
     def _open_wandb(self, path: Path, config: TrainConfig) -> None:
@@ -90,6 +94,16 @@ class MetricsLog(ExitStack):
         )
         self.callback(run.finish)
         self._trackers.append(lambda values, step: run.log(values, step=step))
+
+
+def _without_writer_errors(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A hook without the errors of TensorBoard's thread, which its next write raises again."""
+
+    def shown(error: Any) -> None:
+        if type(error.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            hook(error)
+
+    return shown
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
