@@ -65,7 +65,10 @@ class Trainer:
         self.run = RunDirectory(config.run_dir)
         self._check_batch()
         self._checkpoint = self.run.latest()
-        saved = self._load(self._checkpoint) if self._checkpoint else None
+        saved = None
+        if self._checkpoint:
+            saved = load_file(self._checkpoint / "state.pt")
+            self._check_settings(saved, self._checkpoint)
         # The vocabulary of a run is fixed by its first start.
         tokenizer = load_tokenizer(self.run.tokenizer) if self.run.config.is_file() else None
         with accelerator.main_process_first():
@@ -311,17 +314,13 @@ class Trainer:
             "held_out": asdict(self.held_out) if self.held_out else None,
         }
 
-    def _load(self, checkpoint: Path) -> Any:
-        """The state in a checkpoint; ValueError unless it is of the model of the settings."""
-        file = checkpoint / "state.pt"
-        saved = load_file(file)
-        with saved_state.blamed_on(file):
+    def _check_settings(self, saved: Any, checkpoint: Path) -> None:
+        with saved_state.blamed_on(checkpoint / "state.pt"):
             trained = config_from_dict(saved_state.mapping(saved, "config"))
         _check_same_model(self.config, trained)
-        return saved
 
     def _check_saved(self, saved: Any, checkpoint: Path) -> None:
-        """Check a state against the text and, before it is built, the network."""
+        """ValueError where a state is not of the text or, which is not built yet, the network."""
         vocab_size, file = self.corpus.tokenizer.vocab_size, checkpoint / "state.pt"
         with saved_state.blamed_on(file):
             text = saved_state.entry(saved, "text", lambda v: type(v) is str, "a fingerprint")

@@ -86,7 +86,10 @@ def window(saved: Any) -> list[float]:
 
 def held_out(saved: Any) -> dict[str, Any] | None:
     """The fields of the last held-out estimate, or None."""
-    if entry(saved, "held_out", lambda v: v is None or isinstance(v, Mapping), "an estimate") is None:
+    if (
+        entry(saved, "held_out", lambda v: v is None or isinstance(v, Mapping), "an estimate")
+        is None
+    ):
         return None
     found = mapping(saved, "held_out")
     count(found, "step", "held_out")
@@ -118,7 +121,9 @@ def weights(saved: Any, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The prefixes that torch.compile and DDP put before names are left out.
     """
-    found = {name.replace("_orig_mod.", ""): value for name, value in mapping(saved, "model").items()}
+    found = {
+        name.replace("_orig_mod.", ""): value for name, value in mapping(saved, "model").items()
+    }
     if all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
     if unlike := sorted(found.keys() ^ like.keys()):
@@ -236,7 +241,9 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < 2**63
+    return (
+        type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < 2**63
+    )
 
 
 def _described(value: Tensor) -> str:

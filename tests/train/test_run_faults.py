@@ -150,7 +150,9 @@ def test_an_export_of_a_removed_checkpoint_is_not_kept(begun, tmp_path, monkeypa
     shutil.copytree(begun, run_dir)
     shutil.rmtree(run_dir / "checkpoints")
     with monkeypatch.context() as patch:
-        patch.setattr("sedd_fast.train.loop.write_export", lambda *args: (_ for _ in ()).throw(Killed))
+        patch.setattr(
+            "sedd_fast.train.loop.write_export", lambda *args: (_ for _ in ()).throw(Killed)
+        )
         with pytest.raises(Killed):
             resume(run_dir)
     assert not is_finished(run_dir)
