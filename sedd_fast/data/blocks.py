@@ -60,9 +60,8 @@ class Blocks:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when any token does."""
-        hasher = hashlib.blake2b(
-            f"{self.tokens.dtype.name} {len(self.tokens)}".encode(), digest_size=16
-        )
+        hasher = hashlib.blake2b(digest_size=16)
+        hasher.update(f"{self.tokens.dtype.name} {len(self.tokens)}".encode())
         for start in range(0, len(self.tokens), _HASHED):
             part = self.tokens[start : start + _HASHED]
             part = part.astype(part.dtype.newbyteorder("<"), order="C", copy=False)

@@ -1,9 +1,9 @@
 """One process at a time in a run directory.
 
-The lock is `flock` on RUN/run.lock, which the kernel releases when the process dies, so a killed run
-leaves no lock behind. The file names the owner, for the message of another process. Where there are
-no such locks (some network file systems, Windows) the owner that the file names is the lock: a dead
-owner on this host is replaced, and a file from another host must be removed by hand.
+The lock is `flock` on RUN/run.lock, which the kernel releases when the process dies, so a killed
+run leaves no lock behind. The file names the owner, for the message of another process. Where there
+are no such locks (some network file systems, Windows) the owner that the file names is the lock: a
+dead owner on this host is replaced, and a file from another host must be removed by hand.
 """
 
 import json
