@@ -58,13 +58,13 @@ def number(state: Any, name: str, within: str = "") -> float:
     )
 
 
-def mapping(state: Any, name: str, within: str = "") -> Mapping[str, Any]:
+def mapping(state: Any, name: str, within: str = "") -> dict[str, Any]:
     """A mapping whose keys are texts."""
 
     def accepts(value: Any) -> bool:
         return isinstance(value, Mapping) and all(type(key) is str for key in value)
 
-    return entry(state, name, accepts, "a mapping with texts as keys", within)
+    return dict(entry(state, name, accepts, "a mapping with texts as keys", within))
 
 
 def progress(saved: Any, step: int) -> tuple[int, float]:
@@ -86,10 +86,7 @@ def window(saved: Any) -> list[float]:
 
 def held_out(saved: Any) -> dict[str, Any] | None:
     """The fields of the last held-out estimate, or None."""
-    if (
-        entry(saved, "held_out", lambda v: v is None or isinstance(v, Mapping), "an estimate")
-        is None
-    ):
+    if entry(saved, "held_out", _is_mapping_or_none, "an estimate or None") is None:
         return None
     found = mapping(saved, "held_out")
     count(found, "step", "held_out")
@@ -97,10 +94,10 @@ def held_out(saved: Any) -> dict[str, Any] | None:
         entry(found, name, lambda v: type(v) is float, "a number", "held_out")
     for name in ("bits_per_token", "bits_per_char"):
         entry(found, name, lambda v: v is None or type(v) is float, "a number or None", "held_out")
-    return dict(found)
+    return found
 
 
-def position(saved: Any, vocab_size: int) -> Mapping[str, Any]:
+def position(saved: Any, vocab_size: int) -> dict[str, Any]:
     """The place in the training text: of blocks in memory, or of a stream."""
     found = mapping(saved, "data")
     if "position" in found:
@@ -121,9 +118,8 @@ def weights(saved: Any, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The prefixes that torch.compile and DDP put before names are left out.
     """
-    found = {
-        name.replace("_orig_mod.", ""): value for name, value in mapping(saved, "model").items()
-    }
+    named = mapping(saved, "model").items()
+    found = {name.replace("_orig_mod.", ""): value for name, value in named}
     if all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
     if unlike := sorted(found.keys() ^ like.keys()):
@@ -184,7 +180,7 @@ def moments(saved: Any, like: Sequence[Tensor], step: int) -> dict[int, dict[str
 
 
 def tensor(value: Any, like: Tensor, name: str) -> Tensor:
-    """A dense copy of `value`; ValueError unless it is finite and fits `like` in shape and dtype."""
+    """A dense copy of `value`; ValueError unless it is finite and has shape and dtype of `like`."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a tensor, got {_shown(value)}")
     plain = type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
@@ -203,7 +199,7 @@ def tensor(value: Any, like: Tensor, name: str) -> Tensor:
 
 def scaler(saved: Any, current: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state of a loss scaler, with the constants of `current`."""
-    if entry(saved, "scaler", lambda v: v is None or isinstance(v, Mapping), "a scaler") is None:
+    if entry(saved, "scaler", _is_mapping_or_none, "a scaler or None") is None:
         return None
     found = mapping(saved, "scaler")
     if not found and not current:
@@ -212,7 +208,7 @@ def scaler(saved: Any, current: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**current, "scale": scale, "_growth_tracker": count(found, "_growth_tracker", "scaler")}
 
 
-def random_states(saved: Any) -> Mapping[str, Any]:
+def random_states(saved: Any) -> dict[str, Any]:
     """What `run_directory.random_state` returned; the generators check the rest themselves."""
     entry(saved, "torch", lambda v: isinstance(v, Tensor), "a tensor")
     # numpy takes any position, and would read there.
@@ -237,13 +233,19 @@ def _is_numpy_state(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+    return _is_whole(value) and value >= 0
 
 
 def _is_finite(value: Any) -> bool:
-    return (
-        type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < 2**63
-    )
+    return math.isfinite(value) if type(value) is float else _is_whole(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63
+
+
+def _is_mapping_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, Mapping)
 
 
 def _described(value: Tensor) -> str:

@@ -168,7 +168,7 @@ def full(*args, **options):
 
 
 def full_in_rust(*args, **options):
-    raise Exception("I/O error: No space left on device (os error 28)")  # noqa: TRY002
+    raise Exception("I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.parametrize(

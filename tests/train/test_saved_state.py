@@ -189,19 +189,18 @@ def test_names_of_compiled_and_distributed_networks_are_understood(trainer, run,
         assert restore(trainer, {**saved, "model": renamed}, run) is None
 
 
-def test_a_network_of_another_size_is_refused_before_it_is_built(run, tmp_path, monkeypatch):
-    for key in ("hidden_size", "n_blocks"):
-        folder = tmp_path / key
-        shutil.copytree(run.run_dir, folder)
-        state = torch.load(folder / "checkpoints/step-00000002/state.pt", weights_only=True)
-        state["config"]["model"][key] = 2**20
-        torch.save(state, folder / "checkpoints/step-00000002/state.pt")
-        built = []
-        with monkeypatch.context() as patch:
-            patch.setattr("sedd_fast.train.loop.Learner", lambda *args: built.append(args))
-            with pytest.raises(ValueError, match=r"state.pt does not hold .*model"):
-                resume(folder, [f"model.{key}={2**20}"])
-        assert not built
+@pytest.mark.parametrize("key", ["hidden_size", "n_blocks"])
+def test_a_network_of_another_size_is_refused_before_it_is_built(key, run, tmp_path, monkeypatch):
+    folder, built = tmp_path / "run", []
+    shutil.copytree(run.run_dir, folder)
+    file = folder / "checkpoints/step-00000002/state.pt"
+    state = torch.load(file, weights_only=True)
+    state["config"]["model"][key] = 2**20
+    torch.save(state, file)
+    monkeypatch.setattr("sedd_fast.train.loop.Learner", lambda *args: built.append(args))
+    with pytest.raises(ValueError, match=r"state.pt does not hold .*model"):
+        resume(folder, [f"model.{key}={2**20}"])
+    assert not built
 
 
 def test_loss_scaler():
