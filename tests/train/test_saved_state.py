@@ -195,11 +195,11 @@ def test_a_network_of_another_size_is_refused_before_it_is_built(key, run, tmp_p
     shutil.copytree(run.run_dir, folder)
     file = folder / "checkpoints/step-00000002/state.pt"
     state = torch.load(file, weights_only=True)
-    state["config"]["model"][key] = 2**20
+    state["config"]["model"][key] = 2**17
     torch.save(state, file)
     monkeypatch.setattr("sedd_fast.train.loop.Learner", lambda *args: built.append(args))
     with pytest.raises(ValueError, match=r"state.pt does not hold .*model"):
-        resume(folder, [f"model.{key}={2**20}"])
+        resume(folder, [f"model.{key}={2**17}"])
     assert not built
 
 
