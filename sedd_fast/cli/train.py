@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from sedd_fast.cli.display import TrainingDisplay, unit_of
+from sedd_fast.cli.errors import warn
 from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.output import pairs, results
 from sedd_fast.data.tokenizers import load_tokenizer
@@ -146,8 +147,11 @@ def _report(finished: TrainResult) -> None:
         str(run.metrics): "losses, learning rate, speed",
     }
     if any("loss" in record for record in read_metrics(run.metrics)):
-        picture = plot_training(run.metrics, run.path / PICTURE)
-        files[str(picture)] = "picture of the training curves"
+        try:
+            picture = plot_training(run.metrics, run.path / PICTURE)
+            files[str(picture)] = "picture of the training curves"
+        except OSError as full:
+            warn(f"the run is complete, but its picture could not be written: {full}")
     if held := finished.held_out:
         unit, factor = unit_of(held)
         loss, error = factor * held.nats_per_token, factor * held.stderr

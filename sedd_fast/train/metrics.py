@@ -79,7 +79,6 @@ class MetricsLog(ExitStack):
         self.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = _without_writer_errors(threading.excepthook)
         self.callback(writer.close)
-        self.callback(writer.flush)  # first: unlike closing it raises the errors of the thread
         self._trackers.append(log)
 
     def _open_wandb(self, path: Path, config: TrainConfig) -> None:

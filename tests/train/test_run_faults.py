@@ -212,6 +212,12 @@ def test_full_disk_in_the_tokenizer_of_a_new_run(text_file, tmp_path, monkeypatc
     assert train(config).step == 1
 
 
+def test_full_disk_for_the_picture_of_a_finished_run(whole, monkeypatch, capsys):
+    monkeypatch.setattr("sedd_fast.cli.train.plot_training", full)
+    assert main(["train", "--resume", str(whole)]) == 0
+    assert "the run is complete, but its picture" in capsys.readouterr().err
+
+
 def test_full_disk_in_tensorboard(text_file, tmp_path, monkeypatch):
     from tensorboard.summary.writer.record_writer import RecordWriter
 

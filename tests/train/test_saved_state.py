@@ -84,8 +84,10 @@ def places(value, path=()):
         names = [key for key in value if key not in range(1, 10**6)]
     else:
         names = list(range(min(len(value), 2))) if isinstance(value, list) else []
-    if len(path) == 1 and path[0] == "model":
+    if path == ("model",):
         names = names[:1]
+    if path == ("optimizer", "param_groups", 0):
+        names = ["params"]  # the others are not used: see below
     for name in names:
         yield (*path, name)
         if name != "config":
@@ -104,7 +106,7 @@ def replaced(state, path, value):
 def test_any_entry_of_another_kind_is_refused_or_harmless(trainer, run, saved):
     assert restore(trainer, saved, run) is None
     every, refused = list(places(saved)), set()
-    assert len(every) > 40
+    assert len(every) > 30
     for path in every:
         for value in WRONG[:: 4 if path == ("config",) else 1]:
             error = restore(trainer, replaced(saved, path, value), run, path[0])
@@ -115,9 +117,7 @@ def test_any_entry_of_another_kind_is_refused_or_harmless(trainer, run, saved):
                 assert "\n" not in error
             elif not same(trainer._state(), trainer.whole):
                 trainer._restore(saved, run.checkpoint)
-    # Constants of the optimiser and of the average are those of the settings.
-    harmless = {path for path in every if path not in refused}
-    assert {path[:3] for path in harmless} == {("optimizer", "param_groups", 0)}
+    assert refused == set(every)
 
 
 def test_missing_entries_are_refused(trainer, run, saved):
