@@ -7,7 +7,7 @@ FORMATTED := $(CSRC) $(wildcard tests/helpers/*.cpp tests/helpers/*/*.cpp tests/
 SOURCES := setup.py pyproject.toml constraints.txt $(CSRC)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint rows arm bench compile-kernels gpu format clean
+.PHONY: help install demo test lint rows arm faults bench compile-kernels gpu format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ rows: install ## check the C++ row functions by themselves, for every instructio
 
 arm: install ## the same compiled for Arm, in an emulator
 	$(BIN)/python tests/helpers/check_rows.py --arm
+
+faults: install ## kill training, fill its disk, damage its files (FAULTS= passes options)
+	$(BIN)/python tests/faults/run_faults.py $(FAULTS)
 
 bench: install ## the benchmark of every operation, a training step and a sampling run
 	$(BIN)/python benchmarks/run.py

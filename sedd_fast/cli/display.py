@@ -2,6 +2,8 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
 
@@ -25,6 +27,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 class TrainingDisplay:
     """A context manager to pass to `train` as `on_step`.
 
+    Where the terminal or the pipe is closed it shows nothing more, and training goes on.
+
     Example:
         >>> with TrainingDisplay("runs/book") as display:
         ...     train(config, on_step=display)
@@ -37,21 +41,32 @@ class TrainingDisplay:
         self._last: StepInfo | None = None  # the newest step, unless it is already shown
         self._next = 0.0  # when to show again, on the monotonic clock
         self._live: Live | None = None
+        self._closed = False
 
     def __enter__(self) -> "TrainingDisplay":
-        if self.console.is_terminal:
-            waiting = Text("reading the text, building the model ...", style="dim")
-            self._live = Live(self._framed(waiting), console=self.console, auto_refresh=False)
-            self._live.start(refresh=True)
-        else:
-            self.console.print(f"training {self.title}: reading the text ...", soft_wrap=True)
+        with self._while_open():
+            if self.console.is_terminal:
+                waiting = Text("reading the text, building the model ...", style="dim")
+                self._live = Live(self._framed(waiting), console=self.console, auto_refresh=False)
+                self._live.start(refresh=True)
+            else:
+                self.console.print(f"training {self.title}: reading the text ...", soft_wrap=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._last is not None:
             self._show(self._last)
         if self._live is not None:
-            self._live.stop()
+            with self._while_open():
+                self._live.stop()
+
+    @contextmanager
+    def _while_open(self) -> Iterator[None]:
+        """Within the context an error of writing ends the display; rich exits for a closed pipe."""
+        try:
+            yield
+        except (OSError, SystemExit):
+            self._closed = True
 
     def __call__(self, info: StepInfo) -> None:
         """After each step."""
@@ -65,10 +80,13 @@ class TrainingDisplay:
     def _show(self, info: StepInfo) -> None:
         loss = sum(self._losses) / len(self._losses)
         self._curve.append(loss)
-        if self._live is None:
-            self.console.print(plain_line(info, loss), soft_wrap=True)
-        else:
-            self._live.update(self._framed(self._figures(info, loss)), refresh=True)
+        if self._closed:
+            return
+        with self._while_open():
+            if self._live is None:
+                self.console.print(plain_line(info, loss), soft_wrap=True)
+            else:
+                self._live.update(self._framed(self._figures(info, loss)), refresh=True)
 
     def _framed(self, content: RenderableType) -> Panel:
         title = Text.assemble(("training ", "bold"), (self.title, "cyan"))

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from sedd_fast.terminal import visible, write
-from sedd_fast.train.progress import NonFiniteLossError
+from sedd_fast.train.progress import DiskFullError, NonFiniteLossError
 
 #: The base class of usage errors. Its module depends on the version of typer.
 UsageError: type[Exception] = next(
@@ -45,7 +45,7 @@ def report(error: BaseException) -> int:
     code = BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         message, code = str(error) or "interrupted", INTERRUPTED
-    elif isinstance(error, NonFiniteLossError):
+    elif isinstance(error, NonFiniteLossError | DiskFullError):
         message, code = str(error), FAILED
     elif _is_out_of_memory(error):
         message, code = "out of memory; make batch, length or model smaller", FAILED

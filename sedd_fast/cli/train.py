@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from sedd_fast.cli.display import TrainingDisplay, unit_of
+from sedd_fast.cli.errors import warn
 from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.output import pairs, results
 from sedd_fast.data.tokenizers import load_tokenizer
@@ -67,8 +68,9 @@ def train(
     Settings come from a preset, YAML files and KEY=VALUE, in that order.
     Losses go to RUN_DIR/metrics.jsonl and TensorBoard, checkpoints to
     RUN_DIR/checkpoints, the averaged weights with the tokenizer to
-    RUN_DIR/export. Ctrl-C saves and prints the command to resume; after a
-    crash or kill -9, a resumed run has the losses of an uninterrupted one.
+    RUN_DIR/export. Ctrl-C, SIGTERM and a closed terminal save, and print
+    the command to resume; after a crash or kill -9, a resumed run has the
+    losses of an uninterrupted one. One process at a time trains in RUN_DIR.
 
     [bold]Settings most often changed[/]
       data.train=book.txt            a file, "books/*.txt", "\\[a.txt,b.txt]",
@@ -95,9 +97,10 @@ def train(
 
     [bold]Exit codes[/]
       0    trained to the end
-      1    the loss was not finite; the message names the file of the batch
+      1    the loss was not finite, and the message names the file of the
+           batch; or the disk is full, and it names the last checkpoint
       2    a wrong setting, option or path
-      130  stopped with Ctrl-C, everything saved
+      130  stopped with Ctrl-C or a signal, everything saved
     """
     check_backend("cpu")
     with_equals = [word for word in settings or [] if "=" in word]
@@ -144,8 +147,11 @@ def _report(finished: TrainResult) -> None:
         str(run.metrics): "losses, learning rate, speed",
     }
     if any("loss" in record for record in read_metrics(run.metrics)):
-        picture = plot_training(run.metrics, run.path / PICTURE)
-        files[str(picture)] = "picture of the training curves"
+        try:
+            picture = plot_training(run.metrics, run.path / PICTURE)
+            files[str(picture)] = "picture of the training curves"
+        except OSError as full:
+            warn(f"the run is complete, but its picture could not be written: {full}")
     if held := finished.held_out:
         unit, factor = unit_of(held)
         loss, error = factor * held.nats_per_token, factor * held.stderr

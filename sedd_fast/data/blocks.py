@@ -20,6 +20,8 @@ import torch
 from sedd_fast.data.sources import HubDataset
 from sedd_fast.data.tokenizers import Tokenizer
 
+_HASHED = 2**22  # tokens hashed at a time
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -55,9 +57,23 @@ class Blocks:
         """Evenly spaced blocks, at most `most` of them: (n, L) int64."""
         return self.rows(evenly_spaced(len(self), most))
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when the text does (size, first and last million tokens)."""
+        """Changes when any token does."""
+        hasher = hashlib.blake2b(digest_size=16)
+        hasher.update(f"{self.tokens.dtype.name} {len(self.tokens)}".encode())
+        for start in range(0, len(self.tokens), _HASHED):
+            part = self.tokens[start : start + _HASHED]
+            part = part.astype(part.dtype.newbyteorder("<"), order="C", copy=False)
+            hasher.update(part.data)
+        return hasher.hexdigest()
+
+    def has_fingerprint(self, saved: str) -> bool:
+        """Whether `saved` is the fingerprint, or one of 16 digits as older runs have it."""
+        return saved == (self._fingerprint_of_ends if len(saved) == 16 else self.fingerprint)
+
+    @property
+    def _fingerprint_of_ends(self) -> str:
         ends = np.concatenate([self.tokens[:1_000_000], self.tokens[-1_000_000:]])
         content = ends.astype("<i8").tobytes()
         return hashlib.sha256(f"{len(self.tokens)}".encode() + content).hexdigest()[:16]
@@ -86,6 +102,10 @@ class BlockOrder:
     @property
     def fingerprint(self) -> str:
         return self.blocks.fingerprint
+
+    def has_fingerprint(self, saved: str) -> bool:
+        """Whether a run with this fingerprint read the same text."""
+        return self.blocks.has_fingerprint(saved)
 
     @property
     def per_epoch(self) -> int:
@@ -155,6 +175,10 @@ class StreamOrder:
     def fingerprint(self) -> str:
         described = f"{self.source} {self.skip} {self.buffer} {self.tokenizer.fingerprint}"
         return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+    def has_fingerprint(self, saved: str) -> bool:
+        """Whether a run with this fingerprint read the same stream."""
+        return saved == self.fingerprint
 
     def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
         """The next `count` blocks; this process's share of them: (count / world, L) int64."""

@@ -23,6 +23,7 @@ warm-up (Lou, Meng, Ermon 2024, appendix C).
 from sedd_fast.train.api import is_finished, resume, train
 from sedd_fast.train.config import load_config
 from sedd_fast.train.progress import (
+    DiskFullError,
     HeldOut,
     NonFiniteLossError,
     OnStep,
@@ -34,6 +35,7 @@ from sedd_fast.train.progress import (
 from sedd_fast.train.settings import TrainConfig
 
 __all__ = [
+    "DiskFullError",
     "HeldOut",
     "NonFiniteLossError",
     "OnStep",

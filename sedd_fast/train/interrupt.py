@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a loop reads, instead of an exception at any line.
+"""Ctrl-C, SIGTERM and SIGHUP as a request that a loop reads, instead of an exception at any line.
 
 with StopRequest() as stop:
     while not stop.requested:
@@ -16,11 +16,17 @@ from types import FrameType
 # a second signal within this many seconds is the same key press.
 _SAME_KEY_PRESS = 1.0
 
+# SIGHUP, which a closed terminal or a lost connection sends, does not exist on Windows.
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 class StopRequest(ExitStack):
-    """Context manager: the first SIGINT or SIGTERM sets `requested`, a second Ctrl-C kills.
+    """Context manager: the first of these signals sets `requested`, a second Ctrl-C kills.
 
-    Outside the main thread Python allows no signal handlers; there the signals keep their effect.
+    SIGHUP stays ignored where it is, as under `nohup`. Outside the main thread Python allows no
+    signal handlers; there the signals keep their effect.
     """
 
     requested = False
@@ -28,8 +34,11 @@ class StopRequest(ExitStack):
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.callback(signal.signal, number, signal.signal(number, self._handle))
+            for number in _SIGNALS:
+                before = signal.getsignal(number)
+                ignored = number not in _SIGNALS[:2] and before is signal.SIG_IGN
+                if before is not None and not ignored:  # None: a handler in C, which stays
+                    self.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from collections import deque
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,16 +18,20 @@ from torch import Tensor
 
 from sedd_fast.data.corpus import load_corpus
 from sedd_fast.data.tokenizers import load_tokenizer
+from sedd_fast.train import saved_state
 from sedd_fast.train.config import config_from_dict, save_config
 from sedd_fast.train.interrupt import StopRequest
 from sedd_fast.train.metrics import MetricsLog
+from sedd_fast.train.networks import new_network
 from sedd_fast.train.progress import (
+    DiskFullError,
     HeldOut,
     NonFiniteLossError,
     OnStep,
     StepInfo,
     TrainingInterrupted,
     TrainResult,
+    lack_of_space,
     resume_command,
 )
 from sedd_fast.train.run_directory import (
@@ -36,6 +41,7 @@ from sedd_fast.train.run_directory import (
     save_file,
     set_random_state,
     write_directory,
+    write_export,
 )
 from sedd_fast.train.settings import TrainConfig
 from sedd_fast.train.step import Learner, learning_rate
@@ -44,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run: its model, its state, and the loop. Use `train` and `resume`.
+    """One run: its model, its state, and the loop. Use `train` and `resume`, which lock the run.
 
     Args:
         config: all settings; `run_dir` must be set. The newest checkpoint there is restored.
@@ -53,25 +59,30 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, accelerator: Any) -> None:
         assert config.run_dir is not None
-        self.config, self.accelerator = config, accelerator
+        # The precision that the launcher chose becomes a setting: a resumed run keeps it.
+        section = replace(config.training, mixed_precision=accelerator.mixed_precision)
+        self.config, self.accelerator = replace(config, training=section), accelerator
         self.run = RunDirectory(config.run_dir)
         self._check_batch()
-        checkpoint = self.run.latest()
-        saved = load_file(checkpoint / "state.pt") if checkpoint else None
-        if saved:
-            _check_same_model(config, config_from_dict(saved["config"]))
+        self._checkpoint = self.run.latest()
+        saved = None
+        if self._checkpoint:
+            saved = load_file(self._checkpoint / "state.pt")
+            self._check_settings(saved, self._checkpoint)
         # The vocabulary of a run is fixed by its first start.
         tokenizer = load_tokenizer(self.run.tokenizer) if self.run.config.is_file() else None
         with accelerator.main_process_first():
             self.corpus = load_corpus(
                 config.data, config.model.length, config.training.seed, tokenizer
             )
-        self.learner = Learner(config, self.corpus.tokenizer.vocab_size, accelerator)
+        if saved and self._checkpoint:
+            self._check_saved(saved, self._checkpoint)
+        self.learner = Learner(self.config, self.corpus.tokenizer.vocab_size, accelerator)
         self.step, self.elapsed, self.held_out = 0, 0.0, None  # type: int, float, HeldOut | None
         self._window = [0.0, 0]  # sum and number of the losses since the last metrics line
         self._metrics: MetricsLog | None = None  # of the main process, while `fit` runs
-        if checkpoint and saved:
-            self._restore(saved, checkpoint)
+        if saved and self._checkpoint:
+            self._restore(saved, self._checkpoint)
 
     def _check_batch(self) -> None:
         section, world = self.config.training, self.accelerator.num_processes
@@ -88,18 +99,30 @@ class Trainer:
     def fit(self, on_step: OnStep | None = None) -> TrainResult:
         """Run to the end, or to an interruption."""
         section = self.config.training
-        with self._open_run(), StopRequest() as stop:
+        with self._disk_errors(), self._open_run(), StopRequest() as stop:
+            if self._checkpoint is not None:
+                if _is_due(self.step, section.eval_freq):
+                    self._evaluate()  # where the run was stopped before it
+                self._save()  # the export, where the run was killed before it
             self._began = time.monotonic() - self.elapsed
             # The last fifty steps: (step, seconds since the start of the run).
             self._pace: deque[tuple[int, float]] = deque([(self.step, self.elapsed)], maxlen=50)
             while not section.is_over(self.step, self.elapsed):
                 info, stopping = self._train_step(stop.requested)
                 self._record(info)
+                is_last = section.is_over(self.step, self.elapsed)
                 if _is_due(self.step, section.eval_freq) and not stopping:
                     self._evaluate()
                 if on_step is not None and self._metrics is not None:
-                    on_step(replace(info, held_out=self.held_out))
-                if stopping or _is_due(self.step, section.snapshot_freq):
+                    try:
+                        on_step(replace(info, held_out=self.held_out))
+                    except OSError:
+                        if not stop.requested:
+                            raise
+                        on_step = None  # it writes to a terminal that was closed: save first
+                if is_last:
+                    self._evaluate()
+                if stopping or is_last or _is_due(self.step, section.snapshot_freq):
                     self._save()
                 if stopping:
                     raise TrainingInterrupted(self.run.path, self.step, self._resume_command())
@@ -107,11 +130,32 @@ class Trainer:
             checkpoint = self._save()
         return TrainResult(self.run.path, self.step, checkpoint, self.run.export, self.held_out)
 
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Within the context a write without space for it is reported with what is intact."""
+        try:
+            yield
+        except Exception as error:
+            if (reason := lack_of_space(error)) is None:
+                raise
+            if self.accelerator.is_main_process:
+                with suppress(OSError):
+                    self.run.clean()
+            latest = self.run.latest()
+            kept = f"the checkpoint {latest} is intact" if latest else "it had no checkpoint yet"
+            raise DiskFullError(
+                f"run_dir: cannot write the run {self.run.path}: {reason.lower()}; {kept}; free "
+                f"some space, then: {self._resume_command()}"
+            ) from error
+
     def _open_run(self) -> ExitStack | nullcontext[None]:
         """Create the directory; the open metrics log in the main process."""
         if self.accelerator.is_main_process:
+            self.run.check_directories()
             self.run.checkpoints.mkdir(parents=True, exist_ok=True)
             self.run.clean()
+            if self._checkpoint is None:
+                self.run.forget_export()  # of a checkpoint that was removed
             if not self.run.config.is_file():
                 write_directory(self.run.tokenizer, self.corpus.tokenizer.save)
             save_config(self.config, self.run.config)
@@ -229,13 +273,19 @@ class Trainer:
     # Saving
 
     def _save(self) -> Path:
-        """Write checkpoint and export; all processes call it."""
+        """Write the checkpoint of this step and the export, unless there; all processes call it."""
         a, final = self.accelerator, self.run.checkpoint(self.step)
-        staged = self.run.checkpoint(self.step, staging=True)
         complete = final.exists()
         a.wait_for_everyone()
-        if complete:
-            return final
+        if not complete:
+            self._write_checkpoint()
+        if a.is_main_process and self.run.exported_step() != self.step:
+            write_export(self.run, self.step, self._export)
+        a.wait_for_everyone()
+        return final
+
+    def _write_checkpoint(self) -> None:
+        a, staged = self.accelerator, self.run.checkpoint(self.step, staging=True)
         if self._metrics is not None:
             self._metrics.sync()
             staged.mkdir()
@@ -246,9 +296,6 @@ class Trainer:
         a.wait_for_everyone()
         if a.is_main_process:
             self.run.commit(self.step, self.config.training.keep_last)
-            write_directory(self.run.export, self._export)
-        a.wait_for_everyone()
-        return final
 
     def _export(self, directory: Path) -> None:
         with self.learner.averaged_weights():
@@ -267,20 +314,42 @@ class Trainer:
             "held_out": asdict(self.held_out) if self.held_out else None,
         }
 
-    def _restore(self, saved: dict[str, Any], checkpoint: Path) -> None:
-        if saved["text"] != self.corpus.train.fingerprint:
+    def _check_settings(self, saved: Any, checkpoint: Path) -> None:
+        with saved_state.blamed_on(checkpoint / "state.pt"):
+            trained = config_from_dict(saved_state.mapping(saved, "config"))
+        _check_same_model(self.config, trained)
+
+    def _check_saved(self, saved: Any, checkpoint: Path) -> None:
+        """ValueError where a state is not of the text or, which is not built yet, the network."""
+        vocab_size, file = self.corpus.tokenizer.vocab_size, checkpoint / "state.pt"
+        with saved_state.blamed_on(file):
+            text = saved_state.entry(saved, "text", lambda v: type(v) is str, "a fingerprint")
+            blocks = self.config.model.n_blocks
+            if len(saved_state.mapping(saved, "model")) < blocks:
+                raise ValueError(f"model: too few weights for {blocks} blocks")
+            with torch.device("meta"):
+                like = new_network(self.config, vocab_size)[0].state_dict()
+            saved_state.weights(saved, like)
+        if not self.corpus.train.has_fingerprint(text):
             raise ValueError(
                 f"data.train: the text differs from that of the checkpoint {checkpoint}; restore "
                 "the original text, or start a new run"
             )
-        self.learner.load_state_dict(saved)
-        self.corpus.train.load_state_dict(saved["data"])
-        self.step, self.elapsed = saved["step"], saved["elapsed"]
-        self._window = list(saved["window"])
-        self.held_out = HeldOut(**saved["held_out"]) if saved["held_out"] else None
+
+    def _restore(self, saved: Any, checkpoint: Path) -> None:
+        with saved_state.blamed_on(checkpoint / "state.pt"):
+            step, elapsed = saved_state.progress(saved, self.run.steps()[-1])
+            window, held_out = saved_state.window(saved), saved_state.held_out(saved)
+            position = saved_state.position(saved, self.corpus.tokenizer.vocab_size)
+            self.learner.load_state_dict(saved, step)
+            self.corpus.train.load_state_dict(position)
+        self.step, self.elapsed, self._window = step, elapsed, window
+        self.held_out = HeldOut(**held_out) if held_out else None
         own = checkpoint / f"rng-{self.accelerator.process_index}.pt"
         if own.is_file():  # absent for a process that the run did not have before
-            set_random_state(load_file(own))
+            states = load_file(own)
+            with saved_state.blamed_on(own):
+                set_random_state(saved_state.random_states(states))
 
 
 def _check_same_model(config: TrainConfig, saved: TrainConfig) -> None:

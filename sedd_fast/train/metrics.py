@@ -14,6 +14,7 @@ in nats has its own unit, and null for bits.
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -40,7 +41,7 @@ class MetricsLog(ExitStack):
 
     def __init__(self, run: RunDirectory, config: TrainConfig, step: int) -> None:
         super().__init__()
-        rewind(run.metrics, step)
+        self._last = rewind(run.metrics, step)
         self._file = self.enter_context(run.metrics.open("a", encoding="utf-8"))
         self._trackers: list[Callable[[dict[str, float], int], object]] = []
         if config.log.tensorboard:
@@ -49,9 +50,16 @@ class MetricsLog(ExitStack):
             self._open_wandb(run.path, config)
 
     def write(self, record: Mapping[str, float | int | None]) -> None:
-        """Write one record; it must have "step". Values that are not finite become null."""
+        """Write one record; it must have "step". Values that are not finite become null.
+
+        A record that repeats the last one, as a finished run that is resumed has it, is left out.
+        """
         finite = {k: v for k, v in record.items() if v is not None and math.isfinite(v)}
-        self._file.write(json.dumps({k: finite.get(k) for k in record}) + "\n")
+        written = {k: finite.get(k) for k in record}
+        if written == self._last:
+            return
+        self._last = written
+        self._file.write(json.dumps(written) + "\n")
         self._file.flush()  # a killed process loses nothing that was written
         step = int(finite.pop("step"))
         for tracker in self._trackers:
@@ -70,6 +78,8 @@ class MetricsLog(ExitStack):
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
 
+        self.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = _without_writer_errors(threading.excepthook)
         self.callback(writer.close)
         self._trackers.append(log)
 
@@ -85,6 +95,16 @@ class MetricsLog(ExitStack):
         )
         self.callback(run.finish)
         self._trackers.append(lambda values, step: run.log(values, step=step))
+
+
+def _without_writer_errors(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A hook without the errors of TensorBoard's thread, which its next write raises again."""
+
+    def shown(error: Any) -> None:
+        if type(error.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            hook(error)
+
+    return shown
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -103,12 +123,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return [record for record in records if isinstance(record, dict) and "step" in record]
 
 
-def rewind(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`."""
+def rewind(path: Path, step: int) -> dict[str, Any] | None:
+    """Drop the lines of metrics.jsonl after `step`; return the last that is left."""
     if not path.is_file():
-        return
+        return None
     kept = [record for record in read_metrics(path) if record["step"] <= step]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept[-1] if kept else None
 
 
 def _tag(name: str) -> str:

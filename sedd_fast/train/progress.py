@@ -1,6 +1,8 @@
 """What training reports after each step and at its end, and the errors that stop it."""
 
+import errno
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,8 +72,27 @@ class NonFiniteLossError(ArithmeticError):
         self.step, self.t, self.path = step, tuple(t), path
 
 
+class DiskFullError(OSError):
+    """A file of the run could not be written for lack of space; the last checkpoint is intact."""
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def lack_of_space(error: BaseException | None) -> str | None:
+    """The system's words for it, where an error or one of its causes is a lack of disk space."""
+    while error is not None:
+        # safetensors and tokenizers write the number into the message of their own exceptions.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+        if number in _NO_SPACE:
+            return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
+
+
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after the state was saved. `command` resumes the run.
+    """Ctrl-C, SIGTERM or SIGHUP, after the state was saved. `command` resumes the run.
 
     The command line exits with `exit_code`, 130.
     """

@@ -6,13 +6,17 @@
     RUN/tensorboard/                  the same for TensorBoard
     RUN/checkpoints/step-00000123/    state.pt, and for each process rng-0.pt, rng-1.pt, ...
     RUN/export/                       averaged weights and tokenizer: models.networks.load reads it
+    RUN/run.lock                      while a process trains there (`lock`)
 
 A checkpoint is written under a name that starts with a dot, every file and the directory are
 flushed to the disk, and then it is renamed: the newest `step-*` is complete even if the machine
-stops at any moment. Files that a killed process left under dotted names are removed at the next
-start.
+stops at any moment. What a killed process left under these dotted names is removed at the next
+start. The export names the step of its weights in step.json, so that one that is older than the
+newest checkpoint is found and written again. `export` may be a symbolic link to a directory, which
+is then replaced at its place.
 """
 
+import json
 import os
 import random
 import re
@@ -26,8 +30,11 @@ import torch
 
 from sedd_fast.files.pickles import load_pickle, save_pickle
 from sedd_fast.files.writing import flush
+from sedd_fast.models.checkpoint import CONFIG, SAFETENSORS
 
 _STEP = re.compile(r"step-(\d{8,})")
+_PARTIAL_STEP = re.compile(r"\.step-\d{8,}(-old)?")
+_EXPORTED = "step.json"  # in export/: the step of its weights
 
 
 class RunDirectory:
@@ -53,11 +60,40 @@ class RunDirectory:
         steps = self.steps()
         return self.checkpoint(steps[-1]) if steps else None
 
+    def exported_step(self) -> int | None:
+        """The step whose averaged weights the export holds; None where it is not complete."""
+        files = (self.export / name for name in (CONFIG, SAFETENSORS, _EXPORTED))
+        if not all(file.is_file() for file in files):
+            return None
+        try:
+            step = json.loads((self.export / _EXPORTED).read_text(encoding="utf-8"))["step"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return step if type(step) is int else None
+
+    def forget_export(self) -> None:
+        """Mark the export as out of date."""
+        (self.export / _EXPORTED).unlink(missing_ok=True)
+
+    def check_directories(self) -> None:
+        """ValueError where a file stands in the place of a directory."""
+        for path in (self.export, self.tokenizer, self.checkpoints):
+            if path.exists() and not path.is_dir():
+                raise ValueError(f"run_dir: {path} is not a directory; move that file away")
+
     def clean(self) -> None:
         """Remove directories that a killed process left partly written or partly removed."""
-        for pattern in (".export*", ".tokenizer*", "checkpoints/.step-*"):
-            for leftover in [*self.path.glob(pattern)]:
-                shutil.rmtree(leftover)
+        for final in (self.export.resolve(), self.tokenizer.resolve()):
+            for leftover in (_staging(final), _replaced(final)):
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover)
+        for leftover in [*self.checkpoints.glob(".step-*")]:
+            if _PARTIAL_STEP.fullmatch(leftover.name) and leftover.is_dir():
+                _remove(leftover)
+        for file in (self.config, self.metrics):
+            partial = file.with_name(f"{file.name}.tmp")
+            if partial.is_file():
+                partial.unlink()
 
     def commit(self, step: int, keep_last: int) -> None:
         """Rename the staged checkpoint to its final name, and remove all but `keep_last`."""
@@ -66,7 +102,7 @@ class RunDirectory:
             # Renamed first: a removal cut short must not leave a directory that looks complete.
             removed = self.checkpoint(old, staging=True)
             os.replace(self.checkpoint(old), removed)
-            shutil.rmtree(removed)
+            _remove(removed)
 
 
 def save_file(content: Any, path: Path) -> None:
@@ -96,22 +132,54 @@ def replace_directory(staged: Path, final: Path) -> None:
     for file in staged.rglob("*"):
         flush(file)
     flush(staged)
-    old = final.with_name(f".{final.name}-old")
+    old = _replaced(final)
     if final.exists():
         os.replace(final, old)
     os.replace(staged, final)
-    if old.exists():
-        shutil.rmtree(old)
     flush(final.parent)
+    if old.exists():
+        _remove(old)
 
 
 def write_directory(final: Path, fill: Callable[[Path], None]) -> None:
-    """Create `final` with the files that `fill(directory)` writes; it appears complete."""
-    staged = final.with_name(f".{final.name}")
+    """Create `final` with the files that `fill(directory)` writes; it appears complete.
+
+    Where `final` is a symbolic link, the link stays and its target is replaced.
+    """
+    final = final.resolve()
+    staged = _staging(final)
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     fill(staged)
     replace_directory(staged, final)
+
+
+def write_export(run: RunDirectory, step: int, fill: Callable[[Path], None]) -> None:
+    """Write the export of a step; `fill(directory)` writes weights and tokenizer."""
+
+    def fill_and_name(directory: Path) -> None:
+        fill(directory)
+        (directory / _EXPORTED).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+
+    write_directory(run.export, fill_and_name)
+
+
+def _staging(final: Path) -> Path:
+    """Where the files of a directory are first written."""
+    return final.with_name(f".{final.name}")
+
+
+def _replaced(final: Path) -> Path:
+    """Where a directory is moved before the new one takes its name."""
+    return final.with_name(f".{final.name}-old")
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory, or a link to one."""
+    if directory.is_symlink():
+        directory.unlink()
+    else:
+        shutil.rmtree(directory)
 
 
 def random_state() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sedd_fast.data.blocks import Blocks
 from sedd_fast.losses.objective import stratified_times
 from sedd_fast.models.ema import ExponentialMovingAverage
 from sedd_fast.models.networks import AnyNetwork
+from sedd_fast.train import saved_state
 from sedd_fast.train.networks import AnyObjective, new_network
 from sedd_fast.train.settings import OptimConfig, TrainConfig
 
@@ -36,7 +37,8 @@ class Learner:
     """The network with its optimiser and its moving average.
 
     A step is `accumulate`, then `clip_gradients`, then `apply`; until `apply` only the gradients
-    have changed. `model` is the network as Accelerate wraps it, `plain` the network itself.
+    have changed. `model` is the network as Accelerate wraps it, for DDP or compiled; `plain` is the
+    network itself, whose names of weights do not depend on that.
     """
 
     def __init__(self, config: TrainConfig, vocab_size: int, accelerator: Any) -> None:
@@ -56,7 +58,7 @@ class Learner:
             fused=accelerator.device.type in ("cpu", "cuda"),
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.plain: AnyNetwork = accelerator.unwrap_model(self.model)  # with autocast, without DDP
+        self.plain: AnyNetwork = model  # Accelerate has put autocast into its forward pass
         self.ema = ExponentialMovingAverage(self.plain.parameters(), section.ema)
 
     def accumulate(self, x_0: Tensor, step: int) -> Tensor:
@@ -152,14 +154,25 @@ class Learner:
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; the EMA keeps the decay of the settings."""
-        self.plain.load_state_dict(saved["model"])
-        self.ema.load_state_dict(saved["ema"])
+    def load_state_dict(self, saved: Mapping[str, Any], step: int) -> None:
+        """Restore what `state_dict` returned after `step` steps.
+
+        Optimiser and moving average keep the constants of the settings. ValueError, with nothing
+        restored, unless the state is whole and fits the network.
+        """
+        parameters = list(self.plain.parameters())
+        weights = saved_state.weights(saved, self.plain.state_dict())
+        average = saved_state.average(saved, self.ema.shadow_params)
+        moments = saved_state.moments(saved, parameters, step)
+        own = self.accelerator.scaler
+        scaler = saved_state.scaler(saved, {} if own is None else own.state_dict())
+        self.plain.load_state_dict(weights)
+        self.ema.load_state_dict(average)
         self.ema.decay = self.config.training.ema
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.accelerator.scaler is not None and saved["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        if own is not None and scaler is not None:
+            own.load_state_dict(scaler)
 
 
 def _seeds(*key: int) -> list[int]:

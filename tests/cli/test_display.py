@@ -1,8 +1,11 @@
 """Progress on stderr: of training, live and line by line, and of other long calls."""
 
+import errno
+import os
 import re
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from sedd_fast import progress
@@ -36,6 +39,31 @@ def test_live_display_on_a_terminal():
     for word in ("training runs/x", "step 2", "1:05 left", "1,234 tokens/s", "nats/token"):
         assert word in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("error", [errno.EIO, errno.EPIPE])
+def test_a_closed_terminal_or_pipe_ends_the_display_alone(error, terminal, monkeypatch):
+    class Closing(StringIO):
+        closed_now = False
+
+        def write(self, text):
+            if self.closed_now:
+                raise OSError(error, os.strerror(error))
+            return super().write(text)
+
+    # For a closed pipe rich turns standard output off, then exits.
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: None)
+    file = Closing()
+    with TrainingDisplay("runs/x", Console(file=file, force_terminal=terminal)) as display:
+        display(info_at(1))
+        file.closed_now = True
+        monkeypatch.setattr(display, "_next", 0.0)
+        for step in range(2, 5):
+            display(info_at(step))
+            display._next = 0.0
+    file.closed_now = False
+    assert "step 4" not in file.getvalue()
 
 
 def test_sparkline_and_duration():

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sedd_fast.cli import errors
+from sedd_fast.train.progress import DiskFullError, TrainingInterrupted
 
 
 @pytest.mark.parametrize(
@@ -71,3 +73,16 @@ def test_as_a_process(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_error_that_cannot_be_shown_keeps_its_exit_code(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert errors.report(TrainingInterrupted(Path("run"), 3, "resume")) == errors.INTERRUPTED
+    assert errors.report(DiskFullError("no space left")) == errors.FAILED

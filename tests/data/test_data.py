@@ -397,3 +397,23 @@ def test_wrong_data_sets_are_explained(rows, tmp_path):
     config = DataConfig(f"hf:{rows}", streaming=True)
     with pytest.raises(ValueError, match="'characters' takes its vocabulary"):
         load_corpus(config, length=16)
+
+
+def test_fingerprint_covers_every_token():
+    tokens = np.zeros(2_100_000, np.uint16)
+    whole = Blocks(tokens, 16)
+    for place in (0, 999_999, 1_050_000, len(tokens) - 1):
+        changed = tokens.copy()
+        changed[place] = 7
+        assert Blocks(changed, 16).fingerprint != whole.fingerprint
+        assert not BlockOrder(whole, 0).has_fingerprint(Blocks(changed, 16).fingerprint)
+    assert Blocks(tokens[:-1], 16).fingerprint != whole.fingerprint
+    strided = np.zeros((len(tokens), 2), ">u2")[:, 0]
+    assert Blocks(strided, 16).fingerprint == whole.fingerprint
+    assert BlockOrder(whole, 0).has_fingerprint(whole.fingerprint)
+
+
+def test_fingerprint_of_an_older_run_is_accepted():
+    old = "fd408598f554382f"  # of the numbers 0 to 99
+    assert Blocks(np.arange(100, dtype=np.uint16), 16).has_fingerprint(old)
+    assert not Blocks(np.arange(1, 101, dtype=np.uint16), 16).has_fingerprint(old)

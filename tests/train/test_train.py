@@ -126,10 +126,6 @@ def write_child(config, folder):
         ((f"{TRAIN}.metrics:MetricsLog", "write", 1, "after"), []),
         ((f"{TRAIN}.step:Learner", "apply", 5, "after"), [3]),
         ((f"{TRAIN}.loop", "save_file", 2, "before"), []),  # the random state without the weights
-        ((f"{TRAIN}.run_directory:RunDirectory", "commit", 2, "after"), [3, 6]),  # export is old
-        ((f"{TRAIN}.loop:Trainer", "_export", 2, "after"), [3, 6]),  # the export is not renamed
-        (("shutil", "rmtree", 5, "before"), [6, 9]),  # checkpoint 3 is renamed, not removed
-        (("shutil", "rmtree", 7, "before"), [6, 9]),  # the old export is renamed, not removed
         ((f"{TRAIN}.metrics:MetricsLog", "write", 14, "before"), [6, 9]),
     ],
     ids=lambda value: "-".join(map(str, value[1:])) if isinstance(value, tuple) else "",
