@@ -30,10 +30,14 @@ def run_lock(directory: Path) -> Iterator[None]:
     """Hold the lock of a run directory, which is created; if it stays empty it is removed again.
 
     Raises:
-        ValueError: another process, or another run in this process, holds the lock.
+        ValueError: another process, or another run in this process, holds the lock; a file is in
+            the directory's place.
     """
     created = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"run_dir: {directory} is not a directory; choose another name") from None
     path = directory.resolve() / NAME
     try:
         if path in _held:

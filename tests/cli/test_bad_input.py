@@ -85,7 +85,7 @@ def folder(tmp_path, monkeypatch):
         ((*TRADEOFF, "empty.txt"), "more than the 0 of the training text"),
         ((*TRADEOFF, "-n", "100000"), "draw fewer"),
         ((*TRAIN, "training.seed=" + "9" * 23), "training.seed: expected less than 2^63"),
-        (("train", *TRAIN[2:], "--run-dir", "words.txt"), "words.txt/checkpoints: Not a directory"),
+        (("train", *TRAIN[2:], "--run-dir", "words.txt"), "run_dir: words.txt is not a directory"),
     ],
 )
 def test_one_line_says_what_to_do(args, message, run_dir, call, folder):

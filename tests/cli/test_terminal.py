@@ -160,6 +160,7 @@ def test_error_lines_show_names_of_any_kind(streams, model_dir, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights[HOSTILE] = torch.zeros(1)
     save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "model.sha256").unlink()
     for is_terminal in (False, True):
         for args in (
             ["sample", "-m", str(tmp_path)],
