@@ -19,7 +19,7 @@ the table of papers and names.
 from sedd_fast.losses.concrete_score import ConcreteScoreMatching
 from sedd_fast.losses.d3pm import D3PMLoss
 from sedd_fast.losses.dense_score_entropy import DenseScoreEntropyLoss
-from sedd_fast.losses.masked_cross_entropy import MaskedCrossEntropy
+from sedd_fast.losses.masked_cross_entropy import MaskedCrossEntropy, posterior_cross_entropy
 from sedd_fast.losses.next_token import NextTokenLoss
 from sedd_fast.losses.objective import Objective, stratified_times
 from sedd_fast.losses.score_entropy import ScoreEntropyLoss
@@ -32,5 +32,6 @@ __all__ = [
     "NextTokenLoss",
     "Objective",
     "ScoreEntropyLoss",
+    "posterior_cross_entropy",
     "stratified_times",
 ]
