@@ -12,7 +12,7 @@ Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 10 and algorithm 1.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import sample_transition
+from sedd_fast.ops._uniforms import torch_uniform
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise, check_times
 
@@ -34,13 +35,13 @@ def stratified_times(
     Each time alone is uniform on (low, 1]; together they cover it evenly, which lowers the
     variance of the batch's mean loss.
     """
-    # No generator=None: torch.compile cannot trace it with a batch size that varies.
-    given: dict[str, Any] = {"device": device}
-    if generator is not None:
-        given = {"device": generator.device, "generator": generator}
-    offsets = torch.rand(batch, dtype=torch.float32, **given)
-    order = torch.randperm(batch, **given)
-    return (1 - (1 - low) * (order + offsets) / max(batch, 1)).to(device)
+    offsets = torch_uniform((batch,), torch.device(device), generator, torch.float32)
+    # generator=None cannot be traced by torch.compile with a batch size that varies.
+    if generator is None:
+        order = torch.randperm(batch, device=device)
+    else:
+        order = torch.randperm(batch, generator=generator, device=generator.device).to(device)
+    return 1 - (1 - low) * (order + offsets) / max(batch, 1)
 
 
 class Level(NamedTuple):

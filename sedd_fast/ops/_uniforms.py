@@ -43,8 +43,9 @@ def torch_uniform(
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """The same by torch.rand: where calls are to share one stream of numbers, or other dtypes."""
-    draw_on = device if generator is None else generator.device
-    return torch.rand(shape, dtype=dtype, device=draw_on, generator=generator).to(device)
+    if generator is None:  # generator=None cannot be traced with a batch size that varies
+        return torch.rand(shape, dtype=dtype, device=device)
+    return torch.rand(shape, dtype=dtype, device=generator.device, generator=generator).to(device)
 
 
 def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None) -> Tensor:
