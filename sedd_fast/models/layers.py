@@ -179,14 +179,14 @@ class DDitFinalLayer(nn.Module):
 overrides.record(DDitFinalLayer, "forward", "features", "project")
 
 
-def plain_linear(layer: object) -> nn.Linear | None:
+def plain_linear(layer: nn.Module) -> nn.Linear | None:
     """The linear layer of a `DDitFinalLayer`, if a call of that applies it to the features.
 
     None for any other layer, and where hooks, adapters or replaced parts do more, or other things.
     """
-    if isinstance(layer, DDitFinalLayer) and overrides.is_plain(layer, DDitFinalLayer):
-        linear = layer._modules.get("linear")
-        if isinstance(linear, nn.Linear) and overrides.is_plain(linear, nn.Linear):
+    if overrides.is_plain(layer, DDitFinalLayer):
+        linear = layer.linear
+        if overrides.is_plain(linear, nn.Linear):
             return linear
     return None
 

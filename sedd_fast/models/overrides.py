@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: Packages whose wrappers of a network, and whose hooks on it, pass on what its forward returns.
 _TRANSPARENT = ("torch", "accelerate")
 _METHODS: dict[type, dict[str, Any]] = {}
@@ -25,20 +24,25 @@ def record(kind: type, *names: str) -> None:
 
 def has_own_methods(module: nn.Module) -> bool:
     """Whether the methods are those recorded for its class, or for the nearest of its bases."""
-    kind = next(base for base in type(module).__mro__ if base in _METHODS)
-    for name, method in _METHODS[kind].items():
-        if getattr(type(module), name, None) is not method or name in module.__dict__:
+    kind = type(module)
+    methods = _METHODS.get(kind) or next(_METHODS[c] for c in kind.__mro__ if c in _METHODS)
+    for name, method in methods.items():
+        if getattr(kind, name, None) is not method or name in module.__dict__:
             return False
     return True
 
 
-def is_plain(module: object, kind: type[nn.Module]) -> bool:
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a call of the module is the forward of ``kind`` and nothing else."""
-    if type(module) is not kind or not isinstance(module, nn.Module):
+    if type(module) is not kind or not has_own_methods(module):
         return False
-    if module_hooks._has_any_global_hook():
-        return False
-    return not any(getattr(module, name) for name in _HOOKS) and has_own_methods(module)
+    hooks = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+    return not hooks and not module_hooks._has_any_global_hook()
 
 
 def forwards_requests(module: nn.Module, forward: Callable[..., Any]) -> bool:

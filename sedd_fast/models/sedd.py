@@ -98,12 +98,8 @@ class SEDD(Transformer):
         if head is None:
             return self._all_log_scores(indices, sigma)
         graph, linear = self.graph, self._fused_linear()
-        # A sharded or quantised weight is only seen here: FSDP2 gathers it when forward is called.
-        if (
-            linear is None
-            or type(linear.weight) not in (Tensor, nn.Parameter)
-            or not isinstance(head, self._requests)
-        ):
+        # Only here, since FSDP2 gathers the weight when forward is called.
+        if linear is None or not _is_dense(linear) or not isinstance(head, self._requests):
             return head.of_scores(self._all_log_scores(indices, sigma), indices, sigma, graph)
         if not torch.compiler.is_compiling():
             head = head.prepared(indices, graph)
@@ -167,6 +163,12 @@ class SEDD(Transformer):
                 f"indices must lie in [0, {self.graph.dim}), got {int(indices.min())} to "
                 f"{int(indices.max())}; was the text encoded with the tokenizer of this model?"
             ) from None
+
+
+def _is_dense(linear: nn.Linear) -> bool:
+    """Whether the layer's numbers are in its tensors: not sharded, not quantised (subclasses)."""
+    plain = (Tensor, nn.Parameter, type(None))
+    return type(linear.weight) in plain and type(linear.bias) in plain
 
 
 def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:
