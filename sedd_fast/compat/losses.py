@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.compat.graph_lib import Graph
 from sedd_fast.compat.model import utils as mutils
 from sedd_fast.compat.noise_lib import NoiseFn
-from sedd_fast.backends.dtypes import at_least_fp32
 
 #: ``loss_fn(model, batch, cond=None, t=None, perturbed_batch=None)`` -> (B,) nats
 LossFn = Callable[..., Tensor]

@@ -113,7 +113,9 @@ class CrossEntropyRequest(HeadRequest):
             return self.of_logits(output, x_t, head.graph)
         _check_tokens(hidden, x_t, self.x_0, head.graph)
         index = rows.index
-        logits = F.linear(hidden.flatten(0, 1).index_select(0, index), head.weight, head.bias)  # (R, dim)
+        logits = F.linear(
+            hidden.flatten(0, 1).index_select(0, index), head.weight, head.bias
+        )  # (R, dim)
         with torch.no_grad():  # zero masking; the gradient of a softmax at -inf is 0 by itself
             logits[:, head.graph.vocab_size :] = -torch.inf
         nats = _nats(logits, self.x_0.flatten()[index]).double()

@@ -3,7 +3,8 @@
 A network is any callable ``model(x_t (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``. One that
 owns a linear head over the vocabulary can do better than form all log scores: called as
 ``model(x_t, sigma, request)`` it computes what the request asks for from its last hidden states.
-(A network of p(x_0 | x_t) can answer one request, a cross entropy, from its logits.) Such a network says so by two attributes (:class:`FusedHeadModel`):
+A network of p(x_0 | x_t) answers one request, a cross entropy, from its logits. Such a network says
+so by two attributes (:class:`FusedHeadModel`):
 
     graph            the graph that its scores belong to
     head_requests    the kinds of :class:`HeadRequest` that its forward takes
