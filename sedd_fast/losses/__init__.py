@@ -8,9 +8,9 @@ r_y = p(y | x_0) / p(x_t | x_0), w_y the rates of jumps (1 from the mask, 1/V un
     D3PMLoss                T * KL(q(x_s | x_t, x_0), p(x_s | x_t)), p that of an analytic step
     ConcreteScoreMatching   sigma'(t) / 2 * sum over y != x_t of w_y (s_y - r_y)^2
 
-in nats (concrete score matching has no unit), summed over positions. Each is computed from
-``row_sums``, so only the rows of noised positions are read. They take a score network; a network of
-p(x_0 | x_t) is wrapped in a :class:`sedd_fast.PosteriorModel`, or is a
+in nats (concrete score matching has no unit), summed over positions. Only the rows of noised
+positions are read. ``posterior_cross_entropy`` is the cross entropy of every position. They take a
+score network; a network of p(x_0 | x_t) is wrapped in a :class:`sedd_fast.PosteriorModel`, or is a
 :class:`sedd_fast.PosteriorSEDD`.
 ``DenseScoreEntropyLoss`` is score entropy on any rate matrix, in plain torch. docs/losses.md has
 the table of papers and names.

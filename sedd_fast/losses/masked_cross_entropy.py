@@ -23,7 +23,8 @@ class MaskedCrossEntropy(Objective):
 
     It is score entropy less Z - 1 - ln Z, Z = E sum(s): the same for a normalised network, and
     does not change when a row of log scores is shifted. For the log-linear schedule the weight is
-    1/t. LLaDA divides by the length besides. RADD calls it t-DCE.
+    1/t. RADD calls it t-DCE. LLaDA divides by the length besides, and has the mask's logit in the
+    sum: over a PosteriorModel with ``zero_masking=False`` this is its loss.
 
     It does not train the scale of a row of scores: train a
     :class:`sedd_fast.PosteriorSEDD`, or any network in a :class:`sedd_fast.PosteriorModel`.

@@ -64,7 +64,7 @@ def posterior_cross_entropy(
     check_logits(logits, graph)
     _check_tokens(logits, x_t, x_0, graph)
     weight = arguments.per_position("weight", weight, x_t)
-    read = x_t == graph.mask_index
+    read = torch.eq(x_t, graph.vocab_size)
     if weight is not None:
         read = read & (weight != 0)
     if zero_masking and logits.shape[-1] == graph.dim:

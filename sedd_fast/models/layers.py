@@ -5,6 +5,7 @@
 """
 
 import math
+import typing
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -184,11 +185,10 @@ def plain_linear(layer: nn.Module) -> nn.Linear | None:
 
     None for any other layer, and where hooks, adapters or replaced parts do more, or other things.
     """
-    if overrides.is_plain(layer, DDitFinalLayer):
-        linear = layer.linear
-        if overrides.is_plain(linear, nn.Linear):
-            return linear
-    return None
+    if not overrides.is_plain(layer, DDitFinalLayer):
+        return None
+    linear = typing.cast(nn.Linear, layer.linear)
+    return linear if overrides.is_plain(linear, nn.Linear) else None
 
 
 def _zero_linear(n_in: int, n_out: int) -> nn.Linear:
