@@ -139,7 +139,7 @@ class PosteriorModel(nn.Module):
     @property
     def head_requests(self) -> tuple[type[HeadRequest], ...]:
         """A cross entropy, which needs no scores; nothing where forward is not this class's own."""
-        own = overrides.forwards_requests(self, _FORWARD)
+        own = overrides.forwards_requests(self, PosteriorModel.forward)
         return (CrossEntropyRequest,) if own and self.graph.mask_index is not None else ()
 
     def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
@@ -153,9 +153,6 @@ class PosteriorModel(nn.Module):
             return head.of_logits(logits, indices, self.graph, self.zero_masking)
         scores = score_from_posterior(logits, sigma, indices, self.graph, self.zero_masking)
         return scores if head is None else head.of_scores(scores, indices, sigma, self.graph)
-
-
-_FORWARD = PosteriorModel.forward
 
 
 def _uniform_score(logits: Tensor, sigma: Tensor, x_t: Tensor, size: int) -> Tensor:

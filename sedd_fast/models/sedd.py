@@ -77,7 +77,7 @@ class SEDD(Transformer):
         Hooks, adapters, pruned, quantised or sharded heads and overridden methods give log scores.
         """
         usable = self._fused_linear() is not None
-        own = overrides.forwards_requests(self, _FORWARD)
+        own = overrides.forwards_requests(self, SEDD.forward)
         return self._requests if usable and own else ()
 
     def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
@@ -187,4 +187,3 @@ def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:
 
 
 overrides.record(SEDD, "features", "_log_score", "_from_output")
-_FORWARD = SEDD.forward
