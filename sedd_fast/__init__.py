@@ -16,6 +16,7 @@ from sedd_fast.losses import (
     D3PMLoss,
     DenseScoreEntropyLoss,
     MaskedCrossEntropy,
+    posterior_cross_entropy,
 )
 from sedd_fast.losses.score_entropy import ScoreEntropyLoss
 from sedd_fast.models.config import SEDDConfig
@@ -66,6 +67,7 @@ __all__ = [
     "likelihood_bound",
     "linear_reverse_step",
     "linear_score_entropy",
+    "posterior_cross_entropy",
     "posterior_from_score",
     "reuse_memory",
     "reverse_probs",

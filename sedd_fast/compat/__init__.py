@@ -16,6 +16,11 @@ One file here for each file there, with the same names and signatures. New code 
   1 - V / (E + V) cancels in fp32 (a factor of 3 at sigma 1e-3, NaN below). Dense helpers use expm1.
 - ``SEDD`` returns log scores in fp32 also where its blocks run in bf16 (on CUDA, as in the
   original); the original keeps bf16 scores. On the CPU nothing is cast unless the caller asks.
+- The layers of ``model.transformer`` take one length (no ``seqlens``), and attend by torch's own
+  attention; ``LayerNorm`` returns the dtype that it gets. ``model.rotary`` caches no tables, and
+  ``model.fused_add_dropout_scale`` is not compiled: torch.compile does that. ``SEDD`` is built of
+  the layers of ``sedd_fast``, which have the same parameters.
+- Times and noise levels are float32 at least, also where torch's default dtype has 16 bits.
 - Tokens are drawn by inverse CDF from float64 uniforms, not by float32 Gumbel noise, which cannot
   hit rare tokens. The same seed gives other (equally distributed) noise and samples.
 - ``EulerPredictor``, ``AnalyticPredictor`` and ``Denoiser`` read log scores and build no tensor of

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sedd_fast import ops
+from sedd_fast.backends.dtypes import at_least_fp32, fp32_or_fp64
 from sedd_fast.compat.catsample import sample_categorical
 from sedd_fast.process import graphs
 
@@ -121,7 +122,7 @@ class _Fused(Graph):
         return loss.reshape(x.shape)
 
     def _one_hot(self, i: Tensor) -> Tensor:
-        return F.one_hot(i, num_classes=self.dim).to(torch.get_default_dtype())
+        return F.one_hot(i, num_classes=self.dim).to(_row_dtype())
 
 
 class Uniform(_Fused):
@@ -136,13 +137,13 @@ class Uniform(_Fused):
     transp_rate = rate  # Q is symmetric
 
     def transition(self, i: Tensor, sigma: Tensor) -> Tensor:
-        sigma = unsqueeze_as(sigma, i[..., None])
+        sigma = unsqueeze_as(at_least_fp32(sigma), i[..., None])
         return torch.exp(-sigma) * self._one_hot(i) - torch.expm1(-sigma) / self.dim
 
     transp_transition = transition
 
     def staggered_score(self, score: Tensor, dsigma: Tensor) -> Tensor:
-        dsigma = unsqueeze_as(dsigma, score)
+        dsigma = unsqueeze_as(at_least_fp32(dsigma), score)
         mean = score.mean(-1, keepdim=True)
         return torch.exp(dsigma) * score - torch.expm1(dsigma) * mean
 
@@ -160,15 +161,15 @@ class Absorbing(_Fused):
         return self._from_anywhere(i) - self._one_hot(i)
 
     def transition(self, i: Tensor, sigma: Tensor) -> Tensor:
-        sigma = unsqueeze_as(sigma, i[..., None])
+        sigma = unsqueeze_as(at_least_fp32(sigma), i[..., None])
         return torch.exp(-sigma) * self._one_hot(i) - torch.expm1(-sigma) * self._mask_at(i)
 
     def transp_transition(self, i: Tensor, sigma: Tensor) -> Tensor:
-        sigma = unsqueeze_as(sigma, i[..., None])
+        sigma = unsqueeze_as(at_least_fp32(sigma), i[..., None])
         return torch.exp(-sigma) * self._one_hot(i) - torch.expm1(-sigma) * self._from_anywhere(i)
 
     def staggered_score(self, score: Tensor, dsigma: Tensor) -> Tensor:
-        dsigma = unsqueeze_as(dsigma, score)
+        dsigma = unsqueeze_as(at_least_fp32(dsigma), score)
         fallen = torch.expm1(dsigma) * score.sum(-1, keepdim=True)  # (..., 1), taken off the mask
         return torch.exp(dsigma) * score - F.pad(fallen, (self.dim - 1, 0))
 
@@ -178,7 +179,12 @@ class Absorbing(_Fused):
 
     def _from_anywhere(self, i: Tensor) -> Tensor:
         """A row of ones where i is the mask, of zeros elsewhere: (..., 1)."""
-        return (i == self.dim - 1).to(torch.get_default_dtype())[..., None]
+        return (i == self.dim - 1).to(_row_dtype())[..., None]
+
+
+def _row_dtype() -> torch.dtype:
+    """torch's default dtype, but float32 for a 16-bit one."""
+    return fp32_or_fp64(torch.get_default_dtype())
 
 
 def _as_sequences(i: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.compat.graph_lib import Graph
 from sedd_fast.compat.model import utils as mutils
 from sedd_fast.compat.noise_lib import NoiseFn
@@ -38,8 +39,9 @@ def get_loss_fn(
     ) -> Tensor:
         """(B,) for batch (B, L) int64; t (B,) and perturbed_batch (B, L) are drawn if None."""
         if t is None:
-            t = (1 - sampling_eps) * torch.rand(len(batch), device=batch.device) + sampling_eps
-        sigma, rate = noise(t)  # (B,)
+            u = torch.rand(len(batch), dtype=torch.float32, device=batch.device)
+            t = (1 - sampling_eps) * u + sampling_eps
+        sigma, rate = noise(at_least_fp32(t))  # (B,)
         if perturbed_batch is None:
             perturbed_batch = graph.sample_transition(batch, sigma[:, None])
         log_score = mutils.get_score_fn(model, train=train)(perturbed_batch, sigma)

@@ -148,7 +148,7 @@ def get_pc_sampler(
     def pc_sampler(model: nn.Module) -> Tensor:
         score_fn = mutils.get_score_fn(model, train=False, sampling=True)
         x = graph.sample_limit(*batch_dims).to(device)
-        times = torch.linspace(1, eps, steps + 1, device=device)
+        times = torch.linspace(1, eps, steps + 1, dtype=torch.float32, device=device)
         for i in range(steps):
             t = times[i].expand(len(x), 1)
             x = stepper.update_fn(score_fn, proj_fun(x), t, (1 - eps) / steps)

@@ -8,9 +8,9 @@ r_y = p(y | x_0) / p(x_t | x_0), w_y the rates of jumps (1 from the mask, 1/V un
     D3PMLoss                T * KL(q(x_s | x_t, x_0), p(x_s | x_t)), p that of an analytic step
     ConcreteScoreMatching   sigma'(t) / 2 * sum over y != x_t of w_y (s_y - r_y)^2
 
-in nats (concrete score matching has no unit), summed over positions. Each is computed from
-``row_sums``, so only the rows of noised positions are read. They take a score network; a network of
-p(x_0 | x_t) is wrapped in a :class:`sedd_fast.PosteriorModel`, or is a
+in nats (concrete score matching has no unit), summed over positions. Only the rows of noised
+positions are read. ``posterior_cross_entropy`` is the cross entropy of every position. They take a
+score network; a network of p(x_0 | x_t) is wrapped in a :class:`sedd_fast.PosteriorModel`, or is a
 :class:`sedd_fast.PosteriorSEDD`.
 ``DenseScoreEntropyLoss`` is score entropy on any rate matrix, in plain torch. docs/losses.md has
 the table of papers and names.
@@ -19,7 +19,7 @@ the table of papers and names.
 from sedd_fast.losses.concrete_score import ConcreteScoreMatching
 from sedd_fast.losses.d3pm import D3PMLoss
 from sedd_fast.losses.dense_score_entropy import DenseScoreEntropyLoss
-from sedd_fast.losses.masked_cross_entropy import MaskedCrossEntropy
+from sedd_fast.losses.masked_cross_entropy import MaskedCrossEntropy, posterior_cross_entropy
 from sedd_fast.losses.next_token import NextTokenLoss
 from sedd_fast.losses.objective import Objective, stratified_times
 from sedd_fast.losses.score_entropy import ScoreEntropyLoss
@@ -32,5 +32,6 @@ __all__ = [
     "NextTokenLoss",
     "Objective",
     "ScoreEntropyLoss",
+    "posterior_cross_entropy",
     "stratified_times",
 ]

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sedd_fast.backends.coefficients import reverse_coefficients
 from sedd_fast.backends.inputs import ReverseInputs
-from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
+from sedd_fast.models.cross_entropy import CrossEntropyRequest
+from sedd_fast.models.interface import ScoreModel
 from sedd_fast.ops import row_sums
 from sedd_fast.ops._arguments import check_count
 from sedd_fast.process.graphs import Graph
@@ -67,13 +68,16 @@ class D3PMLoss(Objective):
         before = torch.where(k == 1, 0.0, self.noise.sigma((k - 1) / self.steps))
         return Level(sigma, sigma, torch.full_like(sigma, self.steps), sigma - before)
 
-    def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
-        x_t, x_0, weight, level = noised
+    def _loss(self, model: ScoreModel, noised: NoisedBatch) -> Tensor:
         if self.graph.mask_index is None:
-            return weight * _uniform_divergence(log_score, noised, self.graph)
+            return super()._loss(model, noised)
+        level = noised.level
         unmasked = torch.expm1(level.removed) / torch.expm1(level.sigma)  # (B,)
-        weight = weight * unmasked[:, None]
-        return posterior_cross_entropy(log_score, x_t, x_0, self.graph, weight)
+        noised = noised._replace(weight=noised.weight * unmasked[:, None])
+        return self._answered(CrossEntropyRequest, model, noised, level.model_sigma)
+
+    def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
+        return noised.weight * _uniform_divergence(log_score, noised, self.graph)
 
 
 def _uniform_divergence(log_score: Tensor, noised: NoisedBatch, graph: Graph) -> Tensor:
@@ -118,7 +122,7 @@ def _uniform_step(level: Level, same: Tensor, size: int) -> _Step:
     other = off_d * off_s / whole
     at_x_0 = torch.where(same, other, off_d * own_s / whole)
     at_x_t = own_d * torch.where(same, own_s, off_s) / whole
-    rest = torch.where(same, size - 1.0, size - 2.0)
+    rest = size - 2.0 + same.double()
     entropy = rest * torch.xlogy(other, other) + torch.xlogy(at_x_t, at_x_t)
     entropy = entropy + torch.where(same, 0.0, torch.xlogy(at_x_0, at_x_0))
     return _Step(other, at_x_0, at_x_t, entropy)

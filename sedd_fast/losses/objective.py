@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends.dtypes import fp32_or_fp64
-from sedd_fast.models.interface import ScoreModel
+from sedd_fast.models.cross_entropy import CrossEntropyRequest
+from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import sample_transition
+from sedd_fast.ops._uniforms import torch_uniform
 from sedd_fast.process.graphs import Graph
-from sedd_fast.process.noise import Noise
+from sedd_fast.process.noise import Noise, check_times
 
 
 def stratified_times(
@@ -33,10 +35,13 @@ def stratified_times(
     Each time alone is uniform on (low, 1]; together they cover it evenly, which lowers the
     variance of the batch's mean loss.
     """
-    draw_on = generator.device if generator is not None else device
-    offsets = torch.rand(batch, generator=generator, device=draw_on)
-    order = torch.randperm(batch, generator=generator, device=draw_on)
-    return (1 - (1 - low) * (order + offsets) / max(batch, 1)).to(device)
+    offsets = torch_uniform((batch,), torch.device(device), generator, torch.float32)
+    # generator=None cannot be traced by torch.compile with a batch size that varies.
+    if generator is None:
+        order = torch.randperm(batch, device=device)
+    else:
+        order = torch.randperm(batch, generator=generator, device=generator.device).to(device)
+    return 1 - (1 - low) * (order + offsets) / max(batch, 1)
 
 
 class Level(NamedTuple):
@@ -108,7 +113,7 @@ class Objective:
             x_0: (B, L) int64, clean tokens.
             loss_mask: (B, L) bool; False positions (padding, a prompt in fine-tuning) are never
                 noised and carry no loss.
-            t: (B,) times in (0, 1] instead of a stratified draw.
+            t: (B,) times in (0, 1] instead of a stratified draw; 16-bit ones become float32.
             x_t: (B, L) noised tokens instead of a draw.
             generator: random generator of the times and the noise.
 
@@ -122,6 +127,7 @@ class Objective:
             arguments.check_mask("loss_mask", loss_mask, x_0)
         if t is None:
             t = stratified_times(x_0.shape[0], self.sampling_eps, x_0.device, generator)
+        t = check_times(t)
         level = self._level(t)
         if x_t is None:
             x_t = self._transition(x_0, level.sigma, generator)
@@ -130,7 +136,7 @@ class Objective:
         weight = level.weight[:, None].expand(x_0.shape)  # (B, L)
         if loss_mask is not None:
             weight = weight * loss_mask
-        level = level._replace(model_sigma=level.model_sigma.to(t.dtype))
+        level = level._replace(model_sigma=level.model_sigma.to(fp32_or_fp64(t.dtype)))
         return self._loss(model, NoisedBatch(x_t, x_0, weight, level))
 
     def _level(self, t: Tensor) -> Level:
@@ -145,6 +151,22 @@ class Objective:
         log_score = model(noised.x_t, noised.level.model_sigma)  # (B, L, dim)
         loss = self._terms(log_score, noised).sum(-1)
         return arguments.reduce(loss.to(fp32_or_fp64(log_score.dtype)), self.reduction)
+
+    def _answered(
+        self,
+        request: type[ScoreEntropyRequest] | type[CrossEntropyRequest],
+        model: ScoreModel,
+        noised: NoisedBatch,
+        sigma: Tensor,
+    ) -> Tensor:
+        """The result of ``__call__`` by one request; the network is passed sigma (B,)."""
+        x_t, x_0, weight, _ = noised
+        if self.reduction == "mean":  # the factor of a scalar has to be known in the forward
+            weight = weight / max(len(x_0), 1)
+        reduction = "none" if self.reduction == "none" else "sum"
+        asked = request(x_0, weight, reduction)
+        loss = answer(model, self.graph, x_t, sigma, asked)
+        return loss.sum(-1) if reduction == "none" else loss
 
     def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
         """The weighted term of every position, (B, L); 0 where its weight is 0."""

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sedd_fast.losses.objective import NoisedBatch, Objective
-from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, takes_request
-from sedd_fast.ops import score_entropy
+from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer
 from sedd_fast.process.graphs import Graph
 
 
@@ -41,13 +40,7 @@ class ScoreEntropyLoss(Objective):
     """
 
     def _loss(self, model: ScoreModel, noised: NoisedBatch) -> Tensor:
-        x_t, x_0, weight, level = noised
-        if self.reduction == "mean":  # the factor of a scalar has to be known in the forward
-            weight = weight / max(len(x_0), 1)
-        reduction = "none" if self.reduction == "none" else "sum"
-        asked = ScoreEntropyRequest(x_0, weight, reduction)
-        loss = entropy_of(model, self.graph, x_t, level.sigma, asked)
-        return loss.sum(-1) if reduction == "none" else loss
+        return self._answered(ScoreEntropyRequest, model, noised, noised.level.sigma)
 
 
 def entropy_of(
@@ -66,7 +59,4 @@ def entropy_of(
     Returns:
         nats: (B, L), or () for "mean" (over all positions) and "sum".
     """
-    if takes_request(model, graph, ScoreEntropyRequest):
-        return model(x_t, sigma, asked)
-    log_score = model(x_t, sigma)  # (B, L, dim)
-    return score_entropy(log_score, sigma, x_t, asked.x_0, graph, asked.row_weight, asked.reduction)
+    return answer(model, graph, x_t, sigma, asked)

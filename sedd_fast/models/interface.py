@@ -3,7 +3,8 @@
 A network is any callable ``model(x_t (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``. One that
 owns a linear head over the vocabulary can do better than form all log scores: called as
 ``model(x_t, sigma, request)`` it computes what the request asks for from its last hidden states.
-Such a network says so by two attributes (:class:`FusedHeadModel`):
+A network of p(x_0 | x_t) answers one request, a cross entropy, from its logits. Such a network says
+so by two attributes (:class:`FusedHeadModel`):
 
     graph            the graph that its scores belong to
     head_requests    the kinds of :class:`HeadRequest` that its forward takes
@@ -23,7 +24,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from sedd_fast.ops import TouchedRows, linear_reverse_step, linear_score_entropy, touched_rows
+from sedd_fast.ops import (
+    TouchedRows,
+    linear_reverse_step,
+    linear_score_entropy,
+    reverse_step,
+    score_entropy,
+    touched_rows,
+)
 from sedd_fast.process.graphs import Graph
 
 #: A network: (tokens (B, L), sigma (B,)) -> log scores (B, L, dim).
@@ -63,6 +71,24 @@ class HeadRequest(ABC):
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
         """The answer, from hidden states (B, L, H) of tokens x_t (B, L) at noise sigma (B,)."""
 
+    @abstractmethod
+    def of_scores(self, log_score: Tensor, x_t: Tensor, sigma: Tensor, graph: Graph) -> Tensor:
+        """The same answer from log scores (B, L, graph.dim)."""
+
+    def listed(self, x_t: Tensor) -> Tensor | None:
+        """(B, L) bool, the positions that ``rows`` lists; None where that is every touched one."""
+        if self.rows is None or self.rows.overflow is not None:
+            return None
+        listed = torch.zeros(x_t.numel(), dtype=torch.bool, device=x_t.device)
+        return listed.index_fill(0, self.rows.index, True).view(x_t.shape)
+
+    def weight_of_rows(self, x_t: Tensor) -> Tensor | None:
+        """``row_weight``, or 1 without one, and 0 outside the positions that ``rows`` lists."""
+        listed = self.listed(x_t)
+        if listed is None:
+            return self.row_weight
+        return listed.double() if self.row_weight is None else self.row_weight * listed
+
 
 @dataclass(frozen=True)
 class ScoreEntropyRequest(HeadRequest):
@@ -85,6 +111,10 @@ class ScoreEntropyRequest(HeadRequest):
             hidden, head.weight, head.bias, sigma, x_t, self.x_0, head.graph, head.scale_by_sigma,
             self.row_weight, self.reduction, self.rows,
         )  # fmt: skip
+
+    def of_scores(self, log_score: Tensor, x_t: Tensor, sigma: Tensor, graph: Graph) -> Tensor:
+        weight = self.weight_of_rows(x_t)
+        return score_entropy(log_score, sigma, x_t, self.x_0, graph, weight, self.reduction)
 
 
 @dataclass(frozen=True)
@@ -110,6 +140,14 @@ class ReverseStepRequest(HeadRequest):
             top_p=self.top_p,
         )  # fmt: skip
 
+    def of_scores(self, log_score: Tensor, x_t: Tensor, sigma: Tensor, graph: Graph) -> Tensor:
+        after = reverse_step(
+            log_score, x_t, sigma, self.dsigma, graph, self.method, u=self.u,
+            temperature=self.temperature, top_p=self.top_p,
+        )  # fmt: skip
+        listed = self.listed(x_t)
+        return after if listed is None else torch.where(listed, after, x_t)
+
 
 class FusedHeadModel(Protocol):
     """A network whose forward takes a request; the module's docstring says what that means."""
@@ -130,6 +168,25 @@ def takes_request(model: object, graph: Graph, request: type[HeadRequest]) -> bo
             return request in taken and getattr(inner, "graph", None) == graph
         inner = _wrapped(inner)
     return False
+
+
+def answer(
+    model: ScoreModel, graph: Graph, x_t: Tensor, sigma: Tensor, request: HeadRequest
+) -> Tensor:
+    """What a request asks for, from the network itself where it takes the request, else from its
+    log scores.
+
+    Args:
+        model: ``(x_t (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``; one that takes requests
+            never forms these.
+        graph: ``Absorbing(V)`` or ``Uniform(V)``.
+        x_t: (B, L) int64.
+        sigma: (B,), the noise level passed to the network.
+        request: the loss or the tokens that are wanted.
+    """
+    if takes_request(model, graph, type(request)):
+        return model(x_t, sigma, request)
+    return request.of_scores(model(x_t, sigma), x_t, sigma, graph)
 
 
 def _wrapped(module: object) -> object | None:

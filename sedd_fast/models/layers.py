@@ -5,6 +5,7 @@
 """
 
 import math
+import typing
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.models import overrides
 from sedd_fast.models.config import SEDDConfig
 
 #: Queries, keys, values (B, heads, L, d) -> (B, heads, L, d).
@@ -90,7 +92,14 @@ class TimestepEmbedder(nn.Module):
         # bf16 cannot tell neighbouring noise levels apart; the matrices here are tiny.
         kind = sigma.device.type  # "meta" has no autocast
         with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
-            return self.mlp(wave.to(next(self.mlp.parameters()).dtype))
+            return self.mlp(wave.to(self._dtype()))
+
+    def _dtype(self) -> torch.dtype:
+        """That of the network's weights; float32 where quantisation has left none."""
+        for p in self.mlp.parameters():
+            if p.is_floating_point():
+                return p.dtype
+        return torch.float32
 
 
 class EmbeddingLayer(nn.Module):
@@ -159,8 +168,29 @@ class DDitFinalLayer(nn.Module):
         shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=2)
         return _modulate(self.norm_final(x), shift, scale)
 
+    def project(self, features: Tensor) -> Tensor:
+        """The head on its features: (B, L, hidden) -> (B, L, dim)."""
+        # The result may be written to. A view would make autograd copy its gradient, and a linear
+        # layer returns a view for three dimensions.
+        out = self.linear(features.flatten(0, 1))
+        return torch.ops.aten._unsafe_view(out, [*features.shape[:2], out.shape[-1]])
+
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        return self.linear(self.features(x, c))
+        return self.project(self.features(x, c))
+
+
+overrides.record(DDitFinalLayer, "forward", "features", "project")
+
+
+def plain_linear(layer: nn.Module) -> nn.Linear | None:
+    """The linear layer of a `DDitFinalLayer`, if a call of that applies it to the features.
+
+    None for any other layer, and where hooks, adapters or replaced parts do more, or other things.
+    """
+    if not overrides.is_plain(layer, DDitFinalLayer):
+        return None
+    linear = typing.cast(nn.Linear, layer.linear)
+    return linear if overrides.is_plain(linear, nn.Linear) else None
 
 
 def _zero_linear(n_in: int, n_out: int) -> nn.Linear:

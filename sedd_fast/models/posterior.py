@@ -26,6 +26,9 @@ from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import log_expm1
 from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.backends.inputs import ReverseInputs
+from sedd_fast.models import overrides
+from sedd_fast.models.cross_entropy import CrossEntropyRequest, check_logits
+from sedd_fast.models.interface import HeadRequest
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import reverse_probs
 from sedd_fast.process.graphs import Graph
@@ -133,11 +136,23 @@ class PosteriorModel(nn.Module):
         self.network, self.graph = network, graph
         self.takes_sigma, self.zero_masking = takes_sigma, zero_masking
 
-    def forward(self, indices: Tensor, sigma: Tensor) -> Tensor:
-        """(B, L) int64, (B,) -> (B, L, graph.dim) log scores, float32 or float64."""
+    @property
+    def head_requests(self) -> tuple[type[HeadRequest], ...]:
+        """A cross entropy, which needs no scores; nothing where forward is not this class's own."""
+        own = overrides.forwards_requests(self, PosteriorModel.forward)
+        return (CrossEntropyRequest,) if own and self.graph.mask_index is not None else ()
+
+    def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
+        """(B, L) int64, (B,) -> (B, L, graph.dim) log scores, float32 or float64.
+
+        Of a request, ``head``, the answer: a cross entropy from the logits, any other from scores.
+        """
         out = self.network(indices, sigma) if self.takes_sigma else self.network(indices)
         logits = out if isinstance(out, Tensor) else getattr(out, "logits", out)
-        return score_from_posterior(logits, sigma, indices, self.graph, self.zero_masking)
+        if isinstance(head, CrossEntropyRequest):
+            return head.of_logits(logits, indices, self.graph, self.zero_masking)
+        scores = score_from_posterior(logits, sigma, indices, self.graph, self.zero_masking)
+        return scores if head is None else head.of_scores(scores, indices, sigma, self.graph)
 
 
 def _uniform_score(logits: Tensor, sigma: Tensor, x_t: Tensor, size: int) -> Tensor:
@@ -156,15 +171,7 @@ def _uniform_score(logits: Tensor, sigma: Tensor, x_t: Tensor, size: int) -> Ten
 
 def _checked(logits: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph) -> Tensor:
     """sigma as (B,) float64, after all checks."""
-    arguments.check_graph(graph)
-    arguments.check_floating("logits", logits)
-    allowed = sorted({graph.vocab_size, graph.dim})
-    if logits.dim() != 3 or logits.shape[-1] not in allowed:
-        shapes = " or ".join(f"(B, L, {width})" for width in allowed)
-        raise ValueError(
-            f"logits must have shape {shapes} for the {graph.kind} graph over {graph.vocab_size} "
-            f"tokens, got {tuple(logits.shape)}; make the network's output and the graph agree"
-        )
+    check_logits(logits, graph)
     arguments.check_tokens("x_t", x_t, tuple(logits.shape[:2]))
     arguments.check_device("x_t", x_t, logits, "logits")
     sigma = arguments.per_sequence("sigma", sigma, x_t)

@@ -15,6 +15,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from sedd_fast.models import overrides
+from sedd_fast.models.cross_entropy import CrossEntropyRequest
+from sedd_fast.models.interface import HeadRequest
 from sedd_fast.models.posterior import score_from_posterior
 from sedd_fast.models.sedd import SEDD
 
@@ -25,8 +28,8 @@ class PosteriorSEDD(SEDD):
         log_score = model(indices, sigma)      # (B, L) int64, (B,) -> (B, L, dim) fp32
 
     Objectives, samplers and bounds take it like any network. A freshly initialised network gives
-    every token the same probability. Its log scores are always formed: the fused head needs one
-    pass over the vocabulary, but a softmax needs the sum of a row first.
+    every token the same probability. A cross entropy reads the head's output at masked positions
+    only; for any other objective, and for sampling, log scores are formed.
 
     Args:
         config: SEDD's; `scale_by_sigma` is not read.
@@ -37,8 +40,10 @@ class PosteriorSEDD(SEDD):
     """
 
     kind: ClassVar[str] = "posterior"
+    _requests: ClassVar[tuple[type[HeadRequest], ...]] = (CrossEntropyRequest,)
 
-    def forward(self, indices: Tensor, sigma: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, L) int64, (B,) -> (B, L, dim) log scores, 0 at `indices`; errors as SEDD's."""
-        logits = self.output_layer.linear(self.features(indices, sigma))  # (B, L, dim)
-        return score_from_posterior(logits, sigma, indices, self.graph)
+    def _from_output(self, output: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:
+        return score_from_posterior(output, sigma, indices, self.graph)
+
+
+overrides.record(PosteriorSEDD, "features", "_log_score", "_from_output")

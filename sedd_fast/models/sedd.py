@@ -9,11 +9,14 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sedd_fast.backends.coefficients import log_output_scale
 from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.backends.tracing import is_traced
+from sedd_fast.models import layers, overrides
 from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.interface import (
     HeadRequest,
     LinearHead,
@@ -22,7 +25,6 @@ from sedd_fast.models.interface import (
 )
 from sedd_fast.models.transformer import Transformer
 from sedd_fast.ops._arguments import check_device, check_tokens
-from sedd_fast.ops._operator import is_traced
 from sedd_fast.process.graphs import Graph, make_graph
 from sedd_fast.process.noise import Noise, make_noise
 
@@ -46,6 +48,12 @@ class SEDD(Transformer):
     """
 
     kind: ClassVar[str] = "sedd"
+    #: What a plain head computes without log scores.
+    _requests: ClassVar[tuple[type[HeadRequest], ...]] = (
+        ScoreEntropyRequest,
+        ReverseStepRequest,
+        CrossEntropyRequest,
+    )
 
     @staticmethod
     def states(config: SEDDConfig) -> tuple[int, int]:
@@ -65,42 +73,68 @@ class SEDD(Transformer):
 
     @property
     def head_requests(self) -> tuple[type[HeadRequest], ...]:
-        """What `forward` takes as `head`; nothing where a subclass has overridden it."""
-        own = type(self).forward is SEDD.forward
-        return (ScoreEntropyRequest, ReverseStepRequest) if own else ()
+        """What the fused head computes; nothing where the head is not the plain layer.
+
+        Hooks, adapters, pruned, quantised or sharded heads and overridden methods give log scores.
+        """
+        usable = self._fused_linear() is not None
+        own = overrides.forwards_requests(self, SEDD.forward)
+        return self._requests if usable and own else ()
 
     def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
-        """Log scores (B, L, dim) or, of a request, what it asks for; then none is ever formed.
+        """Log scores (B, L, dim) or, of a request, what it asks for.
+
+        A request among `head_requests` never forms log scores; any other is answered from them.
 
         Args:
             indices: (B, L) int64, tokens now.
             sigma: (B,), (B, 1) or a scalar tensor, total noise.
             head: a :class:`sedd_fast.models.interface.ScoreEntropyRequest` (a loss), a
-                :class:`sedd_fast.models.interface.ReverseStepRequest` (the next tokens), or None.
+                :class:`sedd_fast.models.interface.ReverseStepRequest` (the next tokens), a
+                :class:`sedd_fast.models.cross_entropy.CrossEntropyRequest` (a loss), or None.
 
         Raises:
             TypeError, ValueError: a wrong dtype, shape, device or value; the message names it.
         """
         if head is None:
-            return self._log_score(self.features(indices, sigma), indices, sigma)
-        graph, linear = self.graph, self.output_layer.linear
+            return self._all_log_scores(indices, sigma)
+        graph, linear = self.graph, self._fused_linear()
+        # Only here, since FSDP2 gathers the weight when forward is called.
+        if linear is None or not _is_dense(linear) or not isinstance(head, self._requests):
+            return head.of_scores(self._all_log_scores(indices, sigma), indices, sigma, graph)
         if not is_traced():
             head = head.prepared(indices, graph)
         hidden = self.features(indices, sigma)
         parameters = LinearHead(linear.weight, linear.bias, graph, self.config.scale_by_sigma)
         return head(hidden, parameters, indices, sigma)
 
+    def _fused_linear(self) -> nn.Linear | None:
+        """The head's linear layer, if log scores are made of its output in this class's own way."""
+        own = overrides.has_own_methods(self)
+        return layers.plain_linear(self.output_layer) if own else None
+
+    def _all_log_scores(self, indices: Tensor, sigma: Tensor) -> Tensor:
+        if overrides.has_own_methods(self):
+            # The layer is called as one module: its hooks run, and FSDP2 gathers its parameters.
+            return self._from_output(self.output_layer(*self._body(indices, sigma)), indices, sigma)
+        return self._log_score(self.features(indices, sigma), indices, sigma)
+
     def _log_score(self, hidden: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:
-        # (B * L, dim). In place from here on: no derivative needs the head's own output, and a copy
-        # is B * L * dim numbers. Two dimensions, since autograd copies when a view is written to,
-        # and a linear layer returns one for three.
-        log_score = at_least_fp32(self.output_layer.linear(hidden.flatten(0, 1)))
+        """Log scores from the `features`, for subclasses that change either."""
+        return self._from_output(self.output_layer.project(hidden), indices, sigma)
+
+    def _from_output(self, output: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:
+        """Log scores from the head's output f, (B, L, dim)."""
+        # In place: no derivative needs the output of a plain layer, and a copy is B * L * dim
+        # numbers. The output of any other layer may be needed by it.
+        log_score = at_least_fp32(output)
+        if layers.plain_linear(self.output_layer) is None:
+            log_score = log_score.clone()
         if self.config.scale_by_sigma:
             scale = log_output_scale(at_least_fp32(sigma), self.config.vocab_size)
-            scale = scale.reshape(-1, 1).expand(indices.shape).reshape(-1, 1)  # (B * L, 1)
-            log_score.sub_(scale.to(log_score.dtype))
-        log_score.scatter_(-1, indices.reshape(-1, 1), 0.0)
-        return log_score.view(*indices.shape, log_score.shape[-1])
+            scale = scale.reshape(-1, 1, 1).to(log_score.dtype)  # (B, 1, 1)
+            log_score.sub_(scale)
+        return log_score.scatter_(-1, indices[..., None], 0.0)
 
     def features(self, indices: Tensor, sigma: Tensor) -> Tensor:
         """What the head `output_layer.linear` is applied to: (B, L), (B,) -> (B, L, hidden_size).
@@ -108,13 +142,17 @@ class SEDD(Transformer):
         sigma may also be (B, 1) or a scalar tensor. Raises TypeError or ValueError for a wrong
         dtype, shape or device, and on the CPU for a token outside [0, dim).
         """
+        return self.output_layer.features(*self._body(indices, sigma))
+
+    def _body(self, indices: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What the output layer takes: (B, L, hidden_size), and the noise embedding."""
         sigma = _check_input(indices, sigma)
         x = self._embed(indices)
         c = F.silu(self.sigma_map(sigma))  # (B, cond_dim)
         rotary = self.rotary_emb(indices.shape[1])
         for block in self.blocks:
             x = block(x, c, rotary)
-        return self.output_layer.features(x, c)
+        return x, c
 
     def _embed(self, indices: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
@@ -126,6 +164,12 @@ class SEDD(Transformer):
                 f"indices must lie in [0, {self.graph.dim}), got {int(indices.min())} to "
                 f"{int(indices.max())}; was the text encoded with the tokenizer of this model?"
             ) from None
+
+
+def _is_dense(linear: nn.Linear) -> bool:
+    """Whether the layer's numbers are in its tensors: not sharded, not quantised (subclasses)."""
+    plain = (Tensor, nn.Parameter, type(None))
+    return type(linear.weight) in plain and type(linear.bias) in plain
 
 
 def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:
@@ -140,4 +184,7 @@ def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:
             f"sigma must have shape ({batch},), one total noise per sequence of indices, got "
             f"{tuple(sigma.shape)}"
         )
-    return sigma.reshape(-1).expand(batch)
+    return at_least_fp32(sigma).reshape(-1).expand(batch)
+
+
+overrides.record(SEDD, "features", "_log_score", "_from_output")

@@ -32,17 +32,12 @@ import torch
 from torch import _C, Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from sedd_fast.backends.registry import BackendCode
 
 _LIBRARY = torch.library.Library("sedd_fast", "FRAGMENT")
-
-
-def is_traced() -> bool:
-    """Whether torch.compile or torch.func runs the program, so that no value can be asked for."""
-    return is_compiling() or _C._are_functorch_transforms_active()
 
 
 def operator(name: str) -> "Callable[[Callable[..., Any]], Operator]":

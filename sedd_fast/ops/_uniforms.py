@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry
+from sedd_fast.backends.tracing import is_traced
 from sedd_fast.ops._arguments import check_device, check_tensor
-from sedd_fast.ops._operator import is_traced
 
 _CPU = torch.device("cpu")
 
@@ -45,8 +45,9 @@ def torch_uniform(
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """The same by torch.rand: where calls are to share one stream of numbers, or other dtypes."""
-    draw_on = device if generator is None else generator.device
-    return torch.rand(shape, dtype=dtype, device=draw_on, generator=generator).to(device)
+    if generator is None:  # generator=None cannot be traced with a batch size that varies
+        return torch.rand(shape, dtype=dtype, device=device)
+    return torch.rand(shape, dtype=dtype, device=generator.device, generator=generator).to(device)
 
 
 def uniforms(tokens: Tensor, u: Tensor | None, generator: torch.Generator | None) -> Tensor:

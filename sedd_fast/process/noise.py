@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.ops._arguments import check_choice
 
 
@@ -20,11 +21,11 @@ class Noise:
     """A schedule; use :class:`LogLinearNoise` or :class:`GeometricNoise`."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Total noise at times t in [0, 1]; the shape and dtype of t."""
+        """Total noise at times t in [0, 1]: the shape of t, float64 for float64, else float32."""
         raise NotImplementedError
 
     def rate(self, t: Tensor) -> Tensor:
-        """The derivative of :meth:`sigma` at t; the shape and dtype of t."""
+        """The derivative of :meth:`sigma` at t, in the same shape and dtype."""
         raise NotImplementedError
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,10 +34,20 @@ class Noise:
         Raises:
             TypeError: t is not a floating-point tensor.
         """
-        if not isinstance(t, Tensor) or not t.is_floating_point():
-            got = str(t.dtype) if isinstance(t, Tensor) else type(t).__name__
-            raise TypeError(f"t must be a floating-point tensor of times in [0, 1], got {got}")
+        t = check_times(t)
         return self.sigma(t), self.rate(t)
+
+
+def check_times(t: Tensor) -> Tensor:
+    """Times as float32, or float64 where they are that: 1 - t of 16-bit times is mostly rounding.
+
+    Raises:
+        TypeError: t is not a floating-point tensor.
+    """
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        got = str(t.dtype) if isinstance(t, Tensor) else type(t).__name__
+        raise TypeError(f"t must be a floating-point tensor of times in [0, 1], got {got}")
+    return at_least_fp32(t)
 
 
 @dataclass(frozen=True)
@@ -57,10 +68,10 @@ class LogLinearNoise(Noise):
             raise ValueError(f"eps must lie in (0, 1), got {self.eps}; the usual value is 1e-3")
 
     def sigma(self, t: Tensor) -> Tensor:
-        return -torch.log1p(-(1 - self.eps) * t)
+        return -torch.log1p(-(1 - self.eps) * at_least_fp32(t))
 
     def rate(self, t: Tensor) -> Tensor:
-        return (1 - self.eps) / (1 - (1 - self.eps) * t)
+        return (1 - self.eps) / (1 - (1 - self.eps) * at_least_fp32(t))
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class GeometricNoise(Noise):
 
     def sigma(self, t: Tensor) -> Tensor:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
-        return torch.exp(low + (high - low) * t)
+        return torch.exp(low + (high - low) * at_least_fp32(t))
 
     def rate(self, t: Tensor) -> Tensor:
         return self.sigma(t) * math.log(self.sigma_max / self.sigma_min)

@@ -343,3 +343,15 @@ def test_the_compiled_network_has_no_graph_break(graph, scaled, reduction):
     step = ReverseStepRequest("analytic", sigma * 0.1, u)
     with torch.no_grad():
         assert torch.equal(compiled(x_t, sigma, step), model(x_t, sigma, step))
+
+
+def test_an_objective_compiled_whole_keeps_the_fused_head(calls):
+    torch.compiler.reset()
+    model = tiny(n_blocks=1)
+    x_t, _, x_0, _ = batch(model)
+    objective = sf.ScoreEntropyLoss(model.graph, model.noise, "mean")
+    compiled = torch.compile(objective, backend="eager", fullgraph=True, dynamic=True)
+    t = torch.linspace(0.3, 0.9, 4)
+    loss = compiled(model, x_0, t=t, x_t=x_t)
+    assert calls == ["linear_score_entropy_with_grad"]
+    torch.testing.assert_close(loss, objective(model, x_0, t=t, x_t=x_t))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import sedd_fast as sf
 from sedd_fast.models import networks
-from sedd_fast.models.interface import ScoreEntropyRequest, takes_request
+from sedd_fast.models.cross_entropy import CrossEntropyRequest
+from sedd_fast.models.interface import ReverseStepRequest, ScoreEntropyRequest, takes_request
 
 V, B, L = 11, 4, 12
 KINDS = ("absorbing", "uniform")
@@ -90,12 +91,15 @@ def test_a_cross_entropy_does_not_depend_on_the_scale():
 
 
 @by_graph
-def test_it_fuses_no_head(graph: str):
+def test_it_fuses_cross_entropies_only(graph: str):
     model = tiny(graph)
-    assert not takes_request(model, model.graph, ScoreEntropyRequest)
+    for request in (ScoreEntropyRequest, ReverseStepRequest):
+        assert not takes_request(model, model.graph, request)
+    assert takes_request(model, model.graph, CrossEntropyRequest)
     t, x_t, x_0 = batch(model)
-    with pytest.raises(TypeError, match="positional"):
-        model(x_t, model.noise.sigma(t), ScoreEntropyRequest(x_0))
+    sigma = model.noise.sigma(t)
+    expected = sf.score_entropy(model(x_t, sigma), sigma, x_t, x_0, model.graph)
+    torch.testing.assert_close(model(x_t, sigma, ScoreEntropyRequest(x_0)), expected)
 
 
 @pytest.mark.parametrize("method", ["analytic", "hit"])

@@ -1,19 +1,118 @@
-"""model.transformer: ``SEDD(config)`` built from the original's settings."""
+"""model.transformer: ``SEDD(config)`` built from the original's settings, and its layers."""
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from sedd_fast.models import checkpoint
+from sedd_fast.compat.model import rotary as rotary
+from sedd_fast.compat.model.fused_add_dropout_scale import (  # noqa: F401 (the original's names)
+    bias_dropout_add_scale_fused_inference,
+    bias_dropout_add_scale_fused_train,
+    get_bias_dropout_add_scale,
+    modulate_fused,
+)
+from sedd_fast.models import checkpoint, layers
 from sedd_fast.models import sedd as fast
 from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.layers import LayerNorm as LayerNorm
 
 _SECTIONS = ("tokens", "graph", "noise", "model")
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * (1 + scale) + shift: x (B, L, dim), shift and scale (B, dim)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def residual_linear(x: Tensor, W: Tensor, x_skip: Tensor, residual_scale: float) -> Tensor:
+    """x_skip + residual_scale * x @ W.T: (..., in), (out, in), (..., out) -> (..., out)."""
+    return x_skip + residual_scale * F.linear(x, W)
+
+
+class TimestepEmbedder(nn.Module):
+    """Noise levels (B,) -> (B, hidden_size): cosines and sines, then a two-layer network.
+
+    ``silu`` is not read, as in the original.
+    """
+
+    def __init__(
+        self, hidden_size: int, frequency_embedding_size: int = 256, silu: bool = True
+    ) -> None:
+        super().__init__()
+        self.frequency_embedding_size = frequency_embedding_size
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_embedding_size, hidden_size),
+            nn.SiLU(),
+            nn.Linear(hidden_size, hidden_size),
+        )
+
+    @staticmethod
+    def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000) -> Tensor:
+        """(B,) -> (B, dim) float32: cosines, then sines, of dim // 2 frequencies each."""
+        half = dim // 2
+        place = torch.arange(half, dtype=torch.float32, device=t.device)
+        angle = t.float()[:, None] * torch.exp(-math.log(max_period) * place / half)
+        return F.pad(torch.cat((angle.cos(), angle.sin()), -1), (0, dim % 2))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(self.timestep_embedding(t, self.frequency_embedding_size))
+
+
+class LabelEmbedder(nn.Module):
+    """Class labels (B,) -> (B, cond_size); one label more than ``num_classes``, for none."""
+
+    def __init__(self, num_classes: int, cond_size: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embedding_table = nn.Embedding(num_classes + 1, cond_size)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels)
+
+
+class EmbeddingLayer(layers.EmbeddingLayer):
+    """Rows of a (vocab_dim, dim) table."""
+
+    def __init__(self, dim: int, vocab_dim: int) -> None:
+        super().__init__(dim, vocab_dim)
+
+
+class DDiTBlock(layers.DDiTBlock):
+    """A block on packed sequences of one length; attention is torch's, not flash-attn's."""
+
+    def __init__(
+        self, dim: int, n_heads: int, cond_dim: int, mlp_ratio: int = 4, dropout: float = 0.1
+    ) -> None:
+        super().__init__(_config(dim, cond_dim, n_heads, mlp_ratio=mlp_ratio, dropout=dropout))
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, rotary_cos_sin: tuple[Tensor, Tensor], c: Tensor, seqlens: None = None
+    ) -> Tensor:
+        """x (B, L, dim), the tables of :class:`rotary.Rotary`, c (B, cond_dim) -> (B, L, dim).
+
+        Raises NotImplementedError for ``seqlens``, which the original's network never passes.
+        """
+        if seqlens is not None:
+            raise NotImplementedError(
+                "seqlens is not supported; leave it None and pad the sequences to one length"
+            )
+        # The tables hold every angle twice, for queries, keys and values: (1, L, 3, 1, head_dim).
+        cos, sin = (t[0, :, 0, :, : t.shape[-1] // 2] for t in rotary_cos_sin)
+        return super().forward(x, c, (cos, sin))
+
+
+class DDitFinalLayer(layers.DDitFinalLayer):
+    """Modulated norm, then the head: (B, L, hidden_size), (B, cond_dim) -> (B, L, out_channels)."""
+
+    def __init__(self, hidden_size: int, out_channels: int, cond_dim: int) -> None:
+        super().__init__(_config(hidden_size, cond_dim), out_channels)
 
 
 class SEDD(nn.Module):
@@ -62,6 +161,11 @@ class SEDD(nn.Module):
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what :meth:`save_pretrained` writes; see :meth:`sedd_fast.SEDD.push_to_hub`."""
         return self.network.push_to_hub(repo_id, **options)
+
+
+def _config(hidden_size: int, cond_dim: int, n_heads: int = 1, **settings: float) -> SEDDConfig:
+    sizes = {"hidden_size": hidden_size, "cond_dim": cond_dim, "n_heads": n_heads}
+    return SEDDConfig(vocab_size=2, **sizes, **settings)  # type: ignore[arg-type]
 
 
 def _as_omegaconf(config: Any) -> Any:

@@ -1,0 +1,188 @@
+"""Cross entropy of p(x_0 | x_t) at masked positions, from logits, log scores or hidden states.
+
+    -ln p(x_0) = ln(sum over y of exp(l_y)) - l_{x_0}
+
+with l the logits of a network that predicts x_0, or log scores of the absorbing graph: a constant
+added to a row changes nothing. Only rows of masked positions are read. A network that owns its
+logits answers :class:`CrossEntropyRequest`, so that no scores are made of them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sedd_fast.backends import values
+from sedd_fast.backends.dtypes import at_least_fp32, fp32_or_fp64
+from sedd_fast.backends.inputs import EntropyInputs
+from sedd_fast.backends.tracing import is_traced
+from sedd_fast.models.interface import HeadRequest, LinearHead
+from sedd_fast.ops import TouchedRows, row_sums
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.process.graphs import Graph
+
+_LEAST = 1e-290  #: a sum of scores below this has lost digits, and its slope 1 / sum overflows
+
+
+def posterior_cross_entropy(
+    logits: Tensor,
+    x_t: Tensor,
+    x_0: Tensor,
+    graph: Graph,
+    weight: Tensor | None = None,
+    zero_masking: bool = True,
+) -> Tensor:
+    """-ln p(x_0 | x_t) of every masked position, 0 elsewhere: what MDLM, RADD and LLaDA minimise.
+
+    ``MaskedCrossEntropy`` is its sum over positions, weighted by the noise schedule, at a random
+    time.
+
+    Args:
+        logits: (B, L, V) or, with the mask last, (B, L, V + 1): logits of p(x_0 | x_t), or log
+            scores; up to a constant a row, -inf for probability 0. float32, bfloat16, float16 or
+            float64.
+        x_t: (B, L) int64, noised tokens.
+        x_0: (B, L) int64, clean tokens.
+        graph: ``Absorbing(V)``.
+        weight: (B, L), factor of every position; 1 if None. Rows of weight 0 are never read.
+        zero_masking: the mask's column of (B, L, V + 1) logits is left out of the softmax. False:
+            it is part of the softmax, as in LLaDA's own loss.
+
+    Returns:
+        (B, L) float64 nats, differentiable in ``logits``.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or value; another graph.
+
+    Example:
+        >>> nats = posterior_cross_entropy(network(x_t), x_t, x_0, graph)
+        >>> loss = (nats / mask_probability[:, None]).sum(-1).mean()
+
+    Source: Sahoo et al. 2024 (arXiv 2406.07524), equation 10; Nie et al. 2025 (arXiv 2502.09992),
+    equation 3.
+    """
+    check_logits(logits, graph)
+    _check_tokens(logits, x_t, x_0, graph)
+    weight = arguments.per_position("weight", weight, x_t)
+    read = torch.eq(x_t, graph.vocab_size)
+    if weight is not None:
+        read = read & (weight != 0)
+    if zero_masking and logits.shape[-1] == graph.dim:
+        total, log_x_0 = row_sums(logits, x_t, x_0, graph, "affine", read.double())
+        nats = _logarithm(total, logits, read, graph.vocab_size) - log_x_0
+    else:
+        nats = _of_rows(logits[..., : graph.vocab_size] if zero_masking else logits, x_0, read)
+    return torch.where(read, nats if weight is None else weight * nats, 0.0)
+
+
+def check_logits(logits: Tensor, graph: Graph) -> None:
+    """Raise unless logits are (B, L, V), or (B, L, V + 1) with the mask, of a floating dtype."""
+    arguments.check_graph(graph)
+    arguments.check_floating("logits", logits)
+    allowed = sorted({graph.vocab_size, graph.dim})
+    if logits.dim() != 3 or logits.shape[-1] not in allowed:
+        shapes = " or ".join(f"(B, L, {width})" for width in allowed)
+        raise ValueError(
+            f"logits must have shape {shapes} for the {graph.kind} graph over {graph.vocab_size} "
+            f"tokens, got {tuple(logits.shape)}; make the network's output and the graph agree"
+        )
+
+
+@dataclass(frozen=True)
+class CrossEntropyRequest(HeadRequest):
+    """Cross entropy of the network's p(x_0 | x_t) at masked positions, (B, L) or () nats.
+
+    Args:
+        x_0: (B, L) int64, clean tokens.
+        row_weight: (B, L), factor of every position; None: 1.
+        reduction: "none", "mean" or "sum".
+        rows: the positions that the head is needed at; None: all masked ones of weight not 0.
+
+    The answer is float64 for a float64 network, else float32.
+    """
+
+    x_0: Tensor
+    row_weight: Tensor | None = None
+    reduction: str = "none"
+    rows: TouchedRows | None = None
+
+    def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
+        rows = self.rows
+        if rows is None or rows.overflow is not None or _is_static(x_t):
+            output = F.linear(hidden, head.weight, head.bias)
+            return self.of_logits(output, x_t, head.graph)
+        _check_tokens(hidden, x_t, self.x_0, head.graph)
+        index = rows.index
+        logits = F.linear(
+            hidden.flatten(0, 1).index_select(0, index), head.weight, head.bias
+        )  # (R, dim)
+        with torch.no_grad():  # zero masking; the gradient of a softmax at -inf is 0 by itself
+            logits[:, head.graph.vocab_size :] = -torch.inf
+        nats = _nats(logits, self.x_0.flatten()[index]).double()
+        if self.row_weight is not None:
+            nats = nats * self.row_weight.flatten()[index]
+        if self.reduction == "none":
+            nats = nats.new_zeros(x_t.numel()).index_put((index,), nats).view(x_t.shape)
+        else:
+            nats = nats.sum() / (max(x_t.numel(), 1) if self.reduction == "mean" else 1)
+        return nats.to(fp32_or_fp64(logits.dtype))
+
+    def of_scores(self, log_score: Tensor, x_t: Tensor, sigma: Tensor, graph: Graph) -> Tensor:
+        return self.of_logits(log_score, x_t, graph)
+
+    def of_logits(
+        self, logits: Tensor, x_t: Tensor, graph: Graph, zero_masking: bool = True
+    ) -> Tensor:
+        """The answer from logits as :func:`posterior_cross_entropy` takes them."""
+        weight = self.weight_of_rows(x_t)
+        nats = posterior_cross_entropy(logits, x_t, self.x_0, graph, weight, zero_masking)
+        return arguments.reduce(nats, self.reduction).to(fp32_or_fp64(logits.dtype))
+
+
+def _check_tokens(like: Tensor, x_t: Tensor, x_0: Tensor, graph: Graph) -> None:
+    """Tokens (B, L) beside ``like`` (B, L, ...), their values in range, the graph absorbing."""
+    if graph.mask_index is None:
+        raise ValueError(
+            f"a cross entropy at masked positions is for the absorbing graph, got {graph}; for the "
+            "uniform one take ScoreEntropyLoss or D3PMLoss"
+        )
+    arguments.check_all_tokens({"x_t": x_t, "x_0": x_0}, like, "logits")
+    sigma = torch.ones(len(x_t), dtype=torch.float64, device=x_t.device)
+    values.check(EntropyInputs(sigma, x_t, x_0, None, graph.kind, graph.vocab_size))
+
+
+def _is_static(tensor: Tensor) -> bool:
+    """Whether a graph is captured, or traced: no shape may depend on values then."""
+    captured = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return captured or is_traced()
+
+
+def _nats(logits: Tensor, x_0: Tensor) -> Tensor:
+    return F.cross_entropy(at_least_fp32(logits), x_0, reduction="none")
+
+
+def _of_rows(logits: Tensor, x_0: Tensor, read: Tensor) -> Tensor:
+    """Cross entropy of the rows that are read, 0 elsewhere: (B, L, n), (B, L) -> (B, L) float64."""
+    if _is_static(read):
+        nats = _nats(logits.transpose(1, 2), x_0).double()
+        return torch.where(read, nats, 0.0)
+    nats = _nats(logits[read], x_0[read]).double()
+    return nats.new_zeros(read.shape).masked_scatter(read, nats)
+
+
+def _logarithm(total: Tensor, logits: Tensor, read: Tensor, vocab_size: int) -> Tensor:
+    """ln of the sums of the rows that are read, (B, L) float64.
+
+    Where the scale of scores has drifted, a row's sum may be no float64. Such rows are summed again
+    from their largest score down. Whether there are any is asked of the device, but not while a
+    graph is captured or traced: nothing can answer then.
+    """
+    if _is_static(total):
+        return torch.where(read, total, 1.0).log()
+    in_range = (total > _LEAST) & total.isfinite()
+    found, lost = torch.where(read & in_range, total, 1.0).log(), read & ~in_range
+    if not bool(lost.any()):
+        return found
+    rows = logits[lost][:, :vocab_size].double()  # (N, V)
+    return found.masked_scatter(lost, rows.logsumexp(-1))
