@@ -60,13 +60,7 @@ class Blocks:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when any token does."""
-        hasher = hashlib.blake2b(digest_size=16)
-        hasher.update(f"{self.tokens.dtype.name} {len(self.tokens)}".encode())
-        for start in range(0, len(self.tokens), _HASHED):
-            part = self.tokens[start : start + _HASHED]
-            part = part.astype(part.dtype.newbyteorder("<"), order="C", copy=False)
-            hasher.update(part.data)
-        return hasher.hexdigest()
+        return fingerprint_of(self.tokens)
 
     def has_fingerprint(self, saved: str) -> bool:
         """Whether `saved` is the fingerprint, or one of 16 digits as older runs have it."""
@@ -77,6 +71,17 @@ class Blocks:
         ends = np.concatenate([self.tokens[:1_000_000], self.tokens[-1_000_000:]])
         content = ends.astype("<i8").tobytes()
         return hashlib.sha256(f"{len(self.tokens)}".encode() + content).hexdigest()[:16]
+
+
+def fingerprint_of(tokens: np.ndarray) -> str:
+    """A hash of all tokens (n,)."""
+    hasher = hashlib.blake2b(digest_size=16)
+    hasher.update(f"{tokens.dtype.name} {len(tokens)}".encode())
+    for start in range(0, len(tokens), _HASHED):
+        part = tokens[start : start + _HASHED]
+        part = part.astype(part.dtype.newbyteorder("<"), order="C", copy=False)
+        hasher.update(part.data)
+    return hasher.hexdigest()
 
 
 class BlockOrder:

@@ -9,6 +9,7 @@ of text files, or of the rows of a data set, or the first `data.stream_held_out`
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -19,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from sedd_fast.data.blocks import BlockOrder, Blocks, StreamOrder, with_end
+from sedd_fast.data.blocks import BlockOrder, Blocks, StreamOrder, fingerprint_of, with_end
 from sedd_fast.data.config import DataConfig
 from sedd_fast.data.sources import HubDataset, is_hub_name, read_documents, split_documents
 from sedd_fast.data.tokenizers import Tokenizer, make_tokenizer
+
+_log = logging.getLogger(__name__)
 
 _ROWS = 1000  # documents tokenised at a time
 
@@ -136,18 +139,36 @@ def cached_tokens(
 ) -> np.ndarray:
     """The packed tokens of a data set as a memory-mapped file, written once.
 
-    The file is named by the data set's and the tokenizer's fingerprints and appears whole or not
-    at all. `cache_dir` defaults to ~/.cache/sedd_fast (or $XDG_CACHE_HOME/sedd_fast).
+    The file is named by the data set's and the tokenizer's fingerprints. Beside it a JSON file has
+    the hash of the tokens; where they differ, both are written again. `cache_dir` defaults to ~/.cache/sedd_fast (or $XDG_CACHE_HOME/sedd_fast).
     """
     root = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     folder = Path(cache_dir or Path(root) / "sedd_fast").expanduser()
     key = f"{dataset._fingerprint} {source.treatment} {tokenizer.fingerprint}"
     path = folder / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-    if not path.is_file():
+    tokens = _read_tokens(path)
+    if tokens is None:
         folder.mkdir(parents=True, exist_ok=True)
         _write_tokens(path, source.texts(dataset), tokenizer)
-        path.with_suffix(".json").write_text(json.dumps({"data": source.name}) + "\n")
-    return np.load(path, mmap_mode="r")
+        tokens = np.load(path, mmap_mode="r")
+        described = {"data": source.name, "fingerprint": fingerprint_of(tokens)}
+        path.with_suffix(".json").write_text(json.dumps(described) + "\n")
+    return tokens
+
+
+def _read_tokens(path: Path) -> np.ndarray | None:
+    """The tokens of a cached file; None where there is none, or it is not as it was written."""
+    if not path.is_file():
+        return None
+    try:
+        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        tokens = np.load(path, mmap_mode="r")
+        if tokens.ndim == 1 and described["fingerprint"] == fingerprint_of(tokens):
+            return tokens
+    except Exception as error:  # numpy raises errors of many kinds for a damaged header
+        _log.debug("%s: %r", path, error)
+    _log.warning("%s is damaged or of an older version, and is written again", path)
+    return None
 
 
 def _write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
@@ -158,8 +179,11 @@ def _write_tokens(path: Path, texts: Iterable[str], tokenizer: Tokenizer) -> Non
         if raw.tell() == 0:
             remedy = "check data.split and data.text_column"
             raise ValueError(f"data: the data set has no text; {remedy}")
-        np.save(whole, np.memmap(raw, dtype=_dtype(tokenizer), mode="r"))
-    os.replace(whole, path)
+        try:
+            np.save(whole, np.memmap(raw, dtype=_dtype(tokenizer), mode="r"))
+            os.replace(whole, path)
+        finally:
+            whole.unlink(missing_ok=True)  # of a full disk
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
