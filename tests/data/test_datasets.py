@@ -53,12 +53,7 @@ def test_a_damaged_cache_of_tokens_is_written_again(rows, tmp_path, caplog):
     [tokens], [described] = (list((tmp_path / "cache").glob(f"*.{e}")) for e in ("npy", "json"))
     whole = tokens.read_bytes(), described.read_bytes()
     key = whole[1].index(b"fingerprint")
-    flips = [
-        *((tokens, at) for at in (0, 60, 128, -1)),
-        (described, 0),
-        (described, key),
-        (described, -4),
-    ]
+    flips = [(tokens, at) for at in (0, 60, 128, -1)] + [(described, at) for at in (0, key, -4)]
     for file, at in flips:
         content = bytearray(file.read_bytes())
         content[at] ^= 1
