@@ -140,7 +140,8 @@ def cached_tokens(
     """The packed tokens of a data set as a memory-mapped file, written once.
 
     The file is named by the data set's and the tokenizer's fingerprints. Beside it a JSON file has
-    the hash of the tokens; where they differ, both are written again. `cache_dir` defaults to ~/.cache/sedd_fast (or $XDG_CACHE_HOME/sedd_fast).
+    the hash of the tokens; where they differ, both are written again. `cache_dir` defaults to
+    ~/.cache/sedd_fast (or $XDG_CACHE_HOME/sedd_fast).
     """
     root = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     folder = Path(cache_dir or Path(root) / "sedd_fast").expanduser()
