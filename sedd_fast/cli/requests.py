@@ -20,6 +20,7 @@ from sedd_fast.data.prompts import Piece, decode_samples, lay_out, read_template
 from sedd_fast.data.sources import read_text
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.progress import Report, counted
+from sedd_fast.sampling import RowStreams
 from sedd_fast.sampling.api import Step
 from sedd_fast.sampling.api import infill as fill
 
@@ -39,6 +40,10 @@ class Request:
     tokens: Tensor
     known: Tensor
     label: dict[str, Any] = field(default_factory=dict)
+
+
+#: A request, and the key of the numbers that one sample of it is drawn with.
+Keyed = tuple[Request, int]
 
 
 def from_record(
@@ -117,8 +122,12 @@ def draw(requests: Sequence[Request], network: Network, options: SamplingOptions
     mask = network.model.graph.mask_index
     seed = torch.Generator().seed() % 2**31 if options.seed is None else options.seed
     settings = options.record(network, seed)
-    wanted = [request for request in requests for _ in range(options.num_samples)]
-    for number, (request, row) in enumerate(_drawn(wanted, network, options, seed), start=1):
+    wanted = [
+        (request, key)
+        for number, request in enumerate(requests)
+        for key in RowStreams.of_texts(seed, range(options.num_samples), number).keys
+    ]
+    for number, (request, row) in enumerate(_drawn(wanted, network, options), start=1):
         (text,) = decode_samples(
             row[None], request.known, network.tokenizer, mask, options.keep_after_eot
         )
@@ -133,34 +142,34 @@ def draw(requests: Sequence[Request], network: Network, options: SamplingOptions
 
 
 def _drawn(
-    wanted: Sequence[Request], network: Network, options: SamplingOptions, seed: int
+    wanted: Sequence[Keyed], network: Network, options: SamplingOptions
 ) -> Iterator[tuple[Request, Tensor]]:
     """Every request with its sample, tokens (L,) on the CPU, in order."""
-    generator = torch.Generator().manual_seed(seed)  # the CPU's: the same on any device
     process = (network.model, network.model.graph, network.model.noise)
     config, done = options.sampler, 0
     for batch in _batches(wanted, options.batch_size):
         label = "sampling"
         if len(batch) < len(wanted):
             label += f" {done + 1} to {done + len(batch)} of {len(wanted)}"
+        given, keys = zip(*batch, strict=True)
         tokens, known = (
             torch.stack(rows).to(network.device)  # (B, L)
-            for rows in zip(*((request.tokens, request.known) for request in batch), strict=True)
+            for rows in zip(*((request.tokens, request.known) for request in given), strict=True)
         )
         with network.autocast(), counted(label, "steps") as report:
             callback = partial(_count, report)
-            given = {"generator": generator, "callback": callback, **vars(config)}
-            drawn = fill(*process, tokens, known, **given).cpu()
+            how = {"generator": RowStreams(keys), "callback": callback, **vars(config)}
+            drawn = fill(*process, tokens, known, **how).cpu()
         done += len(batch)
-        yield from zip(batch, drawn, strict=True)
+        yield from zip(given, drawn, strict=True)
 
 
 def _count(report: Report, step: Step) -> None:
     report(step.index + 1, step.steps)
 
 
-def _batches(wanted: Sequence[Request], size: int) -> Iterator[list[Request]]:
+def _batches(wanted: Sequence[Keyed], size: int) -> Iterator[list[Keyed]]:
     """Neighbouring requests of one length, at most ``size`` of them at a time."""
-    for _, same in groupby(wanted, key=lambda request: len(request.tokens)):
+    for _, same in groupby(wanted, key=lambda keyed: len(keyed[0].tokens)):
         while batch := list(islice(same, size)):
             yield batch
