@@ -26,9 +26,11 @@ def variance_of_mean(values: Tensor) -> tuple[Tensor, Tensor]:
     """
     count = values.shape[1]
     sizes = stratum_sizes(count)
-    parts = [part.var(1) * part.shape[1] for part in values.split(sizes, 1)]
-    degrees = torch.tensor(sizes, dtype=values.dtype) - 1
-    return total(torch.stack(parts, 1) / count**2, degrees)
+    strata = values.split(sizes, 1)
+    parts = [(part - part.mean(1, keepdim=True)).square().sum(1) for part in strata]
+    degrees = torch.tensor(sizes, dtype=values.dtype) - 1  # n - 1
+    scale = torch.tensor(sizes, dtype=values.dtype) / degrees / count**2
+    return total(torch.stack(parts, 1) * scale, degrees)
 
 
 def stratum_sizes(draws: int) -> list[int]:
@@ -40,8 +42,8 @@ def stratum_sizes(draws: int) -> list[int]:
 class Batches:
     """The sequences x_0 (N, L), and the uniform numbers of each of their samples.
 
-    A sample of a sequence is a place in [0, 1), which sets the noise level, and (L, 2) uniform
-    numbers, which set the noised tokens. With S samples of each sequence, ``times`` is
+    A sample of a sequence is a place in [0, 1), which sets the noise level, and 1 + 2 L further
+    uniform numbers, which set the noised tokens. With S samples of each sequence, ``times`` is
 
     - "stratified": two samples have their places in each of S / 2 equal slices of [0, 1); if S is
       odd, three in a last one of one and a half times the width. One sample a slice would have a
@@ -63,10 +65,10 @@ class Batches:
     times: str = "stratified"
 
     def draw(self, term: Callable[..., Tensor], samples: int, label: str) -> Tensor:
-        """(N, draws) float64 on the CPU, the independent draws of ``term(x_0, place, u)``.
+        """(N, draws) float64 on the CPU, the independent draws of ``term(x_0, place, choice, u)``.
 
         A sequence has ``samples`` draws if stratified; half as many, means of pairs, if antithetic.
-        ``place`` is (R,), ``u`` (R, L, 2), both float64. One number of the generator is the key of
+        ``place`` and ``choice`` are (R,), ``u`` is (R, L, 2), all float64. One number of the generator is the key of
         all draws, and a row's numbers depend on its number only: the batch size does not change
         them.
         """
@@ -77,17 +79,18 @@ class Batches:
         sizes = torch.tensor(stratum_sizes(draws))
         width = sizes.repeat_interleave(sizes)  # (draws,), in units of 1 / samples
         start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-        numbers = RowStreams.of_generators([self.generator])
+        stream = RowStreams.of_generators([self.generator])
         values = []
         rows = torch.arange(sequences * draws).split(self.batch_size)
         for row in tracked(rows, label, self.progress):
-            u = numbers.uniform((1, len(row), 2 + 2 * length))[0]
+            u = stream.uniform((1, len(row), 2 + 2 * length))[0]
             s = row % draws
             place = ((start[s] + width[s] * u[:, 0]) / samples).to(self.device)
             x_0 = self.x_0[(row // draws).to(self.x_0.device)].to(self.device)  # (R, L)
-            u = u[:, 2:].reshape(len(row), length, 2).to(self.device)
-            value = term(x_0, place, u)
+            u = u.to(self.device)
+            numbers = place, u[:, 1], u[:, 2:].reshape(len(row), length, 2)
+            value = term(x_0, *numbers)
             if self.times == "antithetic":
-                value = (value + term(x_0, _BELOW_ONE - place, _BELOW_ONE - u)) / 2
+                value = (value + term(x_0, *(_BELOW_ONE - v for v in numbers))) / 2
             values.append(value)
         return torch.cat(values).cpu().view(sequences, draws)

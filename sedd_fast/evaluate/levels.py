@@ -4,14 +4,23 @@
 
 so the schedule sets only the limits. About L m positions of a sequence are noised, with m = 1 -
 exp(-sigma), and where sigma is small each has a score entropy near 1 / sigma. The times of a
-log-linear schedule seldom meet these levels, at which a single position weighs most: the variance
-is large, and few samples do not show it. Here half of the levels are uniform in m, where the
-integrand of the absorbing graph is flat, and half in ln sigma, where a position's weight is
-bounded. Their density in sigma is
+log-linear schedule seldom meet these levels, and there most samples have no noised position and the
+few others weigh much: the variance is large, and few samples do not show it. So two things are
+sampled by importance.
+
+**The level** (:class:`Levels`). Half of the levels are uniform in m, where the integrand of the
+absorbing graph is flat, and half in ln sigma, where the weight of a noised position is bounded.
+Their density in sigma is
 
     q = exp(-sigma) / (2 (m_1 - m_0)) + 1 / (2 sigma ln(sigma_1 / sigma_0))
 
 A sample counts 1 / q: at most twice what it would count under either half alone.
+
+**Whether any position is noised** (:func:`noised`). None of L is with probability P = (1 - p)^L,
+p the probability that a position is not x_0's. The mean over x_t is P times the loss at x_0 itself
+plus 1 - P times the mean over the other x_t, and only the latter is sampled: where a network reads
+levels with P above 1 %, it reads x_0 too. With the absorbing graph a sequence without masks has no
+loss.
 """
 
 import math
@@ -20,7 +29,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sedd_fast.process.graphs import Graph
+
 _BISECTIONS = 55
+_RARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -55,3 +67,32 @@ class Levels:
     @property
     def _log(self) -> float:
         return math.log(self.high / self.low)
+
+
+def noised(
+    x_0: Tensor, sigma: Tensor, graph: Graph, choice: Tensor, u: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Noised sequences of levels sigma, those that are x_0 itself left out.
+
+    Args:
+        x_0: (R, L) int64.
+        sigma: (R,) float64.
+        choice: (R,) uniform numbers, which set the first noised position.
+        u: (R, L, 2) uniform numbers: whether a later position is noised, and its token.
+
+    Returns:
+        x_t (R, L), and the probability P (R,) float64 of what is left out: 0 where P is below 1 %,
+        and nothing is left out.
+    """
+    length, vocab, absorbing = x_0.shape[1], graph.vocab_size, graph.mask_index is not None
+    p = -torch.expm1(-sigma) * (1 if absorbing else (vocab - 1) / vocab)
+    log_stay = torch.log1p(-p)
+    left_out = torch.exp(length * log_stay)
+    left_out = torch.where(left_out > _RARE, left_out, 0.0)
+    # By inverting P(first < j) = (1 - (1 - p)^j) / (1 - P).
+    first = torch.floor(torch.log1p(-choice * (1 - left_out)) / log_stay)[:, None]
+    place = torch.arange(length, device=x_0.device)
+    moves = (place == first) | ((place > first) & (u[..., 0] < p[:, None]))
+    other = (x_0 + 1 + (u[..., 1] * (vocab - 1)).long()) % vocab
+    target = torch.full_like(x_0, vocab) if absorbing else other
+    return torch.where(moves, target, x_0), left_out
