@@ -105,9 +105,8 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", type=output_file, help="write the figures")
     args = parser.parse_args()
     print(f"{args.seeds} seeds, {SEQUENCES} sequences of {LENGTH} tokens, {STATES} states\n")
-    print(
-        f"{'':50}{'samples':>8}{'nats':>8}{'deviation':>11}{'reported':>10}{'one':>7}{'all four':>10}"
-    )
+    titles = "".join(f"{word:>10}" for word in ("nats", "deviation", "reported", "one", "all four"))
+    print(f"{'':55}{'samples':>8}{titles}")
     rows = []
     for kind, modes in MODES.items():
         for schedule, noise in NOISES.items():
@@ -121,8 +120,8 @@ def main() -> int:
                         row = measure(model, setting, args.seeds)
                         label = f"{kind}, {schedule}, {name}, {mode}, {times}"
                         print(
-                            f"{label:50}{samples:8}{row['nats']:8.1f}{row['deviation']:11.2f}"
-                            f"{row['reported']:10.2f}{row['one']:7.1%}{row['all']:10.1%}",
+                            f"{label:55}{samples:8}{row['nats']:10.1f}{row['deviation']:10.2f}"
+                            f"{row['reported']:10.2f}{row['one']:10.1%}{row['all']:10.1%}",
                             flush=True,
                         )
                         rows.append({"estimator": label, "samples": samples, **row})

@@ -68,9 +68,9 @@ class Batches:
         """(N, draws) float64 on the CPU, the independent draws of ``term(x_0, place, choice, u)``.
 
         A sequence has ``samples`` draws if stratified; half as many, means of pairs, if antithetic.
-        ``place`` and ``choice`` are (R,), ``u`` is (R, L, 2), all float64. One number of the generator is the key of
-        all draws, and a row's numbers depend on its number only: the batch size does not change
-        them.
+        ``place`` and ``choice`` are (R,), ``u`` is (R, L, 2), all float64. One number of the
+        generator is the key of all, and a row's numbers depend on the number of the row only: the
+        batch size does not change them.
         """
         sequences, length = self.x_0.shape
         if self.x_0.numel() == 0:

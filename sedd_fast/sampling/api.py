@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sedd_fast.models.interface import ScoreModel, device_of, evaluating
 from sedd_fast.ops import _arguments as arguments
-from sedd_fast.ops._uniforms import Generators, RowStreams, for_rows
+from sedd_fast.ops._uniforms import Generators, for_rows
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 from sedd_fast.progress import tracked
@@ -95,7 +95,7 @@ def sample(
             result may still hold masks.
         generator: source of all randomness: a ``torch.Generator`` for the whole batch, on the CPU
             or on the device; torch's own if None. Or one for each sequence, a list or
-            :class:`RowStreams`: a sample then does not depend on those drawn beside it.
+            ``RowStreams``: a sample then does not depend on those drawn beside it.
         eps: the last time of the grid.
         callback: called with a :class:`Step` after every step: ``steps + denoise`` times, fewer
             with "hit".
@@ -203,8 +203,7 @@ def _run(
     sampler = SAMPLERS[process.config.method](process, x)
     with evaluating(process.model), torch.no_grad():
         for i, t in enumerate(tracked(sampler.times, "sampling", progress)):
-            if isinstance(process.generator, RowStreams):
-                process.generator.begin(i + 1)  # whichever draws earlier steps left out
+            process.begin_draw(i)
             x = _with_prompt(sampler.step(i, x), prompt)
             if callback is not None:
                 callback(Step(i, len(sampler.times), t, x))

@@ -13,7 +13,7 @@ from torch import Tensor
 from sedd_fast.models.interface import ReverseStepRequest, ScoreModel, takes_request
 from sedd_fast.ops import TouchedRows, reverse_probs, reverse_step
 from sedd_fast.ops._arguments import STEP_METHODS
-from sedd_fast.ops._uniforms import Generator, uniforms
+from sedd_fast.ops._uniforms import Generator, RowStreams, uniforms
 from sedd_fast.process.dense_graph import DenseGraph, categorical, reverse_weights
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
@@ -44,6 +44,14 @@ class ReverseProcess:
 
     def __post_init__(self) -> None:
         self.config.check_graph(self.graph)
+
+    def begin_draw(self, step: int, number: int = 0) -> None:
+        """Streams of rows go on at a place of this draw alone, number 0 or 1 of the step.
+
+        A draw is left out where no sequence of the batch can change; it must not move the others.
+        """
+        if isinstance(self.generator, RowStreams):
+            self.generator.begin(1 + 2 * step + number)
 
     def step(self, x: Tensor, sigma: Tensor, removed: Tensor, method: str) -> Tensor:
         """The next token of every position: one network call, one draw a position.
