@@ -85,8 +85,8 @@ def likelihood_bound(
         x_0: (B, L) int64, clean tokens on the model's device.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         noise: the schedule the network was trained with.
-        samples: noise levels per sequence, stratified; at least 2. The standard error is sure of
-            itself from about 16 on; with fewer it is wide.
+        samples: noise levels per sequence, stratified; at least 2; with fewer than 16 the
+            standard error is much wider than the deviation, or (antithetic) may be too small.
         mode: "exact", "paper", or "normalised" (absorbing only).
         generator: source of all randomness; torch's own if None. The noise does not depend on
             ``batch_size``.
