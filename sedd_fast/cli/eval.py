@@ -82,8 +82,8 @@ class EvalOptions:
     times: Annotated[
         Literal["stratified", "antithetic"],
         typer.Option(
-            help="How the noise levels of a block are drawn. stratified: one in each of --samples "
-            "slices. antithetic: in mirrored pairs."
+            help="How the noise levels of a block are drawn. stratified: two in each of half as "
+            "many slices as --samples. antithetic: in mirrored pairs."
         ),
     ] = "stratified"
     max_blocks: Annotated[

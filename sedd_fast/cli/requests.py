@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, groupby, islice, repeat
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from sedd_fast.data.prompts import (
 )
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.progress import Report, counted
+from sedd_fast.sampling import RowStreams
 from sedd_fast.sampling.api import Step
 from sedd_fast.sampling.api import infill as fill
 
@@ -52,6 +53,10 @@ class Request:
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Tokens (L,) int64, and which of them are known (L,) bool."""
         return as_tensors(self.placed, self.length)
+
+
+#: A request, and the key of the numbers that one sample of it is drawn with.
+Keyed = tuple[Request, int]
 
 
 def from_record(
@@ -184,31 +189,38 @@ def _drawn(
     requests: Sequence[Request], network: Network, options: SamplingOptions, seed: int
 ) -> Iterator[tuple[Request, Tensor, Tensor]]:
     """Every request with its samples in order: tokens and known, (L,) on the CPU."""
-    generator = torch.Generator().manual_seed(seed)  # the CPU's: the same on any device
     process = (network.model, network.model.graph, network.model.noise)
     config, device, done = options.sampler, network.device, 0
     total = len(requests) * options.num_samples
-    wanted = chain.from_iterable(repeat(each, options.num_samples) for each in requests)
+    wanted = _keyed(requests, options.num_samples, seed)
     for batch in _batches(wanted, options.batch_size):
         label = "sampling"
         if len(batch) < total:
             label += f" {done + 1} to {done + len(batch)} of {total}"
-        laid_out = (request.tensors() for request in batch)
+        given, keys = zip(*batch, strict=True)
+        laid_out = (request.tensors() for request in given)
         tokens, known = (torch.stack(rows) for rows in zip(*laid_out, strict=True))  # (B, L)
         with network.autocast(), counted(label, "steps") as report:
             callback = partial(_count, report)
-            given = {"generator": generator, "callback": callback, **vars(config)}
-            drawn = fill(*process, tokens.to(device), known.to(device), **given).cpu()
+            how = {"generator": RowStreams(keys), "callback": callback, **vars(config)}
+            drawn = fill(*process, tokens.to(device), known.to(device), **how).cpu()
         done += len(batch)
-        yield from zip(batch, drawn, known, strict=True)
+        yield from zip(given, drawn, known, strict=True)
 
 
 def _count(report: Report, step: Step) -> None:
     report(step.index + 1, step.steps)
 
 
-def _batches(wanted: Iterable[Request], size: int) -> Iterator[list[Request]]:
+def _keyed(requests: Sequence[Request], samples: int, seed: int) -> Iterator[Keyed]:
+    """Every request as often as samples are drawn of it."""
+    for number, request in enumerate(requests):
+        for key in RowStreams.of_texts(seed, range(samples), number).keys:
+            yield request, key
+
+
+def _batches(wanted: Iterable[Keyed], size: int) -> Iterator[list[Keyed]]:
     """Neighbouring requests of one length, at most ``size`` of them at a time."""
-    for _, same in groupby(wanted, key=lambda request: request.length):
+    for _, same in groupby(wanted, key=lambda keyed: keyed[0].length):
         while batch := list(islice(same, size)):
             yield batch

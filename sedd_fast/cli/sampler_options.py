@@ -90,7 +90,9 @@ class SamplingOptions:
     seed: Annotated[
         int | None,
         typer.Option(
-            **shared.SEED, help="The same seed gives the same samples.", show_default="a new one"
+            **shared.SEED,
+            help="The same seed gives the same samples, whatever --batch-size is.",
+            show_default="a new one",
         ),
     ] = None
     device: shared.DeviceName = "auto"

@@ -17,7 +17,7 @@ from sedd_fast.data.json_lines import read_objects
 from sedd_fast.data.prompts import decode_samples
 from sedd_fast.evaluate.tradeoff import draw_batch
 from sedd_fast.progress import counted
-from sedd_fast.sampling.config import SamplerConfig
+from sedd_fast.sampling import RowStreams, SamplerConfig
 
 File = Annotated[
     Path | None,
@@ -104,13 +104,13 @@ def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
     """
     length = draw.length or network.model.config.length
     config = SamplerConfig(draw.method.value, draw.steps, top_p=draw.top_p)
-    generator = torch.Generator().manual_seed(draw.seed)
     rows: list[torch.Tensor] = []
     with network.autocast(), counted("sampling", "texts") as report:
         for start in range(0, draw.num_samples, draw.batch_size):
-            shape = (min(draw.batch_size, draw.num_samples - start), length)
-            rows.append(draw_batch(network.model, config, shape, generator).cpu())
-            report(start + shape[0], draw.num_samples)
+            texts = range(start, min(start + draw.batch_size, draw.num_samples))
+            streams = RowStreams.of_texts(draw.seed, texts)
+            rows.append(draw_batch(network.model, config, length, streams).cpu())
+            report(texts.stop, draw.num_samples)
     nothing = torch.zeros(length, dtype=torch.bool)
     mask = None if isinstance(network, Baseline) else network.model.graph.mask_index
     drawn = decode_samples(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)

@@ -25,14 +25,15 @@ positions at or below it (the integral of m^(n-1) (1-m)^(L-n) over all C(L, n) s
 which has the same value, with bounded weights (standard errors 2 to 6 times smaller where
 measured). n is stratified over a sequence's samples, or drawn in mirrored pairs.
 
-Uniform, in t from t0 = ``eps`` to 1 (t stratified), k = exp(-sigma(1)):
+Uniform, in t from t0 = ``eps`` to 1, k = exp(-sigma(1)):
 
     -log p(x_0) <= integral of E[sigma'(t) * score entropy] dt
                    + KL(p(x_1 | x_0), uniform) + E[-log p(x_0 | x_t0)]
     KL per position = (1 + (V-1) k) / V * ln(1 + (V-1) k) + (V-1) / V * (1 - k) ln(1 - k)
 
 where the last term uses the distribution of the sampler's denoising step; it is infinite where
-that step cannot draw x_0 at all.
+that step cannot draw x_0 at all. This integral and that of "paper" are sampled over noise levels
+(:mod:`sedd_fast.evaluate.levels`), whatever the schedule, which only sets the limits.
 
 **normalised** (absorbing): the same integral with the cross entropy of the posterior s / sum(s) in
 place of the bracket. It is smaller by Z - 1 - ln Z, Z = E S: a strict bound for the renormalised
@@ -84,10 +85,11 @@ def likelihood_bound(
         x_0: (B, L) int64, clean tokens on the model's device.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         noise: the schedule the network was trained with.
-        samples: noise levels per sequence, stratified; at least 2.
+        samples: noise levels per sequence, stratified; at least 2; with fewer than 16 the
+            standard error is much wider than the deviation, or (antithetic) may be too small.
         mode: "exact", "paper", or "normalised" (absorbing only).
-        generator: source of all randomness; torch's own if None. On the CPU the result does not
-            depend on ``batch_size``.
+        generator: source of all randomness; torch's own if None. The noise does not depend on
+            ``batch_size``.
         batch_size: sequences per network call.
         eps: the lowest time in training (its ``sampling_eps``); for lower times, the network is
             given the noise level of ``eps``.

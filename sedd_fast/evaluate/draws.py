@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sedd_fast.ops._uniforms import torch_uniform
+from sedd_fast.evaluate.standard_error import total
+from sedd_fast.ops._uniforms import RowStreams
 from sedd_fast.progress import tracked
 
 #: How the noise levels of a sequence are placed: see :class:`Batches`.
@@ -14,35 +15,46 @@ TIMES = ("stratified", "antithetic")
 _BELOW_ONE = 1 - 2**-53  # the largest value of torch.rand in float64
 
 
-def paired_stderr(values: Tensor) -> Tensor:
-    """Standard error of the mean of each row of stratified samples (B, S), S >= 2: (B,).
+def variance_of_mean(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The variance of the mean of each row of draws (B, S) of :class:`Batches`, S >= 2.
 
-    With one sample in each stratum, the variance inside a stratum cannot be estimated. So
-    neighbouring strata are paired: the variance is the sum of squared differences within the pairs,
-    over S^2. It is unbiased where neighbours have the same mean and otherwise too large in
-    expectation, never too small; a plain sample variance would add the whole variance between
-    strata. If S is odd, the last sample is paired with its neighbour, which has a pair already.
+    It is the sum over strata of n s^2 / S^2, where n and s^2 are the number and the sample variance
+    of a stratum's draws: without bias, whatever the means of the strata are.
+
+    Returns:
+        (B,) variances, (B,) their degrees of freedom.
     """
     count = values.shape[1]
-    pairs = [values[:, 0 : count - 1 : 2] - values[:, 1:count:2]]
-    if count % 2:
-        pairs.append(values[:, -1:] - values[:, -2:-1])
-    return torch.cat(pairs, dim=1).square().sum(1).sqrt() / count
+    sizes = stratum_sizes(count)
+    strata = values.split(sizes, 1)
+    parts = [(part - part.mean(1, keepdim=True)).square().sum(1) for part in strata]
+    degrees = torch.tensor(sizes, dtype=values.dtype) - 1  # n - 1
+    scale = torch.tensor(sizes, dtype=values.dtype) / degrees / count**2
+    return total(torch.stack(parts, 1) * scale, degrees)
+
+
+def stratum_sizes(draws: int) -> list[int]:
+    """The number of draws in each stratum: 2, but 3 in the last one where ``draws`` is odd."""
+    return [2] * (draws // 2 - draws % 2) + [3] * (draws % 2)
 
 
 @dataclass(frozen=True)
 class Batches:
     """The sequences x_0 (N, L), and the uniform numbers of each of their samples.
 
-    A sample of a sequence is a place in [0, 1), which sets the noise level, and (L, 2) uniform
-    numbers, which set the noised tokens. With S samples of each sequence, ``times`` is
+    A sample of a sequence is a place in [0, 1), which sets the noise level, and 1 + 2 L further
+    uniform numbers, which set the noised tokens. With S samples of each sequence, ``times`` is
 
-    - "stratified": sample s has its place in [s / S, (s + 1) / S);
-    - "antithetic": the samples come in pairs, the place of the first in [k / S, (k + 1) / S),
-      k < S / 2; the second is its mirror image: place and uniform numbers v become 1 - v. The
-      tokens masked in the first are, but for one, not masked in the second. S is even.
+    - "stratified": two samples have their places in each of S / 2 equal slices of [0, 1); if S is
+      odd, three in a last one of one and a half times the width. One sample a slice would have a
+      little less variance, but no estimate of it without bias;
+    - "antithetic": the samples come in pairs; of two pairs, the first samples have their places in
+      one of S / 4 equal slices of [0, 1 / 2), the second samples are their mirror images: place and
+      uniform numbers v become 1 - v. The tokens masked in the first are, but for one, not masked in
+      the second. S is a multiple of 4.
 
-    Each single sample is uniform either way, so both estimates have the same expected value.
+    Averaged over a sequence's samples the place is uniform either way, so both estimates have the
+    same expected value.
     """
 
     x_0: Tensor
@@ -53,25 +65,32 @@ class Batches:
     times: str = "stratified"
 
     def draw(self, term: Callable[..., Tensor], samples: int, label: str) -> Tensor:
-        """(N, draws) float64 on the CPU, the independent draws of ``term(x_0, place, u)``.
+        """(N, draws) float64 on the CPU, the independent draws of ``term(x_0, place, choice, u)``.
 
         A sequence has ``samples`` draws if stratified; half as many, means of pairs, if antithetic.
-        ``place`` is (R,), ``u`` (R, L, 2), both float64. The rows take their random numbers in
-        order from one stream, so that the batch size does not change them.
+        ``place`` and ``choice`` are (R,), ``u`` is (R, L, 2), all float64. One number of the
+        generator is the key of all, and a row's numbers depend on the number of the row only: the
+        batch size does not change them.
         """
         sequences, length = self.x_0.shape
         if self.x_0.numel() == 0:
             return torch.zeros(sequences, samples, dtype=torch.float64)
         draws = samples // 2 if self.times == "antithetic" else samples
-        rows = torch.arange(sequences * draws)
+        sizes = torch.tensor(stratum_sizes(draws))
+        width = sizes.repeat_interleave(sizes)  # (draws,), in units of 1 / samples
+        start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        stream = RowStreams.of_generators([self.generator])
         values = []
-        for row in tracked(rows.split(self.batch_size), label, self.progress):
-            u = torch_uniform((len(row), 1 + 2 * length), self.device, self.generator)
-            place = ((row % draws).to(self.device) + u[:, 0]) / samples
+        rows = torch.arange(sequences * draws).split(self.batch_size)
+        for row in tracked(rows, label, self.progress):
+            u = stream.uniform((1, len(row), 2 + 2 * length))[0]
+            s = row % draws
+            place = ((start[s] + width[s] * u[:, 0]) / samples).to(self.device)
             x_0 = self.x_0[(row // draws).to(self.x_0.device)].to(self.device)  # (R, L)
-            u = u[:, 1:].reshape(len(row), length, 2)
-            value = term(x_0, place, u)
+            u = u.to(self.device)
+            numbers = place, u[:, 1], u[:, 2:].reshape(len(row), length, 2)
+            value = term(x_0, *numbers)
             if self.times == "antithetic":
-                value = (value + term(x_0, _BELOW_ONE - place, _BELOW_ONE - u)) / 2
+                value = (value + term(x_0, *(_BELOW_ONE - v for v in numbers))) / 2
             values.append(value)
         return torch.cat(values).cpu().view(sequences, draws)

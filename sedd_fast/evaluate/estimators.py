@@ -4,18 +4,21 @@ The formulas are in :mod:`sedd_fast.evaluate.bound`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sedd_fast.evaluate.draws import TIMES, Batches, paired_stderr
+from sedd_fast.evaluate.draws import TIMES, Batches, variance_of_mean
+from sedd_fast.evaluate.levels import Levels, noised
 from sedd_fast.evaluate.result import LikelihoodBound
+from sedd_fast.evaluate.standard_error import covering_error, total
 from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
 from sedd_fast.losses.score_entropy import entropy_of
 from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, evaluating
-from sedd_fast.ops import reverse_probs, sample_transition
+from sedd_fast.ops import reverse_probs
 from sedd_fast.ops._arguments import check_choice, check_graph, check_tokens
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
@@ -64,29 +67,34 @@ class Estimator:
 
     @property
     def over_masks(self) -> bool:
-        """Whether the integral is over the number of masks, not over t."""
+        """Whether the integral is over the number of masks, not over the noise level."""
         return self.graph.kind == "absorbing" and self.mode != "paper"
 
     @torch.no_grad()
     def __call__(self, model: ScoreModel, x_0: Tensor, device: torch.device) -> LikelihoodBound:
         length = x_0.shape[1]
         batches = Batches(x_0, device, self.generator, self.batch_size, self.progress, self.times)
-        term = self._over_masks if self.over_masks else self._over_time
+        term = self._over_masks if self.over_masks else self._over_levels
         with evaluating(model):
             integral = batches.draw(partial(term, model), self.samples, f"bound ({self.mode})")
-            nats, stderr = integral.mean(1), paired_stderr(integral)
+            nats, (variance, degrees) = integral.mean(1), variance_of_mean(integral)
             if self.mode == "exact" and not self.over_masks:  # the terms at t0 and at t = 1
                 # Few tokens have changed at t0, so this term varies less: an eighth of the samples.
                 few = max(4, self.samples // 32 * 4)
                 last = batches.draw(partial(self._reconstruction, model), few, "reconstruction")
-                limit = float(self.noise.sigma(torch.ones((), dtype=torch.float64)))
-                divergence = limit_divergence(limit, self.graph.vocab_size)
+                divergence = limit_divergence(self._levels.high, self.graph.vocab_size)
                 nats = nats + last.mean(1) + length * divergence
-                stderr = torch.hypot(stderr, paired_stderr(last))
+                both = zip((variance, degrees), variance_of_mean(last), strict=True)
+                variance, degrees = total(*(torch.stack(pair, 1) for pair in both))
+        stderr = covering_error(variance, degrees)
         strict = self.mode != "paper"
-        return LikelihoodBound(nats, stderr, length, self.mode, self.samples, strict, self.times)
+        return LikelihoodBound(
+            nats, stderr, length, self.mode, self.samples, strict, self.times, degrees
+        )
 
-    def _over_masks(self, model: ScoreModel, x_0: Tensor, place: Tensor, u: Tensor) -> Tensor:
+    def _over_masks(
+        self, model: ScoreModel, x_0: Tensor, place: Tensor, choice: Tensor, u: Tensor
+    ) -> Tensor:
         """L * mean of the bracket over n masked positions, n from ``place``; (R,)."""
         length = x_0.shape[1]
         order = u[..., 0]  # (R, L)
@@ -100,33 +108,62 @@ class Estimator:
             weight = weight[:, None].expand(x_0.shape)
             log_score = model(x_t, sigma)  # (R, L, dim)
             return posterior_cross_entropy(log_score, x_t, x_0, self.graph, weight).sum(-1)
-        return self._entropy(model, sigma, x_t, x_0, weight * torch.expm1(sigma.double()))
+        return self._entropy(model, x_t, x_0, sigma, weight * torch.expm1(sigma.double()))
 
     def _trained(self, sigma: Tensor) -> Tensor:
         """sigma clamped to the noise levels of training, in float32: passed to the network."""
-        low, high = self.noise.sigma(torch.tensor([self.eps, 1.0], dtype=torch.float64)).tolist()
-        return sigma.clamp(min=low, max=high).float()
+        return sigma.clamp(min=self._levels.low, max=self._levels.high).float()
 
-    def _over_time(self, model: ScoreModel, x_0: Tensor, place: Tensor, u: Tensor) -> Tensor:
-        """(1 - eps) * sigma'(t) * score entropy at t = 1 - (1 - eps) * place; (R,)."""
-        sigma, rate = self.noise(1 - (1 - self.eps) * place)
-        sigma = sigma.float()
-        x_t = sample_transition(x_0, sigma, self.graph, u=u)
-        return self._entropy(model, sigma, x_t, x_0, (1 - self.eps) * rate)
+    @property
+    def _levels(self) -> Levels:
+        """The noise levels of training."""
+        ends = torch.tensor([self.eps, 1.0], dtype=torch.float64)
+        return Levels(*self.noise.sigma(ends).tolist())
+
+    def _over_levels(
+        self, model: ScoreModel, x_0: Tensor, place: Tensor, choice: Tensor, u: Tensor
+    ) -> Tensor:
+        """Mean score entropy at a level sigma from ``place``, times the level's weight; (R,)."""
+        sigma = self._levels.at(place)
+        entropy = partial(self._entropy, model)
+        return self._mean(entropy, x_0, sigma, choice, u) * self._levels.weight(sigma)
+
+    def _mean(
+        self, loss: Callable[..., Tensor], x_0: Tensor, sigma: Tensor, choice: Tensor, u: Tensor
+    ) -> Tensor:
+        """An estimate of the mean of ``loss(x_t, x_0, sigma)`` over x_t; (R,)."""
+        x_t, left_out = noised(x_0, sigma, self.graph, choice, u)
+        mean = (1 - left_out) * loss(x_t, x_0, sigma)
+        if self.graph.mask_index is None and bool((rare := left_out > 0).any()):
+            clean = x_0[rare]
+            mean[rare] += left_out[rare] * loss(clean, clean, sigma[rare])
+        return mean
 
     def _entropy(
-        self, model: ScoreModel, sigma: Tensor, x_t: Tensor, x_0: Tensor, weight: Tensor
+        self,
+        model: ScoreModel,
+        x_t: Tensor,
+        x_0: Tensor,
+        sigma: Tensor,
+        weight: Tensor | None = None,
     ) -> Tensor:
-        """Score entropy of each sequence times its weight (R,); (R,) float64."""
+        """Score entropy of each sequence, times its weight (R,); (R,) float64."""
+        weight = torch.ones_like(sigma, dtype=torch.float64) if weight is None else weight
         row_weight = weight[:, None].expand(x_0.shape)
         # The request leaves positions unsummed: they are added up in float64.
         request = ScoreEntropyRequest(x_0, row_weight)
-        return entropy_of(model, self.graph, x_t, sigma, request).double().sum(-1)
+        return entropy_of(model, self.graph, x_t, sigma.float(), request).double().sum(-1)
 
-    def _reconstruction(self, model: ScoreModel, x_0: Tensor, place: Tensor, u: Tensor) -> Tensor:
-        """-log p(x_0 | x_t0) under the denoising step at t0 = eps; (R,)."""
-        sigma = self.noise.sigma(torch.full_like(place, self.eps)).float()
-        x_t = sample_transition(x_0, sigma, self.graph, u=u)
+    def _reconstruction(
+        self, model: ScoreModel, x_0: Tensor, place: Tensor, choice: Tensor, u: Tensor
+    ) -> Tensor:
+        """Mean of -log p(x_0 | x_t0) under the denoising step at t0 = eps; (R,)."""
+        sigma = torch.full_like(place, self._levels.low)
+        return self._mean(partial(self._denoised, model), x_0, sigma, place, u)
+
+    def _denoised(self, model: ScoreModel, x_t: Tensor, x_0: Tensor, sigma: Tensor) -> Tensor:
+        """-log p(x_0 | x_t) under the denoising step at noise sigma (R,); (R,) float64."""
+        sigma = sigma.float()
         log_score = model(x_t, sigma)
         nats = []
         for i in range(len(x_0)):  # one sequence at a time: probs is (1, L, V)

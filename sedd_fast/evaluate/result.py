@@ -7,22 +7,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sedd_fast.evaluate.standard_error import covering_error, student_factor, total
+
 
 @dataclass(frozen=True)
 class LikelihoodBound:
     """A bound on the negative log likelihood of sequences, with its standard error.
 
     A standard error here is the Monte Carlo error of the bound on this very text (it shrinks with
-    ``samples``); it does not say how another text would fare.
+    ``samples``); it does not say how another text would fare. Bound +- 1.96 standard errors is its
+    95 % interval by Student's t (:mod:`sedd_fast.evaluate.standard_error`), for every figure.
 
     Attributes:
         nats: (N,) float64 on the CPU, the bound of each sequence.
-        stderr: (N,) float64, its standard error (see :func:`paired_stderr`).
+        stderr: (N,) float64, its standard error.
         tokens: tokens in each sequence: L, or (N,) int64 where they differ.
         mode: "exact", "paper", "normalised"; "likelihood" where -log p itself is known.
         samples: Monte Carlo samples of each sequence; 0 for "likelihood".
         strict: whether the expected value is an upper bound; False for "paper".
         times: how the noise levels were placed, "stratified" or "antithetic".
+        degrees: (N,) float64, the degrees of freedom of ``stderr``; None for infinitely many.
     """
 
     nats: Tensor
@@ -32,6 +36,7 @@ class LikelihoodBound:
     samples: int
     strict: bool
     times: str = "stratified"
+    degrees: Tensor | None = None
 
     @property
     def total_nats(self) -> float:
@@ -48,7 +53,8 @@ class LikelihoodBound:
     @property
     def total_stderr(self) -> float:
         """Standard error of :attr:`total_nats`; the sequences are drawn independently."""
-        return float(self.stderr.square().sum().sqrt())
+        variances = (self.stderr / student_factor(self._degrees)).square()
+        return float(covering_error(*total(variances, self._degrees)))
 
     @property
     def perplexity(self) -> float:
@@ -70,6 +76,10 @@ class LikelihoodBound:
         """Standard error of :attr:`bits_per_token`."""
         bits = self.total_stderr / math.log(2)
         return bits / self.total_tokens if self.total_tokens else math.nan
+
+    @property
+    def _degrees(self) -> Tensor:
+        return torch.full_like(self.stderr, torch.inf) if self.degrees is None else self.degrees
 
     def bits_per(self, units: int) -> float:
         """Total bits over any count of units: characters, bytes, words of the same text."""
@@ -97,9 +107,11 @@ def join(bounds: Sequence[LikelihoodBound]) -> LikelihoodBound:
         raise ValueError(f"bounds: expected one mode, samples and times, got {sorted(kinds)}")
     nats = torch.cat([bound.nats for bound in bounds])
     stderr = torch.cat([bound.stderr for bound in bounds])
+    degrees = torch.cat([bound._degrees for bound in bounds])
     lengths = torch.cat([torch.as_tensor(b.tokens).expand(len(b.nats)) for b in bounds])
     same = bool((lengths == lengths[:1]).all()) and len(lengths) > 0
-    return replace(bounds[0], nats=nats, stderr=stderr, tokens=int(lengths[0]) if same else lengths)
+    tokens = int(lengths[0]) if same else lengths
+    return replace(bounds[0], nats=nats, stderr=stderr, tokens=tokens, degrees=degrees)
 
 
 def _exp(x: float) -> float:

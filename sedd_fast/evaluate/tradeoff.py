@@ -33,8 +33,7 @@ from sedd_fast.evaluate.ngram import NGram
 from sedd_fast.models.autoregressive import Autoregressive, generate
 from sedd_fast.models.interface import device_of
 from sedd_fast.models.sedd import SEDD
-from sedd_fast.sampling.api import sample
-from sedd_fast.sampling.config import SamplerConfig
+from sedd_fast.sampling import RowStreams, SamplerConfig, sample
 
 #: Axis labels of the metrics.
 LABELS = {
@@ -169,13 +168,14 @@ def counted(model: SEDD | Autoregressive) -> Iterator[list[torch.Size]]:
 def draw_batch(
     model: SEDD | Autoregressive,
     config: SamplerConfig,
-    shape: tuple[int, int],
-    generator: torch.Generator,
+    length: int,
+    streams: RowStreams,
 ) -> Tensor:
-    """Draw samples, (B, L) int64; of `config`, the autoregressive model uses `top_p` alone."""
+    """Draw a sample for each stream, (B, L); the autoregressive model uses `config.top_p` alone."""
+    shape = (len(streams), length)
     if isinstance(model, Autoregressive):
-        return generate(model, shape, config.top_p, generator=generator)
-    return sample(model, model.graph, model.noise, shape, generator=generator, **vars(config))
+        return generate(model, shape, config.top_p, generator=streams)
+    return sample(model, model.graph, model.noise, shape, generator=streams, **vars(config))
 
 
 def measure(
@@ -193,14 +193,14 @@ def measure(
         name, steps = f"ar, top-p {config.top_p:g}", budget.length
     else:
         name, steps = config.method, config.steps or budget.length
-    generator = torch.Generator().manual_seed(budget.seed)
     rows: list[list[int]] = []
     seconds = 0.0
     with counted(model) as shapes:
         for start in range(0, budget.num_samples, budget.batch_size):
-            size = min(budget.batch_size, budget.num_samples - start)
+            texts = range(start, min(start + budget.batch_size, budget.num_samples))
+            streams = RowStreams.of_texts(budget.seed, texts)
             began = _now(model)
-            tokens = draw_batch(model, config, (size, budget.length), generator)
+            tokens = draw_batch(model, config, budget.length, streams)
             seconds += _now(model) - began
             rows += tokens.tolist()
     n = budget.num_samples

@@ -26,7 +26,7 @@ from sedd_fast.models.interface import device_of, evaluating
 from sedd_fast.models.layers import Attend
 from sedd_fast.models.transformer import Transformer
 from sedd_fast.ops import _arguments as arguments
-from sedd_fast.ops._uniforms import uniform
+from sedd_fast.ops._uniforms import Generators, for_rows, uniform
 
 OnToken = Callable[[int, int], object]
 
@@ -94,7 +94,7 @@ def generate(
     shape: tuple[int, int],
     top_p: float = 1.0,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     on_token: OnToken | None = None,
 ) -> Tensor:
     """Draw sequences from left to right, (B, L) int64 on the model's device.
@@ -105,7 +105,8 @@ def generate(
         top_p: draw from the smallest set of tokens that holds this probability (nucleus sampling,
             Holtzman et al. 2020, arXiv 1904.09751); 1 draws from the model's own distribution.
         temperature: logits are divided by it; 1 leaves the model's distribution.
-        generator: source of randomness, one uniform number a token; torch's own if None.
+        generator: source of randomness, one uniform number a token; torch's own if None. One for
+            each sequence, a list or :class:`RowStreams`, makes it independent of the others.
         on_token: called after each token with the number of positions drawn and of all positions.
 
     Raises:
@@ -116,6 +117,7 @@ def generate(
     arguments.check_shares(temperature, top_p)
     batch, length = shape
     device = device_of(model)
+    source = for_rows(generator, batch)
     tokens = torch.empty(batch, length, dtype=torch.int64, device=device)
     newest = torch.full((batch, 1), model.start, device=device)
     cos, sin = model.rotary_emb(length)
@@ -123,7 +125,7 @@ def generate(
     with evaluating(model):
         for i in range(length):
             logits = model.read(newest, (cos[i : i + 1], sin[i : i + 1]), caches)[:, 0]
-            u = uniform((batch, 1), device, generator)
+            u = uniform((batch, 1), device, source)
             newest = draw_token(logits / temperature, top_p, u)
             tokens[:, i : i + 1] = newest
             if on_token is not None:

@@ -18,13 +18,13 @@ Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equations 5, 17 and 19.
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.types import Device
 
 from sedd_fast.backends.categorical import draw, inverse_cdf
 from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.ops import _arguments as arguments
-from sedd_fast.ops._uniforms import uniforms
+from sedd_fast.ops._uniforms import Generator, torch_uniform, uniforms
 from sedd_fast.process.graphs import Graph
 
 
@@ -83,7 +83,7 @@ class DenseGraph(Graph):
         return torch.where(ended, self.limit.to(sigma.device)[:, None], grown)
 
     def _limit(self, shape: tuple[int, ...], device: Device, generator: Generator | None) -> Tensor:
-        u = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+        u = torch_uniform(shape, torch.device(device or "cpu"), generator)
         return inverse_cdf(self.limit.to(u.device).cumsum(0), u)
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.types import Device
 
 from sedd_fast.ops._arguments import check_choice, check_count
+from sedd_fast.ops._uniforms import Generator, RowStreams
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class Uniform(Graph):
         return keep * torch.eye(self.dim, dtype=torch.float64) + (1 - keep) / self.dim
 
     def _limit(self, shape: tuple[int, ...], device: Device, generator: Generator | None) -> Tensor:
+        if isinstance(generator, RowStreams):
+            return (generator.uniform(shape) * self.vocab_size).long()
         return torch.randint(self.vocab_size, shape, device=device, generator=generator)
 
 

@@ -1,5 +1,6 @@
 """Sampling from a network: ``sample`` from nothing, ``infill`` around given tokens."""
 
+from sedd_fast.ops._uniforms import RowStreams
 from sedd_fast.sampling.api import METHODS, Callback, Step, infill, sample
 from sedd_fast.sampling.config import SamplerConfig, timesteps
 from sedd_fast.sampling.remask import Remask
@@ -8,6 +9,7 @@ __all__ = [
     "METHODS",
     "Callback",
     "Remask",
+    "RowStreams",
     "SamplerConfig",
     "Step",
     "infill",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sedd_fast.models.interface import ScoreModel, device_of, evaluating
 from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops._uniforms import Generators, for_rows
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 from sedd_fast.progress import tracked
@@ -56,7 +57,7 @@ def sample(
     steps: int | None = 128,
     method: str = "analytic",
     denoise: bool = True,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     eps: float = 1e-5,
     callback: Callback | None = None,
     progress: bool = False,
@@ -92,7 +93,9 @@ def sample(
         method: "analytic", "euler", "tau_leaping", "theta_trapezoidal" or "hit".
         denoise: end with a step that removes all noise left at ``eps``. Without it an absorbing
             result may still hold masks.
-        generator: source of all randomness, on the CPU or on the device; torch's own if None.
+        generator: source of all randomness: a ``torch.Generator`` for the whole batch, on the CPU
+            or on the device; torch's own if None. Or one for each sequence, a list or
+            ``RowStreams``: a sample then does not depend on those drawn beside it.
         eps: the last time of the grid.
         callback: called with a :class:`Step` after every step: ``steps + denoise`` times, fewer
             with "hit".
@@ -122,9 +125,9 @@ def sample(
         method=method, steps=steps, denoise=denoise, eps=eps, theta=theta, remask=remask,
         temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
     )  # fmt: skip
-    process = ReverseProcess(model, graph, noise, config, generator)
     arguments.check_shape(shape, 0)
-    start = graph.sample_limit(shape, device or device_of(model), generator)
+    process = ReverseProcess(model, graph, noise, config, for_rows(generator, shape[0]))
+    start = graph.sample_limit(shape, device or device_of(model), process.generator)
     return _run(process, start, None, callback, progress)
 
 
@@ -137,7 +140,7 @@ def infill(
     steps: int | None = 128,
     method: str = "analytic",
     denoise: bool = True,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     eps: float = 1e-5,
     callback: Callback | None = None,
     progress: bool = False,
@@ -179,9 +182,10 @@ def infill(
         method=method, steps=steps, denoise=denoise, eps=eps, theta=theta, remask=remask,
         temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
     )  # fmt: skip
-    process = ReverseProcess(model, graph, noise, config, generator)
+    arguments.check_tokens("tokens", tokens)
+    process = ReverseProcess(model, graph, noise, config, for_rows(generator, tokens.shape[0]))
     _check_prompt(tokens, known, graph)
-    start = graph.sample_limit(tuple(tokens.shape), tokens.device, generator)
+    start = graph.sample_limit(tuple(tokens.shape), tokens.device, process.generator)
     return _run(process, start, (tokens, known), callback, progress)
 
 
@@ -199,6 +203,7 @@ def _run(
     sampler = SAMPLERS[process.config.method](process, x)
     with evaluating(process.model), torch.no_grad():
         for i, t in enumerate(tracked(sampler.times, "sampling", progress)):
+            process.begin_draw(i)
             x = _with_prompt(sampler.step(i, x), prompt)
             if callback is not None:
                 callback(Step(i, len(sampler.times), t, x))
@@ -221,7 +226,6 @@ def _check_method(method: str) -> None:
 
 
 def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
-    arguments.check_tokens("tokens", tokens)
     arguments.check_mask("known", known, tokens)
     bad = known & ((tokens < 0) | (tokens >= graph.vocab_size))
     if bool(bad.any()):

@@ -65,6 +65,7 @@ class OneCallSampler(GridSampler):
         if self.r is None:
             return after
         mask = self.process.graph.vocab_size
+        self.process.begin_draw(i, 1)
         u = uniform(x.shape, x.device, self.process.generator)
         again = (x != mask) & (u < self.r[i])
         return torch.where(again, mask, after)

@@ -45,8 +45,9 @@ class HitSampler:
         masked = x.cpu() == process.graph.vocab_size
         first = process.noise.sigma(torch.ones((), dtype=torch.float64))
         # m(tau): P(still masked at t) = m(t) / m(1)
-        u = uniform(masked.shape, masked.device, process.generator)
-        level = u * _mask_probability(first)  # (B, L) float64
+        # Of every position: its time, and the two numbers of its token.
+        u = uniform((*masked.shape, 3), masked.device, process.generator)
+        level = u[..., 0] * _mask_probability(first)  # (B, L) float64
         find = _one_by_one if process.config.steps is None else _by_interval
         number, sigma, t = find(level, masked, process)
         flat = (number >= 0).flatten().nonzero().squeeze(-1)  # (N,) positions that are unmasked
@@ -55,12 +56,14 @@ class HitSampler:
         steps = flat[number.argsort(stable=True)].split(sizes)
         self.times: list[float] = [float(t.flatten()[step].max()) for step in steps]
         self.where = [[p.to(x.device) for p in _positions(step, sigma)] for step in steps]
+        self.u = u[..., 1:].to(x.device)  # (B, L, 2)
 
     def step(self, i: int, x: Tensor) -> Tensor:
         """The tokens (B, L) after step i, from those before."""
         sequence, sigma, row, column = self.where[i]
-        tokens = self.process.unmask(x[sequence], sigma, row, column)
-        return x.index_put((sequence[row], column), tokens)
+        where = sequence[row], column
+        tokens = self.process.unmask(x[sequence], sigma, row, column, self.u[where])
+        return x.index_put(where, tokens)
 
 
 def _positions(flat: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:

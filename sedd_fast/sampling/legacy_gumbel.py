@@ -12,10 +12,10 @@ Source: the original's catsample.py; Zheng et al. 2024 (arXiv 2409.02908), secti
 import torch
 from torch import Tensor
 
-from sedd_fast.ops._uniforms import torch_uniform
+from sedd_fast.ops._uniforms import Generator, torch_uniform
 
 
-def gumbel_argmax(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def gumbel_argmax(probs: Tensor, generator: Generator | None = None) -> Tensor:
     """The original's draw from weights (..., n), with one float32 uniform a state: (...) int64.
 
     It makes several tensors of the size of the weights.

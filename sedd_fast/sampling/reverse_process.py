@@ -13,7 +13,7 @@ from torch import Tensor
 from sedd_fast.models.interface import ReverseStepRequest, ScoreModel, takes_request
 from sedd_fast.ops import TouchedRows, reverse_probs, reverse_step
 from sedd_fast.ops._arguments import STEP_METHODS
-from sedd_fast.ops._uniforms import uniforms
+from sedd_fast.ops._uniforms import Generator, RowStreams, uniforms
 from sedd_fast.process.dense_graph import DenseGraph, categorical, reverse_weights
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
@@ -32,17 +32,26 @@ class ReverseProcess:
         graph: ``Absorbing(V)``, ``Uniform(V)`` or a ``DenseGraph``.
         noise: the schedule that the network was trained with.
         config: the settings; they are checked against the graph.
-        generator: source of all randomness, on the CPU or on the device; torch's own if None.
+        generator: source of all randomness: of the batch, or a stream for every row; torch's own if
+            None.
     """
 
     model: ScoreModel
     graph: Graph
     noise: Noise
     config: SamplerConfig
-    generator: torch.Generator | None = None
+    generator: Generator | None = None
 
     def __post_init__(self) -> None:
         self.config.check_graph(self.graph)
+
+    def begin_draw(self, step: int, number: int = 0) -> None:
+        """Streams of rows go on at a place of this draw alone, number 0 or 1 of the step.
+
+        A draw is left out where no sequence of the batch can change; it must not move the others.
+        """
+        if isinstance(self.generator, RowStreams):
+            self.generator.begin(1 + 2 * step + number)
 
     def step(self, x: Tensor, sigma: Tensor, removed: Tensor, method: str) -> Tensor:
         """The next token of every position: one network call, one draw a position.
@@ -73,9 +82,12 @@ class ReverseProcess:
             probs = reverse_probs(log_score, x, sigma, removed, graph, method, **self._shares)
             states = graph.vocab_size if method == "denoise" else graph.dim
             return gumbel_argmax(probs[..., :states], generator)
-        return reverse_step(log_score, x, sigma, removed, graph, method, generator, **self._shares)
+        u = uniforms(x, None, generator)
+        return reverse_step(log_score, x, sigma, removed, graph, method, u=u, **self._shares)
 
-    def unmask(self, x: Tensor, sigma: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def unmask(
+        self, x: Tensor, sigma: Tensor, row: Tensor, column: Tensor, drawn: Tensor
+    ) -> Tensor:
         """Tokens at chosen masked positions, in proportion to the scores: p(y) = s_y / sum(s).
 
         One network call; only its scores at these positions are read.
@@ -84,20 +96,22 @@ class ReverseProcess:
             x: (R, L) the sequences in which a position is to be drawn; the graph is absorbing.
             sigma: (R,) float64, their noise.
             row, column: (K,) int64, the masked positions in x.
+            drawn: (K, 2) float64, their uniforms.
 
         Returns:
             (K,) int64, never the mask.
         """
-        here = x[row, column].unsqueeze(1)  # (K, 1)
         if self._is_fused:
             u = torch.zeros((*x.shape, 2), dtype=torch.float64, device=x.device)  # unread elsewhere
-            u[row, column] = uniforms(here, None, self.generator).squeeze(1)
+            u[row, column] = drawn
             rows = TouchedRows.at(row * x.shape[1] + column)
             request = ReverseStepRequest("denoise", None, u, rows, **self._shares)
             return self._call(x, sigma, request)[row, column]
         log_score = self._call(x, sigma)[row, column].unsqueeze(1)  # (K, 1, dim)
+        here, u = x[row, column].unsqueeze(1), drawn.unsqueeze(1)
+        shares = self._shares
         return reverse_step(
-            log_score, here, sigma[row], None, self.graph, "denoise", self.generator, **self._shares
+            log_score, here, sigma[row], None, self.graph, "denoise", u=u, **shares
         ).squeeze(1)
 
     def log_score(self, x: Tensor, sigma: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.ops import reverse_step
-from sedd_fast.ops._uniforms import uniforms
+from sedd_fast.ops._uniforms import Generator, uniforms
 from sedd_fast.process.dense_graph import DenseGraph, categorical, leap_weights
 from sedd_fast.process.graphs import Graph
 from sedd_fast.sampling.pieces import in_pieces
@@ -23,7 +23,7 @@ def tau_leap(
     x: Tensor,
     h: Tensor,
     graph: Graph,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
     **shares: Any,
 ) -> Tensor:
     """Tokens after a leap of size h along the rates r_y = Q[x, y] exp(l_y), y != x.

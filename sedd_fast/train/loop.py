@@ -18,6 +18,8 @@ from torch import Tensor
 
 from sedd_fast.data.corpus import load_corpus
 from sedd_fast.data.tokenizers import load_tokenizer
+from sedd_fast.evaluate.draws import variance_of_mean
+from sedd_fast.evaluate.standard_error import covering_error, total
 from sedd_fast.train import saved_state
 from sedd_fast.train.config import config_from_dict, save_config
 from sedd_fast.train.interrupt import StopRequest
@@ -261,12 +263,15 @@ class Trainer:
             return
         with self.learner.averaged_weights():
             losses = self.learner.held_out_losses(blocks).double()
-        sums = self._gather(len(losses), float(losses.sum()), float(losses.square().sum())).sum(0)
-        count, total, squares = sums.tolist()
-        mean = total / count
-        variance = max(0.0, squares / count - mean**2) / max(count - 1, 1)
+        n, spread, degrees = len(losses), 0.0, 1.0
+        if n > 1:  # neighbours have neighbouring times, which are stratified
+            variance, of_freedom = variance_of_mean(losses.cpu()[None])
+            spread, degrees = float(variance) * n**2, float(of_freedom)
+        counts, sums, spreads, freedom = self._gather(n, float(losses.sum()), spread, degrees).T
+        mean = float(sums.sum() / counts.sum())
+        error = float(covering_error(*total(spreads, freedom)) / counts.sum())
         bits = self._bits(mean)
-        self.held_out = HeldOut(self.step, mean, math.sqrt(variance), **bits)
+        self.held_out = HeldOut(self.step, mean, error, **bits)
         figures = {"loss": mean, "stderr": self.held_out.stderr, **bits}
         self._write({f"held_out_{name}": value for name, value in figures.items()})
 

@@ -15,8 +15,8 @@ class HeldOut:
 
     It is the training objective, averaged over its own distribution of times, for monitoring a
     run; the bound to report is `likelihood_bound`. `stderr` is the standard error of
-    `nats_per_token` over sequences. An objective that is not in nats has its own unit there, and
-    None for bits.
+    `nats_per_token` over sequences and their noise. An objective that is not in nats has its own
+    unit there, and None for bits.
     """
 
     step: int

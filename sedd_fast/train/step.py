@@ -14,6 +14,7 @@ from sedd_fast.data.blocks import Blocks
 from sedd_fast.losses.objective import stratified_times
 from sedd_fast.models.ema import ExponentialMovingAverage
 from sedd_fast.models.networks import AnyNetwork
+from sedd_fast.ops._uniforms import RowStreams
 from sedd_fast.train import saved_state
 from sedd_fast.train.networks import AnyObjective, new_network
 from sedd_fast.train.settings import OptimConfig, TrainConfig
@@ -85,10 +86,10 @@ class Learner:
 
     @torch.no_grad()
     def held_out_losses(self, blocks: Blocks) -> Tensor:
-        """Losses of evenly spaced held-out blocks, (n,) in nats per token.
+        """Losses of evenly spaced held-out blocks, (n,) in nats per token, in the order of times.
 
         Times and noise are the same in every call, so that two calls differ by the weights alone.
-        Each process returns the losses of its own batches; the noise of a batch depends on its
+        Each process returns the losses of its own batches; the noise of a block depends on its
         number only. All processes together return `training.eval_sequences` losses.
         """
         section, a = self.config.training, self.accelerator
@@ -98,13 +99,15 @@ class Learner:
         generator = torch.Generator(a.device).manual_seed(_HELD_OUT_SEED)
         t = stratified_times(count, self.objective.sampling_eps, a.device, generator)  # (count,)
         losses = [torch.empty(0, device=a.device)]  # a process may have no batch
+        times = [t[:0]]
         for number in range(a.process_index, -(-count // batch_size), a.num_processes):
             part = slice(number * batch_size, (number + 1) * batch_size)
-            generator.manual_seed(_seeds(_HELD_OUT_SEED, number)[0])
             x_0 = rows[part].to(a.device)  # (B, L)
-            loss = self.objective(self.plain, x_0, t=t[part], generator=generator)  # (B,)
+            own: Any = RowStreams.of_texts(_HELD_OUT_SEED, range(count)[part], request=1)
+            loss = self.objective(self.plain, x_0, t=t[part], generator=own)  # (B,)
             losses.append(loss.float() / blocks.length)
-        return torch.cat(losses)
+            times.append(t[part])
+        return torch.cat(losses)[torch.cat(times).argsort()]
 
     def _loss(
         self, objective: AnyObjective, model: nn.Module, x_0: Tensor, step: int, part: int

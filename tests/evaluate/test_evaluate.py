@@ -14,8 +14,8 @@ from sedd_fast.evaluate import (
     evaluate_corpus,
     join,
     likelihood_bound,
-    paired_stderr,
 )
+from sedd_fast.evaluate.draws import variance_of_mean
 
 V, L = 7, 10
 ABSORBING, UNIFORM = sf.Absorbing(V), sf.Uniform(V)
@@ -80,23 +80,6 @@ def test_independent_tokens_have_their_likelihood() -> None:
         assert (bound.stderr < 0.06 * truth).all()
 
 
-@pytest.mark.parametrize("times", ["stratified", "antithetic"])
-def test_stderr_is_honest(times: str) -> None:
-    """The standard error of a run is the spread over 40 runs, or a little more."""
-    runs = [
-        likelihood_bound(
-            unigram_scores, TEXT, ABSORBING, NOISE, 40, "exact", seeded(s), 300, times=times
-        )
-        for s in range(40)
-    ]
-    truth = -PROBS.log()[TEXT].sum(1)
-    mean = torch.stack([run.nats for run in runs]).mean(0)
-    assert ((mean - truth).abs() < 4 * runs[0].stderr / math.sqrt(40)).all()
-    spread = torch.stack([run.nats for run in runs]).std(0)
-    claimed = torch.stack([run.stderr for run in runs]).square().mean(0).sqrt()
-    assert 0.75 < (spread / claimed).square().mean().sqrt() < 1.15
-
-
 def test_antithetic_samples_mirror_each_other() -> None:
     seen: list[Tensor] = []
 
@@ -130,11 +113,15 @@ def test_join() -> None:
         join([parts[0], other])
 
 
-def test_paired_stderr() -> None:
+def test_variance_of_the_mean_is_that_within_strata() -> None:
     values = torch.tensor([[1.0, 3.0, 10.0, 10.0], [2.0, 2.0, 5.0, 5.0]], dtype=torch.float64)
-    assert paired_stderr(values).tolist() == [0.5, 0.0]
-    odd = torch.tensor([[1.0, 3.0, 7.0]], dtype=torch.float64)
-    assert paired_stderr(odd).item() == pytest.approx(math.sqrt(4 + 16) / 3)
+    variance, degrees = variance_of_mean(values)
+    assert variance.tolist() == [0.25, 0.0]
+    assert degrees.tolist() == [1.0, math.inf]  # one of the two strata has all the variance
+    alike = torch.tensor([[0.0, 2.0, 7.0, 9.0, 4.0, 2.0]], dtype=torch.float64)
+    assert variance_of_mean(alike)[1].item() == pytest.approx(7)  # 3 (3 v)^2 / 3 v^2 - 2
+    odd = torch.tensor([[9.0, 9.0, 1.0, 3.0, 7.0]], dtype=torch.float64)  # three in the last one
+    assert variance_of_mean(odd)[0].item() == pytest.approx(3 * (28 / 3) / 25)
 
 
 def test_unnormalised_scores_cost_exactly_their_excess() -> None:
@@ -172,18 +159,22 @@ def test_every_count_of_masks_and_noise_within_training(mode: str) -> None:
 
 
 def test_paper_mode_is_the_integral_of_the_training_loss() -> None:
-    times: list[Tensor] = []
+    levels: list[Tensor] = []
 
     def model(x_t: Tensor, sigma: Tensor) -> Tensor:
-        times.append(-torch.expm1(-sigma) / (1 - NOISE.eps))
+        levels.append(sigma)
         return unigram_scores(x_t, sigma)
 
     bound = likelihood_bound(
         model, TEXT, ABSORBING, NOISE, 3000, "paper", seeded(), batch_size=2000, eps=0.05
     )
-    t = torch.cat(times).view(6, 3000)
-    strata = ((1 - t.double()) / 0.95 * 3000).floor()
-    assert (strata - torch.arange(3000)).abs().max() <= 1  # one time in each, float32 edges aside
+    # Half of the levels are uniform in the share of masks, half in their logarithm; two a stratum.
+    sigma = torch.cat(levels).view(6, 3000).double()
+    low, high = NOISE.sigma(torch.tensor([0.05, 1.0], dtype=torch.float64))
+    place = (torch.exp(-low) - torch.exp(-sigma)) / (torch.exp(-low) - torch.exp(-high))
+    place = (place + (sigma / low).log() / (high / low).log()) / 2
+    strata = (place * 1500).floor() - torch.arange(1500).repeat_interleave(2)
+    assert ((strata != 0).sum() < 20) & (strata.abs().max() <= 1)  # float32 edges aside
     assert not bound.strict
     objective = sf.ScoreEntropyLoss(ABSORBING, NOISE, sampling_eps=0.05)
     loss = objective(unigram_scores, TEXT.repeat(3000, 1), generator=seeded(2)).view(3000, 6)
