@@ -76,7 +76,7 @@ def _row(index, batch, i, sizes, OPTIONS: tl.constexpr):
     weight = tl.where(here, 1.0, 0.0).to(tl.float64)
     if OPTIONS.weighted:
         weight = tl.load(batch.row_weight + at, mask=here, other=0.0)
-    valid = (noise > 0) & (noise < float("inf"))
+    valid = (noise > 0) & (noise < float("inf")) & (tl.abs(weight) < float("inf"))
     valid = valid & (current >= 0) & (current < sizes.dim) & (clean >= 0) & (clean < sizes.vocab)
     noise = tl.where(valid, noise, 1.0)
     a, b, c, k = head_coefficients(
@@ -210,11 +210,13 @@ def _scatter(
     value = weight * k
     sum_exp = tl.load(sums + i, mask=here, other=0.0)  # includes the absolute weight
     value += tl.where(a > 0, tl.where(weight < 0, -sum_exp, sum_exp), 0.0)
+    large = value
     if not OPTIONS.absorbing:
         sum_log = tl.load(sums + rows + i, mask=here, other=0.0)
         value -= tl.where(b > 0, weight * b * sum_log, 0.0)  # 0 * infinity would be NaN
     f = tl.load(terms + 4 * rows + i, mask=here, other=0.0).to(tl.float64)
     value -= tl.where(c > 0, weight * c * f, 0.0)
+    value = tl.where(tl.abs(large) == float("inf"), large, value)  # it outgrows the other terms
     value = tl.where(weight != 0, tl.where(valid, value, float("nan")), 0.0)
     tl.store(loss + at, value.to(tl.float32), mask=here)
     if OPTIONS.with_hidden:

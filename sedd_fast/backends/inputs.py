@@ -49,6 +49,11 @@ class OpInputs:
         """The device of every tensor."""
         return getattr(self, self.TENSORS[0]).device
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no position."""
+        return getattr(self, "x_0" if "x_0" in self.TENSORS else "x_t").numel() == 0
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are not None, by name."""
         named = ((name, getattr(self, name)) for name in self.TENSORS)

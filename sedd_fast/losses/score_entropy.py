@@ -11,6 +11,7 @@ Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 10 and algorithm 1.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sedd_fast.losses.objective import NoisedBatch, Objective
@@ -47,6 +48,8 @@ class ScoreEntropyLoss(Objective):
         reduction = "none" if self.reduction == "none" else "sum"
         asked = ScoreEntropyRequest(x_0, weight, reduction)
         loss = entropy_of(model, self.graph, x_t, level.sigma, asked)
+        if self.reduction == "mean" and len(x_0) == 0:
+            return loss + torch.nan  # the mean of no sequence, of zero gradient, as elsewhere
         return loss.sum(-1) if reduction == "none" else loss
 
 

@@ -187,7 +187,7 @@ def linear_score_entropy(
     entropy = EntropyInputs(sigma, x_t, x_0, row_weight, *process)
     needs = NeedsGrad(*(x is not None and x.requires_grad for x in (hidden, weight, bias)))
     if reduction != "none" and any(needs) and torch.is_grad_enabled():
-        scale = 1.0 / max(x_t.numel(), 1) if reduction == "mean" else 1.0
+        scale = arguments.factor_of_each(x_t, reduction)
         loss = linear_score_entropy_with_grad_op(linear, entropy, scale, needs)[0]
     else:
         loss, _ = linear_score_entropy_op(linear, entropy)

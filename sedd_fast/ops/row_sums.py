@@ -78,8 +78,8 @@ def row_sums(
         x_0: (B, L) int64, clean tokens.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         term: "affine", "square" or "log".
-        a: (B, L), 1 if None.
-        b: (B, L), 0 if None; may require a gradient.
+        a: (B, L), finite; 1 if None.
+        b: (B, L), finite; 0 if None. It may require a gradient.
 
     Returns:
         ``(total, log_x_0)``, both (B, L) float64, differentiable in ``log_score``, the first also
@@ -97,7 +97,7 @@ def row_sums(
     scale = arguments.per_position("a", a, x_t)
     scale = torch.ones_like(x_t, dtype=torch.float64) if scale is None else scale.double()
     if graph.dim != graph.vocab_size:
-        scale = torch.where(x_t == graph.vocab_size, scale, 0.0)
+        scale = scale * (x_t == graph.vocab_size)  # not where(): a NaN must not go unseen
     shift = arguments.per_position("b", b, x_t, differentiable=True)
     shift = torch.zeros_like(scale) if shift is None else shift.double()
     sums = RowSumInputs(x_t, x_0, scale, shift, term, graph.kind, graph.vocab_size)
