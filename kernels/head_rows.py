@@ -26,8 +26,9 @@ def _is_touched(x_t, row_weight, at, positions, vocab, OPTIONS: tl.constexpr):
     found = at < positions
     if OPTIONS.absorbing:
         found = found & (tl.load(x_t + at, mask=at < positions, other=-1) == vocab)
-    if OPTIONS.weighted:
-        found = found & (tl.load(row_weight + at, mask=at < positions, other=0.0) != 0)
+    if OPTIONS.weighted:  # NaN or infinity times 0 is NaN: the loss of such a weight is, too
+        weight = tl.load(row_weight + at, mask=at < positions, other=0.0)
+        found = weight * found.to(weight.dtype) != 0
     return found.to(tl.int32)
 
 

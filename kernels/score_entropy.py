@@ -124,7 +124,7 @@ def _position(inputs, outputs, sizes, row, OPTIONS: tl.constexpr, BLOCK: tl.cons
     valid = valid & (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
     value = tl.where(valid, 0.0, float("nan")).to(tl.float64)
     grad_row = outputs.grad + (b * sizes.grad_stride_b + i * sizes.grad_stride_l)
-    touched = valid & (grad_scale != 0)
+    touched = valid & (weight != 0) & (grad_scale != 0)
     if OPTIONS.absorbing:
         touched = touched & (current == vocab)
     if touched:

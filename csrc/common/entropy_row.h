@@ -132,7 +132,8 @@ class EntropyPosition {
            in_.process.is_token(x_0());
   }
   SEDD_HOST_DEVICE bool touched() const {
-    return grad_scale() != 0 && (in_.process.graph == Graph::uniform || x_t() == in_.process.vocab);
+    return weight() != 0 && grad_scale() != 0 &&
+           (in_.process.graph == Graph::uniform || x_t() == in_.process.vocab);
   }
   SEDD_HOST_DEVICE EntropyCoefficients coefficients() const {
     return entropy_coefficients(in_.process.graph, in_.process.vocab, sigma(), x_t(), x_0());

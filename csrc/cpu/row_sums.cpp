@@ -20,7 +20,7 @@ class TermPosition {
 
   bool valid() const {
     return inputs_.process.is_state(x_t_) && inputs_.process.is_token(x_0_) &&
-           is_finite(inputs_.a[r_]) && is_finite(inputs_.b[r_]);
+           is_finite(inputs_.a[r_]);
   }
   bool touched() const { return inputs_.a[r_] != 0; }
 

@@ -75,7 +75,7 @@ class Position {
     const auto c =
         entropy_coefficients(inputs_.process.graph, inputs_.process.vocab, sigma_, x_t_, x_0_);
     const double grad_scale = weight_ * upstream;
-    if (c.a == 0 || grad_scale == 0) {
+    if (c.a == 0 || weight_ == 0 || grad_scale == 0) {
       if (gradient) gradient->clear(scores.dim);
       return 0;
     }

@@ -1,5 +1,4 @@
-"""Checks of values (not of shapes): tokens in range, positive noise, finite weights, uniforms in
-[0, 1).
+"""Checks of values (not of shapes): tokens in range, positive noise, uniforms in [0, 1).
 
 The operations make them once, before their backend runs: on the CPU always, on CUDA only with
 SEDD_FAST_CHECK=1, because reading a value back synchronises the device. The C++ kernels of the CPU
@@ -22,8 +21,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 REMEDIES = {
     **dict.fromkeys(("sigma", "dsigma"), "take it from a noise schedule at t in (0, 1]"),
     **dict.fromkeys(("x_t", "x_0"), "is the graph's vocabulary that of the tokenizer?"),
-    "row_weight": "the weights of a noise schedule are, at t in (0, 1]; 0 leaves a position out",
-    **dict.fromkeys("ab", "look for an overflow in what it is computed from; a = 0 skips a row"),
     "u": "use torch.rand",
 }
 
@@ -50,7 +47,7 @@ def check(inputs: OpInputs) -> None:
 
     Raises:
         ValueError: a token out of range, x_0 at the mask, noise that is not positive and finite,
-            a weight that is not finite, a uniform outside [0, 1).
+            a uniform outside [0, 1).
     """
     if not enabled(inputs.device):
         return
@@ -64,8 +61,6 @@ def check(inputs: OpInputs) -> None:
             _refuse(bad, name, value, f"hold states 0 .. {inputs.dim - 1}")
         elif name == "x_0":
             _check_clean(value, inputs.graph, inputs.vocab_size)
-        elif name in ("row_weight", "a", "b"):
-            _refuse(~value.isfinite(), name, value, "be finite")
         elif name == "u":
             _refuse(~((value >= 0) & (value < 1)), name, value, "lie in [0, 1)")
 

@@ -78,8 +78,8 @@ def row_sums(
         x_0: (B, L) int64, clean tokens.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         term: "affine", "square" or "log".
-        a: (B, L), finite; 1 if None.
-        b: (B, L), finite; 0 if None. It may require a gradient.
+        a: (B, L), 1 if None. One that is not finite makes both results NaN, with zero gradient.
+        b: (B, L), 0 if None; may require a gradient.
 
     Returns:
         ``(total, log_x_0)``, both (B, L) float64, differentiable in ``log_score``, the first also

@@ -89,8 +89,8 @@ def score_entropy(
         x_t: (B, L) int64, noised tokens.
         x_0: (B, L) int64, clean tokens.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
-        row_weight: (B, L), finite, multiplies the loss of each position; training uses the noise
-            rate sigma'(t). None is 1.
+        row_weight: (B, L), multiplies the loss of each position; training uses the noise rate
+            sigma'(t). None is 1. One that is not finite makes the loss NaN, with zero gradient.
         reduction: "none", "sum" or "mean" (over all B * L positions, masked or not; of none NaN).
 
     Returns:

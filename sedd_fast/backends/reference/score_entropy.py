@@ -22,7 +22,8 @@ def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     loss = large - torch.where(b > 0, b * sum_log, 0) - torch.where(c > 0, c * log_x_0, 0)
     loss = torch.where(large == torch.inf, large, loss)  # these terms outgrow the others
     if entropy.row_weight is not None:
-        loss = torch.where(entropy.row_weight != 0, loss * entropy.row_weight, 0)
+        weighted = torch.where(entropy.row_weight.isfinite(), loss * entropy.row_weight, torch.nan)
+        loss = torch.where(entropy.row_weight != 0, weighted, 0)
     return loss.to(fp32_or_fp64(log_score.dtype)).contiguous()
 
 
@@ -51,6 +52,8 @@ def _gradient(log_score: Tensor, entropy: EntropyInputs, grad_loss: Tensor) -> T
     a, b, c, _ = (value[..., None] for value in entropy_coefficients(entropy))
     at_x_0 = torch.nn.functional.one_hot(entropy.x_0, scores.shape[-1]).bool()
     gradient = weight[..., None] * (a * scores.exp() - b - torch.where(at_x_0, c, 0))
-    read = entropy.touched() & (weight != 0)
+    read = entropy.touched() & (a.squeeze(-1) > 0) & (weight != 0)
+    if entropy.row_weight is not None:
+        read &= entropy.row_weight.isfinite()  # else the loss is NaN
     others = other_states(entropy.x_t, scores.shape[-1])
     return torch.where(others & read[..., None], gradient, 0).contiguous()
