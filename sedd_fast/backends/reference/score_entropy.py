@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.coefficients import entropy_coefficients
+from sedd_fast.backends.coefficients import head_coefficients
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.inputs import EntropyInputs
-from sedd_fast.backends.reference.rows import log_scores, other_states
+from sedd_fast.backends.reference.rows import other_states
 
 
 def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L): row_weight * (a * sum exp(l_y) - b * sum l_y - c * l_{x_0} + k), y != x_t."""
-    scores = log_scores(log_score, entropy)
-    a, b, c, k = entropy_coefficients(entropy)
+    scores = log_score.double()  # or raw outputs, as head_coefficients takes them
+    a, b, c, k = head_coefficients(entropy)
     others = other_states(entropy.x_t, scores.shape[-1])
     sum_exp = torch.where(others, scores.exp(), 0).sum(-1)  # (B, L)
     sum_log = torch.where(others, scores, 0).sum(-1)
@@ -47,9 +47,9 @@ def score_entropy_with_grad(
 
 def _gradient(log_score: Tensor, entropy: EntropyInputs, grad_loss: Tensor) -> Tensor:
     """grad_loss * row_weight * (a * exp(l_y) - b - c * [y == x_0]), 0 at x_t and at weight 0."""
-    scores = log_scores(log_score, entropy)
+    scores = log_score.double()
     weight = grad_loss if entropy.row_weight is None else grad_loss * entropy.row_weight
-    a, b, c, _ = (value[..., None] for value in entropy_coefficients(entropy))
+    a, b, c, _ = (value[..., None] for value in head_coefficients(entropy))
     at_x_0 = torch.nn.functional.one_hot(entropy.x_0, scores.shape[-1]).bool()
     gradient = weight[..., None] * (a * scores.exp() - b - torch.where(at_x_0, c, 0))
     read = entropy.touched() & (a.squeeze(-1) > 0) & (weight != 0)
