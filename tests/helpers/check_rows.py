@@ -28,6 +28,16 @@ ARM_COMPILER = "aarch64-linux-gnu-g++"
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 
 
+def setup_functions() -> dict[str, Any]:
+    """What setup.py defines: its flags, lists and functions."""
+    with mock.patch("setuptools.setup"):
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def instruction_sets(setup: dict[str, Any]) -> list[str]:
+    return ["baseline", *(setup["X86_SETS"] if setup["is_x86"]() else ())]
+
+
 def compiled(setup: dict[str, Any], compiler: str, folder: Path, arm: bool = False) -> Path | None:
     """The program, linked with csrc/cpu; None where it does not compile."""
     objects = setup["cpu_objects"](setup["is_x86"]() and not arm, compiler)
@@ -63,16 +73,15 @@ def main() -> int:
     )
     parser.add_argument("--arm", action="store_true", help="for Arm, in an emulator")
     arm = parser.parse_args().arm
-    with mock.patch("setuptools.setup"):  # only its flags and lists are needed
-        setup = runpy.run_path(str(ROOT / "setup.py"))
+    setup = setup_functions()
     if not arm:
         compiler = setup["find_compiler"]()
         folder = ROOT / "build" / Path(compiler).name if os.environ.get("CXX") else INSTALLED
         program = compiled(setup, compiler, folder)
         if program is None:
             return 1
-        sets = ["baseline", *(setup["X86_SETS"] if setup["is_x86"]() else ())]
-        return 0 if all([check([str(program)], name) for name in sets]) else 1
+        found = [check([str(program)], name) for name in instruction_sets(setup)]
+        return 0 if all(found) else 1
     emulator = next((name for name in EMULATORS if shutil.which(name)), None)
     if emulator is None or shutil.which(ARM_COMPILER) is None:
         print(
