@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from fuzz import cases
 
 import sedd_fast as sf
-from fuzz import cases
 from sedd_fast.backends import cpp, registry
 
 pytestmark = [
