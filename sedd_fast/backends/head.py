@@ -145,7 +145,9 @@ class EntropyRows:
         """(R,) float64, weighted; NaN where a value was out of range."""
         a, b, c, k = self.terms
         large = k + torch.where(a > 0, a * self.sum_exp, 0)  # a term that is absent stays so
-        loss = large - torch.where(b > 0, b * self.sum_log, 0) - torch.where(c > 0, c * self.f_x_0, 0)
+        loss = (
+            large - torch.where(b > 0, b * self.sum_log, 0) - torch.where(c > 0, c * self.f_x_0, 0)
+        )
         loss = torch.where(large == torch.inf, large, loss)  # these terms outgrow the others
         loss = torch.where(self.valid, loss, torch.nan)
         return torch.where(self.weight != 0, self.weight * loss, 0)

@@ -37,7 +37,7 @@ ROWS = (
 def exact_probs(row: tuple[float, ...], graph: sf.Graph, method: str, noise: float) -> list[float]:
     """Equations 17 and 19 for x_t = 3, in enough digits."""
     with mpmath.workdps(60 if noise < 20 else 700):
-        s = [mpmath.exp(mpmath.mpf(l)) for l in row[:3]]
+        s = [mpmath.exp(mpmath.mpf(score)) for score in row[:3]]
         d = mpmath.mpf(noise)
         keep, lost = mpmath.exp(-d), -mpmath.expm1(-d)
         total, size = sum(s), 1 if graph is A else 4
@@ -55,7 +55,7 @@ def exact_probs(row: tuple[float, ...], graph: sf.Graph, method: str, noise: flo
 
 
 @by_method
-@pytest.mark.parametrize("graph", (A, U), ids=graph_id)
+@pytest.mark.parametrize("graph", [A, U], ids=graph_id)
 @pytest.mark.parametrize("noise", LEVELS)
 def test_reverse_steps_at_every_noise_level(backend: Backend, graph, method, noise):
     if backend.interpreted and noise not in (1e-308, 36.5, 700.0):
@@ -185,7 +185,7 @@ def test_a_weight_of_zero_is_never_used(backend: Backend):
     assert not leaf.grad.any()
 
 
-@pytest.mark.parametrize("graph", (A, U), ids=graph_id)
+@pytest.mark.parametrize("graph", [A, U], ids=graph_id)
 def test_a_loss_beyond_float64_is_infinite_and_not_nan(backend: Backend, graph):
     x_t = torch.full((1, 2), 3, device=backend.device)
     x_0 = torch.zeros_like(x_t)
@@ -237,7 +237,7 @@ def test_a_bad_sigma_of_no_position(backend: Backend, bad, monkeypatch):
     monkeypatch.setenv("SEDD_FAST_CHECK", "1")
     sigma = torch.tensor([1.0, bad], device=backend.device)
     for call in of_backend(empty_calls((2, 0), backend.device, sigma=sigma), backend).values():
-        with pytest.raises(ValueError, match="sigma must be positive and finite.*sequence 1"):
+        with pytest.raises(ValueError, match=r"sigma must be positive and finite.*sequence 1"):
             call()
 
 
