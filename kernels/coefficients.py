@@ -135,9 +135,9 @@ def reverse_coefficients(
                 alpha, log_stay = -expm1(-dsigma), -dsigma
             else:
                 alpha, log_stay = dsigma * euler, tl.log(euler)
-            # At least LEAST: a row of no weight stays, however much noise is removed.
-            stay = tl.maximum(tl.exp(tl.minimum(log_stay - shift, 700.0)), LEAST)
-            gamma = stay - alpha * sum_exp
+            stay = tl.exp(tl.minimum(log_stay - shift, 700.0))
+            # A row of no weight stays, however much noise is removed.
+            gamma = tl.where(sum_exp == 0.0, 1.0, stay - alpha * sum_exp)
     elif METHOD == EULER:
         alpha = dsigma * euler
         gamma = size * euler * tl.exp(-shift) - alpha * sum_exp

@@ -90,9 +90,9 @@ SEDD_HOST_DEVICE inline ReverseCoefficients reverse_coefficients(Graph graph, Me
     const bool analytic = method == Method::analytic;
     const double alpha = analytic ? -std::expm1(-dsigma) : dsigma * euler;
     const double log_stay = (analytic ? -dsigma : std::log(euler)) - shift;
-    // At least kLeast: a row of no weight stays, however much noise is removed.
     const double stay = std::exp(log_stay < 700 ? log_stay : 700);
-    return {alpha, 0, (stay > kLeast ? stay : kLeast) - alpha * sum_exp};
+    // A row of no weight stays, however much noise is removed.
+    return {alpha, 0, sum_exp == 0 ? 1 : stay - alpha * sum_exp};
   }
   const double size = static_cast<double>(vocab), unit = std::exp(-shift);
   if (method == Method::euler) {

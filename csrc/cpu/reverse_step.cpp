@@ -127,8 +127,12 @@ Distribution distribution_of(const ReverseInputs& in, int64_t r, Scratch& scratc
   }
   // Of log scores, where the row holds raw outputs.
   if (in.scale_by_sigma) shift -= log_output_scale(in.sigma[b], in.process.vocab);
-  const auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
-                                      in.dsigma[b], sum, shift);
+  auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
+                                in.dsigma[b], sum, shift);
+  if (c.alpha < 1e-150) {  // subnormal numbers have too few digits for the shares
+    c.alpha *= 1e120;
+    c.gamma = c.gamma > 1e186 ? 1e306 : c.gamma * 1e120;
+  }
   d.alpha = c.alpha;
   d.sum = sum;
   d.stay = std::isnan(c.gamma) ? c.gamma : std::max(c.gamma, 0.0);

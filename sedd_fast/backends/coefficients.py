@@ -26,6 +26,8 @@ from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 
 #: The least normal float64, for what must not become 0.
 LEAST = torch.finfo(torch.float64).tiny
+#: An alpha below this is scaled up.
+TINY_ALPHA = 1e-150
 
 
 class EntropyCoefficients(NamedTuple):
@@ -116,20 +118,26 @@ def reverse_coefficients(
             else:
                 alpha, stay = _euler(dsigma)
                 log_stay = stay.log()
-            # At least LEAST: a row of no weight stays, however much noise is removed.
-            stay = (log_stay - shift).clamp(max=700).exp().clamp(min=LEAST)
-            gamma = stay - alpha * sum_exp
+            stay = (log_stay - shift).clamp(max=700).exp()
+            # A row of no weight stays, however much noise is removed.
+            gamma = torch.where(sum_exp == 0, one, stay - alpha * sum_exp)
         masked = x_t == reverse.vocab_size
         alpha, gamma = torch.where(masked, alpha, zero), torch.where(masked, gamma, one)
-        return ReverseCoefficients(alpha, zero, gamma)
+        return _in_range(alpha, zero, gamma)
     unit = torch.exp(-shift)
     if method == "euler":
         alpha, stay = _euler(dsigma)
         gamma = size * stay * unit - alpha * sum_exp
-        return ReverseCoefficients(alpha.expand(x_t.shape), torch.zeros_like(unit), gamma)
+        return _in_range(alpha.expand(x_t.shape), torch.zeros_like(unit), gamma)
     e, lost = kept_and_lost(reverse)
     beta = -lost * (sum_exp + unit) / size
-    return ReverseCoefficients(lost.expand(x_t.shape), beta, (size * e + lost) * (unit + beta))
+    return _in_range(lost.expand(x_t.shape), beta, (size * e + lost) * (unit + beta))
+
+
+def _in_range(alpha: Tensor, beta: Tensor, gamma: Tensor) -> ReverseCoefficients:
+    """With a tiny alpha scaled up: in subnormal numbers its products would lose their digits."""
+    scale = torch.ones_like(alpha).masked_fill((alpha > 0) & (alpha < TINY_ALPHA), 1e120)
+    return ReverseCoefficients(alpha * scale, beta, (gamma * scale).clamp(max=1e306))
 
 
 def kept_and_lost(reverse: ReverseInputs) -> tuple[Tensor, Tensor]:

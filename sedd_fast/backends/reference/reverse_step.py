@@ -44,7 +44,7 @@ def reverse_weights(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, 
         excess = uniform_excess(reverse, deviations.sum(-1), torch.exp(-shift))
         e, lost = kept_and_lost(reverse)
         weights = torch.where(lost[..., None] > 0.5, deviations + excess[..., None], weights)
-        gamma = (reverse.vocab_size * e + lost) * excess
+        gamma = torch.where(lost > 0.5, (reverse.vocab_size * e + lost) * excess, gamma)
     # Nothing of a row is read that is not touched, or from which no noise is removed: it stays.
     read = reverse.touched() & (alpha > 0)
     moves, gamma = others & read[..., None], torch.where(read, gamma, 1.0)
@@ -64,7 +64,8 @@ def _shifted_exp(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, Ten
     shift = torch.where(shift == -torch.inf, 0.0, shift)
     unit = torch.exp(-shift)
     if reverse.changes_shares:
-        exp_scores = reshaped_exp(scores - shift, reverse.temperature, reverse.top_p)
+        temperature = 1 / reverse.inverse_temperature  # in the range of the kernels
+        exp_scores = reshaped_exp(scores - shift, temperature, reverse.top_p)
         deviations = exp_scores - unit
     else:
         exp_scores = torch.exp(scores - shift)
