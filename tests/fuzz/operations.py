@@ -125,7 +125,7 @@ def step(draws: Draws) -> Case:
         return {"x_s": sf.reverse_step(*rest, u=u, **kept)}
 
     def allowed(exact: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"probs": torch.full_like(exact["probs"], 1e-11 if dtype == torch.float64 else 2e-5)}
+        return {"probs": torch.full_like(exact["probs"], 1e-11 if dtype == torch.float64 else 5e-5)}
 
     text = (
         f"reverse {graph} {dtype} {shape} {scores.stride()} {method} {shares} sigma "

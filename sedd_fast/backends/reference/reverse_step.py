@@ -65,7 +65,7 @@ def _shifted_exp(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, Ten
     unit = torch.exp(-shift)
     if reverse.changes_shares:
         temperature = 1 / reverse.inverse_temperature  # in the range of the kernels
-        exp_scores = reshaped_exp(scores - shift, temperature, reverse.top_p)
+        exp_scores = reshaped_exp(scores, shift, temperature, reverse.top_p)
         deviations = exp_scores - unit
     else:
         exp_scores = torch.exp(scores - shift)

@@ -23,13 +23,14 @@ def reshaped(log_score: Tensor, temperature: float, top_p: float) -> Tensor:
     return torch.where(torch.isfinite(total), total + shares, log_score)
 
 
-def reshaped_exp(log_score: Tensor, temperature: float, top_p: float) -> Tensor:
-    """exp of :func:`reshaped`, of float64 log scores whose largest is about 0.
+def reshaped_exp(log_score: Tensor, shift: Tensor, temperature: float, top_p: float) -> Tensor:
+    """exp(reshaped(log_score) - shift) of float64 scores; shift (..., 1): about the largest.
 
-    Where the shares do not change, the result is exactly that of ``exp``.
+    Where the shares do not change, the result is exactly exp(log_score - shift).
     """
-    s, powers = log_score.exp(), _log_powers(_kept(log_score, temperature, top_p), temperature)
-    total, powers = s.sum(-1, keepdim=True), powers.exp()
+    s = (log_score - shift).exp()
+    total = s.sum(-1, keepdim=True)
+    powers = _log_powers(_kept(log_score, temperature, top_p), temperature).exp()
     changed = powers * (total / powers.sum(-1, keepdim=True))
     return torch.where((total > 0) & torch.isfinite(total), changed, s)
 
