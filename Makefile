@@ -7,7 +7,7 @@ FORMATTED := $(CSRC) $(wildcard tests/helpers/*.cpp tests/helpers/*/*.cpp tests/
 SOURCES := setup.py pyproject.toml constraints.txt $(CSRC)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint rows arm faults bench compile-kernels gpu format clean
+.PHONY: help install demo test lint rows fuzz sanitize faults arm bench compile-kernels gpu format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,12 @@ test: install lint ## lint, then all tests but the slow ones
 
 rows: install ## check the C++ row functions by themselves, for every instruction set
 	$(BIN)/python tests/helpers/check_rows.py
+
+fuzz: install ## the C++ kernels against the reference on random inputs (MINUTES=30)
+	OMP_WAIT_POLICY=passive $(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),5)
+
+sanitize: install ## the C++ kernels under ASan, UBSan and TSan (MINUTES of fuzzing)
+	OMP_WAIT_POLICY=passive $(BIN)/python tests/helpers/sanitize.py --minutes $(or $(MINUTES),1)
 
 arm: install ## the same compiled for Arm, in an emulator
 	$(BIN)/python tests/helpers/check_rows.py --arm

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from sedd_fast.kernels.coefficients import deviation
 from sedd_fast.kernels.rows import EDGE, ends, exponential
 
 #: States of a selected chunk among which the last step of the draw chooses.
@@ -50,8 +51,11 @@ class Weighting(NamedTuple):
         beta: in units of alpha.
         inverse_temperature, least: with ``filtered``, l - shift is multiplied by the former, and
             the weight of a score below ``least`` is 0.
-        plain: known to the compiler; beta is 0.
+        plain: known to the compiler; beta is 0, and nothing is clamped.
         filtered: known to the compiler; a temperature or top-p applies.
+        deviates: known to the compiler; only with a float64 ``shift``. Instead of exp(l - shift)
+            there is factor * exp(l - shift) - unit, computed from l where ``factor`` is 1.
+        unit, factor: float64; read if ``deviates``. 0 and 1 change nothing.
     """
 
     shift: Any
@@ -60,13 +64,17 @@ class Weighting(NamedTuple):
     least: Any
     plain: Any
     filtered: Any
+    deviates: Any = False
+    unit: Any = 0.0
+    factor: Any = 1.0
 
 
 class Chunks(NamedTuple):
     """How a row is divided, all known to the compiler.
 
     A kernel must write it as an argument of a call: assigned to a name, its fields would become
-    run-time values. The same holds for ``plain`` and ``filtered`` of ``Weighting``.
+    run-time values. The same holds for ``plain``, ``filtered`` and
+    ``deviates`` of ``Weighting``.
 
     Attributes:
         exact: the row is read in float64.
@@ -91,8 +99,16 @@ def _weights(scores, weighting):
     shift = weighting.shift
     if weighting.filtered:
         l = scores.to(shift.dtype)
-        w = exponential((l - shift) * weighting.inverse_temperature) + weighting.beta
-        w = tl.where(l < weighting.least.to(shift.dtype), 0.0, w)
+        w = exponential((l - shift) * weighting.inverse_temperature)
+        if weighting.deviates:
+            w = weighting.factor * tl.where(l < weighting.least, 0.0, w) - weighting.unit
+        w += weighting.beta
+        if not weighting.deviates:
+            w = tl.where(l < weighting.least.to(shift.dtype), 0.0, w)
+    elif weighting.deviates:
+        l = scores.to(tl.float64)
+        from_0 = deviation(l, shift, weighting.unit)
+        w = tl.where(weighting.unit > 0.0, from_0, exponential(l - shift))
     elif shift.dtype == tl.float64:
         w = exponential(scores.to(tl.float64) - shift)
     else:

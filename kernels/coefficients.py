@@ -1,7 +1,7 @@
 """The closed-form transition ratios of both graphs, for Triton kernels.
 
     loss                = a * sum exp(l_y) - b * sum l_y - c * l_{x_0} + k, sums over y != x_t
-    weight of y != x_t  = max(0, alpha * exp(l_y) + beta);  weight of x_t = max(0, gamma)
+    weight of y != x_t  = alpha * max(0, exp(l_y) + beta);  weight of x_t = max(0, gamma)
 
 No other Triton file repeats them. ``sedd_fast.backends.coefficients`` has the same formulas for
 torch, with explanations, and ``csrc/common/coefficients.h`` for C++ and CUDA. Everything is
@@ -17,6 +17,8 @@ import triton.language as tl
 ANALYTIC = tl.constexpr(0)
 EULER = tl.constexpr(1)
 DENOISE = tl.constexpr(2)
+#: The least normal float64, for what must not become 0.
+LEAST = tl.constexpr(2.2250738585072014e-308)
 
 
 @triton.jit
@@ -45,16 +47,16 @@ def log_expm1(x):
 
 
 @triton.jit
-def output_scale(sigma, vocab):
-    """exp(l) / exp(f) for raw outputs f of log scores l = f - ln E - ln V."""
-    return tl.exp(-log_expm1(sigma)) / vocab.to(tl.float64)
+def log_output_scale(sigma, vocab):
+    """ln E + ln V: what a network scaled by sigma subtracts from its raw outputs."""
+    return log_expm1(sigma) + tl.log(vocab.to(tl.float64))
 
 
 @triton.jit
 def entropy_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr):
     """(a, b, c, k) of one position, float64; a is 0 exactly where its row need not be read."""
     log_e = log_expm1(sigma)
-    inv_e = tl.exp(-log_e)
+    inv_e = tl.exp(-sigma) / -expm1(-sigma)
     if ABSORBING:
         masked = x_t == vocab
         a = tl.where(masked, 1.0, 0.0).to(tl.float64)
@@ -94,39 +96,70 @@ class Noise(NamedTuple):
 
 
 @triton.jit
+def removed_noise(noise, METHOD: tl.constexpr):
+    """exp(-d) and 1 - exp(-d) of the noise d that an analytic or denoising step removes."""
+    if METHOD == DENOISE:
+        removed = noise.sigma
+    else:
+        removed = noise.dsigma
+    return tl.maximum(tl.exp(-removed), LEAST), -expm1(-removed)
+
+
+@triton.jit
+def row_shift(largest, ABSORBING: tl.constexpr):
+    """What to subtract from a row of log scores whose largest is this, float64."""
+    if ABSORBING:
+        shift = tl.where(largest == -float("inf"), 0.0, largest)  # 0: a row of no weight
+    else:
+        shift = tl.maximum(largest, -700.0)  # exp(700) is still a float64
+    return shift
+
+
+@triton.jit
 def reverse_coefficients(
-    noise, sum_exp, unit, vocab, ABSORBING: tl.constexpr, METHOD: tl.constexpr
+    noise, sum_exp, shift, vocab, ABSORBING: tl.constexpr, METHOD: tl.constexpr
 ):
     """(alpha, beta, gamma) of one position that may move, float64.
 
-    ``sum_exp`` is S * unit, and beta and gamma are scaled by ``unit`` too: exp(-m) where the scores
-    of the row are shifted by m, else 1.
+    Of log scores from which ``shift`` (``row_shift``) was subtracted: ``sum_exp`` is S * exp(-m).
+    Only the ratios of weights count; they are scaled so that none overflows at any noise level.
     """
-    sigma, dsigma = noise
-    size = vocab.to(tl.float64)
+    dsigma, size = noise.dsigma, vocab.to(tl.float64)
+    euler = 1.0 / tl.maximum(dsigma, 1.0)  # factor of the weights
+    beta = shift * 0.0
     if ABSORBING:
         if METHOD == DENOISE:
-            alpha, gamma = unit * 0.0 + 1.0, unit * 0.0
-        elif METHOD == ANALYTIC:
-            alpha = expm1(dsigma)
-            gamma = unit - alpha * sum_exp
+            alpha, gamma = shift * 0.0 + 1.0, shift * 0.0
         else:
-            alpha = dsigma
-            gamma = unit - alpha * sum_exp
-        beta = unit * 0.0
+            if METHOD == ANALYTIC:
+                alpha, log_stay = -expm1(-dsigma), -dsigma
+            else:
+                alpha, log_stay = dsigma * euler, tl.log(euler)
+            stay = tl.exp(tl.minimum(log_stay - shift, 700.0))
+            # A row of no weight stays, however much noise is removed.
+            gamma = tl.where(sum_exp == 0.0, 1.0, stay - alpha * sum_exp)
     elif METHOD == EULER:
-        alpha = dsigma / size
-        beta = unit * 0.0
-        gamma = unit - alpha * sum_exp
+        alpha = dsigma * euler
+        gamma = size * euler * tl.exp(-shift) - alpha * sum_exp
     else:
-        if METHOD == DENOISE:
-            removed = sigma
-        else:
-            removed = dsigma
-        e = tl.exp(-removed)
-        lost = -expm1(-removed)
-        total = sum_exp + unit
-        alpha = lost / (size * e)
-        beta = -alpha * lost * total / size
-        gamma = (unit / e - lost * total / (size * e)) * (e + lost / size)
+        kept, alpha = removed_noise(noise, METHOD)
+        unit = tl.exp(-shift)
+        beta = -alpha * (sum_exp + unit) / size
+        gamma = (size * kept + alpha) * (unit + beta)
     return alpha, beta, gamma
+
+
+@triton.jit
+def deviation(l, shift, unit):
+    """exp(l) - 1, times unit = exp(-shift), float64."""
+    return tl.where(l < 1.0, unit * expm1(tl.minimum(l, 1.0)), tl.exp(l - shift) - unit)
+
+
+@triton.jit
+def uniform_excess(kept, lost, vocab, sum_deviations, unit):
+    """(1 + beta) * unit of an analytic or denoising step of the uniform graph, from the sum of
+    deviations over y != x_t: weight of y = alpha * max(0, deviation + this). Where much noise is
+    removed it has all its digits even if the scores are nearly 0 and exp(l) + beta cancels.
+    """
+    mean = sum_deviations / vocab.to(tl.float64)
+    return tl.where(lost > 0.5, kept * (unit + mean) - mean, unit - lost * (unit + mean))

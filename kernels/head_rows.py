@@ -26,8 +26,9 @@ def _is_touched(x_t, row_weight, at, positions, vocab, OPTIONS: tl.constexpr):
     found = at < positions
     if OPTIONS.absorbing:
         found = found & (tl.load(x_t + at, mask=at < positions, other=-1) == vocab)
-    if OPTIONS.weighted:
-        found = found & (tl.load(row_weight + at, mask=at < positions, other=0.0) != 0)
+    if OPTIONS.weighted:  # NaN or infinity times 0 is NaN: the loss of such a weight is, too
+        weight = tl.load(row_weight + at, mask=at < positions, other=0.0)
+        found = weight * found.to(weight.dtype) != 0
     return found.to(tl.int32)
 
 
@@ -76,7 +77,7 @@ def _row(index, batch, i, sizes, OPTIONS: tl.constexpr):
     weight = tl.where(here, 1.0, 0.0).to(tl.float64)
     if OPTIONS.weighted:
         weight = tl.load(batch.row_weight + at, mask=here, other=0.0)
-    valid = (noise > 0) & (noise < float("inf"))
+    valid = (noise > 0) & (noise < float("inf")) & (tl.abs(weight) < float("inf"))
     valid = valid & (current >= 0) & (current < sizes.dim) & (clean >= 0) & (clean < sizes.vocab)
     noise = tl.where(valid, noise, 1.0)
     a, b, c, k = head_coefficients(
@@ -157,8 +158,9 @@ def _gather(
     for begin in range(0, width, DEPTH):
         k = (begin + tl.arange(0, DEPTH))[None, :]
         part = k < width
-        # Entries without a position are not read: a NaN there would spread through the products.
-        h = tl.load(hidden + source + k * stride_h, mask=here[:, None] & part, other=0.0)
+        # Entries without a position or with an invalid value are not read: a NaN there would
+        # spread through the products.
+        h = tl.load(hidden + source + k * stride_h, mask=known[:, None] & part, other=0.0)
         h = h.to(gathered.dtype.element_ty)
         tl.store(gathered + into + k, h, mask=inside[:, None] & part)
         other = weight + clean[:, None] * stride_w + k * stride_k
@@ -210,11 +212,13 @@ def _scatter(
     value = weight * k
     sum_exp = tl.load(sums + i, mask=here, other=0.0)  # includes the absolute weight
     value += tl.where(a > 0, tl.where(weight < 0, -sum_exp, sum_exp), 0.0)
+    large = value
     if not OPTIONS.absorbing:
         sum_log = tl.load(sums + rows + i, mask=here, other=0.0)
         value -= tl.where(b > 0, weight * b * sum_log, 0.0)  # 0 * infinity would be NaN
     f = tl.load(terms + 4 * rows + i, mask=here, other=0.0).to(tl.float64)
     value -= tl.where(c > 0, weight * c * f, 0.0)
+    value = tl.where(tl.abs(large) == float("inf"), large, value)  # it outgrows the other terms
     value = tl.where(weight != 0, tl.where(valid, value, float("nan")), 0.0)
     tl.store(loss + at, value.to(tl.float32), mask=here)
     if OPTIONS.with_hidden:

@@ -1,6 +1,6 @@
 """One reverse step: one program per position reads its row and draws its next state.
 
-    weight of y != x_t: max(0, alpha * exp(l_y) + beta);  weight of x_t: max(0, gamma)
+    weight of y != x_t: alpha * max(0, exp(l_y) + beta);  weight of x_t: max(0, gamma)
 
 ``coefficients`` has alpha, beta and gamma, which depend on S, the sum of exp(l_y). ``chunks``
 describes how a row is divided and how a state is drawn: one pass over the row forms S, u0 decides
@@ -23,8 +23,11 @@ from sedd_fast.kernels.coefficients import (
     DENOISE,
     EULER,
     Noise,
-    output_scale,
+    log_output_scale,
+    removed_noise,
     reverse_coefficients,
+    row_shift,
+    uniform_excess,
 )
 from sedd_fast.kernels.nucleus import filtered_sums
 from sedd_fast.kernels.rows import EXACT_BLOCK, first_aligned, row_max
@@ -47,7 +50,7 @@ def _must_stay(alpha, beta, gamma, total, u0, dim):
     weight of moving. The factor covers rounding. Where float32 may have too few digits left, the
     answer is False and the second pass decides.
     """
-    least = total + beta / tl.where(alpha > 0.0, alpha, 1.0) * dim.to(tl.float64)
+    least = total + beta * dim.to(tl.float64)
     stay = u0 * tl.where(gamma > 0.0, gamma, 0.0)
     certain = stay >= (1.0 - u0) * alpha * total * (1.0 + 1e-6)
     return (alpha == 0.0) | (_resolved(least, total) & certain)
@@ -115,7 +118,7 @@ def _step(pointers, sizes, position, row, chunks, OPTIONS: tl.constexpr):
     inverse_temperature, top_p, vocab = sizes.inverse_temperature, sizes.top_p, sizes.vocab
     if chunks.exact:
         shift = row_max(row.scores, row.stride, row.dim, row.x_t, chunks.size).to(tl.float64)
-        shift = tl.maximum(shift, -700.0)  # exp(700) is still a float64
+        shift = row_shift(shift, OPTIONS.absorbing)
     else:
         shift = tl.zeros((), tl.float32)
     beta = shift * 0.0
@@ -131,15 +134,14 @@ def _step(pointers, sizes, position, row, chunks, OPTIONS: tl.constexpr):
         tl.load(pointers.sigma + b).to(tl.float64), tl.load(pointers.dsigma + b).to(tl.float64)
     )
     u0 = tl.load(pointers.u + 2 * position)
-    scale = tl.full((), 1.0, tl.float64)
-    if OPTIONS.scaled:
-        scale = output_scale(noise.sigma, vocab)
+    of_scores = shift.to(tl.float64)
+    if OPTIONS.scaled:  # the row holds raw outputs
+        of_scores -= log_output_scale(noise.sigma, vocab)
     alpha, constant, gamma = reverse_coefficients(
-        noise, total * scale, tl.exp(-shift.to(tl.float64)), vocab,
-        OPTIONS.absorbing, OPTIONS.method,
-    )  # fmt: skip
-    alpha *= scale
+        noise, total, of_scores, vocab, OPTIONS.absorbing, OPTIONS.method
+    )
     may_move = good
+    unit, factor = of_scores * 0.0, of_scores * 0.0 + 1.0
     if CLAMPED:
         # In a small step most tokens certainly stay, and need no second pass.
         may_move = good & (_must_stay(alpha, constant, gamma, total, u0, row.dim) == 0)
@@ -149,12 +151,37 @@ def _step(pointers, sizes, position, row, chunks, OPTIONS: tl.constexpr):
                 edge, sums, whole, shift, least = filtered_sums(
                     row, shift, inverse_temperature, top_p, chunks
                 )
-                alpha *= total / whole
-            beta = (constant / alpha).to(beta.dtype)
-            edge, sums, total = chunk_sums(
-                row, Weighting(shift, beta, inverse_temperature, least, False, FILTERED), chunks
-            )
-            if not chunks.exact:
+                factor = total / whole
+            if chunks.exact:
+                # Where much noise is removed, the terms of exp(l) + beta may cancel.
+                kept, lost = removed_noise(noise, OPTIONS.method)
+                one = tl.exp(-of_scores)
+                _, _, deviations = chunk_sums(
+                    row,
+                    Weighting(
+                        shift, beta, inverse_temperature, least, True, FILTERED, True, one, factor
+                    ),
+                    chunks,
+                )
+                excess = uniform_excess(kept, lost, vocab, deviations, one)
+                far = lost > 0.5
+                unit = tl.where(far, one, 0.0)
+                gamma = tl.where(far, (vocab.to(tl.float64) * kept + lost) * excess, gamma)
+                # Else factor * exp(l) + beta are the weights in units of the same alpha.
+                beta = tl.where(far, excess, constant)
+                edge, sums, total = chunk_sums(
+                    row,
+                    Weighting(
+                        shift, beta, inverse_temperature, least, False, FILTERED, True, unit, factor
+                    ),
+                    chunks,
+                )
+            else:
+                alpha *= factor
+                beta = (constant / factor).to(beta.dtype)
+                edge, sums, total = chunk_sums(
+                    row, Weighting(shift, beta, inverse_temperature, least, False, FILTERED), chunks
+                )
                 good = _resolved(total, whole)
     moving = alpha * total
     mass = moving + tl.where(gamma > 0.0, gamma, 0.0)
@@ -167,7 +194,11 @@ def _step(pointers, sizes, position, row, chunks, OPTIONS: tl.constexpr):
         u1 = tl.load(pointers.u + 2 * position + 1)
         PLAIN: tl.constexpr = not CLAMPED
         drawn = draw(
-            row, Weighting(shift, beta, inverse_temperature, least, PLAIN, FILTERED),
+            row,
+            Weighting(
+                shift, beta, inverse_temperature, least, PLAIN, FILTERED,
+                CLAMPED and chunks.exact, unit, factor,
+            ),
             (edge, sums, total), u1, chunks,
         )  # fmt: skip
         tl.store(pointers.x_s + position, drawn.to(tl.int64))

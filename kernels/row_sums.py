@@ -124,6 +124,7 @@ def _row_sums(
     current, clean = tl.load(inputs.x_t + row), tl.load(inputs.x_0 + row)
     scale, shift = tl.load(inputs.a + row), tl.load(inputs.b + row)
     valid = (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
+    valid = valid & (tl.abs(scale) < INFINITY)
     grad_row = outputs.grad + (i_b * grad_stride_b + i_l * grad_stride_l)
     out = tl.where(valid | WITH_GRAD, 0.0, float("nan")).to(tl.float64)
     picked = out

@@ -120,11 +120,11 @@ def _position(inputs, outputs, sizes, row, OPTIONS: tl.constexpr, BLOCK: tl.cons
     if OPTIONS.upstream:
         grad_scale = grad_scale * tl.load(inputs.upstream + row).to(tl.float64)
     dim, vocab = sizes.dim, sizes.vocab
-    valid = (noise > 0) & (noise < float("inf"))
+    valid = (noise > 0) & (noise < float("inf")) & (tl.abs(weight) < float("inf"))
     valid = valid & (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
     value = tl.where(valid, 0.0, float("nan")).to(tl.float64)
     grad_row = outputs.grad + (b * sizes.grad_stride_b + i * sizes.grad_stride_l)
-    touched = valid & (grad_scale != 0)
+    touched = valid & (weight != 0) & (grad_scale != 0)
     if OPTIONS.absorbing:
         touched = touched & (current == vocab)
     if touched:
@@ -150,10 +150,11 @@ def _position(inputs, outputs, sizes, row, OPTIONS: tl.constexpr, BLOCK: tl.cons
         if OPTIONS.with_loss:  # not before the pass, which then needs sixteen registers less
             a, b_, c, k = entropy_coefficients(noise, current, clean, vocab, OPTIONS.absorbing)
             l_0 = tl.load(scores + clean * sizes.stride_y).to(tl.float64)
-            value = k + a * sum_exp
-            value -= tl.where(b_ > 0, b_ * sum_log, 0.0)  # 0 * infinity would be NaN
+            large = k + a * sum_exp
+            value = large - tl.where(b_ > 0, b_ * sum_log, 0.0)  # 0 * infinity would be NaN
             value -= tl.where(c > 0, c * l_0, 0.0)
-            value = value * weight
+            # An infinite ``large`` outgrows the other terms.
+            value = tl.where(large == float("inf"), large, value) * weight
     else:
         if OPTIONS.with_grad:
             fill_zero(grad_row, dim, BLOCK.vec, BLOCK.unit)

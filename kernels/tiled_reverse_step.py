@@ -21,7 +21,12 @@ from torch import Tensor
 
 from sedd_fast.kernels import settings
 from sedd_fast.kernels.chunks import chosen_chunk, chosen_state
-from sedd_fast.kernels.coefficients import Noise, output_scale, reverse_coefficients
+from sedd_fast.kernels.coefficients import (
+    Noise,
+    log_output_scale,
+    reverse_coefficients,
+    row_shift,
+)
 from sedd_fast.kernels.reverse_step import METHODS, may_move
 from sedd_fast.kernels.tiles import NO_SCORE, Operands, halves, origin, scores, tile
 
@@ -130,16 +135,15 @@ def _draw(pointers, sizes, length, groups, vocab, OPTIONS: tl.constexpr):
             j = tl.arange(0, OPTIONS.groups)
             top = tl.load(pointers.largest + j * rows + row, mask=j < groups, other=NO_SCORE)
             part = tl.load(pointers.sums + j * rows + row, mask=j < groups, other=0.0)
-            shift = tl.maximum(tl.max(top, 0).to(tl.float64), -700.0)  # exp(700) is a float64
+            shift = row_shift(tl.max(top, 0).to(tl.float64), ABSORBING)
             weights = part.to(tl.float64) * tl.exp(top.to(tl.float64) - shift)
             total = tl.sum(weights, 0)
-            scale = tl.full((), 1.0, tl.float64)
             if OPTIONS.scaled:
-                scale = output_scale(noise.sigma, vocab)
+                shift -= log_output_scale(noise.sigma, vocab)
             alpha, _, gamma = reverse_coefficients(
-                noise, total * scale, tl.exp(-shift), vocab, ABSORBING, OPTIONS.method
+                noise, total, shift, vocab, ABSORBING, OPTIONS.method
             )
-            moving = alpha * scale * total
+            moving = alpha * total
             mass = moving + tl.where(gamma > 0.0, gamma, 0.0)
             drawable = (alpha > 0.0) & (mass > 0.0) & (mass < float("inf")) & (gamma == gamma)
             if drawable & (u0 * mass < moving):

@@ -128,10 +128,12 @@ class EntropyPosition {
     return weight() * in_.scale * (in_.upstream ? in_.upstream[row_] : 1);
   }
   SEDD_HOST_DEVICE bool valid() const {
-    return is_noise(sigma()) && in_.process.is_state(x_t()) && in_.process.is_token(x_0());
+    return is_noise(sigma()) && is_finite(weight()) && in_.process.is_state(x_t()) &&
+           in_.process.is_token(x_0());
   }
   SEDD_HOST_DEVICE bool touched() const {
-    return grad_scale() != 0 && (in_.process.graph == Graph::uniform || x_t() == in_.process.vocab);
+    return weight() != 0 && grad_scale() != 0 &&
+           (in_.process.graph == Graph::uniform || x_t() == in_.process.vocab);
   }
   SEDD_HOST_DEVICE EntropyCoefficients coefficients() const {
     return entropy_coefficients(in_.process.graph, in_.process.vocab, sigma(), x_t(), x_0());
@@ -145,8 +147,10 @@ class EntropyPosition {
   SEDD_HOST_DEVICE void finish_loss(const EntropyCoefficients& c, const EntropySums& sums,
                                     double l_x_0) const {
     double loss = c.k + c.a * sums.exp;
-    if (c.b > 0) loss -= c.b * sums.log;  // 0 times an infinite score would be NaN
-    if (c.c > 0) loss -= c.c * l_x_0;
+    if (loss < HUGE_VAL) {                  // else these terms outgrow the others
+      if (c.b > 0) loss -= c.b * sums.log;  // 0 times an infinite score would be NaN
+      if (c.c > 0) loss -= c.c * l_x_0;
+    }
     store_loss<C>(weight() * loss);
   }
   // The entries of x_t and x_0, which the pass treats like any other state.

@@ -1,6 +1,6 @@
 // One reverse step of one position, by a block of threads: a draw by a hierarchical inverse CDF.
 //
-//   weight of y != x_t: max(0, alpha * exp(l_y) + beta);  weight of x_t: max(0, gamma)
+//   weight of y != x_t: alpha * max(0, exp(l_y) + beta);  weight of x_t: max(0, gamma)
 //
 // alpha, beta and gamma (coefficients.h) depend on S, the sum of exp(l_y) over y != x_t. One pass
 // over the row (traverse.h says how it is divided into chunks) forms the sum of each chunk. The
@@ -44,24 +44,34 @@ struct ReverseShared {
 };
 
 // weight(l) = max(0, exp((l - shift) * inverse_temperature) + beta), and 0 where l < least; in
-// units of alpha, which may be outside the range of float32.
+// units of alpha, which may be outside the range of float32. If `unit` is not 0, weight(l) =
+// max(0, deviation(l) + beta); there a filter multiplies exp by `factor`, which is 0 without one.
 template <class C>
 struct Weights {
   C beta = 0, shift = 0, inverse_temperature = 1, least = static_cast<C>(-HUGE_VAL);
+  C unit = 0, factor = 0;
 
   SEDD_HOST_DEVICE C operator()(C l) const {
-    const C w = exponential((l - shift) * inverse_temperature) + beta;
-    return w < 0 || l < least ? C(0) : w;  // keeps NaN
+    if (l < least) return 0;
+    const C w = beta + (unit > 0 ? deviation(l) : exponential((l - shift) * inverse_temperature));
+    return w < 0 ? C(0) : w;  // keeps NaN
+  }
+  SEDD_HOST_DEVICE C deviation(C l) const {
+    if (factor == 0) return static_cast<C>(sedd::deviation(l, shift, unit));
+    const C kept = l < least ? C(0) : exponential((l - shift) * inverse_temperature);
+    return factor * kept - unit;
   }
 };
 
-// Which form of weight a pass computes: exp(l); max(0, exp(l) + beta); all of `Weights`.
-enum class Form { plain, clamped, general };
+// Which form of weight a pass computes: exp(l); max(0, exp(l) + beta); all of `Weights`; its
+// deviation, which may be negative.
+enum class Form { plain, clamped, general, deviation };
 
 // The weight of a score that was loaded as a T.
 template <Form form, class T, class C>
 SEDD_HOST_DEVICE C weight_of(const Weights<C>& weights, C l) {
   if constexpr (form == Form::general) return weights(l);
+  if constexpr (form == Form::deviation) return weights.deviation(l);
   const C e = exponential_of<T>(l);
   if constexpr (form == Form::plain) return e;
   const C w = e + weights.beta;
@@ -194,7 +204,10 @@ class ReversePosition {
   }
   SEDD_HOST_DEVICE ReverseCoefficients coefficients(double sum, double shift) const {
     return reverse_coefficients(in_.process.graph, in_.method, in_.process.vocab, sigma(), dsigma(),
-                                sum, ::exp(-shift));
+                                sum, shift);
+  }
+  SEDD_HOST_DEVICE Removed removed() const {
+    return Removed(in_.method == Method::denoise ? sigma() : dsigma());
   }
   // Whether u0 makes the token move; false where the total weight is zero or not finite.
   SEDD_HOST_DEVICE bool moves(const ReverseCoefficients& c, double sum) const {
@@ -207,7 +220,7 @@ class ReversePosition {
   // decides.
   SEDD_HOST_DEVICE bool must_stay(const ReverseCoefficients& c, double sum) const {
     if (c.alpha == 0) return true;
-    const double least = sum + c.beta / c.alpha * static_cast<double>(in_.scores.dim);
+    const double least = sum + c.beta * static_cast<double>(in_.scores.dim);
     return resolved(least, sum) &&
            u0() * positive(c.gamma) >= (1 - u0()) * c.alpha * sum * (1 + 1e-6);
   }
@@ -230,7 +243,8 @@ SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chun
   const bool leader = block.thread() == 0;
   Weights<C> weights;
   if constexpr (exact) {
-    weights.shift = static_cast<C>(row_max<exact>(block, shared.slots, scores, x_t));
+    const double largest = row_max<exact>(block, shared.slots, scores, x_t);
+    weights.shift = row_shift(position.arguments().process.graph, largest);
   }
   double sum = best_pass<exact, first>(block, chunks, scores, x_t, weights);
   if (!exact && !in_float_range(sum)) return false;
@@ -243,14 +257,29 @@ SEDD_HOST_DEVICE bool step_row(Block& block, ReverseShared& shared, double* chun
     block.sync();
     if (shared.stays) return true;
     ReverseCoefficients c = shared.coefficients;
-    double whole = sum;
+    const double shift = weights.shift;
+    double whole = sum, factor = 0;
     if constexpr (filtered) {
       whole =
           filtered_sums<exact>(block, shared, chunks, scores, x_t, position.arguments(), weights);
-      c.alpha *= sum / whole;
+      factor = sum / whole;
       block.sync();  // until all threads have read the sums
     }
-    weights.beta = static_cast<C>(c.beta / c.alpha);
+    const Removed removed = position.removed();
+    if (exact && removed.lost > 0.5) {  // the terms of exp(l) + beta may cancel
+      const int64_t vocab = position.arguments().process.vocab;
+      weights.unit = static_cast<C>(::exp(-shift));
+      weights.factor = static_cast<C>(factor);
+      const double deviations =
+          best_pass<exact, Form::deviation>(block, chunks, scores, x_t, weights);
+      const double excess = uniform_excess(removed, vocab, deviations, weights.unit);
+      weights.beta = static_cast<C>(excess);
+      c.gamma = (static_cast<double>(vocab) * removed.kept + removed.lost) * excess;
+      block.sync();  // until all threads have read the sums
+    } else {
+      if constexpr (filtered) c.alpha *= factor;
+      weights.beta = static_cast<C>(filtered ? c.beta / factor : c.beta);
+    }
     sum = best_pass<exact, last>(block, chunks, scores, x_t, weights);
     if (!exact && !resolved(sum, whole)) return false;
     if (warp(block) != 0 || !position.moves(c, sum)) return true;

@@ -1,7 +1,7 @@
 // One reverse step: one categorical draw per position by a hierarchical inverse CDF
 // (`reverse_step`), and the probabilities of that draw (`reverse_probs`).
 //
-//   weight of y != x_t: max(0, alpha * exp(l_y) + beta);  weight of x_t: max(0, gamma)
+//   weight of y != x_t: alpha * max(0, exp(l_y) + beta);  weight of x_t: max(0, gamma)
 //
 // One pass over a row forms the sums of chunks of states. u0 decides whether the token moves, u1
 // selects a chunk, and only that chunk is read again. The uniform graph has a beta < 0 that depends
@@ -18,19 +18,19 @@ namespace {
 
 struct Scratch {
   std::vector<char> row;
-  std::vector<double> chunks;
+  std::vector<double> chunks, weights;
 };
 
 // The distribution of the next token of one position: the weights of the states y != x_t in units
-// of alpha (which may be outside the range of float32), their sum, and the weight of x_t. If the
-// scores are raw outputs, alpha and beta include output_scale.
+// of alpha (which may be outside the range of float32), their sum, and the weight of x_t.
+// `listed`: the weights are those of Scratch.
 struct Distribution {
   const RowFunctions* row;
   const void* l;
   Weights weights;
   double alpha, sum, stay;
+  bool listed = false;
 
-  bool clamped() const { return weights.beta != 0; }
   double moving() const { return alpha * sum; }
   double total() const { return moving() + stay; }
   bool drawable() const { return total() > 0 && std::isfinite(total()); }
@@ -68,6 +68,44 @@ void apply_filter(const ReverseInputs& in, int64_t r, Distribution& d, Scratch& 
   d.alpha *= before / d.sum;
 }
 
+// Whether the weights are clamped at 0: beta is not 0.
+bool clamped(const ReverseInputs& in) {
+  return in.process.graph == Graph::uniform && in.method != Method::euler;
+}
+
+// Lists the weights of a clamped distribution whose terms cancel in double, too: the scores are 0
+// but for rounding, and much noise is removed. `alpha`, `shift`: before the filter.
+void list_weights(const ReverseInputs& in, int64_t r, double alpha, double shift, Distribution& d,
+                  Scratch& scratch) {
+  const int64_t dim = in.scores.dim, x_t = in.x_t[r], b = r / in.scores.length;
+  const double unit = std::exp(-shift), factor = d.alpha / alpha;
+  const Weights& w = d.weights;
+  std::vector<double>& weights = scratch.weights;
+  weights.resize(dim);
+  double sum = 0;
+  for (int64_t y = 0; y < dim; ++y) {
+    const double l = d.row->get(d.l, y);
+    weights[y] = deviation(l, shift, unit);
+    if (in.filtered()) {
+      const double kept = l < w.least ? 0 : std::exp((l - w.shift) * w.inverse_temperature);
+      weights[y] = factor * kept - unit;
+    }
+    if (y != x_t) sum += weights[y];
+  }
+  const Removed e(in.method == Method::denoise ? in.sigma[b] : in.dsigma[b]);
+  const double vocab = static_cast<double>(in.process.vocab);
+  const double excess = uniform_excess(e, in.process.vocab, sum, unit);
+  d.alpha = alpha;
+  d.stay = std::max((vocab * e.kept + e.lost) * excess, 0.0);
+  d.sum = 0;
+  d.listed = true;
+  for (int64_t y = 0; y < dim; ++y) {
+    weights[y] = y == x_t ? 0 : weights[y] + excess;
+    if (weights[y] < 0) weights[y] = 0;
+    d.sum += weights[y];
+  }
+}
+
 // The distribution before `apply_filter`; a clamped one is returned after it, because beta needs
 // the filtered sum. If u0 certainly keeps the token, the result only says that it stays.
 Distribution distribution_of(const ReverseInputs& in, int64_t r, Scratch& scratch, double u0 = 0,
@@ -80,33 +118,38 @@ Distribution distribution_of(const ReverseInputs& in, int64_t r, Scratch& scratc
   double* chunks = scratch.chunks.data();
 
   double sum = exact ? 0 : d.row->chunk_weights(d.l, dim, x_t, d.weights, chunks);
-  double unit = 1;
+  double shift = 0;
   exact = !in_float_range(sum);
   if (exact) {  // shift by the maximum and sum in double
     d.row = &row_table().exact[dtype];
-    d.weights.shift = std::max(d.row->max(d.l, dim, x_t), -700.0);
-    unit = std::exp(-d.weights.shift);
+    d.weights.shift = shift = row_shift(in.process.graph, d.row->max(d.l, dim, x_t));
     sum = d.row->chunk_weights(d.l, dim, x_t, d.weights, chunks);
   }
-  const double scale = in.scale_by_sigma ? output_scale(in.sigma[b], in.process.vocab) : 1;
-  const auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
-                                      in.dsigma[b], sum * scale, unit);
-  const Distribution stays{d.row, d.l, d.weights, 0, 0, 1};
-  if (c.alpha == 0) return stays;  // no noise removed
-  d.alpha = c.alpha * scale;
+  // Of log scores, where the row holds raw outputs.
+  if (in.scale_by_sigma) shift -= log_output_scale(in.sigma[b], in.process.vocab);
+  auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
+                                in.dsigma[b], sum, shift);
+  if (c.alpha < 1e-150) {  // subnormal numbers have too few digits for the shares
+    c.alpha *= 1e120;
+    c.gamma = c.gamma > 1e186 ? 1e306 : c.gamma * 1e120;
+  }
+  d.alpha = c.alpha;
   d.sum = sum;
   d.stay = std::isnan(c.gamma) ? c.gamma : std::max(c.gamma, 0.0);
-  if (c.beta != 0) {
+  if (clamped(in)) {
     // In a small step most tokens certainly stay, because the weight of moving is at most alpha *
     // S. The factor covers rounding. Where float32 may have too few digits, the second pass
     // decides.
-    const bool plain = resolved(sum + c.beta / d.alpha * static_cast<double>(dim), sum);
-    if (plain && u0 * d.stay >= (1 - u0) * d.moving() * (1 + 1e-6)) return stays;
+    const bool plain = resolved(sum + c.beta * static_cast<double>(dim), sum);
+    if (plain && u0 * d.stay >= (1 - u0) * d.moving() * (1 + 1e-6)) {
+      return {d.row, d.l, d.weights, 0, 0, 1};
+    }
     if (in.filtered()) apply_filter(in, r, d, scratch);
     sum = d.sum;
-    d.weights.beta = c.beta / d.alpha;
+    d.weights.beta = c.beta * (c.alpha / d.alpha);
     d.sum = d.row->chunk_weights(d.l, dim, x_t, d.weights, chunks);
     if (!exact && !resolved(d.sum, sum)) return distribution_of(in, r, scratch, u0, true);
+    if (!(d.sum > 1e-6 * sum)) list_weights(in, r, c.alpha, shift, d, scratch);
   }
   return d;
 }
@@ -115,6 +158,15 @@ Distribution distribution_of(const ReverseInputs& in, int64_t r, Scratch& scratc
 // their total.
 int64_t draw(const Distribution& d, const Scratch& scratch, int64_t dim, int64_t x_t, double u1) {
   double target = u1 * d.sum, share = 1;
+  if (d.listed) {
+    int64_t last = -1;
+    for (int64_t y = 0; y < dim && target >= 0; ++y) {
+      if (!(scratch.weights[y] > 0)) continue;
+      target -= scratch.weights[y];
+      last = y;
+    }
+    return last;
+  }
   const int64_t chunks = static_cast<int64_t>(scratch.chunks.size());
   int64_t chosen = 0;
   for (int64_t i = 0; i < chunks; ++i) {
@@ -133,8 +185,10 @@ int64_t draw(const Distribution& d, const Scratch& scratch, int64_t dim, int64_t
   return d.row->walk(d.l, begin, std::min(begin + kChunk, dim), x_t, d.weights, share);
 }
 
+// Whether the token stays whatever its scores are, which are then not read.
 bool stays(const ReverseInputs& in, int64_t r) {
-  return in.process.graph == Graph::absorbing && in.x_t[r] != in.process.vocab;
+  if (in.process.graph == Graph::absorbing && in.x_t[r] != in.process.vocab) return true;
+  return in.method != Method::denoise && in.dsigma[r / in.scores.length] == 0;
 }
 
 bool has_values(const ReverseInputs& in, int64_t r) {
@@ -178,7 +232,7 @@ bool reverse_step(const ReverseInputs& in, const double* u, int64_t* x_s, int64_
     Distribution d = distribution_of(in, r, scratch, u[2 * r]);
     if (!d.drawable()) return false;
     if (u[2 * r] * d.total() < d.moving()) {
-      if (in.filtered() && !d.clamped()) apply_filter(in, r, d, scratch);
+      if (in.filtered() && !clamped(in)) apply_filter(in, r, d, scratch);
       const int64_t state = draw(d, scratch, in.scores.dim, in.x_t[r], u[2 * r + 1]);
       if (state >= 0) x_s[r] = state;
     }
@@ -191,25 +245,28 @@ bool reverse_probs(const ReverseInputs& in, void* probs, int64_t* undrawable, in
   const bool is_double = scores.dtype == DType::float64;
   const int64_t row_bytes = scores.dim * (is_double ? 8 : 4);
   const auto out = [&](int64_t r) { return static_cast<char*>(probs) + r * row_bytes; };
-  const auto put = [&](int64_t r, double value) {
-    const int64_t x_t = in.x_t[r];
-    if (!in.process.is_state(x_t)) return;
+  const auto put = [&](int64_t r, int64_t y, double value) {
     if (is_double) {
-      reinterpret_cast<double*>(out(r))[x_t] = value;
+      reinterpret_cast<double*>(out(r))[y] = value;
     } else {
-      reinterpret_cast<float*>(out(r))[x_t] = static_cast<float>(value);
+      reinterpret_cast<float*>(out(r))[y] = static_cast<float>(value);
     }
   };
   const auto stay = [&](int64_t r) {
     std::memset(out(r), 0, row_bytes);
-    put(r, 1);
+    if (in.process.is_state(in.x_t[r])) put(r, in.x_t[r], 1);
   };
   const auto valid = [&](int64_t r) { return has_values(in, r); };
   return run(in, undrawable, threads, valid, stay, [&](int64_t r, Scratch& scratch) {
     Distribution d = distribution_of(in, r, scratch);
-    if (in.filtered() && !d.clamped()) apply_filter(in, r, d, scratch);
-    d.row->probs(d.l, out(r), scores.dim, d.weights, d.alpha / d.total());
-    put(r, d.stay / d.total());
+    if (in.filtered() && !clamped(in)) apply_filter(in, r, d, scratch);
+    const double scale = d.alpha / d.total();
+    if (d.listed) {
+      for (int64_t y = 0; y < scores.dim; ++y) put(r, y, scratch.weights[y] * scale);
+    } else {
+      d.row->probs(d.l, out(r), scores.dim, d.weights, scale);
+    }
+    put(r, in.x_t[r], d.stay / d.total());
     return d.drawable();
   });
 }

@@ -18,7 +18,10 @@ class TermPosition {
   TermPosition(const RowSumsInputs& inputs, int64_t r)
       : inputs_(inputs), r_(r), x_t_(inputs.x_t[r]), x_0_(inputs.x_0[r]) {}
 
-  bool valid() const { return inputs_.process.is_state(x_t_) && inputs_.process.is_token(x_0_); }
+  bool valid() const {
+    return inputs_.process.is_state(x_t_) && inputs_.process.is_token(x_0_) &&
+           is_finite(inputs_.a[r_]);
+  }
   bool touched() const { return inputs_.a[r_] != 0; }
 
   void sums(std::vector<char>& buffer, double* total, double* log_x_0) const {

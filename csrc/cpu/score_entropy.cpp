@@ -65,7 +65,8 @@ class Position {
         weight_(inputs.row_weight.data ? inputs.row_weight[r] : 1) {}
 
   bool valid() const {
-    return is_noise(sigma_) && inputs_.process.is_state(x_t_) && inputs_.process.is_token(x_0_);
+    return is_noise(sigma_) && is_finite(weight_) && inputs_.process.is_state(x_t_) &&
+           inputs_.process.is_token(x_0_);
   }
 
   // Returns the loss; stores the gradient of `upstream * loss` if a gradient row is given.
@@ -74,7 +75,7 @@ class Position {
     const auto c =
         entropy_coefficients(inputs_.process.graph, inputs_.process.vocab, sigma_, x_t_, x_0_);
     const double grad_scale = weight_ * upstream;
-    if (c.a == 0 || grad_scale == 0) {
+    if (c.a == 0 || weight_ == 0 || grad_scale == 0) {
       if (gradient) gradient->clear(scores.dim);
       return 0;
     }
@@ -97,7 +98,8 @@ class Position {
       }
     }
     double loss = c.k + c.a * sums.exp;
-    if (c.b > 0) loss -= c.b * sums.log;  // 0 times an infinite score would be NaN
+    if (loss == HUGE_VAL) return weight_ * loss;  // these terms outgrow the others
+    if (c.b > 0) loss -= c.b * sums.log;          // 0 times an infinite score would be NaN
     if (c.c > 0) loss -= c.c * l_x_0;
     return weight_ * loss;
   }

@@ -110,6 +110,8 @@ def losses_and_gradients(
 
     for number, chunk in enumerate(rows.split(count) if len(rows) else ()):
         terms, h = EntropyRows(entropy, chunk, grad_scale), linear.gathered(chunk)
+        if entropy.row_weight is not None:  # the loss of a row of no finite weight is NaN, unread
+            h.masked_fill_(~terms.valid[:, None], 0)
         factor = h.to(grad_dtype) if with_grad else h
         total = _empty(h.shape, h, fp32_or_fp64(linear.dtype)) if needs.hidden else None
         for begin in range(0, entropy.vocab_size, states):

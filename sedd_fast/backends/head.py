@@ -126,6 +126,8 @@ class EntropyRows:
         self.valid = (self.x_t >= 0) & (self.x_t < entropy.dim) & (self.x_0 >= 0)
         self.valid &= (self.x_0 < entropy.vocab_size) & (here.sigma > 0)
         self.valid &= torch.isfinite(here.sigma)
+        if here.row_weight is not None:
+            self.valid &= torch.isfinite(here.row_weight.squeeze(1))
         here = replace(here, sigma=torch.where(self.valid, here.sigma.double(), 1.0))
         self.terms = EntropyCoefficients(*(term.squeeze(1) for term in head_coefficients(here)))
         self.weight = (rows >= 0).double()
@@ -142,7 +144,10 @@ class EntropyRows:
     def loss(self) -> Tensor:
         """(R,) float64, weighted; NaN where a value was out of range."""
         a, b, c, k = self.terms
-        loss = k + torch.where(a > 0, a * self.sum_exp, 0)  # a term that is absent stays so
-        loss = loss - torch.where(b > 0, b * self.sum_log, 0)
-        loss = torch.where(self.valid, loss - torch.where(c > 0, c * self.f_x_0, 0), torch.nan)
+        large = k + torch.where(a > 0, a * self.sum_exp, 0)  # a term that is absent stays so
+        loss = (
+            large - torch.where(b > 0, b * self.sum_log, 0) - torch.where(c > 0, c * self.f_x_0, 0)
+        )
+        loss = torch.where(large == torch.inf, large, loss)  # these terms outgrow the others
+        loss = torch.where(self.valid, loss, torch.nan)
         return torch.where(self.weight != 0, self.weight * loss, 0)

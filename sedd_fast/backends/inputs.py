@@ -49,6 +49,11 @@ class OpInputs:
         """The device of every tensor."""
         return getattr(self, self.TENSORS[0]).device
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no position."""
+        return getattr(self, "x_0" if "x_0" in self.TENSORS else "x_t").numel() == 0
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are not None, by name."""
         named = ((name, getattr(self, name)) for name in self.TENSORS)
@@ -97,10 +102,11 @@ class OpInputs:
 def touched(x_t: Tensor, row_weight: Tensor | None, graph: str, vocab_size: int) -> Tensor:
     """(B, L) bool: the positions that carry a loss of some weight, or may move.
 
-    An absorbing graph's are the masked ones.
+    An absorbing graph's are the masked ones, and those whose loss a weight that is not finite makes
+    NaN.
     """
     found = x_t == vocab_size if graph == "absorbing" else torch.ones_like(x_t, dtype=torch.bool)
-    return found if row_weight is None else found & (row_weight != 0)
+    return found if row_weight is None else row_weight * found != 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.coefficients import reverse_coefficients
+from sedd_fast.backends.coefficients import kept_and_lost, reverse_coefficients
 from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
@@ -89,7 +89,10 @@ def _uniform_divergence(log_score: Tensor, noised: NoisedBatch, graph: Graph) ->
     # The step's probabilities: alpha s_y + beta, and gamma for x_t; their sum is always 1.
     process = graph.kind, graph.vocab_size, "analytic"
     step = ReverseInputs(x_t, level.sigma, level.removed, None, *process)
-    alpha, beta, gamma = reverse_coefficients(step, total, torch.ones_like(total))
+    alpha, beta, gamma = reverse_coefficients(step, total, torch.zeros_like(total))
+    mass = graph.vocab_size * kept_and_lost(step)[0]
+    alpha, gamma = alpha / mass, gamma / mass
+    beta = alpha * beta
     every = read & (q.other > 0)
     logs, _ = row_sums(log_score, x_t, x_0, graph, "log", torch.where(every, alpha, 0.0), beta)
     at_x_0 = _weighted_log(q.at_x_0 - q.other, alpha * log_x_0.exp() + beta)

@@ -19,6 +19,14 @@ class DenseScoreEntropyLoss(Objective):
 
     graph: DenseGraph
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.graph, DenseGraph):
+            raise TypeError(
+                f"graph must be sedd_fast.DenseGraph(Q), got {type(self.graph).__name__}; "
+                "ScoreEntropyLoss is for Absorbing(V) and Uniform(V)"
+            )
+
     def _transition(self, x_0: Tensor, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
         return sample_transition(x_0, sigma, self.graph, generator)
 

@@ -166,6 +166,8 @@ class Objective:
         reduction = "none" if self.reduction == "none" else "sum"
         asked = request(x_0, weight, reduction)
         loss = answer(model, self.graph, x_t, sigma, asked)
+        if self.reduction == "mean" and len(x_0) == 0:
+            return loss + torch.nan  # the mean of no sequence, of zero gradient, as elsewhere
         return loss.sum(-1) if reduction == "none" else loss
 
     def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:

@@ -125,7 +125,7 @@ class CrossEntropyRequest(HeadRequest):
         if self.reduction == "none":
             nats = nats.new_zeros(x_t.numel()).index_put((index,), nats).view(x_t.shape)
         else:
-            nats = nats.sum() / (max(x_t.numel(), 1) if self.reduction == "mean" else 1)
+            nats = nats.sum() * arguments.factor_of_each(x_t, self.reduction)
         return nats.to(fp32_or_fp64(logits.dtype))
 
     def of_scores(self, log_score: Tensor, x_t: Tensor, sigma: Tensor, graph: Graph) -> Tensor:

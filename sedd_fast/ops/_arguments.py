@@ -237,8 +237,17 @@ def check_shares(temperature: float, top_p: float) -> tuple[float, float]:
     return float(temperature), float(top_p)
 
 
+def factor_of_each(tokens: Tensor, reduction: str) -> float:
+    """The factor of every position's loss in its sum or mean; NaN for the mean of none."""
+    if reduction != "mean":
+        return 1.0
+    return 1.0 / tokens.numel() if tokens.numel() else float("nan")
+
+
 def reduce(loss: Tensor, reduction: str) -> Tensor:
-    """(B, L) as it is, its sum, or its mean."""
+    """(B, L) as it is, its sum, or its mean, which is NaN where there is no position, as torch's
+    own losses have it.
+    """
     if reduction == "none":
         return loss
     return loss.sum() if reduction == "sum" else loss.mean()

@@ -189,7 +189,7 @@ def linear_score_entropy(
     # torch.func may differentiate the backward: its result must not be a constant of the forward.
     ahead = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
     if reduction != "none" and any(needs) and ahead:
-        scale = 1.0 / max(x_t.numel(), 1) if reduction == "mean" else 1.0
+        scale = arguments.factor_of_each(x_t, reduction)
         loss = linear_score_entropy_with_grad_op(linear, entropy, scale, needs)[0]
     else:
         loss, _ = linear_score_entropy_op(linear, entropy)

@@ -78,7 +78,7 @@ def row_sums(
         x_0: (B, L) int64, clean tokens.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         term: "affine", "square" or "log".
-        a: (B, L), 1 if None.
+        a: (B, L), 1 if None. One that is not finite makes both results NaN, with zero gradient.
         b: (B, L), 0 if None; may require a gradient.
 
     Returns:
@@ -97,7 +97,7 @@ def row_sums(
     scale = arguments.per_position("a", a, x_t)
     scale = torch.ones_like(x_t, dtype=torch.float64) if scale is None else scale.double()
     if graph.dim != graph.vocab_size:
-        scale = torch.where(x_t == graph.vocab_size, scale, 0.0)
+        scale = scale * (x_t == graph.vocab_size)  # not where(): a NaN must not go unseen
     shift = arguments.per_position("b", b, x_t, differentiable=True)
     shift = torch.zeros_like(scale) if shift is None else shift.double()
     sums = RowSumInputs(x_t, x_0, scale, shift, term, graph.kind, graph.vocab_size)

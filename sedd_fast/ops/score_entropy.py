@@ -90,8 +90,8 @@ def score_entropy(
         x_0: (B, L) int64, clean tokens.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         row_weight: (B, L), multiplies the loss of each position; training uses the noise rate
-            sigma'(t). None is 1.
-        reduction: "none", "sum" or "mean" (over all B * L positions, masked or not).
+            sigma'(t). None is 1. One that is not finite makes the loss NaN, with zero gradient.
+        reduction: "none", "sum" or "mean" (over all B * L positions, masked or not; of none NaN).
 
     Returns:
         (B, L) in nats, or () for "sum" and "mean"; float64 for float64 scores, else float32.
@@ -144,7 +144,7 @@ def score_entropy_with_grad(
     arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
     entropy = _checked(log_score, sigma, x_t, x_0, graph, row_weight)
     scores = arguments.without_gradient(log_score)
-    scale = 1.0 / max(x_t.numel(), 1) if reduction == "mean" else 1.0
+    scale = arguments.factor_of_each(x_t, reduction)
     loss, grad = score_entropy_with_grad_op(scores, entropy, scale)
     return arguments.reduce(loss, reduction), grad
 

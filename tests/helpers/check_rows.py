@@ -28,12 +28,26 @@ ARM_COMPILER = "aarch64-linux-gnu-g++"
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 
 
-def compiled(setup: dict[str, Any], compiler: str, folder: Path, arm: bool = False) -> Path | None:
-    """The program, linked with csrc/cpu; None where it does not compile."""
+def setup_functions() -> dict[str, Any]:
+    """What setup.py defines: its flags, lists and functions."""
+    with mock.patch("setuptools.setup"):
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def instruction_sets(setup: dict[str, Any]) -> list[str]:
+    return ["baseline", *(setup["X86_SETS"] if setup["is_x86"]() else ())]
+
+
+def compiled(
+    setup: dict[str, Any], compiler: str, folder: Path, arm: bool = False, strict: bool = True
+) -> Path | None:
+    """The program, linked with csrc/cpu; None where it does not compile, or if strict warns.
+
+    Where the module was built in that folder its objects are used, if not strict.
+    """
     objects = setup["cpu_objects"](setup["is_x86"]() and not arm, compiler)
     objects |= {f"check_{n}.o": (f"tests/helpers/rows/{n}.cpp", "") for n in PROGRAM}
-    # In the folder of `make install` the commands must be its own: then only the program is new.
-    extra = setup["includes"]() if folder == INSTALLED else f"-Werror -I{ROOT / 'csrc'}"
+    extra = f"-Werror -I{ROOT / 'csrc'}" if strict else setup["includes"]()
     lines = setup["rule"]("compile", f"{compiler} {setup['FLAGS']} {extra}")
     lines += setup["builds"]("compile", objects)
     target = folder / "check_rows"
@@ -63,16 +77,15 @@ def main() -> int:
     )
     parser.add_argument("--arm", action="store_true", help="for Arm, in an emulator")
     arm = parser.parse_args().arm
-    with mock.patch("setuptools.setup"):  # only its flags and lists are needed
-        setup = runpy.run_path(str(ROOT / "setup.py"))
+    setup = setup_functions()
     if not arm:
         compiler = setup["find_compiler"]()
         folder = ROOT / "build" / Path(compiler).name if os.environ.get("CXX") else INSTALLED
-        program = compiled(setup, compiler, folder)
+        program = compiled(setup, compiler, folder, strict=folder != INSTALLED)
         if program is None:
             return 1
-        sets = ["baseline", *(setup["X86_SETS"] if setup["is_x86"]() else ())]
-        return 0 if all([check([str(program)], name) for name in sets]) else 1
+        found = [check([str(program)], name) for name in instruction_sets(setup)]
+        return 0 if all(found) else 1
     emulator = next((name for name in EMULATORS if shutil.which(name)), None)
     if emulator is None or shutil.which(ARM_COMPILER) is None:
         print(

@@ -7,7 +7,14 @@ a write outside is found.
 
 import ctypes
 import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,6 +32,29 @@ Placement = str | tuple[int, int, int]
 SENTINEL = 77.0
 #: The meaning of a status other than 0.
 FAILURES = ("", "stuck at a barrier", "an access is not aligned", "a chunk more than there is room")
+
+
+def library(folder: Path) -> ctypes.CDLL:
+    """The row functions, compiled into that folder; skips the test where that cannot be."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the host block needs Linux's ucontext")
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    compiler = next((name for name in names if shutil.which(shlex.split(name)[0])), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    target, root = folder / "rows.so", Path(__file__).resolve().parents[2]
+    command = [*shlex.split(compiler), "-std=c++17", "-O1", "-shared", "-fPIC"]
+    source = Path(__file__).with_suffix(".cpp")
+    done = subprocess.run(
+        [*command, f"-I{root / 'csrc'}", str(source), "-o", str(target)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    loaded = ctypes.CDLL(str(target))
+    names = "round_trip_errors wide_loads wide_stores most_states_of_a_step shared_bytes_of_a_step"
+    for name in names.split():
+        getattr(loaded, name).restype = ctypes.c_int64
+    return loaded
 
 
 class Layout(ctypes.Structure):

@@ -6,11 +6,6 @@ edge, vectors and tail, the reductions, the search for the drawn state, overflow
 
 import ctypes
 import math
-import os
-import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +24,7 @@ from helpers.cuda_rows_host import (
     assert_drawn,
     assert_gradient,
     assert_loss,
+    library,
     pointer,
 )
 from sedd_fast.backends import reference
@@ -46,25 +42,7 @@ ODD = 1301
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The row functions as a library."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("the host block needs Linux's ucontext")
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    compiler = next((name for name in names if shutil.which(shlex.split(name)[0])), None)
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    library = tmp_path_factory.mktemp("rows") / "rows.so"
-    source = ROOT / "tests" / "helpers" / "cuda_rows_host.cpp"
-    command = [*shlex.split(compiler), "-std=c++17", "-O1", "-shared", "-fPIC"]
-    done = subprocess.run(
-        [*command, f"-I{ROOT / 'csrc'}", str(source), "-o", str(library)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    loaded = ctypes.CDLL(str(library))
-    names = "round_trip_errors wide_loads wide_stores most_states_of_a_step shared_bytes_of_a_step"
-    for name in names.split():
-        getattr(loaded, name).restype = ctypes.c_int64
-    return loaded
+    return library(tmp_path_factory.mktemp("rows"))
 
 
 def every_row() -> Iterable[tuple[str, int, torch.dtype, str]]:
@@ -277,6 +255,33 @@ def test_much_noise_removed_at_once(
     case.sigma[:], case.dsigma[:] = sigma, 0.99 * sigma
     for method in ("analytic", "denoise"):
         assert_drawn(case, case.reverse(rows, method), method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_noise_levels(rows: ctypes.CDLL, graph: str, method: str, temperature: float) -> None:
+    for dtype in (torch.float32, torch.float64):
+        for spread in (0.0, 1e-9, 2.0):
+            for noise in ((1e-308, 36.5), (33.0, 700.0), (746.0, 1e5)):
+                case = Rows(graph, 129, dtype)
+                case.scores(case.log_score * spread)
+                case.sigma = case.dsigma = torch.tensor(noise, dtype=torch.float64)
+                case.temperature = temperature
+                assert_drawn(case, case.reverse(rows, method), method)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
+def test_a_weight_that_is_not_finite(rows: ctypes.CDLL, graph: str, bad: float) -> None:
+    """NaN with zero gradient; a weight of 0 is not multiplied by an upstream gradient of NaN."""
+    case = Rows(graph, 129)
+    case.weight[0], case.upstream[0] = bad, math.nan
+    loss, grad = case.entropy(rows, "both")
+    assert loss[0].isnan().all() if bad else not loss[0].any()
+    assert loss[1].isfinite().all()
+    assert not grad[0].any()
+    assert not case.entropy(rows, "backward")[1][0].any()
 
 
 def test_no_noise_removed(rows: ctypes.CDLL) -> None:

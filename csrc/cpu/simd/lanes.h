@@ -145,7 +145,7 @@ SEDD_INLINE typename Lanes<C>::vec first_lanes(typename Lanes<C>::vec v, int n, 
 
 // Infinity above 88.37, where n = 128, and 0 below -87.68, where n = -127.
 SEDD_INLINE Floats exp_lanes(Floats x) {
-  typedef Lanes<float>::integers i32;
+  typedef Pack<Lanes<float>::width>::u32 u32;
   x = smaller(Floats{} + 89.0f, larger(Floats{} - 88.1f, x));
   const float magic = 0x1.8p23f + 127;
   const Floats shifted = x * 1.44269504f + magic;
@@ -163,12 +163,12 @@ SEDD_INLINE Floats exp_lanes(Floats x) {
     const Floats r2 = r * r;
     p = (c6 * r2 + (c5 * r + c4)) * (r2 * r2) + ((c3 * r + c2) * r2 + (r + 1.0f));
   }
-  return p * (Floats)((i32)shifted << 23);
+  return p * (Floats)((u32)shifted << 23);
 }
 
 // 2^n in two factors, so that results below the normal range are right.
 SEDD_INLINE Doubles exp_lanes(Doubles x) {
-  typedef Lanes<double>::integers i64;
+  typedef Pack<Lanes<double>::width>::u64 u64;
   x = smaller(Doubles{} + 760.0, larger(Doubles{} - 760.0, x));
   const double round = 0x1.8p52, magic = round + 1023;
   const Doubles n = x * 1.4426950408889634074 + round - round;
@@ -187,20 +187,23 @@ SEDD_INLINE Doubles exp_lanes(Doubles x) {
   p = p * r + 1.0;
   p = p * r + 1.0;
   const Doubles half = n * 0.5 + magic, other = n - (half - magic) + magic;
-  return p * (Doubles)((i64)half << 52) * (Doubles)((i64)other << 52);
+  return p * (Doubles)((u64)half << 52) * (Doubles)((u64)other << 52);
 }
 
 // --- log --------------------------------------------------------------------------------------
 // ln x = n ln 2 + ln m, m in [sqrt(1/2), sqrt(2)).
 
-constexpr int32_t kSqrtHalf = 0x3f3504f3;  // the bits of sqrt(1/2)
+constexpr uint32_t kSqrtHalf = 0x3f3504f3;  // the bits of sqrt(1/2)
 
 // For positive normal numbers (relative error 6e-9 before rounding); NaN for all others. With
 // f = m - 1, ln m = f - f^2 / 2 + f^3 P(f); P is a minimax polynomial.
 SEDD_INLINE Floats log_lanes(Floats x) {
   typedef Lanes<float>::integers i32;
-  const i32 bits = (i32)x, whole = (bits - kSqrtHalf) >> 23;
-  const Floats f = (Floats)(bits - (whole << 23)) - 1, n = __builtin_convertvector(whole, Floats);
+  typedef Pack<Lanes<float>::width>::u32 u32;  // the bits of a negative number may wrap
+  const u32 bits = (u32)x;
+  const i32 whole = (i32)(bits - kSqrtHalf) >> 23;
+  const Floats f = (Floats)(bits - ((u32)whole << 23)) - 1;
+  const Floats n = __builtin_convertvector(whole, Floats);
   const Floats f2 = f * f;
   // By pairs (Estrin), which shortens the chain of dependent operations.
   const Floats f4 = f2 * f2;
@@ -216,15 +219,14 @@ SEDD_INLINE Floats log_lanes(Floats x) {
 // For all numbers: ln 0 = -inf, the log of a negative number is NaN; inf and NaN are kept. With
 // s = (m - 1) / (m + 1), ln m = 2 artanh(s), by its series (relative error 1e-18).
 SEDD_INLINE Doubles log_lanes(Doubles x) {
-  typedef Lanes<double>::integers i64;
   const auto tiny = x < 0x1p-1022;  // subnormal
-  const i64 bits = (i64)(tiny ? x * 0x1p64 : x);
   // n + 1023, shifted without a sign and converted by way of 2^52: AVX2 has neither a signed shift
   // nor a conversion of 64-bit integers.
   typedef Pack<Lanes<double>::width>::u64 u64;
-  const u64 biased = (u64)(bits + (0x3ff0000000000000 - 0x3fe6a09e667f3bcd)) >> 52;
+  const u64 bits = (u64)(tiny ? x * 0x1p64 : x);
+  const u64 biased = (bits + (0x3ff0000000000000 - 0x3fe6a09e667f3bcd)) >> 52;
   const Doubles exponent = (Doubles)(biased | 0x4330000000000000) - (0x1p52 + 1023);
-  const Doubles m = (Doubles)((u64)bits - (biased << 52) + 0x3ff0000000000000);
+  const Doubles m = (Doubles)(bits - (biased << 52) + 0x3ff0000000000000);
   const Doubles n = exponent - (tiny ? Doubles{} + 64 : Doubles{});
   const Doubles s = (m - 1) / (m + 1), q = s * s;
   Doubles p = Doubles{} + 1.0 / 21;
@@ -304,8 +306,10 @@ struct LaneLogs {
 
   SEDD_INLINE void add_log(Floats x) {
     typedef Lanes<float>::integers i32;
-    const i32 bits = (i32)x, exponent = (bits - kSqrtHalf) >> 23;
-    product *= (Floats)(bits - (exponent << 23));
+    typedef Pack<Lanes<float>::width>::u32 u32;  // the bits of a negative number may wrap
+    const u32 bits = (u32)x;
+    const i32 exponent = (i32)(bits - kSqrtHalf) >> 23;
+    product *= (Floats)(bits - ((u32)exponent << 23));
     exponents += exponent;
     least = smaller(x, least);
     not_finite += x * 0;  // NaN where x is infinite or NaN

@@ -58,11 +58,11 @@ class _Step:
         hidden, at = self.linear.gathered(rows), self.reverse.at(rows)
         sums = self._sums(hidden, at.x_t.squeeze(1))
         total = sums.sum(0)
-        unit = scale = torch.ones_like(total)
+        shift = torch.zeros_like(total)
         if at.scale_by_sigma:
-            scale = torch.exp(-log_output_scale(at.sigma, at.vocab_size))
-        terms = reverse_coefficients(at, (total * scale)[:, None], unit[:, None])
-        moving = terms.alpha.squeeze(1) * scale * total
+            shift = -log_output_scale(at.sigma, at.vocab_size)
+        terms = reverse_coefficients(at, total[:, None], shift[:, None])
+        moving = terms.alpha.squeeze(1) * total
         stay = terms.gamma.squeeze(1)
         weight = moving + stay.clamp(min=0)
         good = (total > 1e-30) & torch.isfinite(total) & torch.isfinite(weight) & (weight > 0)

@@ -14,7 +14,7 @@ from sedd_fast.backends.reference.score_entropy import score_entropy, score_entr
 def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
     """(B, L) losses, 0 where no row is read."""
     where = read(linear, entropy)
-    return score_entropy(outputs(linear, where), _only(entropy, where))
+    return score_entropy(outputs(linear, _formed(where, entropy)), _only(entropy, where))
 
 
 def linear_score_entropy_with_grad(
@@ -22,12 +22,13 @@ def linear_score_entropy_with_grad(
 ) -> tuple[Tensor, Gradients]:
     """(B, L) losses, and gradients of ``(grad_scale * loss).sum()``, by the chain rule."""
     where = read(linear, entropy)
-    scores, entropy = outputs(linear, where), _only(entropy, where)
+    formed = _formed(where, entropy)
+    scores, entropy = outputs(linear, formed), _only(entropy, where)
     loss = score_entropy(scores, entropy)
     grad_loss = torch.as_tensor(grad_scale, dtype=torch.float64, device=loss.device)
     g = score_entropy_backward(grad_loss.expand(loss.shape), scores, entropy)
     g = g.flatten(0, 1)  # (B * L, dim)
-    h = at_least_fp32(_hidden(linear, where).flatten(0, 1))
+    h = at_least_fp32(_hidden(linear, formed).flatten(0, 1))
     w = at_least_fp32(linear.weight.to(linear.dtype))
     return loss, Gradients.of(
         linear,
@@ -45,6 +46,11 @@ def read(linear: Linear, inputs: EntropyInputs | ReverseInputs) -> Tensor:
     listed = where.new_zeros(where.numel() + 1)  # the last takes what stands for no position
     listed[linear.rows] = True
     return where & listed[:-1].view(where.shape)
+
+
+def _formed(where: Tensor, entropy: EntropyInputs) -> Tensor:
+    """Where outputs are formed; the loss of a position of no finite weight is NaN without."""
+    return where if entropy.row_weight is None else where & entropy.row_weight.isfinite()
 
 
 def outputs(linear: Linear, where: Tensor) -> Tensor:

@@ -5,11 +5,16 @@ from torch import Tensor
 
 from sedd_fast.backends import values
 from sedd_fast.backends.categorical import inverse_cdf
-from sedd_fast.backends.coefficients import reverse_coefficients
+from sedd_fast.backends.coefficients import (
+    kept_and_lost,
+    log_output_scale,
+    reverse_coefficients,
+    uniform_excess,
+)
 from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.backends.inputs import ReverseInputs
-from sedd_fast.backends.reference.rows import log_scores, other_states
-from sedd_fast.backends.reference.shares import reshaped
+from sedd_fast.backends.reference.rows import other_states
+from sedd_fast.backends.reference.shares import reshaped_exp
 
 
 def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
@@ -32,26 +37,43 @@ def reverse_weights(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, 
     Rows are shifted by their maximum, so no finite score overflows; this changes no probability.
     """
     others = other_states(reverse.x_t, log_score.shape[-1])
-    exp_scores, shift = _shifted_exp(log_score, reverse)
-    sum_exp = exp_scores.sum(-1)
-    alpha, beta, gamma = reverse_coefficients(reverse, sum_exp, torch.exp(-shift))
-    gamma = torch.where(alpha > 0, gamma, 1.0)  # no noise removed: it stays, whatever the scores
-    weights = alpha[..., None] * exp_scores + beta[..., None]
-    moves = others & (alpha > 0)[..., None]
-    # Nothing of an untouched row is read: it stays, whatever its scores are.
-    read = reverse.touched()
-    moves, gamma = moves & read[..., None], torch.where(read, gamma, 1.0)
-    return torch.where(moves, weights, 0).clamp(min=0), gamma.clamp(min=0)
+    exp_scores, deviations, shift = _shifted_exp(log_score, reverse)
+    alpha, beta, gamma = reverse_coefficients(reverse, exp_scores.sum(-1), shift)
+    weights = exp_scores + beta[..., None]
+    if reverse.graph == "uniform" and reverse.method != "euler":
+        excess = uniform_excess(reverse, deviations.sum(-1), torch.exp(-shift))
+        e, lost = kept_and_lost(reverse)
+        weights = torch.where(lost[..., None] > 0.5, deviations + excess[..., None], weights)
+        gamma = torch.where(lost > 0.5, (reverse.vocab_size * e + lost) * excess, gamma)
+    # Nothing of a row is read that is not touched, or from which no noise is removed: it stays.
+    read = reverse.touched() & (alpha > 0)
+    moves, gamma = others & read[..., None], torch.where(read, gamma, 1.0)
+    weights = alpha[..., None] * torch.where(moves, weights, 0).clamp(min=0)
+    return weights, gamma.clamp(min=0)
 
 
-def _shifted_exp(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, Tensor]:
-    """exp(l_y - m), 0 at x_t, (B, L, dim) float64, and m, (B, L): the largest score of the row."""
+def _shifted_exp(log_score: Tensor, reverse: ReverseInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(l_y - m) and exp(l_y - m) - exp(-m), 0 at x_t, (B, L, dim) float64; m, (B, L): the
+    largest score of the row. Raw outputs f of l = f - ln E - ln V are shifted as they are.
+    """
     others = other_states(reverse.x_t, log_score.shape[-1])
-    scores = torch.where(others, log_scores(log_score, reverse).double(), -torch.inf)
+    scores = torch.where(others, log_score.double(), -torch.inf)
+    shift = scores.amax(-1, keepdim=True)
+    if reverse.graph == "uniform":
+        shift = shift.clamp(min=-700)  # exp(700) is still a float64
+    shift = torch.where(shift == -torch.inf, 0.0, shift)
+    unit = torch.exp(-shift)
     if reverse.changes_shares:
-        scores = reshaped(scores, reverse.temperature, reverse.top_p)
-    shift = scores.amax(-1).clamp(min=-700)  # exp(700) is still a float64
-    return torch.exp(scores - shift[..., None]), shift
+        temperature = 1 / reverse.inverse_temperature  # in the range of the kernels
+        exp_scores = reshaped_exp(scores, shift, temperature, reverse.top_p)
+        deviations = exp_scores - unit
+    else:
+        exp_scores = torch.exp(scores - shift)
+        deviations = torch.where(scores < 1, unit * torch.expm1(scores), exp_scores - unit)
+    shift = shift.squeeze(-1)
+    if reverse.scale_by_sigma:
+        shift = shift - log_output_scale(reverse.sigma.double(), reverse.vocab_size)[:, None]
+    return exp_scores, torch.where(others, deviations, 0), shift
 
 
 def reverse_probs(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
@@ -67,8 +89,9 @@ def reverse_probs_backward(grad_probs: Tensor, log_score: Tensor, reverse: Rever
     """(B, L, dim) in the dtype of log_score: the chain rule through :func:`reverse_probs`.
 
     With weights w of sum W, p = w / W and h = (grad - sum grad * p) / W, the gradient in l_y is
-    exp(l_y) * (alpha * h_y + dbeta/dS * sum of h_z + dgamma/dS * h_{x_t}), each h only where its
-    weight is above 0. beta and gamma are linear in (S, unit): their slope is their value at (1, 0).
+    exp(l_y) * (alpha * (h_y + dbeta/dS * sum of h_z) + dgamma/dS * h_{x_t}), each h only where its
+    weight is above 0. beta and gamma are linear in (S, exp(-m)): their slope is their value at
+    (1, 0).
     """
     weights, stay = reverse_weights(log_score, reverse)
     total = (weights.sum(-1) + stay)[..., None]
@@ -76,12 +99,13 @@ def reverse_probs_backward(grad_probs: Tensor, log_score: Tensor, reverse: Rever
     probs = weights.scatter(-1, own, stay[..., None]) / total
     grad = grad_probs.double()
     h = (grad - (grad * probs).sum(-1, keepdim=True)) / total  # (B, L, dim)
-    one, zero = torch.ones_like(stay), torch.zeros_like(stay)
-    alpha, slope_beta, slope_gamma = reverse_coefficients(reverse, one, zero)
+    one, infinity = torch.ones_like(stay), torch.full_like(stay, torch.inf)
+    alpha, slope_beta, slope_gamma = reverse_coefficients(reverse, one, infinity)
     h_moves = torch.where(weights > 0, h, 0)
     h_stay = torch.where(stay > 0, h.gather(-1, own).squeeze(-1), 0)
-    shared = slope_beta * h_moves.sum(-1) + slope_gamma * h_stay  # (B, L)
-    exp_scores, _ = _shifted_exp(log_score, reverse)
+    shared = alpha * slope_beta * h_moves.sum(-1) + slope_gamma * h_stay  # (B, L)
+    exp_scores, *_ = _shifted_exp(log_score, reverse)
     gradient = exp_scores * (alpha[..., None] * h_moves + shared[..., None])
-    gradient = torch.where(reverse.touched()[..., None], gradient, 0)
+    read = reverse.touched() & (alpha > 0)
+    gradient = torch.where(read[..., None] & (exp_scores > 0), gradient, 0)
     return gradient.to(log_score.dtype).contiguous()

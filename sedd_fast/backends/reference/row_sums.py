@@ -24,6 +24,7 @@ def row_sums(log_score: Tensor, sums: RowSumInputs) -> tuple[Tensor, Tensor]:
     total = torch.where(read, TERMS[sums.term][0](argument), 0).sum(-1)
     at_x_0 = sums.x_0[..., None]
     log_x_0 = torch.where(read, at_least_fp32(log_score).double(), 0).gather(-1, at_x_0).squeeze(-1)
+    total, log_x_0 = (torch.where(sums.a.isfinite(), x, torch.nan) for x in (total, log_x_0))
     return total.contiguous(), log_x_0.contiguous()
 
 
@@ -32,7 +33,7 @@ def row_sums_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients in log_score, (B, L, dim) in its dtype, and in b, (B, L) float64."""
     argument, moving = _arguments(log_score, sums)
-    read = _read(sums, log_score.shape[-1])
+    read = _read(sums, log_score.shape[-1]) & sums.a.isfinite()[..., None]
     scale = torch.where(read, grad_total[..., None], 0)
     slope = torch.where(scale != 0, scale * TERMS[sums.term][1](argument), 0)
     gradient = torch.where(scale != 0, slope * moving, 0)

@@ -3,18 +3,6 @@
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.coefficients import log_output_scale
-from sedd_fast.backends.dtypes import at_least_fp32
-from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
-
-
-def log_scores(given: Tensor, inputs: EntropyInputs | ReverseInputs) -> Tensor:
-    """(B, L, dim) log scores l: those given, or f - ln E - ln V where sigma scales them."""
-    if not inputs.scale_by_sigma:
-        return at_least_fp32(given)
-    scale = log_output_scale(inputs.sigma.double(), inputs.vocab_size)  # (B,)
-    return at_least_fp32(given) - scale[:, None, None].to(at_least_fp32(given).dtype)
-
 
 def other_states(x_t: Tensor, dim: int) -> Tensor:
     """(B, L, dim) bool: True at every state y != x_t."""

@@ -3,26 +3,28 @@
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.coefficients import entropy_coefficients
-from sedd_fast.backends.dtypes import gradient_dtype
+from sedd_fast.backends.coefficients import head_coefficients
+from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.inputs import EntropyInputs
-from sedd_fast.backends.reference.rows import log_scores, other_states
+from sedd_fast.backends.reference.rows import other_states
 
 
 def score_entropy(log_score: Tensor, entropy: EntropyInputs) -> Tensor:
     """(B, L): row_weight * (a * sum exp(l_y) - b * sum l_y - c * l_{x_0} + k), y != x_t."""
-    scores = log_scores(log_score, entropy)
-    a, b, c, k = entropy_coefficients(entropy)
+    scores = log_score.double()  # or raw outputs, as head_coefficients takes them
+    a, b, c, k = head_coefficients(entropy)
     others = other_states(entropy.x_t, scores.shape[-1])
-    sum_exp = torch.where(others, scores.exp(), 0).sum(-1, dtype=torch.float64)  # (B, L)
-    sum_log = torch.where(others, scores, 0).sum(-1, dtype=torch.float64)
-    log_x_0 = scores.gather(-1, entropy.x_0[..., None]).squeeze(-1).double()
+    sum_exp = torch.where(others, scores.exp(), 0).sum(-1)  # (B, L)
+    sum_log = torch.where(others, scores, 0).sum(-1)
+    log_x_0 = scores.gather(-1, entropy.x_0[..., None]).squeeze(-1)
     # A coefficient of zero means that the term is absent, even where the score is infinite.
-    loss = k + torch.where(a > 0, a * sum_exp, 0)
-    loss = loss - torch.where(b > 0, b * sum_log, 0) - torch.where(c > 0, c * log_x_0, 0)
+    large = k + torch.where(a > 0, a * sum_exp, 0)
+    loss = large - torch.where(b > 0, b * sum_log, 0) - torch.where(c > 0, c * log_x_0, 0)
+    loss = torch.where(large == torch.inf, large, loss)  # these terms outgrow the others
     if entropy.row_weight is not None:
-        loss = torch.where(entropy.row_weight != 0, loss * entropy.row_weight, 0)
-    return loss.to(scores.dtype).contiguous()
+        weighted = torch.where(entropy.row_weight.isfinite(), loss * entropy.row_weight, torch.nan)
+        loss = torch.where(entropy.row_weight != 0, weighted, 0)
+    return loss.to(fp32_or_fp64(log_score.dtype)).contiguous()
 
 
 def score_entropy_backward(grad_loss: Tensor, log_score: Tensor, entropy: EntropyInputs) -> Tensor:
@@ -45,11 +47,13 @@ def score_entropy_with_grad(
 
 def _gradient(log_score: Tensor, entropy: EntropyInputs, grad_loss: Tensor) -> Tensor:
     """grad_loss * row_weight * (a * exp(l_y) - b - c * [y == x_0]), 0 at x_t and at weight 0."""
-    scores = log_scores(log_score, entropy)
-    a, b, c, _ = (value.to(scores.dtype)[..., None] for value in entropy_coefficients(entropy))
-    gradient = a * scores.exp() - b
-    gradient = gradient - c * torch.nn.functional.one_hot(entropy.x_0, scores.shape[-1])
+    scores = log_score.double()
     weight = grad_loss if entropy.row_weight is None else grad_loss * entropy.row_weight
-    weight = weight.to(scores.dtype)[..., None]
-    read = other_states(entropy.x_t, scores.shape[-1]) & (a > 0) & (weight != 0)
-    return torch.where(read, weight * gradient, 0).contiguous()
+    a, b, c, _ = (value[..., None] for value in head_coefficients(entropy))
+    at_x_0 = torch.nn.functional.one_hot(entropy.x_0, scores.shape[-1]).bool()
+    gradient = weight[..., None] * (a * scores.exp() - b - torch.where(at_x_0, c, 0))
+    read = entropy.touched() & (a.squeeze(-1) > 0) & (weight != 0)
+    if entropy.row_weight is not None:
+        read &= entropy.row_weight.isfinite()  # else the loss is NaN
+    others = other_states(entropy.x_t, scores.shape[-1])
+    return torch.where(others & read[..., None], gradient, 0).contiguous()

@@ -19,20 +19,34 @@ def reshaped(log_score: Tensor, temperature: float, top_p: float) -> Tensor:
     A row without a finite sum stays as it is.
     """
     total = log_score.logsumexp(-1, keepdim=True)
-    kept = log_score
-    if top_p < 1:
-        kept = log_score.masked_fill(log_score < _least(log_score, temperature, top_p), -torch.inf)
-    return torch.where(torch.isfinite(total), total + _log_shares(kept, temperature), log_score)
+    shares = _log_powers(_kept(log_score, temperature, top_p), temperature).log_softmax(-1)
+    return torch.where(torch.isfinite(total), total + shares, log_score)
 
 
-def _log_shares(log_score: Tensor, temperature: float) -> Tensor:
-    largest = log_score.amax(-1, keepdim=True)  # taken off: no temperature is too low then
-    return ((log_score - largest) / temperature).log_softmax(-1)
+def reshaped_exp(log_score: Tensor, shift: Tensor, temperature: float, top_p: float) -> Tensor:
+    """exp(reshaped(log_score) - shift) of float64 scores; shift (..., 1): about the largest.
+
+    Where the shares do not change, the result is exactly exp(log_score - shift).
+    """
+    s = (log_score - shift).exp()
+    total = s.sum(-1, keepdim=True)
+    powers = _log_powers(_kept(log_score, temperature, top_p), temperature).exp()
+    changed = powers * (total / powers.sum(-1, keepdim=True))
+    return torch.where((total > 0) & torch.isfinite(total), changed, s)
 
 
-def _least(log_score: Tensor, temperature: float, p: float) -> Tensor:
-    """(..., 1): the least score kept; a score, since shares of unequal ones may round alike."""
+def _log_powers(log_score: Tensor, temperature: float) -> Tensor:
+    """ln of s_y^(1/T), of which the largest is 1: no temperature is too low then."""
+    return (log_score - log_score.amax(-1, keepdim=True)) / temperature
+
+
+def _kept(log_score: Tensor, temperature: float, p: float) -> Tensor:
+    """Log scores, -inf below the least one kept."""
+    if p >= 1:
+        return log_score
     ordered = log_score.sort(dim=-1, descending=True).values
-    reached = _log_shares(ordered.double(), temperature).exp().cumsum(-1)
-    short = (reached < p).sum(-1, keepdim=True)
-    return ordered.gather(-1, short.clamp(max=ordered.shape[-1] - 1))
+    running = _log_powers(ordered.double(), temperature).exp().cumsum(-1)
+    short = (running < p * running[..., -1:]).sum(-1, keepdim=True)
+    # A score decides, since shares of unequal ones may round alike.
+    least = ordered.gather(-1, short.clamp(max=ordered.shape[-1] - 1))
+    return log_score.masked_fill(log_score < least, -torch.inf)
