@@ -230,7 +230,8 @@ def _recorded(
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             if _C._are_functorch_transforms_active():
-                with torch.enable_grad():  # for the outer transforms
+                # For the outer transforms: here autograd has switched both modes off.
+                with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                     output = _below_transform(entry, args)
             else:
                 output = kernel(*args)

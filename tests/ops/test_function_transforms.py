@@ -103,6 +103,8 @@ REFUSED = {
     "hessian": lambda f, x: hessian(f)(x),
     "jvp": lambda f, x: jvp(f, (x,), (torch.ones_like(x),)),
     "jacfwd": lambda f, x: jacfwd(f)(x),
+    "jvp of grad": lambda f, x: jvp(grad(f), (x,), (x,)),
+    "jacfwd of grad": lambda f, x: jacfwd(grad(f))(x),
 }
 
 
