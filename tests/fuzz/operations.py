@@ -39,8 +39,9 @@ class Case:
 
 
 def few_digits(dtype: torch.dtype, states: int) -> float:
-    """The relative error allowed in a sum: float32 lanes add up to 2048 / 4 equal numbers."""
-    return TOLERANCE[dtype] + (0.0 if dtype == torch.float64 else 4e-9 * min(states, 2048))
+    """The relative error allowed in a sum: lanes add up to 2048 / 2 equal numbers."""
+    each = 2e-17 if dtype == torch.float64 else 4e-9
+    return TOLERANCE[dtype] + each * min(states, 2048)
 
 
 def rounding(exact: Tensor, dtype: torch.dtype) -> Tensor:
