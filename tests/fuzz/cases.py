@@ -1,5 +1,6 @@
 """Every kind of fuzz case, and a run of one."""
 
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,8 @@ def check(seed: int, backend: str = "cpp", kind: str | None = None) -> str | Non
     torch.set_num_threads(threads)
     try:
         found = differences(case, backend)
+    except Exception as error:  # no backend may raise anything but a ValueError
+        found = "".join(traceback.format_exception(error))
     finally:
         torch.set_num_threads(before)
     text = f"seed {seed}, {chosen}, {threads} threads: {case.text}"

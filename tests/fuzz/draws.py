@@ -144,4 +144,4 @@ class TokenFilter:
         if draws.happens(0.6):
             return cls()
         temperature = draws.choice((1.0, 0.5, 2.0, 1e-3, 1e3, 1e-300, 1e300))
-        return cls(temperature, draws.choice((1.0, 0.9, 0.5, 1e-3, 1e-300, 0.999)))
+        return cls(temperature, draws.choice((1.0, 0.903, 0.517, 1e-3, 1e-300, 0.999)))

@@ -45,7 +45,8 @@ class Head:
             self.bias = self._operand(draws, 8, self.graph.dim)
             if draws.happens(0.3):  # a banned token, or scores beyond float32
                 self.bias = self.bias.contiguous()
-                draws.scatter(self.bias, edges, draws.choice((1, 1, 2)))
+                several = self.dtype.itemsize > 2 and draws.happens(0.3)  # 16 bits round them
+                draws.scatter(self.bias, edges, 1 + several)
         self.workspace = draws.choice((None, None, 1, 4000, 20000))
 
     def _operand(self, draws: Draws, largest: int, *size: int) -> Tensor:

@@ -93,6 +93,25 @@ def test_the_scale_of_a_head_at_every_noise_level(backend: Backend, graph, sigma
     assert torch.equal(got, expected)  # denoising does not depend on the scale
 
 
+@by_method
+@pytest.mark.parametrize("own", [math.nan, math.inf, 1e4])
+def test_a_heads_output_at_x_t_is_not_read(backend: Backend, method, own):
+    if not hasattr(registry.module(backend.name), "linear_reverse_step"):
+        pytest.skip(f"{backend} has no head")
+    weight = torch.ones(20, 1, device=backend.device)
+    bias = torch.arange(20, device=backend.device) / 8
+    bias[5] = own
+    x_t = torch.full((2, 3), 5, device=backend.device)
+    u = torch.rand((2, 3, 2), dtype=torch.float64, device=backend.device)
+    u[..., 0] = 0.0
+    common = x_t, 1.0, 0.3, sf.Uniform(20), method
+    hidden = torch.ones(2, 3, 1, device=backend.device)
+    got = sf.linear_reverse_step(hidden, weight, bias, *common, False, u=u, workspace=1)
+    expected = sf.reverse_step((bias + 1).expand(2, 3, -1), *common, u=u)
+    assert torch.equal(got, expected)
+    assert bool((got != 5).any())
+
+
 @by_graph
 @pytest.mark.parametrize("method", ["analytic", "euler"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -99,10 +99,10 @@ class _Step:
             w = self._block(begin)
             for some in (chosen == block).nonzero().squeeze(1).split(DRAWN):
                 f = torch.mm(hidden[some], w.T) + self.bias[begin : begin + len(w)]
-                weights = (f - f.amax(1, keepdim=True)).exp()
-                if self.reverse.graph == "uniform":
+                if self.reverse.graph == "uniform":  # its score is not read, whatever it is
                     own = self.reverse.x_t.flatten()[rows[some], None] - begin
-                    weights.masked_fill_(torch.arange(len(w)) == own, 0)
+                    f.masked_fill_(torch.arange(len(w)) == own, -torch.inf)
+                weights = (f - f.amax(1, keepdim=True)).exp()
                 self.x_s.view(-1)[rows[some]] = begin + pick(weights, share[some])[0]
 
 
