@@ -119,7 +119,7 @@ class Faults:
             apply = Learner.apply
 
             def slowly(*args: Any) -> None:
-                time.sleep(0.05)
+                time.sleep(0.3)  # so that the run lasts until its terminal is closed
                 apply(*args)
 
             Learner.apply = slowly  # type: ignore[method-assign]
