@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,23 @@ class Faults:
                 apply(*args)
 
             Learner.apply = slowly  # type: ignore[method-assign]
-            os._exit(command_line(["train", str(self.folder / "terminal.yaml")]))
-        while not (run / "metrics.jsonl").is_file() or len(losses(run)) < 10:
-            os.read(terminal, 10_000)
+            code = 99
+            try:  # no exception may reach the frames of the parent
+                code = command_line(["train", str(self.folder / "terminal.yaml")])
+            finally:
+                os._exit(code)
+        shown = b""
+        with suppress(OSError):  # it has ended
+            while not (run / "metrics.jsonl").is_file() or len(losses(run)) < 10:
+                shown = shown[-2000:] + os.read(terminal, 10_000)
         os.close(terminal)  # SIGHUP; writing to the terminal is an error from now on
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         steps = RunDirectory(run).steps()
         saved = code == 130 and steps and steps[-1] == max(step for step, *_ in losses(run))
-        self.count(name, self.resumed(run) if saved else f"FAILED: exit code {code}, steps {steps}")
+        self.count(
+            name,
+            self.resumed(run) if saved else f"FAILED: exit code {code}, steps {steps}, {shown!r}",
+        )
 
     # Full disks
 
