@@ -9,7 +9,7 @@ runs after changing its imports only:
     from sedd_fast.compat.load_model import load_model
     from sedd_fast.compat.catsample import sample_categorical
 
-One file here for each file there, with the same names and signatures. New code should use
+One file here for each module there (not its scripts), with the same names and signatures. New code should use
 ``sedd_fast`` itself. What differs on purpose:
 
 - ``Uniform.score_entropy`` writes rho as E / (E + V), E = expm1(sigma); the original's
