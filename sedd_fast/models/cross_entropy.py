@@ -120,7 +120,7 @@ class CrossEntropyRequest(HeadRequest):
         with torch.no_grad():  # zero masking; the gradient of a softmax at -inf is 0 by itself
             logits[:, head.graph.vocab_size :] = -torch.inf
         nats = _nats(logits, self.x_0.flatten()[index]).double()
-        nats = torch.where(x_t.flatten()[index] == head.graph.mask_index, nats, 0.0)
+        nats = torch.where(torch.eq(x_t.flatten()[index], head.graph.vocab_size), nats, 0.0)
         if self.row_weight is not None:
             nats = nats * self.row_weight.flatten()[index]
         if self.reduction == "none":
