@@ -9,8 +9,8 @@ runs after changing its imports only:
     from sedd_fast.compat.load_model import load_model
     from sedd_fast.compat.catsample import sample_categorical
 
-One file here for each file there, with the same names and signatures. New code should use
-``sedd_fast`` itself. What differs on purpose:
+One file here for each module there (not its scripts), with the same names and signatures. New code
+should use ``sedd_fast`` itself. What differs on purpose:
 
 - ``Uniform.score_entropy`` writes rho as E / (E + V), E = expm1(sigma); the original's
   1 - V / (E + V) cancels in fp32 (a factor of 3 at sigma 1e-3, NaN below). Dense helpers use expm1.

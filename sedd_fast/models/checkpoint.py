@@ -311,24 +311,44 @@ def build(saved: Checkpoint, make: Callable[[SEDDConfig], Network]) -> Network:
 
 def check_fit(model: nn.Module, saved: Checkpoint) -> None:
     """ValueError unless the weights have the names and shapes of the network's."""
-    expected, found = model.state_dict(), saved.weights
-    # As JSON: a name from a file may hold line breaks or terminal escapes.
-    missing = [json.dumps(name) for name in expected if name not in found]
-    unknown = [json.dumps(name) for name in found if name not in expected]
-    differ = [
-        f"{name} ({[*found[name].shape]} in the file, {[*value.shape]} in the network)"
-        for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    listed = {"Missing keys:": missing, "Unexpected keys:": unknown, "size mismatch for": differ}
-    if problems := [f"{what} {_first(names)}" for what, names in listed.items() if names]:
+    if problems := _misfits(model.state_dict(), saved.weights, "file"):
         raise ValueError(
             f"the weights of {saved.source} do not fit its settings, which must be those that "
-            f"the weights were trained with: {'; '.join(problems)}"
+            f"the weights were trained with: {problems}"
         )
     if saved.shadow is not None:
         parameters: list[Tensor] = list(model.parameters())
         check_shapes(saved.shadow, parameters, f"the EMA in {saved.source}")
+
+
+def check_unchanged(like: nn.Module, weights: Mapping[str, Any]) -> None:
+    """ValueError unless the weights are plain tensors with the names and shapes of ``like``'s."""
+    plain = {n: v for n, v in weights.items() if type(v) in (Tensor, nn.Parameter)}
+    other = [f"{n} ({type(v).__name__})" for n, v in weights.items() if n not in plain]
+    problems = f"not plain tensors: {_first(other)}" if other else ""
+    if problems := problems or _misfits(like.state_dict(), plain, "network", "settings"):
+        raise ValueError(
+            "a network can only be saved with the weights that its settings ask for, whole and not "
+            f"quantised: {problems}; gather sharded weights (torch.distributed.checkpoint."
+            "state_dict.get_model_state_dict, full_state_dict=True), merge adapters and remove "
+            "parametrisations, load the result into a new network of the same config, and save "
+            "that; a quantised network is saved before it is quantised"
+        )
+
+
+def _misfits(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], at: str, of: str = "network"
+) -> str:
+    """In what names and shapes differ; as JSON, since names may hold escapes of a terminal."""
+    missing = [json.dumps(name) for name in expected if name not in found]
+    unknown = [json.dumps(name) for name in found if name not in expected]
+    differ = [
+        f"{name} ({[*found[name].shape]} in the {at}, {[*value.shape]} in the {of})"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    listed = {"Missing keys:": missing, "Unexpected keys:": unknown, "size mismatch for": differ}
+    return "; ".join(f"{what} {_first(names)}" for what, names in listed.items() if names)
 
 
 def _first(names: list[str], most: int = 3) -> str:

@@ -68,7 +68,7 @@ def posterior_cross_entropy(
     read = torch.eq(x_t, graph.vocab_size)
     if weight is not None:
         read = read & (weight != 0)
-    if zero_masking and logits.shape[-1] == graph.dim:
+    if zero_masking and logits.shape[-1] == graph.dim and not _is_static(logits):
         total, log_x_0 = row_sums(logits, x_t, x_0, graph, "affine", read.double())
         nats = _logarithm(total, logits, read, graph.vocab_size) - log_x_0
     else:
@@ -120,6 +120,7 @@ class CrossEntropyRequest(HeadRequest):
         with torch.no_grad():  # zero masking; the gradient of a softmax at -inf is 0 by itself
             logits[:, head.graph.vocab_size :] = -torch.inf
         nats = _nats(logits, self.x_0.flatten()[index]).double()
+        nats = torch.where(torch.eq(x_t.flatten()[index], head.graph.vocab_size), nats, 0.0)
         if self.row_weight is not None:
             nats = nats * self.row_weight.flatten()[index]
         if self.reduction == "none":
@@ -165,7 +166,9 @@ def _nats(logits: Tensor, x_0: Tensor) -> Tensor:
 def _of_rows(logits: Tensor, x_0: Tensor, read: Tensor) -> Tensor:
     """Cross entropy of the rows that are read, 0 elsewhere: (B, L, n), (B, L) -> (B, L) float64."""
     if _is_static(read):
-        nats = _nats(logits.transpose(1, 2), x_0).double()
+        # Rows that are not read may hold anything; their gradient must not be 0 * NaN.
+        logits = torch.where(read[..., None], logits, 0.0)
+        nats = _nats(logits.transpose(1, 2), torch.where(read, x_0, 0)).double()
         return torch.where(read, nats, 0.0)
     nats = _nats(logits[read], x_0[read]).double()
     return nats.new_zeros(read.shape).masked_scatter(read, nats)
@@ -175,11 +178,8 @@ def _logarithm(total: Tensor, logits: Tensor, read: Tensor, vocab_size: int) -> 
     """ln of the sums of the rows that are read, (B, L) float64.
 
     Where the scale of scores has drifted, a row's sum may be no float64. Such rows are summed again
-    from their largest score down. Whether there are any is asked of the device, but not while a
-    graph is captured or traced: nothing can answer then.
+    from their largest score down. Whether there are any is asked of the device.
     """
-    if _is_static(total):
-        return torch.where(read, total, 1.0).log()
     in_range = (total > _LEAST) & total.isfinite()
     found, lost = torch.where(read & in_range, total, 1.0).log(), read & ~in_range
     if not bool(lost.any()):

@@ -12,18 +12,21 @@ so by two attributes (:class:`FusedHeadModel`):
 The network's own forward answers the request, so that DDP, FSDP2, activation checkpointing and
 torch.compile see the head's parameters used in the forward of the module that owns them. Wrappers
 of torch that pass their arguments on are looked through (:func:`takes_request`), and the wrapper is
-called; a wrapper of another kind takes part by giving itself these two attributes.
+called; a wrapper of another kind takes part by giving itself these two attributes (passing on the
+network's by ``__getattr__`` is not enough). A user's hook on any of them, and a subclass's own
+forward of a wrapper of torch, see plain calls and log scores only.
 """
 
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.models import overrides
 from sedd_fast.ops import (
     TouchedRows,
     linear_reverse_step,
@@ -163,11 +166,25 @@ def takes_request(model: object, graph: Graph, request: type[HeadRequest]) -> bo
     """Whether a network, under whatever wrappers of torch, answers such requests for that graph."""
     inner: object | None = model
     while inner is not None:
-        taken = getattr(inner, "head_requests", None)
+        taken = _declared(inner, "head_requests")
         if taken is not None:
+            if isinstance(inner, nn.Module) and not overrides.hooks_take_requests(inner):
+                return False
             return request in taken and getattr(inner, "graph", None) == graph
         inner = _wrapped(inner)
     return False
+
+
+def _declared(model: object, name: str) -> Any:
+    """An attribute of the object itself or of its class, or None.
+
+    Not what its ``__getattr__`` finds: a wrapper that hands on the attributes of a network does not
+    say by that what its own forward takes.
+    """
+    found = getattr(model, name, None)
+    if found is None or hasattr(type(model), name) or name in getattr(model, "__dict__", ()):
+        return found
+    return None
 
 
 def answer(
@@ -190,17 +207,22 @@ def answer(
 
 
 def _wrapped(module: object) -> object | None:
-    """What a wrapper of torch calls with its own arguments; None for any other object."""
+    """What a wrapper of torch calls with its own arguments; None for any other object.
+
+    None also for a wrapper that does more: a user's hook on it, a forward or a subclass's.
+    """
     from torch.nn.parallel import DataParallel, DistributedDataParallel
     from torch.optim.swa_utils import AveragedModel
 
+    if not isinstance(module, nn.Module):
+        return None
+    inner: object | None = None
     if isinstance(module, (DistributedDataParallel, DataParallel, AveragedModel)):
-        return module.module
-    if isinstance(module, nn.Module):  # torch.compile and activation checkpointing: private classes
-        for name in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"):
-            if name in module._modules:
-                return module._modules[name]
-    return None
+        inner = module.module
+    for name in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"):
+        if name in module._modules:  # torch.compile and activation checkpointing: private classes
+            inner = module._modules[name]
+    return inner if inner is not None and overrides.forwards_requests(module) else None
 
 
 @contextlib.contextmanager

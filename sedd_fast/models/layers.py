@@ -193,6 +193,15 @@ def plain_linear(layer: nn.Module) -> nn.Linear | None:
     return linear if overrides.is_plain(linear, nn.Linear) else None
 
 
+def may_be_called_by_parts(layer: nn.Module) -> bool:
+    """Whether `features`, then `project` of an output layer do all that a call of it does.
+
+    Global hooks, which profilers register, are not asked about.
+    """
+    own = isinstance(layer, DDitFinalLayer) and overrides.has_own_methods(layer, "forward")
+    return own and not overrides.has_hooks(layer)
+
+
 def _zero_linear(n_in: int, n_out: int) -> nn.Linear:
     linear = nn.Linear(n_in, n_out)
     nn.init.zeros_(linear.weight)

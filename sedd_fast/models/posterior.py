@@ -138,7 +138,7 @@ class PosteriorModel(nn.Module):
 
     @property
     def head_requests(self) -> tuple[type[HeadRequest], ...]:
-        """A cross entropy, which needs no scores; nothing where forward is not this class's own."""
+        """A cross entropy, which needs no scores; nothing where a call does more than forward."""
         own = overrides.forwards_requests(self, PosteriorModel.forward)
         return (CrossEntropyRequest,) if own and self.graph.mask_index is not None else ()
 

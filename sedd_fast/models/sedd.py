@@ -75,7 +75,8 @@ class SEDD(Transformer):
     def head_requests(self) -> tuple[type[HeadRequest], ...]:
         """What the fused head computes; nothing where the head is not the plain layer.
 
-        Hooks, adapters, pruned, quantised or sharded heads and overridden methods give log scores.
+        Hooks on the head or the network, adapters, pruned, quantised or sharded heads and
+        overridden methods, `__call__` too, give log scores.
         """
         usable = self._fused_linear() is not None
         own = overrides.forwards_requests(self, SEDD.forward)
@@ -114,9 +115,15 @@ class SEDD(Transformer):
         return layers.plain_linear(self.output_layer) if own else None
 
     def _all_log_scores(self, indices: Tensor, sigma: Tensor) -> Tensor:
-        if overrides.has_own_methods(self):
+        if overrides.has_own_methods(self, "features", "_log_score"):
             # The layer is called as one module: its hooks run, and FSDP2 gathers its parameters.
             return self._from_output(self.output_layer(*self._body(indices, sigma)), indices, sigma)
+        if not layers.may_be_called_by_parts(self.output_layer):
+            raise ValueError(
+                f"{type(self).__name__} overrides features or _log_score, which call the parts of "
+                "output_layer, and a hook, a wrapper or a forward of its own on output_layer would "
+                "not run; override _from_output instead, or remove that from output_layer"
+            )
         return self._log_score(self.features(indices, sigma), indices, sigma)
 
     def _log_score(self, hidden: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:

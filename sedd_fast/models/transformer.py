@@ -69,9 +69,17 @@ class Transformer(nn.Module):
 
         Their SHA-256 sums go to model.sha256: `from_pretrained` compares them, and so does
         `sha256sum -c`. Tied weights are written under each of their names. Raises OSError where
-        the files cannot be written; the directory is then unchanged.
+        the files cannot be written, and ValueError where the weights are not those of the config's
+        network (sharded, quantised, adapters); the directory is then unchanged.
         """
-        checkpoint.write(directory, self.config, self.state_dict(), self.kind)
+        weights = self.state_dict()
+        try:
+            with torch.device("meta"):
+                like = type(self)(self.config)
+        except TypeError:  # a subclass with a constructor of its own: its names are not known
+            like = self
+        checkpoint.check_unchanged(like, weights)
+        checkpoint.write(directory, self.config, weights, self.kind)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes to the Hugging Face Hub; returns its address there.

@@ -27,7 +27,7 @@ NAMES = {
     "model.ema": "ExponentialMovingAverage",
     "model.fused_add_dropout_scale": "bias_dropout_add_scale get_bias_dropout_add_scale modulate "
     "bias_dropout_add_scale_fused_train bias_dropout_add_scale_fused_inference modulate_fused",
-    "model.rotary": "Rotary rotate_half apply_rotary_pos_emb",
+    "model.rotary": "Rotary rotate_half apply_rotary_pos_emb _apply_rotary_pos_emb_torchscript",
     "model.transformer": "modulate LayerNorm residual_linear TimestepEmbedder LabelEmbedder "
     "DDiTBlock EmbeddingLayer DDitFinalLayer SEDD rotary modulate_fused",
     "model.utils": "get_model_fn get_score_fn",
@@ -60,13 +60,16 @@ def test_a_network_of_the_layers_is_the_network():
     built = nn.ModuleDict(parts).eval()
     built.load_state_dict(model.state_dict())
     x_t, sigma = torch.randint(8, (2, 6)), torch.tensor([0.3, 2.0])
-    x, cond = built.vocab_embed(x_t), nn.functional.silu(built.sigma_map(sigma))
+    x, cond = built.vocab_embed(x=x_t), nn.functional.silu(built.sigma_map(sigma))
     tables = built.rotary_emb(x)
     for block in built.blocks:
         x = block(x, tables, cond)
     log_score = built.output_layer(x, cond) - torch.expm1(sigma).log()[:, None, None] - math.log(7)
     log_score = log_score.scatter(-1, x_t[..., None], 0.0)
     torch.testing.assert_close(log_score, model(x_t, sigma), rtol=1e-4, atol=1e-4)
+    for module in (model, block):
+        dropout = module._get_bias_dropout_scale()
+        torch.testing.assert_close(dropout(x, None, x, x, 0.5), x + x * x)
     with pytest.raises(NotImplementedError, match="seqlens"):
         block(x, tables, cond, seqlens=torch.tensor([0, 6]))
 

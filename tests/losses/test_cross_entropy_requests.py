@@ -78,13 +78,14 @@ def test_llada(dtype: torch.dtype):
 @pytest.mark.parametrize("width", [V, V + 1])
 @pytest.mark.parametrize("zero_masking", [True, False])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_per_position(width: int, zero_masking: bool, compiled: bool, monkeypatch):
+@pytest.mark.parametrize("unread", [torch.nan, torch.inf, -torch.inf])
+def test_per_position(width: int, zero_masking: bool, compiled: bool, unread: float, monkeypatch):
     if compiled:  # what torch.compile traces, where no shape may depend on values
         monkeypatch.setattr("sedd_fast.models.cross_entropy._is_static", lambda tensor: True)
     z = logits(width, torch.float64)
     with torch.no_grad():
         z[..., 3] = -torch.inf  # a token that the network excludes
-        z[~MASKED] = torch.nan  # not read
+        z[~MASKED] = unread
     x_0 = torch.where(X_0 == 3, 4, X_0)
     weight = torch.rand(B, L, generator=seeded(3), dtype=torch.float64) * (torch.arange(L) > 2)
     nats = sf.posterior_cross_entropy(z, X_T, x_0, GRAPH, weight, zero_masking)
@@ -92,12 +93,35 @@ def test_per_position(width: int, zero_masking: bool, compiled: bool, monkeypatc
     expected = torch.zeros(B, L, dtype=torch.float64)
     expected[MASKED] = F.cross_entropy(counted[MASKED], x_0[MASKED], reduction="none")
     torch.testing.assert_close(nats, weight * expected)
-    if not compiled:
-        (gradient,) = torch.autograd.grad(nats.sum(), z)
-        assert bool(gradient.isfinite().all())
-        assert not gradient[~MASKED].any()
+    (gradient,) = torch.autograd.grad(nats.sum(), z)
+    assert bool(gradient.isfinite().all())
+    assert not gradient[~MASKED].any()
     once = sf.posterior_cross_entropy(z, X_T, x_0, GRAPH, zero_masking=zero_masking)
     torch.testing.assert_close(once, expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, 800.0, -800.0])
+def test_the_scale_of_scores_does_not_matter_when_traced(shift: float):
+    z = logits(V + 1, torch.float64).detach()
+
+    def loss(z: Tensor) -> Tensor:
+        return sf.posterior_cross_entropy(z, X_T, X_0, GRAPH).sum()
+
+    gradient, value = torch.func.grad_and_value(loss)(z + shift)
+    expected_gradient, expected = torch.func.grad_and_value(
+        lambda z: F.cross_entropy(z[MASKED][:, :V], X_0[MASKED], reduction="sum")
+    )(z)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_listed_rows_that_are_not_masked_have_no_entropy():
+    model, sigma = network(), NOISE.sigma(T)
+    rows = sf.ops.TouchedRows.at(torch.arange(0, B * L, 2))
+    for reduction in ("none", "mean"):
+        asked = CrossEntropyRequest(X_0, None, reduction, rows)
+        expected = asked.of_scores(model(X_T, sigma), X_T, sigma, GRAPH)
+        torch.testing.assert_close(model(X_T, sigma, asked), expected)
 
 
 @pytest.mark.parametrize(

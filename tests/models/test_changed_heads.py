@@ -1,5 +1,6 @@
 """A head that is not the plain layer gives log scores: losses, samples, bounds and gradients."""
 
+import re
 import warnings
 from collections.abc import Callable
 from types import MethodType
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import sedd_fast as sf
 from helpers.tiny_models import batch, gradients, tiny
+from sedd_fast.models import overrides
 from sedd_fast.models.interface import ReverseStepRequest, ScoreEntropyRequest, takes_request
 from sedd_fast.models.sedd import SEDD
 
@@ -76,6 +78,21 @@ class OtherFeatures(SEDD):
         return 2 * super().features(indices, sigma)
 
 
+class ColderCalls(SEDD):
+    def __call__(self, *inputs: Any) -> Tensor:
+        return super().__call__(*inputs) / 2
+
+
+class Colder(SEDD):
+    def _from_output(self, output: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:
+        return super()._from_output(output, indices, sigma) / 2
+
+
+def with_hook(model: SEDD) -> SEDD:
+    model.output_layer.register_forward_hook(lambda module, inputs, out: 3 * out.sigmoid())
+    return model
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -126,6 +143,11 @@ CHANGES: dict[str, Callable[[SEDD], SEDD | object]] = {
     "pruning": lambda m: prune.l1_unstructured(m.output_layer.linear, "weight", 0.5),
     "spectral norm": lambda m: parametrizations.spectral_norm(m.output_layer.linear),
     "a quantised weight": scale_weight,
+    "pre-hook on the network": lambda m: m.register_forward_pre_hook(
+        lambda module, inputs: (inputs[0], 2 * inputs[1])  # would drop a request
+    ),
+    "__call__": lambda m: as_class(ColderCalls, m),
+    "_from_output and a hook": lambda m: with_hook(as_class(Colder, m)),
     "hook on the network": lambda m: m.register_forward_hook(lambda module, inputs, out: out / 2),
     "_log_score": lambda m: as_class(ColderScores, m),
     "features": lambda m: as_class(OtherFeatures, m),
@@ -136,6 +158,10 @@ CHANGES: dict[str, Callable[[SEDD], SEDD | object]] = {
         m, "forward", lambda *inputs: SEDD.forward(m, *inputs) / 2
     ),
 }
+
+
+#: What does not answer a request from the log scores of a call, since it changes the call.
+SKIPPED = re.compile("instance|network|__call__")
 
 
 def changed(change: str) -> SEDD:
@@ -178,7 +204,7 @@ def test_losses_samples_and_bounds_are_those_of_the_log_scores(change: str, call
     torch.testing.assert_close(nats, expected_nats)
 
 
-@pytest.mark.parametrize("change", [c for c in CHANGES if "instance" not in c and "netw" not in c])
+@pytest.mark.parametrize("change", [c for c in CHANGES if not SKIPPED.search(c)])
 def test_a_request_is_answered_from_log_scores(change: str, calls: list[str]):
     model = changed(change)
     x_t, sigma, x_0, weight = batch(model)
@@ -195,6 +221,47 @@ def test_a_request_is_answered_from_log_scores(change: str, calls: list[str]):
     expected = sf.reverse_step(log_score, x_t, sigma, None, model.graph, "denoise", u=u)
     assert torch.equal(step, expected)
     assert FUSED.isdisjoint(calls)
+
+
+@pytest.mark.parametrize("kind", [ColderScores, OtherFeatures])
+@pytest.mark.parametrize("change", ["hook on the output layer", "another output layer"])
+def test_a_layer_called_by_parts_must_be_plain(kind: type[SEDD], change: str):
+    model = as_class(kind, tiny())
+    CHANGES[change](model)
+    with pytest.raises(ValueError, match="override _from_output instead"):
+        model(*batch(model)[:2])
+
+
+def test_a_forward_that_was_replaced_before_is_not_recorded(monkeypatch):
+    class Layer(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    overrides.record(Layer, "forward")
+    assert overrides.is_plain(Layer(2, 2), Layer)
+    monkeypatch.setattr(Layer, "forward", prune.identity)  # of another module
+    overrides.record(Layer, "forward")
+    assert not overrides.is_plain(Layer(2, 2), Layer)
+
+
+def test_a_changed_network_is_not_saved(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for change in ("lora", "spectral norm", "pruning", "a quantised weight"):
+            model = changed(change)
+            if change == "a quantised weight":  # a buffer of a subclass, not a plain attribute
+                weight = model.output_layer.linear.weight
+                model.output_layer.linear.weight = nn.Parameter(weight)
+            with pytest.raises(ValueError, match="load the result into a new network"):
+                model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+    class Other(SEDD):
+        def __init__(self, config: sf.SEDDConfig, bias: bool) -> None:
+            super().__init__(config)
+            self.more = nn.Linear(2, 2, bias=bias)
+
+    Other(tiny().config, True).save_pretrained(tmp_path / "saved")
 
 
 def test_a_step_at_listed_rows_keeps_the_others():

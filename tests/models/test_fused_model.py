@@ -137,7 +137,7 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-def test_wrapped_networks_are_found_and_the_wrapper_is_called(one_process, calls):
+def test_wrapped_networks_are_found_and_the_wrapper_is_called(one_process, calls, own_hooks):
     torch.compiler.reset()
     model = tiny()
     x_t, _, x_0, _ = batch(model)
@@ -251,7 +251,7 @@ def test_a_network_of_another_graph_computes_log_scores(calls):
     [(*kind, mode) for kind in KINDS for mode in ("exact", "paper")]
     + [("absorbing", True, "normalised")],
 )
-def test_a_bound_needs_no_log_scores(graph, scaled, mode, calls):
+def test_a_bound_needs_no_log_scores(graph, scaled, mode, calls, own_hooks):
     """The bound equals that from log scores, which only estimates of whole rows still need."""
     model = tiny(graph, scaled)
     x_0 = batch(model, size=5)[2]

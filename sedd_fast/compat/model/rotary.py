@@ -27,3 +27,6 @@ def rotate_half(x: Tensor) -> Tensor:
 def apply_rotary_pos_emb(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn packed (B, L, 3, heads, dim) queries and keys by the tables of :class:`Rotary`."""
     return torch.addcmul(qkv * cos, rotate_half(qkv), sin)
+
+
+_apply_rotary_pos_emb_torchscript = apply_rotary_pos_emb

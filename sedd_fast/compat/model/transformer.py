@@ -1,7 +1,7 @@
 """model.transformer: ``SEDD(config)`` built from the original's settings, and its layers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,9 @@ class EmbeddingLayer(layers.EmbeddingLayer):
     def __init__(self, dim: int, vocab_dim: int) -> None:
         super().__init__(dim, vocab_dim)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
 
 class DDiTBlock(layers.DDiTBlock):
     """A block on packed sequences of one length; attention is torch's, not flash-attn's."""
@@ -106,6 +109,9 @@ class DDiTBlock(layers.DDiTBlock):
         # The tables hold every angle twice, for queries, keys and values: (1, L, 3, 1, head_dim).
         cos, sin = (t[0, :, 0, :, : t.shape[-1] // 2] for t in rotary_cos_sin)
         return super().forward(x, c, (cos, sin))
+
+    def _get_bias_dropout_scale(self) -> Callable[..., Tensor]:
+        return get_bias_dropout_add_scale(self.training)
 
 
 class DDitFinalLayer(layers.DDitFinalLayer):
@@ -147,6 +153,9 @@ class SEDD(nn.Module):
         on_cuda = indices.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16) if on_cuda else nullcontext():
             return self.network(indices, sigma)
+
+    def _get_bias_dropout_scale(self) -> Callable[..., Tensor]:
+        return get_bias_dropout_add_scale(self.training)
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path, **hub: Any) -> "SEDD":
