@@ -120,7 +120,8 @@ def prepared() -> Iterator[None]:
     format_warning, last = warnings.formatwarning, logging.lastResort
     formatter = last.formatter if last else None
     for stream in streams:
-        stream.reconfigure(errors="backslashreplace")
+        with suppress(OSError):  # it is flushed first, and may be closed
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda *args, **given: visible(format_warning(*args, **given))
     if last:
         last.setFormatter(_VisibleFormatter())
