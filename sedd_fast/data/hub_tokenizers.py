@@ -1,5 +1,6 @@
 """Tokenizers of the `tokenizers` and `transformers` libraries, from files or the hub."""
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,13 +40,12 @@ class HubTokenizer:
     backend: "tokenizers.Tokenizer"
 
     def __post_init__(self) -> None:
-        model = self.backend.model
-        if not (self.backend.truncation or self.backend.padding or getattr(model, "dropout", None)):
+        if not (self.backend.truncation or self.backend.padding or _dropout(self.backend)):
             return
         backend = type(self.backend).from_str(self.backend.to_str())
         backend.no_truncation()
         backend.no_padding()
-        if getattr(backend.model, "dropout", None):
+        if _dropout(backend):
             backend.model.dropout = None
         object.__setattr__(self, "backend", backend)
 
@@ -113,9 +113,18 @@ class HubTokenizer:
 
 @dataclass(frozen=True)
 class TransformersTokenizer:
-    """Any tokenizer of the `transformers` library, also one without a fast version."""
+    """Any tokenizer of the `transformers` library, also one without a fast version.
+
+    As in :class:`HubTokenizer`, BPE dropout is not applied: a copy of `backend` is used without it.
+    """
 
     backend: Any
+
+    def __post_init__(self) -> None:
+        if _dropout(getattr(self.backend, "backend_tokenizer", None)):
+            backend = copy.deepcopy(self.backend)
+            backend.backend_tokenizer.model.dropout = None
+            object.__setattr__(self, "backend", backend)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "TransformersTokenizer":
@@ -169,6 +178,11 @@ class TransformersTokenizer:
 
     def save(self, directory: str | Path) -> None:
         write_marker(directory, self.backend.save_pretrained, kind="transformers")
+
+
+def _dropout(backend: Any) -> float | None:
+    """The rate of BPE dropout of a tokenizer of the `tokenizers` library."""
+    return getattr(getattr(backend, "model", None), "dropout", None)
 
 
 def _size(vocabulary: Mapping[str, int]) -> int:

@@ -57,6 +57,11 @@ def test_dropout_of_bpe_is_not_applied(tmp_path):
     backend(dropout=0.9).save(str(tmp_path / "tokenizer.json"))
     tokenizer, expected = load_tokenizer(tmp_path), backend().encode(TEXT).ids
     assert all(tokenizer.encode(TEXT) == expected for _ in range(20))
+    transformers = pytest.importorskip("transformers")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend(dropout=0.9))
+    tokenizer = TransformersTokenizer(fast)
+    assert all(tokenizer.encode(TEXT) == expected for _ in range(20))
+    assert fast.backend_tokenizer.model.dropout == pytest.approx(0.9)  # the caller's own object
 
 
 def words_with_holes():
