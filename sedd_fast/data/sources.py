@@ -24,8 +24,6 @@ from sedd_fast.data.libraries import explained
 BUILT_IN = "pydoc"
 _COLUMN = "text"
 _TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".csv", ".log", ".py", ".jsonl", ".json")
-#: Files of which `datasets` makes tables, and not a row of each line of text.
-_TABLES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".h5", ".hdf5"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +47,15 @@ class HubDataset:
         Raises:
             ValueError: not found, no such split or configuration, or no text column; says which.
         """
-        import datasets
-
         what = f"{self.name!r} (configuration {self.configuration}, split {self.split!r})"
         with loading(
             f"data: {what} is neither a file here nor a data set that could be loaded",
             "check the name, data.config, data.split, and the network",
         ):
-            loaded = datasets.load_dataset(
+            loaded = load_rows(
                 self.entry.path, self.configuration or self.entry.configuration,
                 split=self.split, streaming=self.streaming, cache_dir=cache_dir,
-                **_encoding(Path(self.entry.path).expanduser()), **self.entry.options,
+                **self.entry.options,
             )  # fmt: skip
         self.check_column(loaded)
         return loaded
@@ -190,10 +186,17 @@ def _expand(name: str) -> list[Path]:
     raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
 
 
-def _encoding(folder: Path) -> dict[str, str]:
-    """The option with which `datasets` reads the text files of a folder without byte order mark."""
-    names = {file.suffix for file in folder.rglob("*")} if folder.is_dir() else set()
-    return {"encoding": "utf-8-sig"} if ".txt" in names and not names & _TABLES else {}
+def load_rows(path: str, configuration: str | None = None, **options: Any) -> Any:
+    """`datasets.load_dataset`, which reads text files of a directory without byte order mark."""
+    import datasets
+
+    if Path(path).expanduser().is_dir():
+        builder = datasets.load_dataset_builder(
+            path, configuration, cache_dir=options.get("cache_dir")
+        )
+        if hasattr(builder.config, "keep_linebreaks"):  # the one that reads text by lines
+            options["encoding"] = "utf-8-sig"
+    return datasets.load_dataset(path, configuration, **options)
 
 
 def loading(what: str, remedy: str) -> AbstractContextManager[None]:
