@@ -11,6 +11,7 @@ built-in corpus is one document.
 """
 
 import glob
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -191,9 +192,8 @@ def load_rows(path: str, configuration: str | None = None, **options: Any) -> An
     import datasets
 
     if Path(path).expanduser().is_dir():
-        builder = datasets.load_dataset_builder(
-            path, configuration, cache_dir=options.get("cache_dir")
-        )
+        with tempfile.TemporaryDirectory() as cache:  # whose files could be within the directory
+            builder = datasets.load_dataset_builder(path, configuration, cache_dir=cache)
         if hasattr(builder.config, "keep_linebreaks"):  # the one that reads text by lines
             options["encoding"] = "utf-8-sig"
     return datasets.load_dataset(path, configuration, **options)
