@@ -131,7 +131,7 @@ class TransformersTokenizer:
         """Load by hub name or directory; ValueError with the remedy where that fails."""
         transformers = import_library("transformers", "transformers", f"tokenizer: {name!s}")
         with _explained(str(name), OSError, ValueError, KeyError):
-            backend = transformers.AutoTokenizer.from_pretrained(str(name))
+            backend = transformers.AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
         return cls(backend)
 
     @cached_property

@@ -168,8 +168,9 @@ def test_all_that_weights_and_states_hold_is_read(zipped, tmp_path):
         "lr": [np.float64(0.1), np.float64(0.5)],
         "other": [{"a": (1, 2.5, None, "text", 10**30)}, torch.float16, torch.device("cpu")],
         "random": torch.get_rng_state(),
-        "small": torch.ones(2).to(torch.float8_e4m3fn),
     }
+    if zipped:  # the older format has no such numbers
+        content["small"] = torch.ones(2).to(torch.float8_e4m3fn)
     path = tmp_path / "state.pt"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     found = load_pickle(path, legacy=True)
