@@ -11,9 +11,10 @@ built-in corpus is one document.
 """
 
 import glob
+import reprlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ class HubDataset:
                 raise ValueError(
                     f"data.text_column: row {number} of the data set {self.name!r}, counted from "
                     f"0 as rows are read, has {type(text).__name__} in column "
-                    f"{self.text_column!r}, not text: {text!r:.40}; choose a column of text, or "
+                    f"{self.text_column!r}, not text: {reprlib.repr(text)}; choose a column of text, or "
                     "convert this one"
                 )
             yield detokenizer(text) if detokenizer else text
@@ -199,8 +200,13 @@ def load_rows(path: str, configuration: str | None = None, **options: Any) -> An
     return datasets.load_dataset(path, configuration, **options)
 
 
-def loading(what: str, remedy: str) -> AbstractContextManager[None]:
+@contextmanager
+def loading(what: str, remedy: str) -> Iterator[None]:
     """Explain an error of `datasets` that keeps it from loading a data set."""
     from datasets.exceptions import DatasetsError
 
-    return explained(what, remedy, OSError, ValueError, RuntimeError, DatasetsError)
+    with explained(what, remedy, OSError, ValueError, RuntimeError, DatasetsError):
+        try:
+            yield
+        except StopIteration as error:  # of a file of JSON lines that is empty
+            raise ValueError("it holds no rows") from error

@@ -7,6 +7,7 @@ remedy.
 
 import math
 import random
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_ESTIMATES, _BITS = ("nats_per_token", "stderr"), ("bits_per_token", "bits_per_char")
 _WORDS, _WORD = 624, 2**32  # of numpy's Mersenne twister
 
 
@@ -89,10 +91,12 @@ def held_out(saved: Any) -> dict[str, Any] | None:
     if entry(saved, "held_out", _is_mapping_or_none, "an estimate or None") is None:
         return None
     found = mapping(saved, "held_out")
+    if unknown := found.keys() - {"step", *_ESTIMATES, *_BITS}:
+        raise ValueError(f"held_out: unknown entries {reprlib.repr(sorted(unknown))}")
     count(found, "step", "held_out")
-    for name in ("nats_per_token", "stderr"):
+    for name in _ESTIMATES:
         entry(found, name, lambda v: type(v) is float, "a number", "held_out")
-    for name in ("bits_per_token", "bits_per_char"):
+    for name in _BITS:
         entry(found, name, lambda v: v is None or type(v) is float, "a number or None", "held_out")
     return found
 

@@ -100,6 +100,19 @@ def test_a_text_that_is_no_unicode_is_named():
                 encode("a\ud800")
 
 
+@pytest.mark.parametrize("kind", ["tokenizers", "transformers"])
+def test_a_failure_of_the_library_names_the_tokenizer(kind):
+    made = Tokenizer(models.WordLevel({"a": 0}, unk_token="none"))
+    tokenizer, name = HubTokenizer(made), "WordLevel of 1 tokens"
+    if kind == "transformers":
+        transformers = pytest.importorskip("transformers")
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+        tokenizer, name = TransformersTokenizer(fast), "PreTrainedTokenizerFast|TokenizersBackend"
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_corpus([text])):
+        with pytest.raises(ValueError, match=rf"tokenizer: ({name}) failed \(WordLevel error"):
+            encode("b")
+
+
 def test_wrong_files_of_gpt2_and_a_byte_order_mark(tmp_path):
     backend().save(str(tmp_path / "plain.json"))
     marked = tmp_path / "marked.json"
