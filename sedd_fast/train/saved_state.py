@@ -101,9 +101,11 @@ def held_out(saved: Any) -> dict[str, Any] | None:
     return found
 
 
-def position(saved: Any, vocab_size: int) -> dict[str, Any]:
-    """The place in the training text: of blocks in memory, or of a stream."""
+def position(saved: Any, vocab_size: int, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The place in the training text, of blocks in memory or of a stream, with the keys of `like`."""
     found = mapping(saved, "data")
+    if found.keys() != like.keys():
+        raise ValueError(f"data: expected {', '.join(like)}, got {reprlib.repr(sorted(found))}")
     if "position" in found:
         count(found, "position", "data")
         return found

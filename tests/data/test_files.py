@@ -69,6 +69,12 @@ def test_a_byte_order_mark_before_a_saved_tokenizer(tmp_path):
     assert load_tokenizer(tmp_path) == ByteTokenizer()
 
 
+def test_a_saved_tokenizer_has_each_key_once(tmp_path):
+    (tmp_path / MARKER).write_text('{"kind": "bytes", "kind": "characters"}')
+    with pytest.raises(ValueError, match=r"tokenizer: .*sedd_tokenizer.json .*'kind' is there twice"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_another_encoding_is_named_with_the_remedy(encoding, tmp_path):
     path = tmp_path / "a.txt"
