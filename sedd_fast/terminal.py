@@ -111,7 +111,7 @@ def _encodable(text: str, stream: Any) -> str:
 
 @contextmanager
 def prepared() -> Iterator[None]:
-    """Let nothing that is printed fail for its characters, and no warning or log reach a terminal raw.
+    """Let nothing that is printed fail for its characters; show warnings and logs as `visible`.
 
     Streams, warnings and logging are as before at the end.
     """

@@ -190,9 +190,7 @@ def decode(ids: Sequence[int], tokenizer: Tokenizer, mask_index: int | None = No
         return REPLACEMENT if token >= tokenizer.vocab_size else ""
 
     runs = groupby(ids, key=special)
-    return "".join(
-        text * len(list(run)) if text else tokenizer.decode(run) for text, run in runs
-    )
+    return "".join(text * len(list(run)) if text else tokenizer.decode(run) for text, run in runs)
 
 
 def read_template(

@@ -108,8 +108,8 @@ class HubDataset:
                 raise ValueError(
                     f"data.text_column: row {number} of the data set {self.name!r}, counted from "
                     f"0 as rows are read, has {type(text).__name__} in column "
-                    f"{self.text_column!r}, not text: {reprlib.repr(text)}; choose a column of text, or "
-                    "convert this one"
+                    f"{self.text_column!r}, not text: {reprlib.repr(text)}; choose a column of "
+                    "text, or convert this one"
                 )
             yield detokenizer(text) if detokenizer else text
 

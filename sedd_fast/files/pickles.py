@@ -169,7 +169,7 @@ def _check_pickle(stream: BinaryIO) -> None:
         elif "UNICODE" in token:
             token = f"text:{argument}"
         elif token == "GLOBAL":
-            token = argument
+            token = str(argument)
             if _NAMED.fullmatch(token) is None:
                 raise pickle.UnpicklingError(token.replace(" ", "."))
         builds += token == "BUILD"
@@ -217,7 +217,9 @@ def check_weights(weights: Iterable[tuple[Any, Any]], path: Path) -> None:
     for name, value in weights:
         if type(value) not in (Tensor, nn.Parameter) or not isinstance(name, str):
             kind = type(value).__name__
-            raise ValueError(f"{path} must hold tensors by name, got {kind} for {reprlib.repr(name)}")
+            raise ValueError(
+                f"{path} must hold tensors by name, got {kind} for {reprlib.repr(name)}"
+            )
         plain = value.layout is torch.strided and not (value.is_quantized or value.is_nested)
         if not plain or value.device.type != "cpu" or not value.is_floating_point():
             raise ValueError(

@@ -37,7 +37,8 @@ def load_config(
         overrides: "section.key=value". Where the setting is text, the value is taken literally:
             `data.train=my #1 book.txt`. Its other forms are "[a.txt,b.txt]" (a list), "'[a].txt'"
             (text that looks like another form) and "null". Numbers are those of Python: 010 is 10.
-            Elsewhere YAML reads the value. In a YAML file text needs the quotes that YAML asks for, but `no` or `1984` stay text.
+            Elsewhere YAML reads the value. In a YAML file text needs the quotes that YAML asks for,
+            but `no` or `1984` stay text.
 
     Raises:
         ValueError: unknown key (with the close matches), wrong type, bad value, missing file;

@@ -102,7 +102,7 @@ def held_out(saved: Any) -> dict[str, Any] | None:
 
 
 def position(saved: Any, vocab_size: int, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The place in the training text, of blocks in memory or of a stream, with the keys of `like`."""
+    """The place in the training text, of blocks or of a stream, with the keys of `like`."""
     found = mapping(saved, "data")
     if found.keys() != like.keys():
         raise ValueError(f"data: expected {', '.join(like)}, got {reprlib.repr(sorted(found))}")
@@ -241,7 +241,7 @@ def _is_real(value: Any) -> bool:
     """Whether a value is a finite number, also one of numpy or in a tensor without dimensions."""
     if isinstance(value, Tensor):
         return value.dim() == 0 and value.is_floating_point() and bool(value.isfinite())
-    return isinstance(value, float) and math.isfinite(value) or _is_whole(value)
+    return (isinstance(value, float) and math.isfinite(value)) or _is_whole(value)
 
 
 def tensor(value: Any, like: Tensor, name: str) -> Tensor:

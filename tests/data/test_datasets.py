@@ -77,7 +77,7 @@ def test_a_full_disk_for_the_cache_of_tokens_is_known(rows, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     source = HubDataset(str(rows))
-    (rows / "train.jsonl").write_text(json.dumps({"text": "x" * 20_000}) + "\n")
+    (rows / "train.jsonl").write_text(json.dumps({"text": "x" * 20_000, "n": 1}) + "\n")
     loaded = source.load()
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))

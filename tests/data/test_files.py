@@ -71,7 +71,9 @@ def test_a_byte_order_mark_before_a_saved_tokenizer(tmp_path):
 
 def test_a_saved_tokenizer_has_each_key_once(tmp_path):
     (tmp_path / MARKER).write_text('{"kind": "bytes", "kind": "characters"}')
-    with pytest.raises(ValueError, match=r"tokenizer: .*sedd_tokenizer.json .*'kind' is there twice"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer: .*sedd_tokenizer.json .*'kind' is there twice"
+    ):
         load_tokenizer(tmp_path)
 
 

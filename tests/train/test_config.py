@@ -137,7 +137,8 @@ DEEP = "[" * 100_000
 @pytest.mark.parametrize(
     "line",
     [
-        DEEP, '{"step": 1, "loss": ' + DEEP, "[1]", '{"step": "1"}', '{"step": true}', '{"step": -1}',
+        DEEP, '{"step": 1, "loss": ' + DEEP, "[1]", '{"step": "1"}', '{"step": true}',
+        '{"step": -1}',
         '{"step": 1, "loss": "low"}', '{"step": 1, "loss": [1]}', '{"step": 1, "loss": NaN}',
         '{"step": ' + "1" * 5000 + "}", '{"step": 1, "loss": 1' + "0" * 400 + "}", '{"loss": 1.5}',
     ],
@@ -151,7 +152,8 @@ def test_lines_that_are_no_record_are_left_out(line, tmp_path):
 @pytest.mark.parametrize("text", [DEEP, "[1]", "{}", '{"finished": 1}', "1" * 5000, "\udcff", ""])
 def test_a_record_of_a_demo_that_is_none_is_no_demo(text, tmp_path):
     (tmp_path / "demo.json").write_bytes(text.encode(errors="surrogateescape"))
-    assert not (demo.is_interrupted(tmp_path) or demo.is_trained(tmp_path))
+    assert not demo.is_interrupted(tmp_path)
+    assert not demo.is_trained(tmp_path)
 
 
 def test_names_of_any_depth_are_shown():
