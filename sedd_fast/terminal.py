@@ -111,35 +111,33 @@ def _encodable(text: str, stream: Any) -> str:
 
 @contextmanager
 def prepared() -> Iterator[None]:
-    """Let nothing that is printed fail for its characters, and no warning reach a terminal raw.
+    """Let nothing that is printed fail for its characters; show warnings and logs as `visible`.
 
     Streams, warnings and logging are as before at the end.
     """
     streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     handlers = [stream.errors for stream in streams]
-    format_warning, last = warnings.formatwarning, logging.lastResort
-    formatter = last.formatter if last else None
+    format_warning, format_record = warnings.formatwarning, logging.StreamHandler.format
     for stream in streams:
         with suppress(OSError):  # it is flushed first, and may be closed
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda *args, **given: visible(format_warning(*args, **given))
-    if last:
-        last.setFormatter(_VisibleFormatter())
+
+    def visible_record(self: logging.Handler, record: logging.LogRecord) -> str:
+        line = format_record(self, record)
+        return line if isinstance(self, logging.FileHandler) else visible(line)
+
+    # The class, not the handlers: libraries add their own where they are imported.
+    logging.StreamHandler.format = visible_record  # type: ignore[method-assign]
     try:
         yield
     finally:
         warnings.formatwarning = format_warning
-        if last:
-            last.setFormatter(formatter)
+        logging.StreamHandler.format = format_record  # type: ignore[method-assign]
         flush()
         for stream, handler in zip(streams, handlers, strict=True):
             with suppress(OSError):  # it is flushed first, and may be closed
                 stream.reconfigure(errors=handler)
-
-
-class _VisibleFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
 
 
 def flush() -> bool:

@@ -17,6 +17,7 @@ from sedd_fast.train.config import load_config
 from sedd_fast.train.run_directory import RunDirectory
 
 _TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
+_ATTEMPTS = 3  # at an export that changes while it is read
 GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2's
 
 
@@ -83,10 +84,35 @@ def load_network(name: str, tokenizer: str | None, device: str, precision: Preci
 def load_any(
     name: str, tokenizer: str | None, device: str, precision: Precision
 ) -> Network | Baseline:
-    """As `load_network`, for a network of either kind."""
+    """As `load_network`, for a network of either kind.
+
+    A run that is training replaces its export; where that happened meanwhile it is read again.
+    """
     place = choose_device(device)
     if name == "":
         raise ValueError("--model: got an empty name; give a run directory or a hub name")
+    for _ in range(_ATTEMPTS):
+        before = _identity(name)
+        try:
+            return _load(name, tokenizer, place, precision)
+        except (OSError, ValueError):
+            if _identity(name) == before:
+                raise
+    return _load(name, tokenizer, place, precision)
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    """What tells the export of a run from the one that replaces it; None where there is none."""
+    try:
+        found = RunDirectory(Path(name).expanduser()).export.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
+
+
+def _load(
+    name: str, tokenizer: str | None, place: torch.device, precision: Precision
+) -> Network | Baseline:
     source = weights_of(name)
     model = networks.load(source, device=place)
     size = model.config.vocab_size

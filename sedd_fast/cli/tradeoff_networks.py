@@ -25,6 +25,7 @@ from sedd_fast.cli.output import progress
 from sedd_fast.cli.tradeoff_options import DEMO, MINUTES, TradeoffOptions
 from sedd_fast.data.blocks import BlockOrder
 from sedd_fast.data.corpus import pack
+from sedd_fast.data.prompts import decode
 from sedd_fast.data.sources import read_documents, split_documents
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.judge import Judge
@@ -117,8 +118,9 @@ def _of_runs(name: str, options: TradeoffOptions) -> Compared:
     train_tokens, held_out = _tokens(name, network, options.text or [])
     judge = Judge.from_pretrained(options.judge, network.device) if options.judge else None
     quality = Quality.of_text(
-        train_tokens, held_out, tokenizer.vocab_size, tokenizer.decode, budget, judge
-    )
+        train_tokens, held_out, model.config.vocab_size, partial(decode, tokenizer=tokenizer),
+        budget, judge,
+    )  # fmt: skip
     rows = spaced_rows(held_out, model.config.length, _BLOCKS)
     generator = torch.Generator().manual_seed(options.seed)
     about: dict[str, Any] = {

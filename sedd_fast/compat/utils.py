@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from sedd_fast.data.libraries import explained
 from sedd_fast.files.pickles import load_pickle, save_pickle
 from sedd_fast.models.checkpoint import RUN_CONFIG
+from sedd_fast.train import saved_state
 
 
 def load_hydra_config_from_run(load_dir: str | Path) -> Any:
@@ -52,17 +54,23 @@ def restore_checkpoint(
 
     If it does not, its directory is made, a warning is logged, and ``state`` is returned unchanged.
     Raises RuntimeError, with the keys, for weights that do not fit the model, and ValueError for a
-    file that is damaged.
+    file that is damaged, lacks one of them, or has a state that does not fit the optimizer or ema.
     """
     path = Path(ckpt_dir)
     if not path.exists():
         makedirs(path.parent)
         logging.getLogger(__name__).warning("no checkpoint at %s: starting anew", path)
         return state
-    saved = load_pickle(path, device=device)
-    for name, part in _parts(state).items():
-        part.load_state_dict(saved[name])
-    state["step"] = saved["step"]
+    saved, parts = load_pickle(path), _parts(state)
+    remedy = "give a file that save_checkpoint wrote for the same model and optimizer"
+    with explained(f"{path} does not hold a state of this run", remedy, ValueError):
+        step = saved_state.count(saved, "step")
+        states = {name: saved_state.mapping(saved, name) for name in parts}
+        if isinstance(parts["optimizer"], (torch.optim.Adam, torch.optim.AdamW)):
+            states["optimizer"] = saved_state.adam(saved, parts["optimizer"])
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
+    state["step"] = step
     return state
 
 

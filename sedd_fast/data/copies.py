@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_fast.data.datasets import NAMED
-from sedd_fast.data.sources import HubDataset, loading, read_documents
+from sedd_fast.data.sources import HubDataset, load_rows, loading, read_documents
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _SAVED = ("state.json", "dataset_dict.json")  # the files that save_to_disk leaves
@@ -62,7 +62,7 @@ def _load(source: HubDataset, path: Path) -> Any:
         return datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
     if any((path / name).is_file() for name in _SAVED):
         return datasets.load_from_disk(str(path))
-    return datasets.load_dataset(str(path), split=source.split)
+    return load_rows(str(path), split=source.split)
 
 
 def _select(saved: Any, split: str, path: Path) -> Any:

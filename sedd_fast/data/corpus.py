@@ -24,6 +24,7 @@ from sedd_fast.data.blocks import BlockOrder, Blocks, StreamOrder, fingerprint_o
 from sedd_fast.data.config import DataConfig
 from sedd_fast.data.sources import HubDataset, is_hub_name, read_documents, split_documents
 from sedd_fast.data.tokenizers import Tokenizer, make_tokenizer
+from sedd_fast.files.writing import as_os_error
 
 _log = logging.getLogger(__name__)
 
@@ -150,10 +151,11 @@ def cached_tokens(
     tokens = _read_tokens(path)
     if tokens is None:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_tokens(path, source.texts(dataset), tokenizer)
-        tokens = np.load(path, mmap_mode="r")
-        described = {"data": source.name, "fingerprint": fingerprint_of(tokens)}
-        path.with_suffix(".json").write_text(json.dumps(described) + "\n")
+        with as_os_error(path):
+            _write_tokens(path, source.texts(dataset), tokenizer)
+            tokens = np.load(path, mmap_mode="r")
+            described = {"data": source.name, "fingerprint": fingerprint_of(tokens)}
+            path.with_suffix(".json").write_text(json.dumps(described) + "\n")
     return tokens
 
 

@@ -1,5 +1,6 @@
 """Tokenizers of the `tokenizers` and `transformers` libraries, from files or the hub."""
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,13 +40,12 @@ class HubTokenizer:
     backend: "tokenizers.Tokenizer"
 
     def __post_init__(self) -> None:
-        model = self.backend.model
-        if not (self.backend.truncation or self.backend.padding or getattr(model, "dropout", None)):
+        if not (self.backend.truncation or self.backend.padding or _dropout(self.backend)):
             return
         backend = type(self.backend).from_str(self.backend.to_str())
         backend.no_truncation()
         backend.no_padding()
-        if getattr(backend.model, "dropout", None):
+        if _dropout(backend):
             backend.model.dropout = None
         object.__setattr__(self, "backend", backend)
 
@@ -74,6 +74,11 @@ class HubTokenizer:
             backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
         return cls(backend)
 
+    @property
+    def _name(self) -> str:
+        """The kind of its model, such as WordLevel, and its size."""
+        return f"{type(self.backend.model).__name__} of {self.vocab_size} tokens"
+
     @cached_property
     def vocab_size(self) -> int:
         return _size(self.backend.get_vocab(with_added_tokens=True))
@@ -93,16 +98,18 @@ class HubTokenizer:
         return digest("tokenizers", self.backend.to_str())
 
     def encode(self, text: str) -> list[int]:
-        with _surrogates_named([text]):
+        with _failures_named(self._name, [text]):
             return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
-        with _surrogates_named(texts):
+        with _failures_named(self._name, texts):
             encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.backend.decode(checked(ids, self.vocab_size), skip_special_tokens=False)
+        known = checked(ids, self.vocab_size)
+        with _failures_named(self._name):
+            return self.backend.decode(known, skip_special_tokens=False)
 
     def save(self, directory: str | Path) -> None:
         def also(folder: Path) -> None:
@@ -113,17 +120,30 @@ class HubTokenizer:
 
 @dataclass(frozen=True)
 class TransformersTokenizer:
-    """Any tokenizer of the `transformers` library, also one without a fast version."""
+    """Any tokenizer of the `transformers` library, also one without a fast version.
+
+    As in :class:`HubTokenizer`, BPE dropout is not applied: a copy of `backend` is used without it.
+    """
 
     backend: Any
+
+    def __post_init__(self) -> None:
+        if _dropout(getattr(self.backend, "backend_tokenizer", None)):
+            backend = copy.deepcopy(self.backend)
+            backend.backend_tokenizer.model.dropout = None
+            object.__setattr__(self, "backend", backend)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "TransformersTokenizer":
         """Load by hub name or directory; ValueError with the remedy where that fails."""
         transformers = import_library("transformers", "transformers", f"tokenizer: {name!s}")
         with _explained(str(name), OSError, ValueError, KeyError):
-            backend = transformers.AutoTokenizer.from_pretrained(str(name))
+            backend = transformers.AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
         return cls(backend)
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.backend, "name_or_path", "")) or type(self.backend).__name__
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
@@ -158,17 +178,23 @@ class TransformersTokenizer:
     def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
         # verbose=False: a whole book is longer than the tokenizer's own model takes, on purpose.
         options = {"add_special_tokens": False, "truncation": False, "padding": False}
-        with _surrogates_named(texts):
+        with _failures_named(self._name, texts):
             return self.backend(list(texts), **options, verbose=False)["input_ids"]
 
     def decode(self, ids: Iterable[int]) -> str:
         # A slow tokenizer may fail at an id between those of its tokens.
         known = [i for i in checked(ids, self.vocab_size) if i in self._ids]
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        return self.backend.decode(known, **options)
+        with _failures_named(self._name):
+            return self.backend.decode(known, **options)
 
     def save(self, directory: str | Path) -> None:
         write_marker(directory, self.backend.save_pretrained, kind="transformers")
+
+
+def _dropout(backend: Any) -> float | None:
+    """The rate of BPE dropout of a tokenizer of the `tokenizers` library."""
+    return getattr(getattr(backend, "model", None), "dropout", None)
 
 
 def _size(vocabulary: Mapping[str, int]) -> int:
@@ -181,14 +207,18 @@ def _byte_ids(vocabulary: Mapping[str, int]) -> frozenset[int]:
 
 
 @contextmanager
-def _surrogates_named(texts: Sequence[str]) -> Iterator[None]:
-    """A TypeError of the library as a ValueError, where a surrogate in a text is its cause."""
+def _failures_named(name: str, texts: Sequence[str] = ()) -> Iterator[None]:
+    """An error of a library as a ValueError with the tokenizer's name, or with a wrong text."""
+    what = f"tokenizer: {name} failed"
     try:
         yield
-    except TypeError:
+    except Exception as error:
         for text in texts:
             utf8(text)
-        raise
+        if isinstance(error, (MemoryError, TypeError)):
+            raise
+        with explained(what, "its files may not fit together; take another", Exception):
+            raise
 
 
 def load_from_hub(name: str) -> Tokenizer:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sedd_fast.data.basic_tokenizers import Tokenizer
+from sedd_fast.data.basic_tokenizers import REPLACEMENT, Tokenizer
 
 MASK = "[MASK]"
 LARGEST = 1_000_000  # tokens of a gap
@@ -179,11 +179,18 @@ def _prefix_lengths(
 
 
 def decode(ids: Sequence[int], tokenizer: Tokenizer, mask_index: int | None = None) -> str:
-    """The text of tokens that may hold masks."""
-    return "".join(
-        MASK * len(list(run)) if masked else tokenizer.decode(run)
-        for masked, run in groupby(ids, key=lambda token: token == mask_index)
-    )
+    """The text of tokens that may hold masks.
+
+    A network may have more tokens than its tokenizer: each of those is U+FFFD.
+    """
+
+    def special(token: int) -> str:
+        if token == mask_index:
+            return MASK
+        return REPLACEMENT if token >= tokenizer.vocab_size else ""
+
+    runs = groupby(ids, key=special)
+    return "".join(text * len(list(run)) if text else tokenizer.decode(run) for text, run in runs)
 
 
 def read_template(

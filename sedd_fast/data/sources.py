@@ -11,8 +11,10 @@ built-in corpus is one document.
 """
 
 import glob
+import reprlib
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,6 @@ from sedd_fast.data.libraries import explained
 BUILT_IN = "pydoc"
 _COLUMN = "text"
 _TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex", ".csv", ".log", ".py", ".jsonl", ".json")
-#: Files of which `datasets` makes tables, and not a row of each line of text.
-_TABLES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".xml", ".h5", ".hdf5"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,15 @@ class HubDataset:
         Raises:
             ValueError: not found, no such split or configuration, or no text column; says which.
         """
-        import datasets
-
         what = f"{self.name!r} (configuration {self.configuration}, split {self.split!r})"
         with loading(
             f"data: {what} is neither a file here nor a data set that could be loaded",
             "check the name, data.config, data.split, and the network",
         ):
-            loaded = datasets.load_dataset(
+            loaded = load_rows(
                 self.entry.path, self.configuration or self.entry.configuration,
                 split=self.split, streaming=self.streaming, cache_dir=cache_dir,
-                **_encoding(Path(self.entry.path).expanduser()), **self.entry.options,
+                **self.entry.options,
             )  # fmt: skip
         self.check_column(loaded)
         return loaded
@@ -110,8 +108,8 @@ class HubDataset:
                 raise ValueError(
                     f"data.text_column: row {number} of the data set {self.name!r}, counted from "
                     f"0 as rows are read, has {type(text).__name__} in column "
-                    f"{self.text_column!r}, not text: {text!r:.40}; choose a column of text, or "
-                    "convert this one"
+                    f"{self.text_column!r}, not text: {reprlib.repr(text)}; choose a column of "
+                    "text, or convert this one"
                 )
             yield detokenizer(text) if detokenizer else text
 
@@ -190,14 +188,25 @@ def _expand(name: str) -> list[Path]:
     raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
 
 
-def _encoding(folder: Path) -> dict[str, str]:
-    """The option with which `datasets` reads the text files of a folder without byte order mark."""
-    names = {file.suffix for file in folder.rglob("*")} if folder.is_dir() else set()
-    return {"encoding": "utf-8-sig"} if ".txt" in names and not names & _TABLES else {}
+def load_rows(path: str, configuration: str | None = None, **options: Any) -> Any:
+    """`datasets.load_dataset`, which reads text files of a directory without byte order mark."""
+    import datasets
+
+    if Path(path).expanduser().is_dir():
+        with tempfile.TemporaryDirectory() as cache:  # whose files could be within the directory
+            builder = datasets.load_dataset_builder(path, configuration, cache_dir=cache)
+        if hasattr(builder.config, "keep_linebreaks"):  # the one that reads text by lines
+            options["encoding"] = "utf-8-sig"
+    return datasets.load_dataset(path, configuration, **options)
 
 
-def loading(what: str, remedy: str) -> AbstractContextManager[None]:
+@contextmanager
+def loading(what: str, remedy: str) -> Iterator[None]:
     """Explain an error of `datasets` that keeps it from loading a data set."""
     from datasets.exceptions import DatasetsError
 
-    return explained(what, remedy, OSError, ValueError, RuntimeError, DatasetsError)
+    with explained(what, remedy, OSError, ValueError, RuntimeError, DatasetsError):
+        try:
+            yield
+        except StopIteration as error:  # of a file of JSON lines that is empty
+            raise ValueError("it holds no rows") from error

@@ -15,15 +15,14 @@ weights, and `load_tokenizer(directory)` reads it back. The mask state of an abs
 a token: it has index vocab_size, and only the graph knows of it.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from sedd_fast.data.basic_tokenizers import MARKER, ByteTokenizer, CharTokenizer, Tokenizer
-from sedd_fast.data.files import read_text
 from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer, load_from_hub
 from sedd_fast.data.libraries import explained
 from sedd_fast.files import checksums
+from sedd_fast.files.documents import read_json
 
 
 def make_tokenizer(spec: str, texts: Iterable[str] | None = None) -> Tokenizer:
@@ -79,11 +78,9 @@ def _load_directory(path: Path) -> Tokenizer:
 
 
 def _load_marked(path: Path) -> Tokenizer:
-    text = read_text(path / MARKER, "tokenizer")
-    wrong = f"tokenizer: {path / MARKER} is not valid JSON"
-    with explained(wrong, "check the file", ValueError, RecursionError):
-        fields = json.loads(text)
-    kind = fields.get("kind") if isinstance(fields, dict) else None
+    with explained("tokenizer: its directory cannot be read", "check the file", ValueError):
+        fields = read_json(path / MARKER)
+    kind = fields.get("kind")
     if kind == "characters":
         if not isinstance(characters := fields.get("characters"), str):
             raise ValueError(f"tokenizer: {path / MARKER} holds no characters; copy it again")

@@ -2,12 +2,18 @@
 
 torch.save writes a zip archive whose records carry a CRC-32, which torch.load does not read. Here
 every record is compared with it first. Unpickling accepts tensors and plain containers only
-(`weights_only`), so that a file from a stranger cannot run code.
+(`weights_only`), so that a file from a stranger cannot run code. The functions that a pickle calls
+are compared with a short list before: among those that torch allows are some that take any amount
+of memory, such as bytearray(10**12).
 """
 
 import contextlib
+import io
 import os
 import pickle
+import pickletools
+import re
+import reprlib
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +30,26 @@ _DIRECTORY = 0x10  # in a record's attributes; torch then reads nothing, and zip
 #: Tensors that share memory may together be so many times as large as their file. Tied weights
 #: share it; so could a small file that asks for more memory than there is.
 _SHARED = 16
+
+#: What a pickle may name: all that torch.save writes for tensors, plain data and numpy's numbers.
+_NAMED = re.compile(
+    r"torch(\.cuda)? \w+Storage|torch\.storage UntypedStorage|torch device"
+    r"|torch (bool|bfloat16|u?int\d+|float\d+\w*|complex\d+)"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)"
+    r"|collections OrderedDict|_codecs encode|numpy dtype|numpy\._?core\.multiarray scalar"
+)
+#: What must come next where a pickle names these, as torch.save writes it: a call without
+#: arguments, a short text, or the type of a number.
+_NEXT = {
+    "collections OrderedDict": re.compile("EMPTY_TUPLE"),
+    "_codecs encode": re.compile("text:.{0,64}", re.DOTALL),
+    "numpy dtype": re.compile("text:[bfiu][1248]"),
+    "numpy.core.multiarray scalar": re.compile("numpy dtype|REDUCE"),
+    "numpy._core.multiarray scalar": re.compile("numpy dtype|REDUCE"),
+    "torch.storage UntypedStorage": re.compile("text:.*", re.DOTALL),
+}
+_REFUSED = ("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
+_MOST_BUILDS = 1000  # each may copy a dictionary
 
 
 def save_pickle(content: Any, path: Path) -> None:
@@ -67,15 +93,13 @@ def load_pickle(
         old = legacy and not _is_archive(file)
         if not old:
             _verify(file, path, tensors)
+        _check_names(file, path, old)
     options: Any = {"map_location": device, "weights_only": True, "mmap": mmap and not old}
     try:
         with allow_numpy_scalars():
             content = torch.load(path, **options)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} was refused: it is damaged, or holds Python objects besides tensors, and "
-            "unpickling those can run any code; ask its author for a safetensors file"
-        ) from error
+        raise _refusal(path) from error
     except Exception as error:  # a wrong pickle makes torch raise almost any error
         raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
     if not isinstance(content, dict):
@@ -114,6 +138,56 @@ def _verify(file: BinaryIO, path: Path, tensors: bool) -> None:
         raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
 
 
+def _check_names(file: BinaryIO, path: Path, old: bool) -> None:
+    """ValueError where the pickles in a file name more than torch.save of plain data does."""
+    file.seek(0)
+    try:
+        if old:
+            for _ in range(5):  # magic number, version, system, content, names of the storages
+                _check_pickle(file)
+            return
+        with zipfile.ZipFile(file) as archive:
+            for record in archive.infolist():
+                if record.filename.lower().endswith("data.pkl"):  # torch ignores the case
+                    _check_pickle(io.BytesIO(archive.read(record)))
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, str(error)) from error
+    except Exception as error:  # what is no pickle makes pickletools raise many kinds
+        raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
+
+
+def _check_pickle(stream: BinaryIO) -> None:
+    memo: dict[Any, str] = {}
+    last, builds = "", 0
+    for code, argument, _ in pickletools.genops(stream):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = last
+            continue
+        token = code.name
+        if token in ("GET", "BINGET", "LONG_BINGET"):
+            token = memo.get(argument, token)
+        elif "UNICODE" in token:
+            token = f"text:{argument}"
+        elif token == "GLOBAL":
+            token = str(argument)
+            if _NAMED.fullmatch(token) is None:
+                raise pickle.UnpicklingError(token.replace(" ", "."))
+        builds += token == "BUILD"
+        if token in _REFUSED or builds > _MOST_BUILDS:
+            raise pickle.UnpicklingError(f"the operation {token}")
+        if last in _NEXT and _NEXT[last].fullmatch(token) is None:
+            raise pickle.UnpicklingError(last.replace(" ", "."))
+        last = token
+
+
+def _refusal(path: Path, name: str = "") -> ValueError:
+    found = f" ({reprlib.repr(name)})" if name else ""
+    return ValueError(
+        f"{path} was refused: it is damaged, or holds Python objects besides tensors{found}, and "
+        "unpickling those can run any code; ask its author for a safetensors file"
+    )
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -143,7 +217,9 @@ def check_weights(weights: Iterable[tuple[Any, Any]], path: Path) -> None:
     for name, value in weights:
         if type(value) not in (Tensor, nn.Parameter) or not isinstance(name, str):
             kind = type(value).__name__
-            raise ValueError(f"{path} must hold tensors by name, got {kind} for {name!r:.80}")
+            raise ValueError(
+                f"{path} must hold tensors by name, got {kind} for {reprlib.repr(name)}"
+            )
         plain = value.layout is torch.strided and not (value.is_quantized or value.is_nested)
         if not plain or value.device.type != "cpu" or not value.is_floating_point():
             raise ValueError(

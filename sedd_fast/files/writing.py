@@ -92,6 +92,8 @@ def as_os_error(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None and error.filename is None:  # as of a write to an open file
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        if re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy keeps no number
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     except Exception as error:
         number = _error_number(error)

@@ -8,6 +8,7 @@ In a training loop:
     ema.restore(model.parameters())                                     # and continue training
 """
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -90,10 +91,10 @@ class ExponentialMovingAverage:
             raise ValueError(f"state_dict lacks {sorted(missing)}: not the state of an EMA")
         decay, updates, saved = (state_dict[name] for name in _STATE)
         if not isinstance(decay, (int, float)) or not 0.0 <= decay <= 1.0:
-            raise ValueError(f"the saved EMA: decay must lie in [0, 1], got {decay!r:.80}")
+            raise ValueError(f"the saved EMA: decay must lie in [0, 1], got {reprlib.repr(decay)}")
         if updates is not None and not (isinstance(updates, int) and 0 <= updates < 2**63):
             raise ValueError(
-                f"the saved EMA: num_updates must be a count or None, got {updates!r:.80}"
+                f"the saved EMA: num_updates must be a count or None, got {reprlib.repr(updates)}"
             )
         check_shapes(saved, self.shadow_params, "the saved EMA")
         self.decay, self.num_updates = decay, updates

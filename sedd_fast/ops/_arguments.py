@@ -4,6 +4,7 @@ Each check names the argument, what came, what was expected and the remedy. Valu
 inside the operations (``sedd_fast.backends.values``): reading one here would synchronise a GPU.
 """
 
+import reprlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -52,7 +53,7 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """ValueError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r:.80}"
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {reprlib.repr(value)}"
         )
 
 

@@ -8,6 +8,7 @@ presets are plain YAML (sedd_fast/train/presets) and hold only what differs from
 """
 
 import difflib
+import reprlib
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -35,8 +36,9 @@ def load_config(
         files: YAML files, or run directories' config.yaml.
         overrides: "section.key=value". Where the setting is text, the value is taken literally:
             `data.train=my #1 book.txt`. Its other forms are "[a.txt,b.txt]" (a list), "'[a].txt'"
-            (text that looks like another form) and "null". Elsewhere YAML reads the value. In a
-            YAML file text needs the quotes that YAML asks for, but `no` or `1984` stay text.
+            (text that looks like another form) and "null". Numbers are those of Python: 010 is 10.
+            Elsewhere YAML reads the value. In a YAML file text needs the quotes that YAML asks for,
+            but `no` or `1984` stay text.
 
     Raises:
         ValueError: unknown key (with the close matches), wrong type, bad value, missing file;
@@ -69,7 +71,7 @@ def config_from_dict(*layers: Mapping[str, Any]) -> TrainConfig:
             if name not in _SECTIONS:
                 merged[name] = _typed(_setting(name), value)
             elif isinstance(value, Mapping):
-                own = {key: _typed(_setting(f"{name}.{key}"), v) for key, v in value.items()}
+                own = {key: _typed(_setting(_dotted(name, key)), v) for key, v in value.items()}
                 merged[name] = merged.get(name, {}) | own
             else:
                 raise ValueError(f"{name}: expected settings under it, as in {name}.KEY=VALUE")
@@ -85,10 +87,15 @@ _SETTINGS: dict[str, Field[Any]] = {
 }
 
 
-def _setting(name: str) -> tuple[str, Field[Any]]:
+def _dotted(section: str, key: Any) -> str:
+    return f"{section}.{key if isinstance(key, str) else reprlib.repr(key)}"
+
+
+def _setting(name: Any) -> tuple[str, Field[Any]]:
     """A setting's dotted name and its field; ValueError where there is none of that name."""
     if name not in _SETTINGS:
-        raise ValueError(f"unknown setting {name!r:.80}; {_suggest(str(name))}")
+        known = _suggest(name if isinstance(name, str) else "")
+        raise ValueError(f"unknown setting {reprlib.repr(name)}; {known}")
     return name, _SETTINGS[name]
 
 
@@ -115,11 +122,17 @@ def _is_text(keys: tuple[str, ...]) -> bool:
     return name in _SETTINGS and str in kinds(_SETTINGS[name])
 
 
+def _is_literal(keys: tuple[str, ...]) -> bool:
+    """Whether a setting takes text or numbers: YAML 1.1 reads 010 as 8 and 1:30 as 90."""
+    name = ".".join(keys)
+    return name in _SETTINGS and any(kind in (str, int, float) for kind in kinds(_SETTINGS[name]))
+
+
 def _read_file(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"config: no file {str(path)!r}; presets are {', '.join(PRESETS)}")
     try:
-        settings = read_yaml(Path(path), _is_text)
+        settings = read_yaml(Path(path), _is_literal)
     except ValueError as error:
         raise ValueError(f"config: {path} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
@@ -137,7 +150,7 @@ def _parse_override(text: str) -> Any:
         if _is_text(keys):
             parsed = text_value(value, lists=list[str] in kinds(_SETTINGS[name]))
         else:
-            parsed = parse_yaml(value, lambda below: _is_text((*keys, *below)))
+            parsed = parse_yaml(value, lambda below: _is_literal((*keys, *below)))
     except ValueError as error:
         raise ValueError(f"override: cannot read {text!r} as YAML: {error}") from error
     for key in reversed(keys):

@@ -208,11 +208,13 @@ def _record(report: DemoReport, run: TrainResult) -> dict[str, Any]:
 
 
 def _finished(path: Path) -> bool | None:
-    """What the record in the directory says; None where it holds no demo."""
+    """What the record in the directory says; None where it holds no demo, or no such record."""
     try:
-        return json.loads((path / RECORD).read_text(encoding="utf-8"))["finished"]
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
+    finished = record.get("finished") if isinstance(record, dict) else None
+    return finished if isinstance(finished, bool) else None
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

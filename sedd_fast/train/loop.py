@@ -345,7 +345,9 @@ class Trainer:
         with saved_state.blamed_on(checkpoint / "state.pt"):
             step, elapsed = saved_state.progress(saved, self.run.steps()[-1])
             window, held_out = saved_state.window(saved), saved_state.held_out(saved)
-            position = saved_state.position(saved, self.corpus.tokenizer.vocab_size)
+            position = saved_state.position(
+                saved, self.corpus.tokenizer.vocab_size, self.corpus.train.state_dict()
+            )
             self.learner.load_state_dict(saved, step)
             self.corpus.train.load_state_dict(position)
         self.step, self.elapsed, self._window = step, elapsed, window

@@ -108,7 +108,7 @@ def _without_writer_errors(hook: Callable[[Any], object]) -> Callable[[Any], obj
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that was cut off is left out.
+    """The records of a metrics.jsonl; a line that is no record, such as one cut off, is left out.
 
     Raises:
         ValueError: no such file.
@@ -118,9 +118,18 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         raise ValueError(f"metrics: no file {str(path)!r}; a run writes RUN_DIR/metrics.jsonl")
     records = []
     for line in split_lines(read_text(file, "metrics")):
-        with suppress(json.JSONDecodeError):
+        with suppress(ValueError, RecursionError):
             records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict) and "step" in record]
+    return [record for record in records if _is_record(record)]
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a value is an object of numbers, or null, with a count as "step"."""
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
+        return False
+    numbers = [value for value in record.values() if value is not None]
+    kinds = {type(value) for value in numbers} <= {int, float}
+    return kinds and all(abs(value) < 2**63 for value in numbers)
 
 
 def rewind(path: Path, step: int) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ remedy.
 
 import math
 import random
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_ESTIMATES, _BITS = ("nats_per_token", "stderr"), ("bits_per_token", "bits_per_char")
 _WORDS, _WORD = 624, 2**32  # of numpy's Mersenne twister
 
 
@@ -89,17 +91,21 @@ def held_out(saved: Any) -> dict[str, Any] | None:
     if entry(saved, "held_out", _is_mapping_or_none, "an estimate or None") is None:
         return None
     found = mapping(saved, "held_out")
+    if unknown := found.keys() - {"step", *_ESTIMATES, *_BITS}:
+        raise ValueError(f"held_out: unknown entries {reprlib.repr(sorted(unknown))}")
     count(found, "step", "held_out")
-    for name in ("nats_per_token", "stderr"):
+    for name in _ESTIMATES:
         entry(found, name, lambda v: type(v) is float, "a number", "held_out")
-    for name in ("bits_per_token", "bits_per_char"):
+    for name in _BITS:
         entry(found, name, lambda v: v is None or type(v) is float, "a number or None", "held_out")
     return found
 
 
-def position(saved: Any, vocab_size: int) -> dict[str, Any]:
-    """The place in the training text: of blocks in memory, or of a stream."""
+def position(saved: Any, vocab_size: int, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The place in the training text, of blocks or of a stream, with the keys of `like`."""
     found = mapping(saved, "data")
+    if found.keys() != like.keys():
+        raise ValueError(f"data: expected {', '.join(like)}, got {reprlib.repr(sorted(found))}")
     if "position" in found:
         count(found, "position", "data")
         return found
@@ -164,19 +170,78 @@ def moments(saved: Any, like: Sequence[Tensor], step: int) -> dict[int, dict[str
         optimizer, "state", lambda v: isinstance(v, Mapping) and set(v) == set(numbers),
         f"the states of {len(numbers)} parameters", "optimizer",
     )  # fmt: skip
-    found = {}
-    for number, p in zip(numbers, like, strict=False):
-        where, own = f"optimizer.state.{number}", states[number]
-        if not isinstance(own, Mapping) or set(own) != {"step", *_MOMENTS}:
-            raise ValueError(f"{where}: expected step, exp_avg and exp_avg_sq, got {_shown(own)}")
-        steps = tensor(own["step"], torch.zeros((), dtype=torch.float32), f"{where}.step")
-        if not (1 <= float(steps) <= step and float(steps).is_integer()):
-            raise ValueError(f"{where}.step: expected 1 to {step}, got {float(steps):g}")
-        found[number] = {"step": steps}
-        found[number] |= {name: tensor(own[name], p, f"{where}.{name}") for name in _MOMENTS}
-        if bool((found[number]["exp_avg_sq"] < 0).any()):
-            raise ValueError(f"{where}.exp_avg_sq: expected squares, got a negative number")
-    return found
+    return {
+        number: _moments_of(states[number], p, step, f"optimizer.state.{number}", _MOMENTS)
+        for number, p in zip(numbers, like, strict=False)
+    }
+
+
+def _moments_of(
+    own: Any, like: Tensor, step: float, where: str, names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The state of one parameter: the number of its steps, up to `step`, and its moments."""
+    if not isinstance(own, Mapping) or set(own) != {"step", *names}:
+        raise ValueError(f"{where}: expected step, {', '.join(names)}, got {_shown(own)}")
+    steps = tensor(own["step"], torch.zeros((), dtype=torch.float32), f"{where}.step")
+    if not (1 <= float(steps) <= step and float(steps).is_integer()):
+        raise ValueError(f"{where}.step: expected 1 to {step}, got {float(steps):g}")
+    found = {name: tensor(own[name], like, f"{where}.{name}") for name in names}
+    for name, value in found.items():
+        if name.endswith("_sq") and bool((value < 0).any()):
+            raise ValueError(f"{where}.{name}: expected squares, got a negative number")
+    return {"step": steps, **found}
+
+
+def adam(saved: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an Adam or AdamW of any settings, for `optimizer.load_state_dict`.
+
+    Parameters may lack a state; options that `optimizer` does not have are left out.
+    """
+    given, groups = mapping(saved, "optimizer"), optimizer.state_dict()["param_groups"]
+
+    def accepts(value: Any) -> bool:
+        return type(value) is list and len(value) == len(groups)
+
+    entry(given, "param_groups", accepts, f"{len(groups)} groups", "optimizer")
+    checked, state = [], {}
+    states = entry(given, "state", lambda v: isinstance(v, Mapping), "a mapping", "optimizer")
+    for number, (group, own) in enumerate(zip(given["param_groups"], groups, strict=True)):
+        where = f"optimizer.param_groups.{number}"
+        entry(group, "params", own["params"].__eq__, f"{len(own['params'])} numbers", where)
+        checked.append({name: _option(group, name, own[name], where) for name in own})
+        names = _MOMENTS + (("max_exp_avg_sq",) if checked[-1]["amsgrad"] else ())
+        parameters = optimizer.param_groups[number]["params"]
+        for at, p in zip(own["params"], parameters, strict=True):
+            if at in states:
+                moments = dict(states[at]) if isinstance(states[at], Mapping) else states[at]
+                if isinstance(moments, dict) and type(moments.get("step")) in (int, float):
+                    moments["step"] = torch.tensor(float(moments["step"]))  # as torch 1.11 wrote
+                state[at] = _moments_of(moments, p, math.inf, f"optimizer.state.{at}", names)
+    if len(state) != len(states):
+        raise ValueError("optimizer.state: it has states of parameters that are not there")
+    return {"state": state, "param_groups": checked}
+
+
+def _option(group: Mapping[str, Any], name: str, own: Any, within: str) -> Any:
+    """An option of a group of parameters, of the kind of `own`; `own` where it is not there."""
+    if name == "params" or name not in group:
+        return own
+    if own is None or isinstance(own, bool):
+        return entry(group, name, lambda v: v is None or type(v) is bool, "a bool", within)
+    if isinstance(own, tuple):
+
+        def is_pair(value: Any) -> bool:
+            return type(value) in (list, tuple) and all(map(_is_real, value)) and len(value) == 2
+
+        return tuple(entry(group, name, is_pair, "two finite numbers", within))
+    return entry(group, name, _is_real, "a finite number", within)
+
+
+def _is_real(value: Any) -> bool:
+    """Whether a value is a finite number, also one of numpy or in a tensor without dimensions."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and value.is_floating_point() and bool(value.isfinite())
+    return (isinstance(value, float) and math.isfinite(value)) or _is_whole(value)
 
 
 def tensor(value: Any, like: Tensor, name: str) -> Tensor:

@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 
+from sedd_fast.models import networks
+
 MODEL = "RUN"  # stands for the run of the fixture
 
 GOOD = '{"text": "the cat sat on a mat."}\n'
@@ -107,6 +109,25 @@ def test_what_is_there_is_kept_until_there_is_something_new(run_dir, call, folde
     assert (folder / "old.json").read_text() == kept
     assert call(*arguments).code == 0
     assert json.loads((folder / "old.json").read_text())["blocks"] == 2
+
+
+def test_an_export_that_is_replaced_meanwhile_is_read_again(run_dir, call, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    read, calls = networks.load, []
+
+    def replaced(source, **options):
+        calls.append(source)
+        if len(calls) > 1:
+            return read(source, **options)
+        shutil.copytree(run / "export", run / "new")
+        shutil.rmtree(run / "export")
+        (run / "new").rename(run / "export")
+        raise FileNotFoundError(f"{source} holds no config.json")
+
+    monkeypatch.setattr(networks, "load", replaced)
+    assert call("sample", "--model", str(run), "--steps", "2").code == 0
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])

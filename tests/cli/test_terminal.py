@@ -183,8 +183,13 @@ def test_warnings_and_log_lines_are_shown_so():
         shown = warnings.formatwarning(f"hidden {HOSTILE}", UserWarning, "file", 1)
         record = logging.LogRecord("x", logging.WARNING, "f", 1, HOSTILE, None, None)
         logged = logging.lastResort.format(record)
+        library = logging.StreamHandler()  # that a library adds when it is imported
+        library.setFormatter(logging.Formatter("[library] %(message)s"))
+        logged += library.format(record)
+    assert "[library] " in logged
     assert not OBEYED.search(shown + logged)
     assert warnings.formatwarning is before
+    assert logging.lastResort.format(record) == HOSTILE
 
 
 class Closed(io.RawIOBase):

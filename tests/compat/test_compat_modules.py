@@ -146,6 +146,45 @@ def test_load_model_reads_a_run_whose_learning_rate_is_a_numpy_number(tmp_path):
     assert utils.restore_checkpoint(path, {**state, "step": 0}, CPU)["step"] == 1
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_state_that_does_not_fit_is_refused_with_its_file(amsgrad, tmp_path):
+    def made():
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, amsgrad=amsgrad, fused=True)
+        ema = ExponentialMovingAverage(model.parameters(), 0.9)
+        return {"model": model, "optimizer": optimizer, "ema": ema, "step": 0}
+
+    def trained(state):
+        state["optimizer"].zero_grad()
+        state["model"](torch.ones(1, 3)).sum().backward()
+        state["optimizer"].step()
+        return {**state, "step": state["step"] + 1}
+
+    first, path = trained(made()), tmp_path / "checkpoint.pth"
+    utils.save_checkpoint(path, first)
+    saved = torch.load(path, weights_only=True)
+    again = trained(utils.restore_checkpoint(path, made(), CPU))
+    assert again["step"] == 2
+    assert torch.equal(again["model"].weight, trained(first)["model"].weight)
+    wrong = [{name: value for name, value in saved.items() if name != left} for left in saved]
+    wrong += [saved | {"step": "1"}, saved | {"optimizer": []}, saved | {"ema": {"decay": 1}}]
+    changes = [("exp_avg", torch.zeros(1)), ("exp_avg_sq", torch.zeros(2, 3).half())]
+    changes += [("step", torch.zeros(1)), ("exp_avg", None), ("max_exp_avg_sq", torch.zeros(4))]
+    for name, value in changes:
+        bad = copy.deepcopy(saved)
+        bad["optimizer"]["state"][0][name] = value
+        wrong.append(bad)
+    for name, value in (("lr", "fast"), ("betas", (1.0,)), ("fused", 3), ("params", [0, 1, 2])):
+        bad = copy.deepcopy(saved)
+        bad["optimizer"]["param_groups"][0][name] = value
+        wrong.append(bad)
+    for content in wrong:
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"checkpoint\.pth does not hold a state"):
+            utils.restore_checkpoint(path, made(), CPU)
+
+
 @pytest.mark.parametrize("form", ["omegaconf", "dict", "nested", "struct"])
 def test_model_takes_settings_in_any_form(form):
     config = settings()

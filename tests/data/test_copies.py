@@ -88,6 +88,9 @@ def test_errors_name_the_remedy(tmp_path, monkeypatch):
         named_rows("c4")
     with pytest.raises(ValueError, match="no file"):
         named_rows("ptb", copy=tmp_path / "none.txt")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"--data: .*empty.jsonl could not be read .*no rows"):
+        named_rows("ptb", copy=tmp_path / "empty.jsonl")
     (tmp_path / "bad.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match=r"--data: .*bad.parquet could not be read"):
         named_rows("ptb", copy=tmp_path / "bad.parquet")

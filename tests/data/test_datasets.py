@@ -1,6 +1,9 @@
 """Hugging Face data sets from a local directory: the Hub is not asked."""
 
+import errno
 import json
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import torch
 
 from sedd_fast.data.blocks import StreamOrder
 from sedd_fast.data.config import DataConfig
-from sedd_fast.data.corpus import load_corpus, pack
+from sedd_fast.data.corpus import cached_tokens, load_corpus, pack
 from sedd_fast.data.sources import HubDataset
 from sedd_fast.data.tokenizers import ByteTokenizer
 
@@ -67,6 +70,25 @@ def test_a_damaged_cache_of_tokens_is_written_again(rows, tmp_path, caplog):
         missing.unlink()
         assert load_corpus(config, length=16).train.blocks.tokens[0] == ord("r")
         assert (tokens.read_bytes(), described.read_bytes()) == whole
+
+
+def test_a_full_disk_for_the_cache_of_tokens_is_known(rows, tmp_path):
+    """numpy's own error has no number: 20001 requested and 5000 written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    source = HubDataset(str(rows))
+    (rows / "train.jsonl").write_text(json.dumps({"text": "x" * 20_000, "n": 1}) + "\n")
+    loaded = source.load()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        with pytest.raises(OSError, match="No space left") as caught:
+            cached_tokens(loaded, source, ByteTokenizer(), str(tmp_path / "cache"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.ENOSPC
+    assert str(tmp_path / "cache") in caught.value.filename
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_data_set_with_a_validation_split(rows, tmp_path):

@@ -50,11 +50,31 @@ def test_byte_order_marks_in_a_folder_that_datasets_reads(tmp_path, monkeypatch)
         assert list(source.texts(source.load())) == ["one\u2028two", "three"] * 2
 
 
+@pytest.mark.parametrize("beside", ["info.json", "rows.csv", ".cache/x.json"])
+def test_byte_order_marks_beside_files_of_other_kinds(beside, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "texts"
+    (folder / beside).parent.mkdir(parents=True)
+    (folder / beside).write_text("{}")
+    (folder / "test.txt").write_bytes(MARK + b"one\ntwo\n")
+    source = HubDataset(str(folder), split="test")
+    assert list(source.texts(source.load())) == ["one", "two"]
+    assert named_rows("lm1b", copy=folder) == ["one", "two"]
+
+
 def test_a_byte_order_mark_before_a_saved_tokenizer(tmp_path):
     ByteTokenizer().save(tmp_path)
     (tmp_path / MARKER).write_bytes(MARK + (tmp_path / MARKER).read_bytes())
     (tmp_path / "tokenizer.sha256").unlink()
     assert load_tokenizer(tmp_path) == ByteTokenizer()
+
+
+def test_a_saved_tokenizer_has_each_key_once(tmp_path):
+    (tmp_path / MARKER).write_text('{"kind": "bytes", "kind": "characters"}')
+    with pytest.raises(
+        ValueError, match=r"tokenizer: .*sedd_tokenizer.json .*'kind' is there twice"
+    ):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -57,6 +57,11 @@ def test_dropout_of_bpe_is_not_applied(tmp_path):
     backend(dropout=0.9).save(str(tmp_path / "tokenizer.json"))
     tokenizer, expected = load_tokenizer(tmp_path), backend().encode(TEXT).ids
     assert all(tokenizer.encode(TEXT) == expected for _ in range(20))
+    transformers = pytest.importorskip("transformers")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend(dropout=0.9))
+    tokenizer = TransformersTokenizer(fast)
+    assert all(tokenizer.encode(TEXT) == expected for _ in range(20))
+    assert fast.backend_tokenizer.model.dropout == pytest.approx(0.9)  # the caller's own object
 
 
 def words_with_holes():
@@ -93,6 +98,19 @@ def test_a_text_that_is_no_unicode_is_named():
         for encode in (tokenizer.encode, lambda text, own=tokenizer: own.encode_corpus([text])):
             with pytest.raises(ValueError, match=r"character 1 is '\\ud800', a surrogate"):
                 encode("a\ud800")
+
+
+@pytest.mark.parametrize("kind", ["tokenizers", "transformers"])
+def test_a_failure_of_the_library_names_the_tokenizer(kind):
+    made = Tokenizer(models.WordLevel({"a": 0}, unk_token="none"))
+    tokenizer, name = HubTokenizer(made), "WordLevel of 1 tokens"
+    if kind == "transformers":
+        transformers = pytest.importorskip("transformers")
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+        tokenizer, name = TransformersTokenizer(fast), "PreTrainedTokenizerFast|TokenizersBackend"
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_corpus([text])):
+        with pytest.raises(ValueError, match=rf"tokenizer: ({name}) failed \(WordLevel error"):
+            encode("b")
 
 
 def test_wrong_files_of_gpt2_and_a_byte_order_mark(tmp_path):

@@ -85,6 +85,16 @@ def test_marks_are_the_lengths_of_decoded_prefixes(kind):
                 assert found.marks == expected, (name, whole)
 
 
+def test_tokens_that_only_the_network_has_are_replacements():
+    tokenizer = ByteTokenizer()
+    ids = [*b"ab", 257, 300, *b"c", 320, 257]
+    known = torch.tensor([True, False, True, False, False, False, True])
+    (found,) = decode_samples(torch.tensor([ids]), known, tokenizer, 320)
+    assert found.text == "ab\ufffd\ufffdc[MASK]\ufffd"
+    assert found.tokens == ids
+    assert found.marks == [(0, 1), (2, 3), (11, 12)]
+
+
 def test_a_long_run_of_byte_tokens_is_decoded_as_a_whole():
     tokenizer = HubTokenizer(DECODERS["llama"]())
     day = [tokenizer.backend.token_to_id(f"<0x{byte:02X}>") for byte in "日".encode()]

@@ -8,6 +8,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,6 +124,60 @@ def test_wrong_pickles_are_refused(tmp_path, content, message):
     path = tmp_path / "state.pt"
     path.write_bytes(content)
     assert message in refused(path, legacy=True)
+
+
+def called(function: bytes, *arguments: bytes) -> bytes:
+    """A pickle of {"model": function(*arguments)}; an argument is pickled already."""
+    name = b"X\x05\0\0\0model"
+    return b"\x80\x02}" + name + b"c" + function + b"\n(" + b"".join(arguments) + b"tRs."
+
+
+LARGE = b"\x8a\x05" + (10**10).to_bytes(5, "little")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        called(b"builtins\nbytearray", LARGE),
+        called(b"__builtin__\nbytearray", LARGE),
+        called(b"builtins\nset", b"]"),
+        called(b"torch\nTensor", LARGE),
+        called(b"torch\nFloatTensor", LARGE),
+        called(b"torch\nSize", b"]"),
+        called(b"torch.storage\nUntypedStorage", LARGE),
+        called(b"collections\nOrderedDict", b"]"),
+        called(b"_codecs\nencode", b"X\x64\0\0\0" + b"a" * 100, b"X\x05\0\0\0utf-8"),
+        called(b"numpy\ndtype", b"X\x0b\0\0\0V2000000000", b"\x89", b"\x88"),
+        b"\x80\x02}" + b"}b" * 2000 + b".",
+    ],
+)
+def test_pickles_that_take_any_memory_are_refused(legacy, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("it was loaded"))
+    path = tmp_path / "state.pt"
+    path.write_bytes(content if legacy else archive(content).replace(b"data.pkl", b"DATA.pkl"))
+    assert "holds Python objects besides tensors" in refused(path, legacy=True)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_all_that_weights_and_states_hold_is_read(zipped, tmp_path):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).bfloat16()
+    content = {
+        "model": network.state_dict(),
+        "weight": torch.nn.Parameter(torch.randn(2, 2)),
+        "lr": [np.float64(0.1), np.float64(0.5)],
+        "other": [{"a": (1, 2.5, None, "text", 10**30)}, torch.float16, torch.device("cpu")],
+        "random": torch.get_rng_state(),
+    }
+    if zipped:  # the older format has no such numbers
+        content["small"] = torch.ones(2).to(torch.float8_e4m3fn)
+    path = tmp_path / "state.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    found = load_pickle(path, legacy=True)
+    assert found.keys() == content.keys()
+    assert found["lr"] == content["lr"]
+    assert equal(dict(found["model"]), dict(content["model"]))
+    assert found["model"]._metadata == content["model"]._metadata
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

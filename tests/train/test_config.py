@@ -1,16 +1,22 @@
 """Settings: presets, files, overrides, and the messages for wrong ones."""
 
+import json
 from dataclasses import FrozenInstanceError, asdict, replace
+from pathlib import Path
 
 import pytest
 
+from sedd_fast.files.pickles import check_weights
 from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.ema import ExponentialMovingAverage
+from sedd_fast.train import demo
 from sedd_fast.train.config import (
     PRESETS,
     config_from_dict,
     load_config,
     save_config,
 )
+from sedd_fast.train.metrics import read_metrics
 from sedd_fast.train.settings import TrainConfig, TrainingSection
 
 
@@ -123,3 +129,43 @@ def test_uniform_graph_does_not_scale_by_sigma():
 )
 def test_when_a_run_is_over(minutes, step, seconds, over):
     assert TrainingSection(n_iters=10, max_minutes=minutes).is_over(step, seconds) is over
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        DEEP, '{"step": 1, "loss": ' + DEEP, "[1]", '{"step": "1"}', '{"step": true}',
+        '{"step": -1}',
+        '{"step": 1, "loss": "low"}', '{"step": 1, "loss": [1]}', '{"step": 1, "loss": NaN}',
+        '{"step": ' + "1" * 5000 + "}", '{"step": 1, "loss": 1' + "0" * 400 + "}", '{"loss": 1.5}',
+    ],
+)  # fmt: skip
+def test_lines_that_are_no_record_are_left_out(line, tmp_path):
+    whole = {"step": 3, "loss": 2.5, "bits_per_char": None}
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n{json.dumps(whole)}\n{line}\n")
+    assert read_metrics(tmp_path / "metrics.jsonl") == [whole]
+
+
+@pytest.mark.parametrize("text", [DEEP, "[1]", "{}", '{"finished": 1}', "1" * 5000, "\udcff", ""])
+def test_a_record_of_a_demo_that_is_none_is_no_demo(text, tmp_path):
+    (tmp_path / "demo.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert not demo.is_interrupted(tmp_path)
+    assert not demo.is_trained(tmp_path)
+
+
+def test_names_of_any_depth_are_shown():
+    name = ()
+    for _ in range(100_000):
+        name = (name,)
+    for layer in ({name: 1}, {"optim": {name: 1}}, {"optim": {"lr": name}}):
+        with pytest.raises(ValueError, match=r"unknown setting|optim\.lr"):
+            config_from_dict(layer)
+    with pytest.raises(ValueError, match="must hold tensors by name"):
+        check_weights([(name, 1)], Path("weights.bin"))
+    ema = ExponentialMovingAverage([], 0.5)
+    for state in ({"decay": name}, {"num_updates": name}):
+        with pytest.raises(ValueError, match="the saved EMA"):
+            ema.load_state_dict({**ema.state_dict(), **state})

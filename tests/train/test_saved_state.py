@@ -247,10 +247,21 @@ def test_random_states(run):
 
 def test_position_in_a_stream():
     good = {"data": {"epoch": 0, "documents": 3, "pending": [0, 4]}}
-    assert saved_state.position(good, 5) == good["data"]
+    assert saved_state.position(good, 5, good["data"]) == good["data"]
     for key, value in (("epoch", -1), ("documents", 0.5), ("pending", [5]), ("pending", [-1])):
         with pytest.raises(ValueError, match=f"data.{key}"):
-            saved_state.position({"data": {**good["data"], key: value}}, 5)
+            saved_state.position({"data": {**good["data"], key: value}}, 5, good["data"])
+    for other in ({"position": 3}, {**good["data"], "more": 1}):
+        with pytest.raises(ValueError, match="data: expected epoch, documents, pending, got"):
+            saved_state.position({"data": other}, 5, good["data"])
+
+
+def test_an_estimate_with_another_entry_is_refused():
+    figures = {"nats_per_token": 1.0, "stderr": 0.1, "bits_per_token": 1.4, "bits_per_char": None}
+    good = {"held_out": {"step": 3, **figures}}
+    assert saved_state.held_out(good) == good["held_out"]
+    with pytest.raises(ValueError, match=r"held_out: unknown entries \['more'\]"):
+        saved_state.held_out({"held_out": {**good["held_out"], "more": 1.0}})
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,9 @@ def test_text_is_literal_on_the_command_line(name):
         ("[my #1.txt, 1984,no ]", ["my #1.txt", "1984", "no"]),
         ("['a, b.txt', \"c\\u00e9\", [1].txt]", None),
         ("['a, b.txt', \"c\\u00e9\",]", ["a, b.txt", "cé"]),
+        ("[" + " " * 20_000 + "[]", None),
+        ("[" + "a  " * 20_000 + "'" + " " * 20_000 + "[]", None),
+        ("[  a  b , 'c'  ]", ["a  b", "c"]),
         ("'my #1.txt'", "my #1.txt"),
         ("'[a.txt]'", "[a.txt]"),
         ("'it''s'", "it's"),
@@ -55,6 +58,18 @@ def test_lists_are_those_of_settings_that_take_one():
     for value in ("[a", "[a, b"):
         with pytest.raises(ValueError, match=r"the list is not closed; quote a name"):
             given("data.train", value)
+
+
+def test_numbers_are_those_of_python(tmp_path):
+    for text, value in (("010", 10), ("1_000", 1000), (" 7 # steps", 7)):
+        assert load_config(overrides=[f"training.n_iters={text}"]).training.n_iters == value
+        (tmp_path / "a.yaml").write_text(f"training:\n  n_iters: {text}\n  max_minutes: {text}\n")
+        section = load_config(files=[tmp_path / "a.yaml"]).training
+        assert (section.n_iters, section.max_minutes) == (value, value)
+    for text in ("1:30", "0x10", "0b1", "010:00", "yes"):
+        for name in ("training.n_iters", "training.max_minutes", "optim.lr"):
+            with pytest.raises(ValueError, match=f"{name}: expected"):
+                load_config(overrides=[f"{name}={text}"])
 
 
 def test_no_value():
