@@ -95,7 +95,8 @@ def _setting(name: Any) -> tuple[str, Field[Any]]:
     """A setting's dotted name and its field; ValueError where there is none of that name."""
     if name not in _SETTINGS:
         known = _suggest(name if isinstance(name, str) else "")
-        raise ValueError(f"unknown setting {reprlib.repr(name)}; {known}")
+        shown = f"{name!r:.80}" if isinstance(name, str) else reprlib.repr(name)
+        raise ValueError(f"unknown setting {shown}; {known}")
     return name, _SETTINGS[name]
 
 
