@@ -22,9 +22,15 @@ from torch import Tensor
 
 from sedd_fast.evaluate.diversity import distinct_ngrams, unigram_entropy
 from sedd_fast.evaluate.judge import Judge
+from sedd_fast.evaluate.standard_error import student_factor
 from sedd_fast.progress import Report
 
 ORDERS = (1, 2, 3, 4)
+
+
+def _covering(stderr: Tensor, count: int) -> float:
+    """A standard error over ``count`` samples as :mod:`standard_error` defines it."""
+    return float(stderr * student_factor(torch.tensor(count - 1.0)))
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,9 @@ class GenerativePerplexity:
 
     @property
     def mean_of_exponentials_stderr(self) -> float:
-        """Its standard error over samples; NaN for one sample."""
+        """Its standard error over samples, for few by Student's t; NaN for one sample."""
         own = self._own()
-        return float(own.std() / math.sqrt(len(own))) if len(own) > 1 else math.nan
+        return _covering(own.std() / math.sqrt(len(own)), len(own)) if len(own) > 1 else math.nan
 
     @property
     def exponential_of_mean(self) -> float:
@@ -68,13 +74,13 @@ class GenerativePerplexity:
 
     @property
     def exponential_of_mean_stderr(self) -> float:
-        """Its standard error over samples, to first order (of a ratio of sums)."""
+        """Its standard error over samples, to first order (of a ratio of sums), likewise."""
         total, count = int(self.tokens.sum()), int(self.scored.sum())
         if count < 2:
             return math.nan
         rest = self.nats - self.tokens * (float(self.nats.sum()) / total)
-        spread = float(rest.square().sum().sqrt()) / total
-        return self.exponential_of_mean * spread * math.sqrt(count / (count - 1))
+        spread = rest.square().sum().sqrt() / total * math.sqrt(count / (count - 1))
+        return self.exponential_of_mean * _covering(spread, count)
 
     def _own(self) -> Tensor:
         return (self.nats[self.scored] / self.tokens[self.scored]).exp()
