@@ -141,7 +141,8 @@ def test_figures_in_any_encoding(encoding, streams, run_dir, text_file):
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_boxes_tables_and_training_in_ascii(is_terminal, streams):
+def test_boxes_tables_and_training_in_ascii(is_terminal, streams, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # the title is in one piece
     out, err = streams("ascii", is_terminal)
     output.results().print(Panel(Text("≤ █"), box=ROUNDED), output.pairs({"é": "±"}, ("", "")))
     with TrainingDisplay(f"runs/[red]x:smile:{HOSTILE}é"):
