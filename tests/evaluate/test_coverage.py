@@ -1,7 +1,7 @@
 """Bound +- 1.96 stderr covers 95 % of estimates; the distributions that samples are drawn from."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,15 +27,6 @@ CASES = [
     (ABSORBING, LOG_LINEAR, "normalised", 16, "antithetic"),
     (ABSORBING, LOG_LINEAR, "paper", 32, "stratified"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors here are so small that threads would only cost time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seeded(seed: int) -> torch.Generator:

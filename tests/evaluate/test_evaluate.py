@@ -1,7 +1,6 @@
 """likelihood_bound, evaluate_corpus: estimator, errors, invariances. Truth: test_toy_world."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -26,15 +25,6 @@ CASES = [(ABSORBING, "exact"), (ABSORBING, "normalised"), (ABSORBING, "paper"),
 each_case = pytest.mark.parametrize(
     ("graph", "mode"), CASES, ids=[f"{g.kind}-{m}" for g, m in CASES]
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors here are so small that threads would only cost time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -1,7 +1,5 @@
 """With exact scores, samplers must give back the data's distribution and bounds its likelihood."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -29,15 +27,6 @@ each_graph = pytest.mark.parametrize("graph", GRAPHS, ids=GRAPH_IDS)
 ON_A_GRID = ["analytic", "euler", "tau_leaping", "theta_trapezoidal"]
 each_method = pytest.mark.parametrize("method", ON_A_GRID)
 DRAWS = 20_000
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors here are so small that handing them to threads is most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -347,14 +347,6 @@ def test_a_quantised_network_samples_and_has_a_bound():
     assert not takes_request(quantised, model.graph, ReverseStepRequest)
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    store = f"file://{tmp_path / 'store'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 def test_the_head_may_be_sharded_by_itself(one_process, calls: list[str]):
     from torch.distributed.device_mesh import init_device_mesh

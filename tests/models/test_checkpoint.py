@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,17 +24,6 @@ CONFIGS = [
     SEDDConfig(11, noise_eps=1e-4, mlp_ratio=3, dropout=0.0, **TINY),
     SEDDConfig(11, "uniform", "geometric", sigma_max=9.0, scale_by_sigma=False, **TINY),
 ]
-
-
-@pytest.fixture
-def published(tmp_path) -> Path:
-    """A copy of a checkpoint of the original that a test may change."""
-    return Path(shutil.copytree(GOLDEN / "absorb-hf", tmp_path / "published"))
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    return Path(shutil.copytree(GOLDEN / "local-run", tmp_path / "run"))
 
 
 def same_weights(a: SEDD, b: SEDD) -> bool:

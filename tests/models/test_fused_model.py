@@ -128,15 +128,6 @@ def test_a_loss_mask_reaches_the_fused_head(calls):
     assert calls == ["linear_score_entropy_with_grad", "score_entropy"]
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    """A process group of one process, for wrappers that need it."""
-    store = f"file://{tmp_path / 'store'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_wrapped_networks_are_found_and_the_wrapper_is_called(one_process, calls, own_hooks):
     torch.compiler.reset()
     model = tiny()

@@ -1,7 +1,6 @@
 """Files that ask for too much or are of a wrong form: one line, and nothing is allocated."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,6 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 def read(request):
     """The functions that read a network."""
     return request.param
-
-
-@pytest.fixture
-def published(tmp_path) -> Path:
-    return Path(shutil.copytree(GOLDEN / "absorb-hf", tmp_path / "published"))
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    return Path(shutil.copytree(GOLDEN / "local-run", tmp_path / "run"))
 
 
 @pytest.fixture
