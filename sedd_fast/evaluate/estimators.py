@@ -16,8 +16,7 @@ from sedd_fast.evaluate.levels import Levels, noised
 from sedd_fast.evaluate.result import LikelihoodBound
 from sedd_fast.evaluate.standard_error import covering_error, total
 from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
-from sedd_fast.losses.score_entropy import entropy_of
-from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, evaluating
+from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer, evaluating
 from sedd_fast.ops import reverse_probs
 from sedd_fast.ops._arguments import check_choice, check_graph, check_tokens
 from sedd_fast.process.graphs import Graph
@@ -152,7 +151,7 @@ class Estimator:
         row_weight = weight[:, None].expand(x_0.shape)
         # The request leaves positions unsummed: they are added up in float64.
         request = ScoreEntropyRequest(x_0, row_weight)
-        return entropy_of(model, self.graph, x_t, sigma.float(), request).double().sum(-1)
+        return answer(model, self.graph, x_t, sigma.float(), request).double().sum(-1)
 
     def _reconstruction(
         self, model: ScoreModel, x_0: Tensor, place: Tensor, choice: Tensor, u: Tensor

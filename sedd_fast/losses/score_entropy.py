@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sedd_fast.losses.objective import NoisedBatch, Objective
-from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer
-from sedd_fast.process.graphs import Graph
+from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel
 
 
 @dataclass(frozen=True)
@@ -41,22 +40,3 @@ class ScoreEntropyLoss(Objective):
 
     def _loss(self, model: ScoreModel, noised: NoisedBatch) -> Tensor:
         return self._answered(ScoreEntropyRequest, model, noised, noised.level.sigma)
-
-
-def entropy_of(
-    model: ScoreModel, graph: Graph, x_t: Tensor, sigma: Tensor, asked: ScoreEntropyRequest
-) -> Tensor:
-    """Score entropy of a network at x_t, through its fused head where it has one.
-
-    Args:
-        model: ``(x_t (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``; one that takes requests
-            (:mod:`sedd_fast.models.interface`) never forms these.
-        graph: ``Absorbing(V)`` or ``Uniform(V)``.
-        x_t: (B, L) int64.
-        sigma: (B,), total noise of x_t.
-        asked: clean tokens, weights and reduction.
-
-    Returns:
-        nats: (B, L), or () for "mean" (over all positions) and "sum".
-    """
-    return answer(model, graph, x_t, sigma, asked)
