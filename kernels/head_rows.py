@@ -149,7 +149,6 @@ def _gather(
     tl.store(terms + 3 * rows + i, (factor * c).to(tl.float32), mask=inside)
 
     known = here & valid
-    clean = tl.where(known, clean, 0)
     f = tl.zeros([ROWS], tl.float32)
     if OPTIONS.with_bias:
         f = tl.load(bias + clean, mask=known, other=0.0).to(tl.float32)

@@ -132,6 +132,11 @@ def suite(names: str, seconds: str, *rest: str) -> Commands:
     return commands
 
 
+def operations(*rest: str, dtype: str = "bf16") -> Commands:
+    """The operations, half of whose positions are noised."""
+    return suite("ops", "1", "--dtype", dtype, "--masked", "0.5", *rest)
+
+
 def study(name: str, *rest: str) -> tuple[str, ...]:
     """A script of benchmarks/studies."""
     return ("-m", f"benchmarks.studies.{name}", *rest)
@@ -162,19 +167,17 @@ def head(machine: Machine) -> list[Command]:
 STEPS: dict[str, Step] = {
     "build": Step(60, "build for this GPU", build),
     "smoke": Step(150, "tests that touch everything once", smoke),
-    "ops": Step(
-        120,
-        "operations, no torch.compile",
-        suite("ops", "1", "--no-compile", "--dtype", "bf16,fp32"),
-    ),
+    "ops": Step(120, "operations in bf16, no torch.compile", operations("--no-compile")),
     "settings": Step(150, "settings of the row kernels", figures("row_settings")),
-    "head": Step(120, "head, widths of its blocks, graph replay", head),
     "counters": Step(140, "counters of the kernels (ncu)", figures("counters")),
+    "head": Step(120, "head, widths of its blocks, graph replay", head),
     "memcheck": Step(140, "compute-sanitizer, CUDA backend", memcheck),
+    "generation": Step(120, "generation: SEDD-small, GPT-2-small", figures("generation")),
+    "compiled": Step(240, "operations in bf16 with torch.compile", operations()),
     "rivals": Step(200, "head against torch.compile and others", suite("head", "2")),
-    "small": Step(180, "SEDD-small: training step, sampling", suite("small", "3")),
-    "compiled": Step(240, "operations with torch.compile", suite("ops", "1")),
-    "batch": Step(240, "largest batch of SEDD-small", figures("largest_batch")),
+    "batch": Step(180, "largest batch of SEDD-small, tokens a second", figures("largest_batch")),
+    "small": Step(180, "SEDD-small, one sequence", suite("small", "3")),
+    "fp32": Step(120, "operations in fp32", operations("--no-compile", dtype="fp32")),
     "tests": Step(560, "all GPU tests", tests),
     "sweep": Step(560, "over vocabularies and noise", then_choices(suite("sweep", "0.5"))),
     "runs": Step(300, "training step, sampling run", suite("train,sample", "4")),
@@ -182,7 +185,7 @@ STEPS: dict[str, Step] = {
 }
 PLANS: dict[str, tuple[str, ...]] = {
     "first": ("build", "smoke", "ops"),
-    "tune": ("settings", "head", "counters", "memcheck"),
-    "compare": ("rivals", "small", "compiled", "batch"),
+    "tune": ("settings", "counters", "head", "memcheck"),
+    "compare": ("generation", "compiled", "rivals", "batch", "small", "fp32"),
     "all": ("build", "tests", "compiled", "head", "batch", "sweep", "runs", "sanitizer"),
 }

@@ -139,9 +139,6 @@ def lines_of(part: dict[str, Any]) -> Iterable[str]:
     if "results" in part:
         yield from case_lines(part["results"])
         yield from (f"note: {remark}"[:200] for remark in part.get("remarks", []))
-    elif "largest_batch" in part:
-        found = ", ".join(f"{form} {batch}" for form, batch in part["largest_batch"].items())
-        yield f"largest batch, {part['dtype']}, {part['backend']}: {found}"
     else:
         yield from part.get("lines", [])
 

@@ -1,22 +1,28 @@
-"""The largest batch of SEDD-small that trains in a GPU's memory: fused head against dense scores.
+"""The largest batch of SEDD-small that trains in a GPU's memory, and tokens per second.
 
     python -m benchmarks.studies.largest_batch              # on the GPU, bf16, 1,024 tokens
     python -m benchmarks.studies.largest_batch --backend tiled --json batches.json
     python -m benchmarks.studies.largest_batch --device cpu --quick    # does it run?
 
-A training step (noise, network under autocast, loss, backward, AdamW) runs twice at every batch
-that is tried. Batches double until memory runs out; then a binary search follows. torch may use the
-fraction SHARE of the GPU's memory, because kernels and libraries that are loaded late need some.
+The fused head stands beside dense scores and the original formulas. A training step (noise, network
+under autocast, loss, backward, AdamW) runs twice at every batch that is tried. Batches double until
+memory runs out; a binary search follows, to within a sixteenth. torch may use the fraction SHARE of
+the GPU's memory, because kernels and libraries that are loaded late need some. Then each form is
+timed at the largest batch that all can train, and at its own.
 """
 
 import argparse
 import gc
+import statistics
 import sys
+import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 import sedd_fast as sf
+from benchmarks.contenders import baselines
 from benchmarks.harness.command import make_parser, output_file, positive_int, write_json
 from benchmarks.harness.config import DTYPES
 from benchmarks.suites.end_to_end import Training
@@ -27,7 +33,7 @@ SHARE = 0.95
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest batch up to ``most`` that fits; 0 where none does.
+    """The largest batch up to ``most`` that fits, to within a sixteenth; 0 where none does.
 
     ``fits`` is true up to some batch and false beyond.
     """
@@ -35,7 +41,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     while bad <= most and fits(bad):
         good, bad = bad, 2 * bad
     bad = min(bad, most + 1)
-    while bad - good > 1:
+    while bad - good > max(1, good // 16):
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good
@@ -64,6 +70,45 @@ def fitting(model: sf.SEDD, length: int, dtype: str, step: Step) -> Callable[[in
     return fits
 
 
+def original_formulas(run: Training) -> None:
+    """A training step by the original's formulas."""
+    graph, x_0 = run.model.graph, run.x_0
+
+    def loss(log_score: Tensor, sigma: Tensor, x_t: Tensor, weight: Tensor) -> Tensor:
+        return (weight * baselines.score_entropy(log_score, sigma, x_t, x_0, graph)).sum()
+
+    run.by_autograd(baselines.sample_transition, loss)
+
+
+#: The forms of a training step.
+FORMS: dict[str, Step] = {
+    "fused head": Training.fused,
+    "dense scores": Training.dense,
+    "original formulas": original_formulas,
+}
+
+
+def tokens_per_second(model: sf.SEDD, batch: int, dtype: str, step: Step, steps: int = 5) -> float:
+    """By the median time of a few training steps of that batch, after one to warm up."""
+    device, length = next(model.parameters()).device, model.config.length
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    x_0 = torch.randint(model.graph.vocab_size, (batch, length), device=device)
+    run, taken = Training(model, optimizer, x_0, dtype), []
+    for _ in range(steps + 1):
+        synchronise(device)
+        start = time.perf_counter()
+        step(run)
+        synchronise(device)
+        taken.append(time.perf_counter() - start)
+    return batch * length / statistics.median(taken[1:])
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def network(quick: bool) -> sf.SEDDConfig:
     """SEDD-small, or a tiny network."""
     if quick:
@@ -76,22 +121,47 @@ def measure(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     config = network(args.quick)
     model, length = sf.SEDD(config).to(args.device).train(), config.length
-    found = {}
-    for form, step in (("fused head", Training.fused), ("dense scores", Training.dense)):
+    found: dict[str, int] = {}
+    speed: dict[str, dict[int, float]] = {}
+    for form, step in FORMS.items():
         with sf.use_backend(args.backend):
             found[form] = largest(fitting(model, length, args.dtype, step), args.most)
         reached = " or more" if found[form] == args.most else ""
-        print(f"{form:14} {found[form]:6,} sequences of {length:,} tokens{reached}", flush=True)
-        if args.json:
-            write(args, found)
+        print(f"{form:17} {found[form]:6,} sequences of {length:,} tokens{reached}", flush=True)
+        write(args, found, speed)
+    common = min(found.values())
+    for form, step in FORMS.items():
+        for batch in dict.fromkeys((common, found[form])) if common else ():
+            with sf.use_backend(args.backend):
+                made = tokens_per_second(model, batch, args.dtype, step)
+            speed.setdefault(form, {})[batch] = made
+            print(f"{form:17} {batch:6,} sequences: {made:,.0f} tokens a second", flush=True)
+            write(args, found, speed)
 
 
-def write(args: argparse.Namespace, found: dict[str, int]) -> None:
-    """Write the batches found so far, and what they hold for."""
+def write(
+    args: argparse.Namespace, found: dict[str, int], speed: dict[str, dict[int, float]]
+) -> None:
+    """Write the batches and speeds found so far, and what they hold for."""
+    if not args.json:
+        return
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
     record = {"gpu": gpu, "backend": args.backend, "dtype": args.dtype, "largest_batch": found}
-    record["share_of_memory"] = SHARE
+    record |= {
+        "share_of_memory": SHARE,
+        "tokens_per_second": speed,
+        "lines": lines_of(found, speed),
+    }
     write_json(args.json, record)
+
+
+def lines_of(found: dict[str, int], speed: dict[str, dict[int, float]]) -> list[str]:
+    """A line for every form: its largest batch, and tokens a second by batch."""
+    return [
+        f"{form}: largest batch {batch}"
+        + "".join(f"; {made:,.0f} tokens/s at {at}" for at, made in speed.get(form, {}).items())
+        for form, batch in found.items()
+    ]
 
 
 def main() -> int:

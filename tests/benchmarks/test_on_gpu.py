@@ -121,7 +121,14 @@ def test_every_command_is_one_that_its_program_takes(tmp_path):
                 assert "--json" not in words or '"--json"' in source.read_text()
                 studies.add(source.stem)
     assert measured == 7
-    assert studies == {"choices", "counters", "head_blocks", "largest_batch", "row_settings"}
+    assert studies == {
+        "choices",
+        "counters",
+        "generation",
+        "head_blocks",
+        "largest_batch",
+        "row_settings",
+    }
 
 
 def test_the_build_leaves_the_cpu_module_out(tmp_path, monkeypatch):

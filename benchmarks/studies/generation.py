@@ -1,0 +1,157 @@
+"""Seconds to generate text on a GPU: SEDD-small beside the original formulas and GPT-2-small.
+
+    python -m benchmarks.studies.generation --json generation.json
+    python -m benchmarks.studies.generation --device cpu --quick    # does it run?
+
+Sequences of 1,024 tokens. The two SEDD contenders make 128 analytic steps and a denoising one with
+the same network under bf16 autocast; the original formulas form all scores and draw by Gumbel
+noise. GPT-2-small (of ``transformers``, in bf16, without it left out) makes one token a call with
+its key-value cache. All weights are random: that changes no time. Wall time, the GPU idle before
+and after; the median of ``--repeats`` runs after a short one.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sedd_fast as sf
+from benchmarks.contenders import baselines
+from benchmarks.harness.cases import Call
+from benchmarks.harness.command import (
+    make_parser,
+    output_file,
+    positive_int,
+    positive_ints,
+    write_json,
+)
+from benchmarks.studies.largest_batch import network
+from benchmarks.suites.end_to_end import SamplingRun
+
+
+def seconds(call: Call, device: str) -> float:
+    """Wall time of a call, until the device is idle again."""
+    synchronise(device)
+    start = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def sedd_runs(model: sf.SEDD, batch: int, steps: int) -> dict[str, Call]:
+    """The original formulas' loop, the network alone, and ours."""
+    run = SamplingRun(model, (batch, model.config.length), steps, "bf16")
+
+    def original(log_score: Tensor, x_t: Tensor, dsigma: Tensor, method: str) -> Tensor:
+        return baselines.reverse_step(log_score, x_t, dsigma, model.graph, method)
+
+    return {
+        "original formulas": lambda: run.eager(original),
+        "network and its scores alone": lambda: run.eager(lambda _, x_t, *rest: x_t),
+        "ours, fused head": lambda: run.ours(model),
+    }
+
+
+def gpt2(device: str, quick: bool) -> Any:
+    """GPT-2-small with random weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    size = {"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 101} if quick else {}
+    config = GPT2Config(bos_token_id=0, eos_token_id=0, **size)
+    return GPT2LMHeadModel(config).to(device, torch.bfloat16).eval()
+
+
+def generating(model: Any, batch: int, length: int) -> Call:
+    """``generate`` from one token to ``length``, drawing every token."""
+    start = torch.ones(batch, 1, dtype=torch.int64, device=model.device)
+    mask = torch.ones_like(start)
+
+    def generate() -> object:
+        return model.generate(
+            start, attention_mask=mask, do_sample=True, top_k=0, use_cache=True,
+            min_length=length, max_length=length, pad_token_id=0,
+        )  # fmt: skip
+
+    return generate
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A record for every contender and batch."""
+    torch.manual_seed(0)
+    config = network(args.quick)
+    sedd = sf.SEDD(config).to(args.device).eval()
+    autoregressive = gpt2(args.device, args.quick) if find_spec("transformers") else None
+    for batch in args.batches:
+        calls = {
+            name: (call, sedd_runs(sedd, batch, 2)[name])
+            for name, call in sedd_runs(sedd, batch, args.steps).items()
+        }
+        if autoregressive is not None:
+            of = (config.length, min(8, config.length))
+            calls["GPT-2-small, generate"] = tuple(  # type: ignore[assignment]
+                generating(autoregressive, batch, length) for length in of
+            )
+        for name, (call, short) in calls.items():
+            short()
+            taken = [seconds(call, args.device) for _ in range(args.repeats)]
+            yield {
+                "contender": name, "batch": batch, "length": config.length, "steps": args.steps,
+                "seconds": statistics.median(taken), "all_seconds": taken,
+            }  # fmt: skip
+
+
+def lines_of(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for every batch: seconds of each contender, and how many times those of ours."""
+    lines = []
+    for batch in dict.fromkeys(row["batch"] for row in rows):
+        of = {row["contender"]: row["seconds"] for row in rows if row["batch"] == batch}
+        own = of.get("ours, fused head")
+        shown = (
+            f"{name} {taken:.3g} s" + (f" ({taken / own:.2f} x ours)" if own else "")
+            for name, taken in of.items()
+        )
+        lines.append(f"batch {batch}: {'; '.join(shown)}")
+    return lines
+
+
+def main() -> int:
+    """Run the command; its exit status."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
+    parser.add_argument("--steps", type=positive_int, default=128, help="(%(default)s)")
+    parser.add_argument(
+        "--batches", type=positive_ints, default=(1, 32), metavar="N", help="(default: 1,32)"
+    )
+    parser.add_argument("--repeats", type=positive_int, default=3, help="(%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, to check that it runs")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write every time")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("torch sees no CUDA device; --device cpu --quick tries the code", file=sys.stderr)
+        return 2
+    if args.quick:
+        args.steps, args.batches = min(args.steps, 2), (1,)
+    found: list[dict[str, Any]] = []
+    for row in measure(args):
+        found.append(row)
+        print(f"{row['contender']}, batch {row['batch']}: {row['seconds']:.3g} s", flush=True)
+        if args.json:
+            write_json(args.json, {"lines": lines_of(found), "rows": found})
+    print("\n".join(lines_of(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
