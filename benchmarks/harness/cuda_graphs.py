@@ -103,8 +103,12 @@ def captured(call: Callable[[], object]) -> Iterator[torch.cuda.CUDAGraph]:
     main.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
-            made = call()
+        try:
+            with torch.cuda.graph(graph):
+                made = call()
+        except FAILURES:
+            restore_generator()
+            raise
         yield graph
         del made
     finally:
@@ -112,3 +116,13 @@ def captured(call: Callable[[], object]) -> Iterator[torch.cuda.CUDAGraph]:
         torch.cuda.synchronize()
         graph.reset()
         torch.cuda.empty_cache()
+
+
+def restore_generator() -> None:
+    """Capture next to nothing: after a capture that failed, torch's generator takes every later
+    draw for one of a capture, and refuses it, until a capture succeeds.
+    """
+    torch.cuda.set_stream(torch.cuda.default_stream())
+    torch.cuda.synchronize()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.empty(1, device="cuda").zero_()

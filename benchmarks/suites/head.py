@@ -30,6 +30,7 @@ from benchmarks.contenders.original import Original
 from benchmarks.contenders.rivals import Rivals
 from benchmarks.harness.cases import Call, Case, Contender, ours
 from benchmarks.harness.config import DTYPES, BenchmarkConfig
+from sedd_fast.ops import TouchedRows
 
 #: Number of positions on a CPU, unless others are asked for.
 POSITIONS = 1024
@@ -64,6 +65,15 @@ class HeadProblem:
         raw = F.linear(self.hidden, self.weight, self.bias).float()
         scale = torch.log(torch.expm1(self.sigma)) + math.log(self.graph.vocab_size)
         return (raw - scale[..., None]).scatter(-1, self.x_t[..., None], 0)
+
+    def rows(self) -> TouchedRows | None:
+        """On a GPU a list of the masked positions, made without counting them on the host; the
+        network counts them while its body runs.
+        """
+        if not self.hidden.is_cuda:
+            return None
+        positions = self.x_t.numel()
+        return sf.touched_rows(self.x_t, self.graph, self.row_weight, max_rows=positions // 2)
 
     def touched(self) -> Tensor:
         """Hidden states (R, H) of the masked positions."""
@@ -200,8 +210,9 @@ def gradient(rivals: Rivals, p: HeadProblem, chosen: Chosen) -> tuple[Contender,
     def fused(reduction: str) -> Call:
         def run() -> object:
             loss = sf.linear_score_entropy(
-                *p.leaves, *inputs, p.graph, row_weight=p.row_weight, reduction=reduction
-            )
+                *p.leaves, *inputs, p.graph, row_weight=p.row_weight, reduction=reduction,
+                rows=p.rows(),
+            )  # fmt: skip
             return torch.autograd.grad(loss.mean(), p.leaves)
 
         return run
@@ -239,7 +250,7 @@ def step(rivals: Rivals, p: HeadProblem, chosen: Chosen) -> tuple[Contender, ...
         return sf.reverse_step(scores, p.x_t, p.sigma, p.removed, p.graph)
 
     def fused() -> object:
-        return sf.linear_reverse_step(*p.leaves, p.x_t, p.sigma, p.removed, p.graph)
+        return sf.linear_reverse_step(*p.leaves, p.x_t, p.sigma, p.removed, p.graph, rows=p.rows())
 
     found = rivals.contenders(by(eager), by(plain)) if chosen.eager and chosen.slow else []
     found += ours(rivals.config, ", dense", by(dense))

@@ -94,7 +94,8 @@ def test_reverse_step_across_chunks(backend: Backend, graph: sf.Graph, method):
     graph = type(graph)(1300)
     token = graph.mask_index or 700
     row = torch.full((graph.dim,), -torch.inf, device=backend.device)
-    row[[0, 511, 512, 1023, 1024, 1299]] = torch.tensor([-3.0, -2, -2.5, -2, -3, -1])
+    scores = torch.tensor([-3.0, -2, -2.5, -2, -3, -1], device=backend.device)
+    row[[0, 511, 512, 1023, 1024, 1299]] = scores
     row[token] = 0
     u = uniforms(number(backend) // 20, backend.device)
     assert_distribution(draw(row, token, graph, method, u), distribution(row, token, graph, method))

@@ -110,10 +110,11 @@ def test_whether_a_token_moves_is_unchanged(backend: Backend, graph, method):
 
 @by_graph
 def test_states_equal_to_the_smallest_kept_one_are_kept(backend: Backend, graph):
-    inputs = moving(make_inputs(graph, torch.bfloat16, (1, backend.some(300, 4))))
-    steps = torch.arange(graph.dim) % 4  # four values, each many times
+    shape = (1, backend.some(300, 4))
+    inputs = moving(make_inputs(graph, torch.bfloat16, shape, device=backend.device))
+    steps = torch.arange(graph.dim, device=backend.device) % 4  # four values, each many times
     rows = (-0.5 * steps).bfloat16().expand_as(inputs.log_score).clone()
-    inputs = replace(inputs, log_score=rows.to(backend.device))
+    inputs = replace(inputs, log_score=rows)
     for top_p, most in ((1e-6, 0), (0.5, 1), (0.999, 3)):
         tokens = sf.reverse_step(*inputs.reverse(), "euler", u=inputs.u, top_p=top_p)
         drawn = tokens[tokens != inputs.x_t] % 4
