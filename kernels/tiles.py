@@ -15,8 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sedd_fast.kernels.rows import LOG2_E, exponential
-
 #: The score of a state that does not exist: its exponential is 0. It is finite, because the product
 #: is added to it.
 NO_SCORE = tl.constexpr(-1e30)
@@ -87,28 +85,6 @@ def halves(f, TIMES: tl.constexpr):
     return pieces
 
 
-@triton.jit
-def exp_of(f, c, HALF: tl.constexpr):
-    """exp(f + c), float32. HALF (16-bit operands): tl.exp2 is accurate enough."""
-    if HALF:
-        e = tl.exp2(f * LOG2_E + c * LOG2_E)
-    else:
-        e = exponential(f + c)
-    return e
-
-
-@triton.jit
-def row_dot(row, other, offset, stride, width, DEPTH: tl.constexpr):
-    """The dot product (float32) of a row with another one, which is rounded to the row's dtype."""
-    total = tl.zeros([DEPTH], tl.float32)
-    for begin in range(0, width, DEPTH):
-        k = begin + tl.arange(0, DEPTH)
-        h = tl.load(row + k, mask=k < width, other=0.0)
-        w = tl.load(other + offset + k.to(tl.int64) * stride, mask=k < width, other=0.0)
-        total += h.to(tl.float32) * w.to(h.dtype).to(tl.float32)
-    return tl.sum(total, 0)
-
-
 class MatmulTile(NamedTuple):
     """The tile of a program: its rows and states, the depth that is multiplied at a time, its
     warps, and how many depths are loaded in advance (Triton's num_stages).
@@ -142,10 +118,8 @@ class TileOptions(NamedTuple):
 
     Attributes:
         uniform: graph; else absorbing.
-        with_grad: whether the gradient is computed.
         halvings: how often a tile is halved; its pieces are in registers one after the other.
         even: whether ``depth`` divides the width.
-        half: operands of 16 bits.
         precision: of products of float32.
         dot_fp32: operands are converted to float32, because Triton's interpreter multiplies the
             bit patterns of bf16.
@@ -153,10 +127,8 @@ class TileOptions(NamedTuple):
     """
 
     uniform: bool
-    with_grad: bool
     halvings: int
     even: bool
-    half: bool
     precision: str
     dot_fp32: bool
     rows: int
@@ -184,15 +156,13 @@ class Operands(NamedTuple):
         rows, width = self.hidden.shape
         return Sizes(rows, len(self.weight), width, self.hidden.stride(0), *self.weight.stride())
 
-    def options(self, uniform: bool, with_grad: bool, piece: int) -> dict[str, Any]:
+    def options(self, uniform: bool, piece: int) -> dict[str, Any]:
         """Compile-time argument and launch options; pieces of at most ``piece`` states."""
         of, size = tile(self.hidden.dtype), self.hidden.element_size()
         known = TileOptions(
             uniform,
-            with_grad,
             halvings=max(0, (of.states // piece).bit_length() - 1),
             even=self.hidden.shape[1] % of.depth == 0,
-            half=size == 2,
             precision="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
             dot_fp32=triton.knobs.runtime.interpret and self.hidden.dtype == torch.bfloat16,
             rows=of.rows,

@@ -62,11 +62,11 @@ class Case:
 def backends(config: BenchmarkConfig, head: bool = False) -> tuple[str, ...]:
     """The backends to time: those asked for, else all that run here but the reference.
 
-    ``head``: only backends that have the operations on a linear head. "tiled" has no others.
+    ``head``: only backends that have the operations on a linear head.
     """
     names = config.backends
     if not names:
-        found = (*registry.preference(config.device), *(("tiled",) if head else ()))
+        found = registry.preference(config.device)
         fast = [n for n in found if registry.unavailable(n, config.device) is None]
         names = tuple(n for n in fast if n != "reference") or ("reference",)
     op, dtype = "linear_score_entropy", torch.float32

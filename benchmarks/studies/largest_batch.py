@@ -1,7 +1,6 @@
 """The largest batch of SEDD-small that trains in a GPU's memory, and tokens per second.
 
     python -m benchmarks.studies.largest_batch              # on the GPU, bf16, 1,024 tokens
-    python -m benchmarks.studies.largest_batch --backend tiled --json batches.json
     python -m benchmarks.studies.largest_batch --device cpu --quick    # does it run?
 
 The fused head stands beside dense scores and the original formulas. A training step (noise, network

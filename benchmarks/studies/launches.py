@@ -20,7 +20,7 @@ def launches_of(dtype: torch.dtype, vocab: int, transition: bool) -> "Iterator[L
     yield from reverse_launches(dtype, vocab)
     yield from head_launches(dtype, vocab)
     yield from sums_launches(dtype, vocab)
-    yield from tile_launches(dtype, vocab)
+    yield from head_step_launches(dtype, vocab)
     if transition:
         yield from transition_launches(vocab)
 
@@ -192,43 +192,28 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
         )
 
 
-def tile_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
-    """The tile-fused head of SEDD-small: a block with and without gradient, a step, both graphs."""
-    from sedd_fast.backends.dtypes import gradient_dtype
-    from sedd_fast.kernels import tiled_reverse_step as step
-    from sedd_fast.kernels import tiled_score_entropy as entropy
+def head_step_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """A step from the hidden states of SEDD-small, both graphs."""
+    from sedd_fast.kernels import linear_reverse_step as op
     from sedd_fast.kernels.tiles import Operands
 
-    rows, width, states = BATCH * LENGTH // 2, 768, 5376
+    rows, width = BATCH * LENGTH // 2, 768
     hidden, live = small(dtype, rows, width), small(torch.int64, 1)
-    tokens, term = small(torch.int64, rows), small(torch.float32, rows)
-    terms = entropy.RowTerms(tokens, tokens, *(term,) * 4)
-    sums = small(torch.float32, 64, rows)
-    made = small(gradient_dtype(dtype), rows, states), small(torch.float32, 64, states)
-    block = Operands(hidden, small(dtype, states, width), small(torch.float32, states), live)
+    tokens = small(torch.int64, rows)
     whole = Operands(hidden, small(dtype, vocab, width), small(torch.float32, vocab), live)
-    groups = step.GroupSums(
-        *(small(torch.float32, -(-vocab // step.group_states(dtype)), rows),) * 2
-    )
+    groups = op.GroupSums(*(small(torch.float32, -(-vocab // op.group_states(dtype)), rows),) * 2)
     sigma, of = small(torch.float64, BATCH), small(torch.int64)
     u = small(torch.float64, BATCH, LENGTH, 2)
     for uniform in (False, True):
-        process = GRAPHS[uniform], vocab, "euler", not uniform
-        reverse = ReverseInputs(of, sigma, sigma, u, *process)
-        total = small(torch.float32, width) if uniform else None
-        numbers = (small(torch.float64, rows),) * 2
+        reverse = ReverseInputs(of, sigma, sigma, u, GRAPHS[uniform], vocab, "euler", not uniform)
         for name, kernel, launch, arguments in (
-            ("loss", entropy._tiled_score_entropy, entropy.launch,
-             (block, terms, sums, None, 5376, uniform)),
-            ("with_grad", entropy._tiled_score_entropy, entropy.launch,
-             (block, terms, sums, made, 5376, uniform)),
-            ("rows", entropy._row_scores, entropy.launch_rows, (whole, terms, total, numbers)),
-            ("step", step._group_sums, step.launch_sums, (whole, tokens, groups, 0, uniform)),
-            ("draw", step._draw, step.launch_draw,
-             (whole, tokens, reverse, groups, of)),
-        ):  # fmt: skip
+            ("sums", op._group_sums, op.launch_sums, (whole, tokens, groups, 0, uniform)),
+            ("draw", op._draw, op.launch_draw, (whole, tokens, reverse, groups, of)),
+        ):
             yield Launch(
-                f"tiled {GRAPHS[uniform]} {name}", kernel, lambda f=launch, a=arguments: f(*a)
+                f"linear_reverse_step {GRAPHS[uniform]} {name}",
+                kernel,
+                lambda f=launch, a=arguments: f(*a),
             )
 
 

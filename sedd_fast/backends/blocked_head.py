@@ -45,7 +45,7 @@ class Block(NamedTuple):
         weight: (n, H), in that dtype too.
         bias: (n,) float32 or float64, contiguous.
         first: the state of column 0.
-        scores: (R, n) memory for the product, in its dtype, or None for a kernel that needs none.
+        scores: (R, n) memory for the product, in its dtype.
         gradient: (R, n) memory for the gradient, which may be ``scores``, or None for no gradient.
     """
 
@@ -53,7 +53,7 @@ class Block(NamedTuple):
     weight: Tensor
     bias: Tensor
     first: int
-    scores: Tensor | None
+    scores: Tensor
     gradient: Tensor | None
 
 
@@ -68,14 +68,10 @@ class Kernel:
     Attributes:
         run: forms the scores of a block and adds them to the sums of its rows. Where the block has
             memory for a gradient, it forms that and returns its sums over the rows, (n,).
-        stores_scores: whether it needs memory for the scores.
-        score_bytes: bytes of workspace that it takes for a score besides.
         empty: (shape, like, dtype) -> uninitialised memory on the device of ``like``.
     """
 
     run: Callable[[Block, EntropyRows], Tensor | None]
-    stores_scores: bool = True
-    score_bytes: float = 0.0
     empty: Callable[[tuple[int, ...], Tensor, torch.dtype], Tensor] = _empty
 
 
@@ -94,13 +90,12 @@ def losses_and_gradients(
     rows, shape = linear.read(entropy), linear.hidden.shape
     with_grad = grad_scale is not None
     grad_dtype = gradient_dtype(linear.dtype)
-    separate = with_grad and not (kernel.stores_scores and grad_dtype == linear.dtype)
-    score_bytes = kernel.score_bytes + kernel.stores_scores * linear.dtype.itemsize
-    score_bytes += separate * grad_dtype.itemsize
+    separate = with_grad and grad_dtype != linear.dtype
+    score_bytes = linear.dtype.itemsize + separate * grad_dtype.itemsize
     count, states = _sizes(linear, len(rows), entropy.vocab_size, needs, score_bytes)
 
     memory = count * states if len(rows) else 0
-    scores = kernel.empty((memory,), linear.hidden, linear.dtype) if kernel.stores_scores else None
+    scores = kernel.empty((memory,), linear.hidden, linear.dtype)
     gradient = kernel.empty((memory,), linear.hidden, grad_dtype) if separate else scores
     loss = linear.hidden.new_zeros(shape[:2].numel() + 1, dtype=torch.float64)
     of_hidden, of_weight, of_bias = _allocate(linear, entropy, needs, kernel, len(rows) > count)
@@ -117,8 +112,8 @@ def losses_and_gradients(
         for begin in range(0, entropy.vocab_size, states):
             at = slice(begin, min(begin + states, entropy.vocab_size))
             w = linear.weight[at].to(linear.dtype)  # (n, H)
-            f = None if scores is None else _view(scores, h, w)
-            g = _view(gradient, h, w) if with_grad and gradient is not None else None
+            f = _view(scores, h, w)
+            g = _view(gradient, h, w) if with_grad else None
             columns = kernel.run(Block(h, w, bias[at], begin, f, g), terms)
             if total is not None and g is not None:
                 accumulate(total, g, w.to(g.dtype), again=begin > 0)

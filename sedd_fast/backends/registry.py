@@ -33,7 +33,7 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
     "cuda": ("triton", "cuda", "reference"),
 }
 #: Every backend by name; a position in this tuple is the code that a forward hands its backward.
-BACKENDS: tuple[str, ...] = ("reference", "cpp", "triton", "cuda", "tiled")
+BACKENDS: tuple[str, ...] = ("reference", "cpp", "triton", "cuda")
 
 
 class BackendCode(int):

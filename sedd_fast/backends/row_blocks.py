@@ -42,12 +42,12 @@ def linear_reverse_step(linear: Linear, reverse: ReverseInputs, step: Step) -> T
 def rows_at_once(linear: Linear) -> int:
     """How many rows the workspace holds, or one; on a GPU whole tiles of them, or part of one."""
     rows = max(1, linear.workspace // (_stride(linear) * linear.dtype.itemsize))
-    if tiled(linear.hidden.device) and rows >= TILE_ROWS:
+    if is_tiled(linear.hidden.device) and rows >= TILE_ROWS:
         rows -= rows % TILE_ROWS
     return rows
 
 
-def tiled(device: torch.device) -> bool:
+def is_tiled(device: torch.device) -> bool:
     """Whether products there are cut into tiles of TILE_ROWS rows."""
     return device.type == "cuda"
 
@@ -57,10 +57,16 @@ def _stride(linear: Linear) -> int:
 
 
 def _product(linear: Linear, hidden: Tensor, out: Tensor) -> None:
-    """hidden @ weight.T + bias; a weight of another dtype is converted a part at a time."""
-    part = len(linear.weight) if linear.weight.dtype == linear.dtype else STATES
-    for begin in range(0, len(linear.weight), part):
-        at = slice(begin, begin + part)
+    """hidden @ weight.T + bias; a weight of another dtype is converted a part at a time.
+
+    On a GPU the states that remain of a multiple of ALIGNMENT are multiplied by themselves: cuBLAS
+    forms products of an odd number of states several times more slowly.
+    """
+    states = len(linear.weight)
+    even = states - states % ALIGNMENT if is_tiled(linear.hidden.device) else states
+    part = max(1, even) if linear.weight.dtype == linear.dtype else STATES
+    for begin in (*range(0, even, part), *range(even, states, ALIGNMENT)):
+        at = slice(begin, min(begin + part, even) if begin < even else states)
         weight, into = linear.weight[at].to(linear.dtype), out[:, at]
         if linear.bias is None:
             torch.mm(hidden, weight.T, out=into)

@@ -28,7 +28,7 @@ class CudaGraphNetwork(nn.Module):
     The first step of every shape, method and dtype is captured, together with the network's body.
     Replays read the parameters where they are, so changed weights take effect; a module that is
     replaced, or hooked, after the first step does not. Every position is a row of the head's
-    product, also one that cannot move (the backend "tiled" skips them).
+    product, also one that cannot move.
 
     Args:
         model: a network on a GPU that answers :class:`ReverseStepRequest`. On a CPU, in training

@@ -64,5 +64,5 @@ def test_rows_of_a_step_come_in_whole_tiles(fit, whole, monkeypatch):
     weight = torch.empty(1000, 8)
     linear = Linear(torch.empty(1, 1, 8), weight, None, None, weight.dtype, fit * 1024 * 4)
     assert row_blocks.rows_at_once(linear) == fit  # a CPU has no such tiles
-    monkeypatch.setattr(row_blocks, "tiled", lambda device: True)
+    monkeypatch.setattr(row_blocks, "is_tiled", lambda device: True)
     assert row_blocks.rows_at_once(linear) == whole

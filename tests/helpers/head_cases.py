@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sedd_fast as sf
-from helpers.op_cases import HEAD_BACKENDS, Inputs, make_inputs, naive_score_entropy, worst
+from helpers.op_cases import BACKENDS, Inputs, make_inputs, naive_score_entropy, worst
 from sedd_fast.backends.coefficients import log_expm1
 
 #: Marks of tests of the linear-head operations: run on every backend that has them.
 on_heads = [
     pytest.mark.usefixtures("has_heads"),
-    pytest.mark.parametrize("backend", HEAD_BACKENDS, ids=str, indirect=True),
+    pytest.mark.parametrize("backend", BACKENDS, ids=str, indirect=True),
 ]
 #: All defined pairs (graph, scale_by_sigma).
 HEADS = ((sf.Absorbing(11), True), (sf.Absorbing(11), False), (sf.Uniform(11), False))

@@ -32,7 +32,7 @@ class Backend:
     @property
     def interpreted(self) -> bool:
         """Whether its kernels run in Triton's interpreter, which takes milliseconds a position."""
-        return self.name in ("triton", "tiled") and self.device == "cpu"
+        return self.name == "triton" and self.device == "cpu"
 
     @property
     def raises(self) -> bool:
@@ -76,8 +76,6 @@ def gpu_backends(*names: str) -> list[Any]:
 
 #: Every conformance test runs on each of these.
 BACKENDS = backends()
-#: Backends for the operations on a linear head, the only ones that "tiled" implements.
-HEAD_BACKENDS = [*BACKENDS, *gpu_backends("tiled")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 METHODS = ("analytic", "euler", "denoise")
 GRAPHS = (sf.Absorbing(11), sf.Uniform(11))

@@ -10,6 +10,7 @@ Triton's interpreter takes milliseconds a position. Two markers therefore say wh
 """
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -94,9 +95,10 @@ def small_blocks(backend: Backend) -> Iterator[None]:
     if not backend.interpreted:
         yield
         return
+    from sedd_fast.kernels import linear_reverse_step, settings, tiles
     from sedd_fast.kernels import linear_score_entropy as head
-    from sedd_fast.kernels import settings, tiled_reverse_step, tiles
 
+    step = importlib.import_module("sedd_fast.backends.triton.linear_reverse_step")
     small = {2: settings.LaunchSettings(1, 2, 128), 4: settings.LaunchSettings(2, 2, 128)}
     tile = tiles.MatmulTile(rows=8, states=64, depth=16, warps=1, stages=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +106,8 @@ def small_blocks(backend: Backend) -> Iterator[None]:
         patch.setattr(settings, "SHORT", 0)
         patch.setattr(head, "TABLE", dict.fromkeys(head.TABLE, head.BlockTile(64, 4, 8, 2)))
         patch.setattr(tiles, "TABLE", dict.fromkeys(tiles.TABLE, tile))
-        patch.setattr(tiled_reverse_step, "GROUP", 32)
+        patch.setattr(linear_reverse_step, "GROUP", 32)
+        patch.setattr(step, "GROUPED", (torch.float32, *step.GROUPED))
         yield
 
 

@@ -11,7 +11,7 @@ from helpers.op_cases import Backend, gpu_backends, graph_id
 
 FAR = 2**62
 pytestmark = [
-    pytest.mark.parametrize("gpu", gpu_backends("triton", "tiled"), ids=str, indirect=True),
+    pytest.mark.parametrize("gpu", gpu_backends("triton"), ids=str, indirect=True),
     pytest.mark.operation("linear_score_entropy"),
 ]
 by_graph = pytest.mark.parametrize("graph", [sf.Absorbing(11), sf.Uniform(11)], ids=graph_id)

@@ -24,9 +24,9 @@ OPERATIONS = {
     "row_sums": (("test_row_sums",), ("triton",)),
     "linear_score_entropy": (
         ("test_linear_score_entropy", "test_linear_score_entropy_autograd"),
-        ("triton", "tiled"),
+        ("triton",),
     ),
-    "linear_reverse_step": (("test_linear_reverse_step",), ("triton", "tiled")),
+    "linear_reverse_step": (("test_linear_reverse_step",), ("triton",)),
 }
 DTYPED = ("score_entropy", "reverse_step", "row_sums", "linear_score_entropy")
 LAYOUTS = ("padded rows", "odd start", "transposed batch", "contiguous")

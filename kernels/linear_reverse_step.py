@@ -182,7 +182,7 @@ def launch_sums(
     if operands.grid() == (0,):
         return
     _group_sums[operands.grid()](
-        operands, x_t, groups, operands.sizes(), first, **operands.options(uniform, False, GROUP)
+        operands, x_t, groups, operands.sizes(), first, **operands.options(uniform, GROUP)
     )  # fmt: skip
 
 
