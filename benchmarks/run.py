@@ -79,6 +79,13 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--masked", type=float, default=0.35, help="fraction of positions noised (%(default)s)"
     )
     p.add_argument(
+        "--operations",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="TITLE",
+        help='measure only these tables, with commas between: "absorbing loss,uniform euler step"',
+    )
+    p.add_argument(
         "--head-positions",
         type=positive_ints,
         metavar="N",

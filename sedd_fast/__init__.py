@@ -20,6 +20,7 @@ from sedd_fast.losses import (
 )
 from sedd_fast.losses.score_entropy import ScoreEntropyLoss
 from sedd_fast.models.config import SEDDConfig
+from sedd_fast.models.cuda_graph import CudaGraphNetwork
 from sedd_fast.models.ema import ExponentialMovingAverage
 from sedd_fast.models.posterior import PosteriorModel, posterior_from_score, score_from_posterior
 from sedd_fast.models.posterior_sedd import PosteriorSEDD
@@ -46,6 +47,7 @@ __all__ = [
     "SEDD",
     "Absorbing",
     "ConcreteScoreMatching",
+    "CudaGraphNetwork",
     "D3PMLoss",
     "DenseGraph",
     "DenseScoreEntropyLoss",

@@ -16,6 +16,7 @@ class BenchmarkConfig:
     Attributes:
         masked: fraction of positions that noise has changed.
         head_positions: numbers of positions of the suite "head"; None for its own choice.
+        operations: the operations to measure, by the titles of their tables; empty for all.
         slow: include the contenders that the suite "head" leaves out on a CPU.
         backends: of sedd_fast; empty for all that run on the device but the reference.
     """
@@ -30,6 +31,7 @@ class BenchmarkConfig:
     n_blocks: int = 4
     steps: int = 4
     head_positions: tuple[int, ...] | None = None
+    operations: tuple[str, ...] = ()
     slow: bool = False
     backends: tuple[str, ...] = ()
     compile: bool = True

@@ -3,18 +3,22 @@
     python -m benchmarks.studies.generation --json generation.json
     python -m benchmarks.studies.generation --device cpu --quick    # does it run?
 
-Sequences of 1,024 tokens. The two SEDD contenders make 128 analytic steps and a denoising one with
-the same network under bf16 autocast; the original formulas form all scores and draw by Gumbel
-noise. GPT-2-small (of ``transformers``, in bf16, without it left out) makes one token a call with
-its key-value cache. All weights are random: that changes no time. Wall time, the GPU idle before
-and after; the median of ``--repeats`` runs after a short one.
+Sequences of 1,024 tokens. The SEDD contenders make 128 analytic steps and a denoising one with the
+same network under bf16 autocast. The original formulas form all scores and draw by Gumbel noise.
+Ours runs as it is, as CUDA graphs, and as CUDA graphs with the network's blocks compiled by
+torch.compile. GPT-2-small (of ``transformers``, in bf16; left out where that is not installed)
+makes one token a call with its key-value cache. All weights are random: that changes no time. Wall
+time, the GPU idle before and after; the median of ``--repeats`` runs, one where a run takes over
+five seconds, after a short run.
 """
 
 import argparse
+import copy
+import functools
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,6 +38,9 @@ from benchmarks.harness.command import (
 from benchmarks.studies.largest_batch import network
 from benchmarks.suites.end_to_end import SamplingRun
 
+#: Seconds from which on a run is timed once.
+LONG = 5.0
+
 
 def seconds(call: Call, device: str) -> float:
     """Wall time of a call, until the device is idle again."""
@@ -50,17 +57,30 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def sedd_runs(model: sf.SEDD, batch: int, steps: int) -> dict[str, Call]:
-    """The original formulas' loop, the network alone, and ours."""
-    run = SamplingRun(model, (batch, model.config.length), steps, "bf16")
+def sedd_runs(models: tuple[sf.SEDD, sf.SEDD], batch: int) -> dict[str, Callable[[int], object]]:
+    """The original formulas' loop, and ours, by the number of steps.
+
+    Args:
+        models: a network as it is, and one whose blocks are compiled.
+    """
+    shape = (batch, models[0].config.length)
 
     def original(log_score: Tensor, x_t: Tensor, dsigma: Tensor, method: str) -> Tensor:
-        return baselines.reverse_step(log_score, x_t, dsigma, model.graph, method)
+        return baselines.reverse_step(log_score, x_t, dsigma, models[0].graph, method)
 
+    def eager(model: sf.SEDD) -> Callable[[int], object]:
+        return lambda steps: SamplingRun(model, shape, steps, "bf16").eager(original)
+
+    def ours(network: Any) -> Callable[[int], object]:
+        return lambda steps: SamplingRun(models[0], shape, steps, "bf16").ours(network)
+
+    plain, compiled = models
     return {
-        "original formulas": lambda: run.eager(original),
-        "network and its scores alone": lambda: run.eager(lambda _, x_t, *rest: x_t),
-        "ours, fused head": lambda: run.ours(model),
+        "original formulas": eager(plain),
+        "ours": ours(plain),
+        "ours, CUDA graphs": ours(sf.CudaGraphNetwork(plain)),
+        "ours, CUDA graphs, compiled blocks": ours(sf.CudaGraphNetwork(compiled)),
+        "original formulas, compiled blocks": eager(compiled),
     }
 
 
@@ -92,24 +112,38 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     config = network(args.quick)
     sedd = sf.SEDD(config).to(args.device).eval()
+    compiled = copy.deepcopy(sedd)
+    for block in compiled.blocks:
+        block.compile(dynamic=False)
     autoregressive = gpt2(args.device, args.quick) if find_spec("transformers") else None
     for batch in args.batches:
-        calls = {
-            name: (call, sedd_runs(sedd, batch, 2)[name])
-            for name, call in sedd_runs(sedd, batch, args.steps).items()
+        runs = {
+            name: (functools.partial(run, 2), functools.partial(run, args.steps))
+            for name, run in sedd_runs((sedd, compiled), batch).items()
         }
         if autoregressive is not None:
-            of = (config.length, min(8, config.length))
-            calls["GPT-2-small, generate"] = tuple(  # type: ignore[assignment]
-                generating(autoregressive, batch, length) for length in of
-            )
-        for name, (call, short) in calls.items():
+            lengths = (min(8, config.length), config.length)
+            short, whole = (generating(autoregressive, batch, length) for length in lengths)
+            runs["GPT-2-small, generate"] = (short, whole)
+        for name in list(runs):
+            if args.only and name not in args.only:
+                continue
+            short, call = runs.pop(name)
             short()
-            taken = [seconds(call, args.device) for _ in range(args.repeats)]
             yield {
                 "contender": name, "batch": batch, "length": config.length, "steps": args.steps,
-                "seconds": statistics.median(taken), "all_seconds": taken,
-            }  # fmt: skip
+            } | timed(call, args)  # fmt: skip
+            del short, call  # the memory of a CUDA graph
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
+
+
+def timed(call: Call, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a run: the median of a few, or of one that is long."""
+    taken = [seconds(call, args.device)]
+    while len(taken) < args.repeats and taken[0] < LONG:
+        taken.append(seconds(call, args.device))
+    return {"seconds": statistics.median(taken), "all_seconds": taken}
 
 
 def lines_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -117,9 +151,9 @@ def lines_of(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for batch in dict.fromkeys(row["batch"] for row in rows):
         of = {row["contender"]: row["seconds"] for row in rows if row["batch"] == batch}
-        own = of.get("ours, fused head")
+        own = of.get("ours, CUDA graphs")
         shown = (
-            f"{name} {taken:.3g} s" + (f" ({taken / own:.2f} x ours)" if own else "")
+            f"{name} {taken:.3g} s" + (f" ({taken / own:.2f} x ours as CUDA graphs)" if own else "")
             for name, taken in of.items()
         )
         lines.append(f"batch {batch}: {'; '.join(shown)}")
@@ -133,6 +167,12 @@ def main() -> int:
     parser.add_argument("--steps", type=positive_int, default=128, help="(%(default)s)")
     parser.add_argument(
         "--batches", type=positive_ints, default=(1, 32), metavar="N", help="(default: 1,32)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="time this contender; may be repeated (default: all)",
     )
     parser.add_argument("--repeats", type=positive_int, default=3, help="(%(default)s)")
     parser.add_argument("--quick", action="store_true", help="tiny networks, to check that it runs")

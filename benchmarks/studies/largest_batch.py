@@ -22,7 +22,7 @@ from torch import Tensor
 
 import sedd_fast as sf
 from benchmarks.contenders import baselines
-from benchmarks.harness.command import make_parser, output_file, positive_int, write_json
+from benchmarks.harness.command import make_parser, output_file, positive_int, some_of, write_json
 from benchmarks.harness.config import DTYPES
 from benchmarks.suites.end_to_end import Training
 from sedd_fast.backends import registry
@@ -122,14 +122,15 @@ def measure(args: argparse.Namespace) -> None:
     model, length = sf.SEDD(config).to(args.device).train(), config.length
     found: dict[str, int] = {}
     speed: dict[str, dict[int, float]] = {}
-    for form, step in FORMS.items():
+    forms = {form: FORMS[form] for form in args.forms}
+    for form, step in forms.items():
         with sf.use_backend(args.backend):
             found[form] = largest(fitting(model, length, args.dtype, step), args.most)
         reached = " or more" if found[form] == args.most else ""
         print(f"{form:17} {found[form]:6,} sequences of {length:,} tokens{reached}", flush=True)
         write(args, found, speed)
     common = min(found.values())
-    for form, step in FORMS.items():
+    for form, step in forms.items():
         for batch in dict.fromkeys((common, found[form])) if common else ():
             with sf.use_backend(args.backend):
                 made = tokens_per_second(model, batch, args.dtype, step)
@@ -167,6 +168,12 @@ def main() -> int:
     """Run the command; its exit status."""
     parser = make_parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
+    parser.add_argument(
+        "--forms",
+        type=some_of(*FORMS),
+        default=tuple(FORMS),
+        help=f"some of {', '.join(FORMS)} (default: all)",
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="(%(default)s)")
     parser.add_argument("--backend", help="backend of sedd_fast (default: the device's)")
     parser.add_argument(

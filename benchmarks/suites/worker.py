@@ -114,6 +114,7 @@ def config_of(args: argparse.Namespace, remarks: list[str]) -> BenchmarkConfig:
         vocab_size=args.vocab,
         masked=args.masked,
         head_positions=args.head_positions,
+        operations=args.operations,
         slow=args.slow,
         backends=tuple(args.backend or ()),
         compile=not args.no_compile and reason is None,
@@ -150,7 +151,19 @@ def original_of(args: argparse.Namespace, remarks: list[str]) -> Original | None
 
 
 def all_cases(config: BenchmarkConfig, original: Original | None) -> Iterator[tuple[Case, ...]]:
-    """The cases of every suite asked for; those in one tuple are measured together."""
+    """The cases of every suite and operation asked for; those in one tuple are measured together.
+
+    A case is made when it is due, so that the tensors of only one exist.
+    """
+    for cases in cases_of_suites(config, original):
+        if not config.operations or any(c.operation in config.operations for c in cases):
+            yield cases
+
+
+def cases_of_suites(
+    config: BenchmarkConfig, original: Original | None
+) -> Iterator[tuple[Case, ...]]:
+    """The cases of every suite."""
     if "ops" in config.suites:
         yield from ((case,) for case in op_cases(config, original))
         yield from ((case,) for case in sums_cases(config))

@@ -1,5 +1,6 @@
 """A trained network with its tokenizer and the text of its run, as the options name them."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from sedd_fast.data.tokenizers import MARKER, Tokenizer, load_tokenizer, make_to
 from sedd_fast.models import networks
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.checkpoint import CONFIG
+from sedd_fast.models.cuda_graph import CudaGraphNetwork
+from sedd_fast.models.interface import ScoreModel
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.train.config import load_config
 from sedd_fast.train.run_directory import RunDirectory
@@ -44,6 +47,11 @@ class Network(_Loaded):
     """A SEDD network."""
 
     model: SEDD
+
+    @functools.cached_property
+    def sampled(self) -> ScoreModel:
+        """The network to draw samples from; on a GPU its steps are CUDA graphs."""
+        return CudaGraphNetwork(self.model) if self.device.type == "cuda" else self.model
 
 
 @dataclass(frozen=True)

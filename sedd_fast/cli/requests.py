@@ -189,7 +189,7 @@ def _drawn(
     requests: Sequence[Request], network: Network, options: SamplingOptions, seed: int
 ) -> Iterator[tuple[Request, Tensor, Tensor]]:
     """Every request with its samples in order: tokens and known, (L,) on the CPU."""
-    process = (network.model, network.model.graph, network.model.noise)
+    process = (network.sampled, network.model.graph, network.model.noise)
     config, device, done = options.sampler, network.device, 0
     total = len(requests) * options.num_samples
     wanted = _keyed(requests, options.num_samples, seed)

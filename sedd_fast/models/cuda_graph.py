@@ -1,9 +1,9 @@
 """Sampling steps of a network as CUDA graphs: a step is one launch instead of hundreds.
 
-A step of a small batch is limited by the host: a SEDD-small launches some 300 kernels of a few
-microseconds each. A CUDA graph launches all of them at once.
+The host needs longer to launch the kernels of a SEDD-small, a thousand of a few microseconds each,
+than a GPU to run them. A CUDA graph launches all of them at once.
 
-    network = CudaGraphNetwork(model.to("cuda", torch.bfloat16))
+    network = sf.CudaGraphNetwork(model)      # on a GPU
     tokens = sf.sample(network, model.graph, model.noise, (1, 1024))
 """
 
@@ -25,19 +25,27 @@ WARM_UP = 2
 class CudaGraphNetwork(nn.Module):
     """A network whose reverse steps are replayed as CUDA graphs; all other calls pass through.
 
-    The first step of every shape, method and dtype is captured, together with the network's body.
-    Replays read the parameters where they are, so changed weights take effect; a module that is
-    replaced, or hooked, after the first step does not. Every position is a row of the head's
-    product, also one that cannot move.
+    The first step of every shape, method and dtype is captured, body and head together, and its
+    graph keeps the memory of one step. Replays read the parameters where they are, so changed
+    weights take effect; a module that is replaced or hooked after the first step does not. A step
+    gives the same tokens as without a graph.
 
     Args:
-        model: a network on a GPU that answers :class:`ReverseStepRequest`. On a CPU, in training
-            mode, where gradients are recorded, and for requests that list their own rows, it is
-            called as it is.
+        model: a network on a GPU that answers :class:`ReverseStepRequest`, as ``SEDD`` does. On a
+            CPU, in training mode, where gradients are recorded, and for requests that list their
+            own rows, it is called as it is.
+
+    Raises:
+        TypeError: the network does not say what it answers.
     """
 
     def __init__(self, model: ScoreModel) -> None:
         super().__init__()
+        if not (hasattr(model, "graph") and hasattr(model, "head_requests")):
+            raise TypeError(
+                f"CudaGraphNetwork needs a network with a graph and head_requests, such as SEDD; "
+                f"got {type(model).__name__}"
+            )
         self.model = model
         self._captured: dict[Any, _Captured] = {}
 
@@ -49,7 +57,7 @@ class CudaGraphNetwork(nn.Module):
     @property
     def head_requests(self) -> tuple[type[HeadRequest], ...]:
         """What the network answers."""
-        return getattr(self.model, "head_requests", ())
+        return self.model.head_requests  # type: ignore[attr-defined,no-any-return]
 
     def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
         """As the network: (B, L), (B,) -> log scores (B, L, dim), or what the request asks for."""
