@@ -87,8 +87,9 @@ def head_block() -> Callable[[], object]:
     def call() -> object:
         with sf.use_backend("triton"):
             loss = sf.linear_score_entropy(
-                hidden, weight, None, 0.7, x_t, x_0, graph, reduction="sum", workspace=128 << 20
-            )
+                hidden, weight, None, 0.7, x_t, x_0, graph, scale_by_sigma=False, reduction="sum",
+                workspace=128 << 20,
+            )  # fmt: skip
         return torch.autograd.grad(loss, (hidden, weight))
 
     return call
@@ -178,6 +179,12 @@ def main() -> int:
     return measure(ncu, args.json)
 
 
+def last_error(said: str) -> str:
+    """The last line that names an error, of what a process has printed."""
+    errors = [line for line in said.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or said.splitlines() or [""])[-1][:300]
+
+
 def measure(ncu: str, path: Path | None) -> int:
     """Read and write the counters of each backend; 1 where ncu reads nothing for one."""
     lines: list[str] = []
@@ -193,6 +200,9 @@ def measure(ncu: str, path: Path | None) -> int:
                 timeout=SECONDS,
             )
             said, rows = done.stdout + done.stderr, parsed(done.stdout)
+            if done.returncode:
+                print(said[-2000:], file=sys.stderr)
+                lines.append(f"{backend}: stopped early: {last_error(said)}")
         except subprocess.TimeoutExpired:
             said, rows = f"nothing within {SECONDS} s", []
         if not rows:
@@ -202,7 +212,7 @@ def measure(ncu: str, path: Path | None) -> int:
         records += found
         lines += map(line_of, found)
         write(path, lines, records)
-    return 1 if any("read nothing" in line for line in lines) else 0
+    return 1 if any("read nothing" in line or "stopped early" in line for line in lines) else 0
 
 
 def write(path: Path | None, lines: list[str], records: list[dict[str, Any]]) -> None:

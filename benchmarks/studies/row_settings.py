@@ -32,7 +32,7 @@ from benchmarks.harness.measuring import Meter, make_meter, median_ms
 from benchmarks.studies.row_calls import LARGE, MASKED, SHAPE, SMALL, RowCall, all_calls, call_of
 
 #: 16-byte loads of a thread in a block, and warps of a program.
-VECTORS = (1, 2, 4)
+VECTORS = {LARGE: (2, 4), SMALL: (1, 2, 4)}
 WARPS = {LARGE: (2, 4, 8), SMALL: (1, 2, 4)}
 #: A limit of registers at which nothing spills.
 MANY_REGISTERS = 128
@@ -101,7 +101,7 @@ def candidates(case: RowCall, kind: Kind) -> list[Candidate]:
     """
     limit = kind.settings.registers
     limits = dict.fromkeys((limit,) if limit is None else (limit, MANY_REGISTERS))
-    every = itertools.product(VECTORS, WARPS[case.vocab], limits)
+    every = itertools.product(VECTORS[case.vocab], WARPS[case.vocab], limits)
     return list(dict.fromkeys((kind.settings, *(Candidate(*one) for one in every))))
 
 

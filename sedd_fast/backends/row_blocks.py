@@ -4,9 +4,10 @@ A draw needs the sums of its whole row first, so rows are not cut. A few whole r
 the workspace, the ordinary kernel draws from them, and the next rows overwrite them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sedd_fast.backends import values
@@ -17,8 +18,8 @@ from sedd_fast.backends.inputs import ReverseInputs
 #: Elements that a row of the block is padded to: products run slower into rows of odd length.
 ALIGNMENT = 64
 
-#: States whose weights are converted at a time.
-STATES = 2048
+#: States whose weights are converted at a time, and states of a product on a GPU.
+STATES, GPU_STATES = 2048, 16384
 
 #: (log_score, reverse) -> x_s
 Step = Callable[[Tensor, ReverseInputs], Tensor]
@@ -57,21 +58,34 @@ def _stride(linear: Linear) -> int:
 
 
 def _product(linear: Linear, hidden: Tensor, out: Tensor) -> None:
-    """hidden @ weight.T + bias; a weight of another dtype is converted a part at a time.
-
-    On a GPU the states that remain of a multiple of ALIGNMENT are multiplied by themselves: cuBLAS
-    forms products of an odd number of states several times more slowly.
-    """
-    states = len(linear.weight)
-    even = states - states % ALIGNMENT if is_tiled(linear.hidden.device) else states
-    part = max(1, even) if linear.weight.dtype == linear.dtype else STATES
-    for begin in (*range(0, even, part), *range(even, states, ALIGNMENT)):
-        at = slice(begin, min(begin + part, even) if begin < even else states)
+    """hidden @ weight.T + bias, a part of the states at a time."""
+    for at in _parts(linear):
         weight, into = linear.weight[at].to(linear.dtype), out[:, at]
         if linear.bias is None:
             torch.mm(hidden, weight.T, out=into)
+            continue
+        bias = linear.bias[at].to(linear.dtype)
+        if is_tiled(hidden.device):
+            # With ``out``, cuBLAS rounds the product before it adds the bias.
+            into.copy_(F.linear(hidden, weight, bias))
         else:
-            torch.addmm(linear.bias[at].to(linear.dtype), hidden, weight.T, out=into)
+            torch.addmm(bias, hidden, weight.T, out=into)
+
+
+def _parts(linear: Linear) -> Iterator[slice]:
+    """The states of each product: all, or as many of a weight as are converted at a time.
+
+    On a GPU so many too, and those that remain of a multiple of ALIGNMENT by themselves: cuBLAS
+    forms products of an odd number of states several times more slowly.
+    """
+    states, on_gpu = len(linear.weight), is_tiled(linear.hidden.device)
+    even = states - states % ALIGNMENT if on_gpu else states
+    part = states if linear.weight.dtype == linear.dtype else STATES
+    part = GPU_STATES if on_gpu else part
+    for begin in range(0, even, part):
+        yield slice(begin, min(begin + part, even))
+    if even < states:
+        yield slice(even, states)
 
 
 def _draw(scores: Tensor, reverse: ReverseInputs, rows: Tensor, step: Step) -> Tensor:

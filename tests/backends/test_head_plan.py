@@ -59,6 +59,27 @@ def test_no_rows_at_all():
     assert plan(SMALL._replace(rows=0), 132).rows == 1
 
 
+@pytest.mark.parametrize("states", [1, 63, 64, 130, 1000, 2100])
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64], ids=str)
+def test_products_on_a_gpu_have_an_even_number_of_states(states, weight_dtype, monkeypatch):
+    monkeypatch.setattr(row_blocks, "is_tiled", lambda device: True)
+    monkeypatch.setattr(row_blocks, "GPU_STATES", 512)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(size, generator=generator) for size in ((3, 8), (states, 8), (states,))
+    )
+    expected = torch.nn.functional.linear(hidden, weight, bias)
+    for given in (bias, None):
+        head = Linear(hidden[None], weight.to(weight_dtype), given, None, torch.float32, 1 << 20)
+        parts = [at.stop - at.start for at in row_blocks._parts(head)]
+        assert sum(parts) == states
+        assert all(part % row_blocks.ALIGNMENT == 0 for part in parts[:-1])
+        assert max(parts) <= 512
+        out = torch.full((3, states), torch.nan)
+        row_blocks._product(head, hidden, out)
+        torch.testing.assert_close(out, expected if given is not None else expected - bias)
+
+
 @pytest.mark.parametrize(("fit", "whole"), [(667, 640), (128, 128), (127, 127), (3, 3)])
 def test_rows_of_a_step_come_in_whole_tiles(fit, whole, monkeypatch):
     weight = torch.empty(1000, 8)

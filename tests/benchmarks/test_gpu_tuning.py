@@ -93,7 +93,7 @@ JITFunction._do_compile = lambda this, key, *rest: launched.append((this.__name_
 for case in row_settings.all_calls():
     kind = row_settings.compile_one(case, None)
     found = row_settings.candidates(case, kind)
-    assert len(found) >= 9, (case, found)
+    assert len(found) >= 6, (case, found)
     for candidate in found:
         row_settings.compile_one(case, candidate)
 print(len(set(launched)))
@@ -109,7 +109,7 @@ print(len(set(launched)))
     )
     assert done.returncode == 0, done.stderr
     large = [case for case in row_settings.all_calls() if case.vocab == row_settings.LARGE]
-    assert int(done.stdout) >= 9 * len(large)
+    assert int(done.stdout) >= 6 * len(large)
 
 
 def test_the_head_runs_at_every_workspace(tmp_path):

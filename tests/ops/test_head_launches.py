@@ -145,14 +145,16 @@ def touched(head: Head, listed: bool) -> TouchedRows | None:
 @pytest.mark.parametrize("listed", [True, False])
 @by_dtype
 @by_graph
-def test_at_most_ten_launches_and_five_a_block(graph, dtype, listed, with_grad, monkeypatch):
-    """Eight are launched in the backend; the total loss of a batch takes two more."""
+def test_at_most_twelve_launches_and_five_a_block(graph, dtype, listed, with_grad, monkeypatch):
+    """Ten are launched in the backend, two of them to make the last block's states even; the total
+    loss of a batch takes two more.
+    """
     head, seen = head_of(graph, dtype), Launches(monkeypatch)
     monkeypatch.setattr(products, "adds_in_float32", lambda device: True)
     monkeypatch.setattr(torch, "addmm", seen.one("addmm", Addmm()))
     results(head, seen, "sum" if with_grad else "none", rows=touched(head, listed), workspace=ROOM)
     assert seen.blocks >= 2
-    assert seen.count <= 8 + (5 if with_grad else 3) * seen.blocks, (
+    assert seen.count <= 10 + (5 if with_grad else 3) * seen.blocks, (
         seen.operations, [name for name, _ in seen.kernels],
     )  # fmt: skip
 

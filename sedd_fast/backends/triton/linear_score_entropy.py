@@ -2,8 +2,8 @@
 
 The loop of :mod:`sedd_fast.backends.blocked_head` for a device on which every launch counts. It
 launches five kernels for a block of the vocabulary (scores, their gradient in place, sums, and the
-products with hidden states and weight), and at most ten besides. The host must know how many rows
-were touched: without ``linear.rows`` they are counted first, which synchronises the device.
+products with hidden states and weight), and at most twelve besides. The host must know how many
+rows were touched: without ``linear.rows`` they are counted first, which synchronises the device.
 """
 
 import functools
