@@ -172,7 +172,7 @@ STEPS: dict[str, Step] = {
     "counters": Step(140, "counters of the kernels (ncu)", figures("counters")),
     "head": Step(120, "head, widths of its blocks, graph replay", head),
     "memcheck": Step(140, "compute-sanitizer, CUDA backend", memcheck),
-    "generation": Step(120, "generation: SEDD-small, GPT-2-small", figures("generation")),
+    "generation": Step(180, "generation: SEDD-small, GPT-2-small", figures("generation")),
     "compiled": Step(240, "operations in bf16 with torch.compile", operations()),
     "rivals": Step(200, "head against torch.compile and others", suite("head", "2")),
     "batch": Step(180, "largest batch of SEDD-small, tokens a second", figures("largest_batch")),

@@ -25,9 +25,7 @@ from torch import Tensor
 
 from sedd_fast.backends import choices
 
-#: Backends of each kind of device, the preferred first; for GPUs ``choices`` may know better. The
-#: GPU kernels have passed every test in Triton's interpreter and on the host, and compile without
-#: spills, but have not run on a GPU yet: SEDD_FAST_BACKEND=reference is the way around them.
+#: Backends of each kind of device, the preferred first; for GPUs ``choices`` may know better.
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpp", "reference"),
     "cuda": ("triton", "cuda", "reference"),
