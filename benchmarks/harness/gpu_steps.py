@@ -169,7 +169,8 @@ STEPS: dict[str, Step] = {
     "smoke": Step(150, "tests that touch everything once", smoke),
     "ops": Step(120, "operations in bf16, no torch.compile", operations("--no-compile")),
     "settings": Step(150, "settings of the row kernels", figures("row_settings")),
-    "counters": Step(140, "counters of the kernels (ncu)", figures("counters")),
+    "profile": Step(60, "ceilings, kernels by time", figures("gpu_profile")),
+    "counters": Step(90, "counters of the kernels (ncu)", figures("counters")),
     "head": Step(120, "head, widths of its blocks, graph replay", head),
     "memcheck": Step(140, "compute-sanitizer, CUDA backend", memcheck),
     "generation": Step(180, "generation: SEDD-small, GPT-2-small", figures("generation")),
@@ -185,7 +186,7 @@ STEPS: dict[str, Step] = {
 }
 PLANS: dict[str, tuple[str, ...]] = {
     "first": ("build", "smoke", "ops"),
-    "tune": ("settings", "counters", "head", "memcheck"),
+    "tune": ("profile", "settings", "counters", "head", "memcheck"),
     "compare": ("generation", "compiled", "rivals", "batch", "small", "fp32"),
     "all": ("build", "tests", "compiled", "head", "batch", "sweep", "runs", "sanitizer"),
 }

@@ -125,6 +125,7 @@ def test_every_command_is_one_that_its_program_takes(tmp_path):
         "choices",
         "counters",
         "generation",
+        "gpu_profile",
         "head_blocks",
         "largest_batch",
         "row_settings",

@@ -67,6 +67,14 @@ ON_CPU = {
         "-m", "benchmarks.studies.largest_batch", "--device", "cpu", "--quick",
         "--json", "batch.json",
     ),
+    "generation": (
+        "-m", "benchmarks.studies.generation", "--device", "cpu", "--quick",
+        "--json", "generation.json",
+    ),
+    "gpu_profile": (
+        "-m", "benchmarks.studies.gpu_profile", "--device", "cpu", "--quick",
+        "--json", "profile.json",
+    ),
 }  # fmt: skip
 
 
