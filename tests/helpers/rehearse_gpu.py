@@ -67,7 +67,7 @@ ON_CPU = {
         "-m", "benchmarks.studies.largest_batch", "--device", "cpu", "--quick",
         "--json", "batch.json",
     ),
-    "generation": (
+    "generation_on_cpu": (
         "-m", "benchmarks.studies.generation", "--device", "cpu", "--quick",
         "--json", "generation.json",
     ),
