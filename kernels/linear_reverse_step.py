@@ -55,7 +55,8 @@ def _group_sums(operands, x_t, groups, sizes, first, OPTIONS: tl.constexpr):
             y = n * WIDTH + tl.arange(0, WIDTH)
             piece = tl.where(y[None, :] == current[:, None], NO_SCORE, piece)
         top = tl.maximum(tl.max(piece, 1), NO_SCORE)
-        total = tl.sum(tl.exp(piece - top[:, None]), 1)
+        # A state that does not exist adds nothing, also where no other has a weight. A NaN stays.
+        total = tl.sum(tl.where(piece <= 0.5 * NO_SCORE, 0.0, tl.exp(piece - top[:, None])), 1)
         at = (((first + from_state) // WIDTH + n) * rows + i).to(tl.int64)
         if from_state + n * WIDTH < states:
             tl.store(groups.largest + at, top, mask=i < rows)
@@ -153,7 +154,8 @@ def _draw(pointers, sizes, length, groups, vocab, OPTIONS: tl.constexpr):
                 f = _group(hidden, pointers, sizes, begin, GROUP, OPTIONS.depth)
                 f = tl.where(begin + tl.arange(0, GROUP) == current, NO_SCORE, f)
                 e = tl.exp(f - tl.max(f, 0))
-                tl.store(pointers.x_s + position, (begin + chosen_state(e, share)).to(tl.int64))
+                drawn = tl.minimum(begin + chosen_state(e, share), sizes.states - 1)
+                tl.store(pointers.x_s + position, drawn.to(tl.int64))
 
 
 class GroupSums(NamedTuple):

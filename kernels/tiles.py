@@ -1,4 +1,4 @@
-"""A tile of a linear head's output, formed in registers, for the tile-fused kernels.
+"""A tile of a linear head's output, formed in registers, for the kernels of a step.
 
     f = hidden @ weight.T + bias, for ROWS rows and STATES states
 

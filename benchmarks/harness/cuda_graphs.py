@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.harness.cases import Case, Contender
 from benchmarks.harness.measuring import Budget, CudaMeter, Meter, Timing, interleave
+from sedd_fast.models.cuda_graph import restore_after_failed_capture
 
 #: Suites whose calls are captured; a training step or a sampling run synchronises the device.
 SUITES = ("ops", "head", "vocabulary", "noised")
@@ -107,7 +108,7 @@ def captured(call: Callable[[], object]) -> Iterator[torch.cuda.CUDAGraph]:
             with torch.cuda.graph(graph):
                 made = call()
         except FAILURES:
-            restore_generator()
+            restore_after_failed_capture(main)
             raise
         yield graph
         del made
@@ -116,13 +117,3 @@ def captured(call: Callable[[], object]) -> Iterator[torch.cuda.CUDAGraph]:
         torch.cuda.synchronize()
         graph.reset()
         torch.cuda.empty_cache()
-
-
-def restore_generator() -> None:
-    """Capture next to nothing: after a capture that failed, torch's generator takes every later
-    draw for one of a capture, and refuses it, until a capture succeeds.
-    """
-    torch.cuda.set_stream(torch.cuda.default_stream())
-    torch.cuda.synchronize()
-    with torch.cuda.graph(torch.cuda.CUDAGraph()):
-        torch.empty(1, device="cuda").zero_()

@@ -42,7 +42,13 @@ def linear_reverse_step(linear: Linear, reverse: ReverseInputs, step: Step) -> T
 
 def rows_at_once(linear: Linear) -> int:
     """How many rows the workspace holds, or one; on a GPU whole tiles of them, or part of one."""
-    rows = max(1, linear.workspace // (_stride(linear) * linear.dtype.itemsize))
+    room, each = linear.workspace, _stride(linear)
+    if is_tiled(linear.hidden.device):  # what a product with a bias, and a converted weight, take
+        part = min(GPU_STATES, len(linear.weight))
+        each += part * (linear.bias is not None)
+        width, converted = linear.weight.shape[1], linear.weight.dtype != linear.dtype
+        room -= min(room // 2, part * width * linear.dtype.itemsize * converted)
+    rows = max(1, room // (each * linear.dtype.itemsize))
     if is_tiled(linear.hidden.device) and rows >= TILE_ROWS:
         rows -= rows % TILE_ROWS
     return rows

@@ -7,6 +7,9 @@ than a GPU to run them. A CUDA graph launches all of them at once.
     tokens = sf.sample(network, model.graph, model.noise, (1, 1024))
 """
 
+import functools
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,26 +17,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.backends import registry, values
 from sedd_fast.models.interface import HeadRequest, ReverseStepRequest, ScoreModel
 from sedd_fast.ops import touched_rows
 from sedd_fast.process.graphs import Graph
 
 #: Calls before a capture: they load kernels and choose algorithms, which a capture must not do.
 WARM_UP = 2
+#: Graphs that a network keeps; the one used least recently is dropped for a new one.
+KEPT = 16
+#: Most positions of a step for whose head all rows are formed, also those that cannot move.
+MOST_ROWS = 4096
+HALF = (torch.bfloat16, torch.float16)
 
 
 class CudaGraphNetwork(nn.Module):
     """A network whose reverse steps are replayed as CUDA graphs; all other calls pass through.
 
-    The first step of every shape, method and dtype is captured, body and head together, and its
-    graph keeps the memory of one step. Replays read the parameters where they are, so changed
-    weights take effect; a module that is replaced or hooked after the first step does not. A step
-    gives the same tokens as without a graph.
+    The first step of every shape, method and dtype is captured, body and head together. A step
+    draws the tokens that it draws without a graph, up to the rounding of products of other sizes.
+    Replays read the parameters where they are: weights changed in place take effect, and where a
+    parameter is replaced or moved, steps are captured anew. A submodule that is replaced or hooked
+    after the first step does not take effect. Use it from one thread.
 
     Args:
-        model: a network on a GPU that answers :class:`ReverseStepRequest`, as ``SEDD`` does. On a
-            CPU, in training mode, where gradients are recorded, and for requests that list their
-            own rows, it is called as it is.
+        model: a network on a GPU that answers :class:`ReverseStepRequest`, as ``SEDD`` does. It is
+            called as it is on a CPU, in training mode, where gradients are recorded, with
+            SEDD_FAST_CHECK=1, for requests that list their own rows, and where a graph would form
+            many rows of the head that cannot move (over MOST_ROWS positions in float32, or with a
+            temperature or top-p).
 
     Raises:
         TypeError: the network does not say what it answers.
@@ -47,7 +59,16 @@ class CudaGraphNetwork(nn.Module):
                 f"got {type(model).__name__}"
             )
         self.model = model
-        self._captured: dict[Any, _Captured] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._captured: OrderedDict[Any, _Captured | None] = OrderedDict()
+        self._weights: tuple[Any, ...] = ()
+        self._pool: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have no graphs."""
+        return self.__dict__ | {"_captured": OrderedDict(), "_weights": (), "_pool": None}
 
     @property
     def graph(self) -> Graph:
@@ -63,52 +84,96 @@ class CudaGraphNetwork(nn.Module):
         """As the network: (B, L), (B,) -> log scores (B, L, dim), or what the request asks for."""
         if head is None:
             return self.model(indices, sigma)
-        if not self._may_capture(indices, head):
+        if not isinstance(head, ReverseStepRequest) or not self._may_capture(indices, head):
             return self.model(indices, sigma, head)
-        assert isinstance(head, ReverseStepRequest)
-        assert head.u is not None
-        inputs = _Inputs(indices, sigma, head.dsigma, head.u)
-        key = (inputs.key(), head.method, head.temperature, head.top_p, _autocast())
-        captured = self._captured.get(key)
-        if captured is None:
-            captured = self._captured[key] = _capture(self.model, self.graph, head, inputs)
-        return captured(inputs)
+        inputs = _Inputs.of(indices, sigma, head)
+        if (weights := _places(self.model)) != self._weights:
+            self._forget()
+            self._weights = weights
+        key = (inputs.key(), head.method, head.temperature, head.top_p, *_settings())
+        if key not in self._captured:
+            self._pool = self._pool or _new_pool()
+            self._captured[key] = _capture(self.model, self.graph, head, inputs, self._pool)
+            if len(self._captured) > KEPT:
+                self._captured.popitem(last=False)
+        self._captured.move_to_end(key)
+        captured = self._captured[key]
+        return self.model(indices, sigma, head) if captured is None else captured(inputs)
 
-    def _may_capture(self, indices: Tensor, head: HeadRequest) -> bool:
+    def _may_capture(self, indices: Tensor, head: ReverseStepRequest) -> bool:
         return (
-            indices.is_cuda
-            and isinstance(head, ReverseStepRequest)
+            _can_record(indices)
+            and indices.numel() > 0
             and head.rows is None
             and head.u is not None
             and not torch.is_grad_enabled()
-            and not getattr(self.model, "training", False)
-            and not torch.cuda.is_current_stream_capturing()
+            and not values.enabled(indices.device)
+            and not any(module.training for module in self._modules_of_model())
+            and (indices.numel() <= MOST_ROWS or self._skips_rows(head))
         )
+
+    def _modules_of_model(self) -> tuple[nn.Module, ...]:
+        """The network's modules; none where it is another callable."""
+        return tuple(self.model.modules()) if isinstance(self.model, nn.Module) else ()
+
+    def _skips_rows(self, head: ReverseStepRequest) -> bool:
+        """Whether rows of the head that cannot move cost nothing, or there are none."""
+        if self.graph.kind == "uniform":
+            return True
+        enabled, dtype = _autocast()
+        weights = (p.dtype for module in self._modules_of_model() for p in module.parameters())
+        used = dtype if enabled else next(weights, torch.float32)
+        return used in HALF and head.temperature == 1 and head.top_p == 1
+
+
+def _can_record(indices: Tensor) -> bool:
+    """Whether a step on these tokens can be recorded now."""
+    return indices.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
 def _autocast() -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
+def _settings() -> tuple[Any, ...]:
+    """What besides its inputs decides which kernels a step launches."""
+    return (*_autocast(), registry.requested(), torch.get_float32_matmul_precision())
+
+
+def _places(model: object) -> tuple[Any, ...]:
+    """Where the parameters and buffers are, and of which dtype."""
+    if not isinstance(model, nn.Module):
+        return ()
+    return tuple((t.data_ptr(), t.dtype) for t in (*model.parameters(), *model.buffers()))
+
+
 @dataclass(frozen=True)
 class _Inputs:
-    """What changes from step to step; dsigma may be a number or absent."""
+    """What changes from step to step."""
 
     indices: Tensor
     sigma: Tensor
-    dsigma: Tensor | float | None
+    dsigma: Tensor | None
     u: Tensor
 
+    @classmethod
+    def of(cls, indices: Tensor, sigma: Tensor, head: ReverseStepRequest) -> "_Inputs":
+        """The inputs of a request, a number as a tensor."""
+        assert head.u is not None
+        dsigma = head.dsigma
+        if isinstance(dsigma, (int, float)):
+            dsigma = torch.full((), dsigma, dtype=torch.float64, device=indices.device)
+        return cls(indices, sigma, None if dsigma is None else dsigma.to(indices.device), head.u)
+
     def tensors(self) -> tuple[Tensor, ...]:
-        found = (self.indices, self.sigma, self.dsigma, self.u)
-        return tuple(value for value in found if isinstance(value, Tensor))
+        return tuple(t for t in (self.indices, self.sigma, self.dsigma, self.u) if t is not None)
 
     def key(self) -> tuple[Any, ...]:
-        about = tuple((t.shape, t.dtype, t.device) for t in self.tensors())
-        return about, None if isinstance(self.dsigma, Tensor) else self.dsigma
+        """What a graph is captured for: shapes, dtypes, the device."""
+        return self.dsigma is None, *((t.shape, t.dtype, t.device) for t in self.tensors())
 
     def clone(self) -> "_Inputs":
-        dsigma = self.dsigma.clone() if isinstance(self.dsigma, Tensor) else self.dsigma
+        dsigma = None if self.dsigma is None else self.dsigma.clone()
         return _Inputs(self.indices.clone(), self.sigma.clone(), dsigma, self.u.clone())
 
 
@@ -116,45 +181,108 @@ class _Inputs:
 class _Captured:
     """A graph, the tensors that it reads, and the one that it writes."""
 
-    graph: torch.cuda.CUDAGraph
+    recorded: "_Recorded"
     inputs: _Inputs
-    output: Tensor
 
     def __call__(self, inputs: _Inputs) -> Tensor:
         """The step from other inputs; the result is a tensor of its own."""
+        self.recorded.wait()
         for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             mine.copy_(given)
-        self.graph.replay()
-        return self.output.clone()
+        return self.recorded.replayed()
 
 
 def _capture(
-    model: ScoreModel, graph: Graph, head: ReverseStepRequest, inputs: _Inputs
-) -> _Captured:
-    """The step as a graph, captured with copies of the inputs."""
-    mine = inputs.clone()
-    device = mine.indices.device
+    model: ScoreModel, graph: Graph, head: ReverseStepRequest, inputs: _Inputs, pool: Any
+) -> _Captured | None:
+    """The step as a graph, captured with copies of the inputs; None where that fails."""
+    # Inference tensors could not be overwritten outside of inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        mine = inputs.clone()
 
-    def step() -> Tensor:
-        rows = touched_rows(mine.indices, graph, max_rows=mine.indices.numel())
-        request = replace(head, dsigma=mine.dsigma, u=mine.u, rows=rows)
-        return model(mine.indices, mine.sigma, request)
+        def step() -> Tensor:
+            rows = touched_rows(mine.indices, graph, max_rows=mine.indices.numel())
+            request = replace(head, dsigma=mine.dsigma, u=mine.u, rows=rows)
+            return model(mine.indices, mine.sigma, request)
 
-    # Without autocast's cache: what it holds is freed when its context ends, the graph is not.
-    enabled, dtype = _autocast()
-    with torch.cuda.device(device), torch.autocast("cuda", dtype, enabled, cache_enabled=False):
-        _on_side_stream(step)
+        # Without autocast's cache: what it holds is freed when its context ends, the graph is not.
+        enabled, dtype = _autocast()
+        with torch.autocast("cuda", dtype, enabled, cache_enabled=False):
+            try:
+                return _Captured(_record(step, mine.indices.device, pool), mine)
+            except RuntimeError as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                warnings.warn(
+                    f"a step of the network cannot be captured as a CUDA graph ({reason}); its "
+                    "kernels are launched one by one",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                return None
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A graph, its result, and when its last replay ended."""
+
+    graph: torch.cuda.CUDAGraph
+    output: Tensor
+    done: torch.cuda.Event
+
+    def wait(self) -> None:
+        """Let the current stream wait for the last replay, which may have been on another one."""
+        torch.cuda.current_stream(self.output.device).wait_event(self.done)
+
+    def replayed(self) -> Tensor:
+        """The result of a replay."""
+        with torch.cuda.device(self.output.device):
+            self.graph.replay()
+            made = self.output.clone()
+            self.done.record(torch.cuda.current_stream())
+        return made
+
+
+def _new_pool() -> Any:
+    """Memory that graphs share: they never run at the same time, and results are copied out."""
+    return torch.cuda.graph_pool_handle()
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: each stream has a workspace of cuBLAS that is never freed."""
+    return torch.cuda.Stream(device)
+
+
+def _record(step: Callable[[], Tensor], device: torch.device, pool: Any) -> _Recorded:
+    """The step as a graph. It runs a few times first, as torch's documentation has it.
+
+    Raises:
+        RuntimeError: it cannot be captured.
+    """
+    with torch.cuda.device(device):
+        main, side = torch.cuda.current_stream(), _side_stream(device)
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                step()
+        main.wait_stream(side)
         made = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(made):
-            output = step()
-    return _Captured(made, mine, output)
+        try:
+            with torch.cuda.graph(made, pool, side):  # by default a stream of the first device
+                output = step()
+        except RuntimeError:
+            restore_after_failed_capture(main)
+            raise
+        return _Recorded(made, output, torch.cuda.Event())
 
 
-def _on_side_stream(step: Callable[[], Tensor]) -> None:
-    """A few calls, as torch's documentation of CUDA graphs has it."""
-    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            step()
-    main.wait_stream(side)
+def restore_after_failed_capture(stream: torch.cuda.Stream) -> None:
+    """Make ``stream`` the current one, and torch's generator draw outside of captures again.
+
+    A failed capture leaves its own stream as the current one. The generator takes every later draw
+    for one of a capture, and refuses it, until a capture succeeds: so next to nothing is captured.
+    """
+    torch.cuda.set_stream(stream)
+    torch.cuda.synchronize(stream.device)
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(stream.device)):
+        torch.zeros(1, device=stream.device)

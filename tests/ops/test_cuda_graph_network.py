@@ -1,9 +1,16 @@
-"""CudaGraphNetwork: the same tokens as without graphs, and what passes through."""
+"""CudaGraphNetwork: the same tokens as without graphs, when it captures, what passes through."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 import sedd_fast as sf
+from sedd_fast.models import cuda_graph
 from sedd_fast.models.interface import ReverseStepRequest
 
 on_gpu = pytest.mark.gpu
@@ -86,3 +93,149 @@ def test_on_a_cpu_the_network_is_called_as_it_is(kind):
 def test_a_network_without_requests_is_refused():
     with pytest.raises(TypeError, match="head_requests, such as SEDD; got function"):
         sf.CudaGraphNetwork(lambda x, sigma: x)
+
+
+class Graphs:
+    """Stands for CUDA graphs on a CPU: a replay runs the recorded step on the tensors it reads."""
+
+    def __init__(self) -> None:
+        self.recorded, self.replays = 0, 0
+
+    def record(self, step: Callable[[], Tensor], device: torch.device, pool: object) -> object:
+        self.recorded += 1
+        step()
+
+        def replayed() -> Tensor:
+            self.replays += 1
+            return step()
+
+        return SimpleNamespace(wait=lambda: None, replayed=replayed)
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> Graphs:
+    made = Graphs()
+    monkeypatch.setattr(cuda_graph, "_record", made.record)
+    monkeypatch.setattr(cuda_graph, "_can_record", lambda indices: True)
+    monkeypatch.setattr(cuda_graph, "_new_pool", lambda: None)
+    monkeypatch.setattr(cuda_graph, "values", SimpleNamespace(enabled=lambda device: False))
+    return made
+
+
+def step(graphed, length: int = 8, **given) -> Tensor:
+    """One denoising step of masked tokens."""
+    model = graphed.model
+    generator = torch.Generator().manual_seed(length)
+    u = torch.rand(2, length, 2, dtype=torch.float64, generator=generator)
+    x = torch.full((2, length), model.graph.vocab_size)
+    request = ReverseStepRequest(**{"method": "analytic", "dsigma": 0.7, "u": u} | given)
+    with torch.no_grad():
+        found = graphed(x, torch.full((2,), 0.9), request)
+        assert torch.equal(found, model(x, torch.full((2,), 0.9), request))
+    return found
+
+
+def test_a_step_is_captured_once_for_its_shapes_and_settings(graphs, monkeypatch):
+    graphed = sf.CudaGraphNetwork(network("absorbing"))
+    given = [{}, {"length": 9}, {"method": "euler"}, {"method": "denoise", "dsigma": None}]
+    given += [{"temperature": 0.5}, {"top_p": 0.9}]
+    for number, each in enumerate(given, 1):
+        for dsigma in (0.7, 0.3):
+            step(graphed, **({"dsigma": dsigma} | each))
+            assert graphs.recorded == number
+    with sf.use_backend("reference"):
+        step(graphed)
+    monkeypatch.setattr(cuda_graph, "_autocast", lambda: (False, torch.bfloat16))
+    step(graphed)
+    assert graphs.recorded == len(given) + 2
+    assert graphs.replays == 2 * len(given) + 2
+
+
+def test_graphs_that_are_not_used_are_dropped(graphs):
+    graphed = sf.CudaGraphNetwork(network("absorbing"))
+    for length in range(1, cuda_graph.KEPT + 2):
+        step(graphed, length)
+        step(graphed, 1)  # used every time, so it stays
+    assert len(graphed._captured) == cuda_graph.KEPT
+    assert graphs.recorded == cuda_graph.KEPT + 1
+    step(graphed, 2)
+    assert graphs.recorded == cuda_graph.KEPT + 2
+
+
+@pytest.mark.parametrize("change", ["replaced", "moved", "changed in place"])
+def test_steps_are_captured_anew_where_weights_are_elsewhere(graphs, change):
+    model = network("absorbing")
+    graphed = sf.CudaGraphNetwork(model)
+    before = step(graphed)
+    weight = model.output_layer.linear.weight
+    if change == "replaced":
+        weight.data = -3 * weight.data
+    elif change == "moved":
+        model.double()
+    else:
+        weight.data.mul_(-3)
+    assert torch.equal(step(graphed), before) == (change == "moved")
+    assert graphs.recorded == (1 if change == "changed in place" else 2)
+
+
+def test_what_is_not_captured(graphs):
+    model = network("absorbing")
+    graphed = sf.CudaGraphNetwork(model)
+    x, sigma = torch.full((2, 8), 301), torch.full((2,), 0.9)
+    u = torch.rand(2, 8, 2, dtype=torch.float64)
+    graphed(x, sigma, ReverseStepRequest("denoise", u=u))  # gradients are recorded
+    with torch.no_grad():
+        graphed(x, sigma, ReverseStepRequest("denoise"))
+        rows = sf.touched_rows(x, model.graph)
+        graphed(x, sigma, ReverseStepRequest("denoise", u=u, rows=rows))
+        assert graphed(x[:0], sigma[:0], ReverseStepRequest("denoise", u=u[:0])).shape == (0, 8)
+        model.blocks[0].train()
+        graphed(x, sigma, ReverseStepRequest("denoise", u=u))
+    assert graphs.recorded == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "temperature", "captured"),
+    [
+        ("absorbing", torch.float32, 1.0, False),
+        ("absorbing", torch.bfloat16, 1.0, True),
+        ("absorbing", torch.bfloat16, 0.5, False),
+        ("uniform", torch.float32, 0.5, True),
+    ],
+)
+def test_many_rows_that_cannot_move(graphs, monkeypatch, kind, dtype, temperature, captured):
+    """A graph has a fixed list of rows; only sums of groups skip those that cannot move."""
+    monkeypatch.setattr(cuda_graph, "MOST_ROWS", 15)
+    graphed = sf.CudaGraphNetwork(network(kind).to(dtype))
+    x, u = torch.zeros(2, 8, dtype=torch.int64), torch.rand(2, 8, 2, dtype=torch.float64)
+    with torch.no_grad():
+        graphed(x, torch.ones(2), ReverseStepRequest("denoise", u=u, temperature=temperature))
+    assert graphs.recorded == captured
+
+
+def test_inference_mode_and_no_grad(graphs):
+    graphed = sf.CudaGraphNetwork(network("absorbing"))
+    with torch.inference_mode():
+        step(graphed)
+    step(graphed)
+    assert graphs.recorded == 1
+
+
+def test_a_step_that_cannot_be_captured_is_made_without_a_graph(graphs, monkeypatch):
+    def refuses(*args):
+        raise RuntimeError("operation not permitted\nmore")
+
+    monkeypatch.setattr(cuda_graph, "_record", refuses)
+    graphed = sf.CudaGraphNetwork(network("absorbing"))
+    with pytest.warns(RuntimeWarning, match=r"captured .*\(operation not permitted\)"):
+        step(graphed)
+    step(graphed)  # it is not tried again
+
+
+def test_copies_have_no_graphs(graphs):
+    graphed = sf.CudaGraphNetwork(network("absorbing"))
+    step(graphed)
+    for made in (copy.deepcopy(graphed), pickle.loads(pickle.dumps(graphed))):
+        assert not made._captured
+        step(made)
+    assert graphs.recorded == 3

@@ -69,3 +69,15 @@ def test_a_bad_row_keeps_its_token(gpu: Backend, graph, name, value):
     tokens, expected = bad.step(method, rows=listed), good.step(method, rows=listed)
     assert torch.equal(tokens[rows], bad.inputs.x_t[rows])
     assert torch.equal(tokens[~rows], expected[~rows])
+
+
+@by_graph
+@pytest.mark.parametrize("low", [-torch.inf, -1e31])
+def test_a_row_without_any_weight_keeps_its_token(gpu: Backend, graph, low):
+    """States that a tile has beyond the vocabulary are never drawn."""
+    dtype = torch.float32 if gpu.interpreted else torch.bfloat16
+    head = make_head(graph, False, dtype, (2, 3), device=gpu.device)
+    head = replace(head, bias=torch.full_like(head.bias, low))
+    assert torch.equal(
+        head.step("euler" if graph.mask_index is None else "denoise"), head.inputs.x_t
+    )

@@ -44,7 +44,7 @@ def read(linear: Linear, inputs: EntropyInputs | ReverseInputs) -> Tensor:
     if linear.rows is None:
         return where
     listed = where.new_zeros(where.numel() + 1)  # the last takes what stands for no position
-    listed[linear.rows] = True
+    listed.index_fill_(0, linear.rows, True)
     return where & listed[:-1].view(where.shape)
 
 

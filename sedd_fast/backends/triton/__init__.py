@@ -1,8 +1,8 @@
 """The operations as Triton kernels (``sedd_fast.kernels``), for CUDA and ROCm.
 
 This package owns what the kernels cannot see: contiguity of the small tensors, the device guard,
-the layout of the gradient. Only linear_score_entropy without a list of rows synchronises the
-device.
+the layout of the gradient. Only the operations on a linear head synchronise the device, and only
+without a list of rows.
 """
 
 import functools
