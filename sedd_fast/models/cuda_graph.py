@@ -63,12 +63,12 @@ class CudaGraphNetwork(nn.Module):
 
     def _forget(self) -> None:
         self._captured: OrderedDict[Any, _Captured | None] = OrderedDict()
-        self._weights: tuple[Any, ...] = ()
+        self._weights: list[tuple[int, torch.dtype]] = []
         self._pool: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no graphs."""
-        return self.__dict__ | {"_captured": OrderedDict(), "_weights": (), "_pool": None}
+        return self.__dict__ | {"_captured": OrderedDict(), "_weights": [], "_pool": None}
 
     @property
     def graph(self) -> Graph:
@@ -86,8 +86,11 @@ class CudaGraphNetwork(nn.Module):
             return self.model(indices, sigma)
         if not isinstance(head, ReverseStepRequest) or not self._may_capture(indices, head):
             return self.model(indices, sigma, head)
+        is_training, weights = _state(self.model)
+        if is_training:
+            return self.model(indices, sigma, head)
         inputs = _Inputs.of(indices, sigma, head)
-        if (weights := _places(self.model)) != self._weights:
+        if weights != self._weights:
             self._forget()
             self._weights = weights
         key = (inputs.key(), head.method, head.temperature, head.top_p, *_settings())
@@ -108,21 +111,15 @@ class CudaGraphNetwork(nn.Module):
             and head.u is not None
             and not torch.is_grad_enabled()
             and not values.enabled(indices.device)
-            and not any(module.training for module in self._modules_of_model())
             and (indices.numel() <= MOST_ROWS or self._skips_rows(head))
         )
-
-    def _modules_of_model(self) -> tuple[nn.Module, ...]:
-        """The network's modules; none where it is another callable."""
-        return tuple(self.model.modules()) if isinstance(self.model, nn.Module) else ()
 
     def _skips_rows(self, head: ReverseStepRequest) -> bool:
         """Whether rows of the head that cannot move cost nothing, or there are none."""
         if self.graph.kind == "uniform":
             return True
         enabled, dtype = _autocast()
-        weights = (p.dtype for module in self._modules_of_model() for p in module.parameters())
-        used = dtype if enabled else next(weights, torch.float32)
+        used = dtype if enabled else next((p.dtype for p in self.parameters()), torch.float32)
         return used in HALF and head.temperature == 1 and head.top_p == 1
 
 
@@ -140,11 +137,15 @@ def _settings() -> tuple[Any, ...]:
     return (*_autocast(), registry.requested(), torch.get_float32_matmul_precision())
 
 
-def _places(model: object) -> tuple[Any, ...]:
-    """Where the parameters and buffers are, and of which dtype."""
-    if not isinstance(model, nn.Module):
-        return ()
-    return tuple((t.data_ptr(), t.dtype) for t in (*model.parameters(), *model.buffers()))
+def _state(model: object) -> tuple[bool, list[tuple[int, torch.dtype]]]:
+    """Whether any module is in training mode, and where the parameters and buffers are."""
+    is_training, places = False, []
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        is_training |= module.training
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                places.append((tensor.data_ptr(), tensor.dtype))
+    return is_training, places
 
 
 @dataclass(frozen=True)
