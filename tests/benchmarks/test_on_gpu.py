@@ -122,14 +122,9 @@ def test_every_command_is_one_that_its_program_takes(tmp_path):
                 studies.add(source.stem)
     assert measured == 8
     assert studies == {
-        "choices",
-        "counters",
-        "generation",
-        "gpu_profile",
-        "head_blocks",
-        "largest_batch",
+        "choices", "counters", "generation", "gpu_profile", "head_blocks", "largest_batch",
         "row_settings",
-    }
+    }  # fmt: skip
 
 
 def test_the_build_leaves_the_cpu_module_out(tmp_path, monkeypatch):
