@@ -73,6 +73,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     }  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
+    restore = lambda stream: SEEN.append(f"restored to {stream.name}")  # noqa: E731
+    monkeypatch.setattr(cuda_graphs, "restore_after_failed_capture", restore)
     return SEEN
 
 
@@ -120,6 +122,7 @@ def test_what_cannot_be_captured_is_a_dash_and_a_remark(gpu):
         "operation not permitted when stream is capturing"
     ]
     assert gpu.count("free") == gpu.count("back to main") == 2
+    assert gpu.count("restored to main") == 1  # after the capture that failed
 
 
 def test_a_training_step_is_not_captured(gpu):

@@ -239,3 +239,17 @@ def test_copies_have_no_graphs(graphs):
         assert not made._captured
         step(made)
     assert graphs.recorded == 3
+
+
+@on_gpu
+def test_draws_and_captures_go_on_after_a_capture_that_failed():
+    stream, device = torch.cuda.current_stream(), torch.device("cuda", torch.cuda.current_device())
+    x = torch.ones(3, device=device)
+    with pytest.raises(RuntimeError):  # reading a value waits for the device
+        cuda_graph._record(lambda: x * float(x.sum()), device, cuda_graph._new_pool())
+    assert torch.cuda.current_stream() == stream
+    assert bool((torch.rand(3, device=device) < 1).all())
+    recorded = cuda_graph._record(lambda: x + 1, device, cuda_graph._new_pool())
+    x.fill_(4)
+    recorded.wait()
+    assert recorded.replayed().tolist() == [5, 5, 5]
