@@ -55,8 +55,9 @@ def _group_sums(operands, x_t, groups, sizes, first, OPTIONS: tl.constexpr):
             y = n * WIDTH + tl.arange(0, WIDTH)
             piece = tl.where(y[None, :] == current[:, None], NO_SCORE, piece)
         top = tl.maximum(tl.max(piece, 1), NO_SCORE)
-        # A state that does not exist adds nothing, also where no other has a weight. A NaN stays.
-        total = tl.sum(tl.where(piece <= 0.5 * NO_SCORE, 0.0, tl.exp(piece - top[:, None])), 1)
+        total = tl.sum(tl.exp(piece - top[:, None]), 1)
+        # Where no state has a weight, those that do not exist have none either. A NaN stays.
+        total = tl.where(top <= 0.5 * NO_SCORE, 0.0 * total, total)
         at = (((first + from_state) // WIDTH + n) * rows + i).to(tl.int64)
         if from_state + n * WIDTH < states:
             tl.store(groups.largest + at, top, mask=i < rows)
