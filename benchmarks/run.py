@@ -80,10 +80,10 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     p.add_argument(
         "--operations",
-        type=lambda text: tuple(text.split(",")),
+        type=lambda text: tuple(title.strip() for title in text.split(";")),
         default=(),
-        metavar="TITLE",
-        help='measure only these tables, with commas between: "absorbing loss,uniform euler step"',
+        metavar="TITLES",
+        help='measure only these tables, with ";" between: "absorbing loss; uniform euler step"',
     )
     p.add_argument(
         "--head-positions",

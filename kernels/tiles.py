@@ -59,7 +59,7 @@ def scores(operands, sizes, OPTIONS: tl.constexpr):
             w = tl.load(weight + right, mask=inside[:, None], other=0.0)
         if OPTIONS.dot_fp32:
             h, w = h.to(tl.float32), w.to(tl.float32)
-        f = tl.dot(h, w, f, input_precision=OPTIONS.precision)
+        f = tl.dot(h, w, f, input_precision="ieee")
         hidden += DEPTH
         weight += DEPTH * stride_k
     return f
@@ -120,7 +120,6 @@ class TileOptions(NamedTuple):
         uniform: graph; else absorbing.
         halvings: how often a tile is halved; its pieces are in registers one after the other.
         even: whether ``depth`` divides the width.
-        precision: of products of float32.
         dot_fp32: operands are converted to float32, because Triton's interpreter multiplies the
             bit patterns of bf16.
         rows, states, depth: those of the ``MatmulTile``.
@@ -129,7 +128,6 @@ class TileOptions(NamedTuple):
     uniform: bool
     halvings: int
     even: bool
-    precision: str
     dot_fp32: bool
     rows: int
     states: int
@@ -163,7 +161,6 @@ class Operands(NamedTuple):
             uniform,
             halvings=max(0, (of.states // piece).bit_length() - 1),
             even=self.hidden.shape[1] % of.depth == 0,
-            precision="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
             dot_fp32=triton.knobs.runtime.interpret and self.hidden.dtype == torch.bfloat16,
             rows=of.rows,
             states=of.states,

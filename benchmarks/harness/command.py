@@ -1,8 +1,9 @@
-"""What every script of benchmarks/ shares on its command line. Needs nothing but Python."""
+"""What every script of benchmarks/ shares on its command line. The import needs only Python."""
 
 import argparse
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,25 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def gpu_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a study for GPUs whose code runs on a CPU too, in tiny sizes."""
+    parser = make_parser(doc)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that it runs")
+    parser.add_argument("--json", metavar="FILE", type=output_file, help="write every figure")
+    return parser
+
+
+def lacks_gpu(args: argparse.Namespace) -> bool:
+    """Whether the GPU asked for is absent; then it prints what to do."""
+    import torch
+
+    if args.device == "cpu" or torch.cuda.is_available():
+        return False
+    print("torch sees no CUDA device; --device cpu --quick tries the code", file=sys.stderr)
+    return True
 
 
 def positive_int(text: str) -> int:

@@ -16,12 +16,10 @@ import torch
 
 from benchmarks.harness.cases import Case, Contender
 from benchmarks.harness.measuring import Budget, CudaMeter, Meter, Timing, interleave
-from sedd_fast.models.cuda_graph import restore_after_failed_capture
+from sedd_fast.backends.cuda_graphs import record
 
 #: Suites whose calls are captured; a training step or a sampling run synchronises the device.
 SUITES = ("ops", "head", "vocabulary", "noised")
-#: Calls on a side stream before a capture, as torch's documentation of CUDA graphs has it.
-WARM_UP = 3
 #: What a call that cannot be captured may raise.
 FAILURES = (RuntimeError, AssertionError, TypeError, ValueError)
 
@@ -96,24 +94,11 @@ def replay(
 @contextlib.contextmanager
 def captured(call: Callable[[], object]) -> Iterator[torch.cuda.CUDAGraph]:
     """The call as a graph, whose results are in its own memory; the graph is freed afterwards."""
-    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            call()
-    main.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+    graph, made = record(call, torch.device("cuda", torch.cuda.current_device()))
     try:
-        try:
-            with torch.cuda.graph(graph):
-                made = call()
-        except FAILURES:
-            restore_after_failed_capture(main)
-            raise
         yield graph
-        del made
     finally:
-        torch.cuda.set_stream(main)  # a failed capture leaves its own stream as the current one
+        del made
         torch.cuda.synchronize()
         graph.reset()
         torch.cuda.empty_cache()

@@ -137,6 +137,20 @@ class CudaMeter:
         return torch.cuda.max_memory_allocated() - before
 
 
+def wall_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of a call on an idle device, until it is idle again."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - start
+
+
 def make_meter(device: torch.device, evict: bool = True) -> Meter:
     """The meter of that kind of device; ``evict=False`` leaves the caches as they are."""
     return CudaMeter(evict) if device.type == "cuda" else CpuMeter(evict)

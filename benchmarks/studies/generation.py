@@ -17,44 +17,36 @@ import copy
 import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import sedd_fast as sf
-from benchmarks.contenders import baselines
 from benchmarks.harness.cases import Call
 from benchmarks.harness.command import (
-    make_parser,
-    output_file,
+    gpu_parser,
+    lacks_gpu,
     positive_int,
     positive_ints,
     write_json,
 )
+from benchmarks.harness.measuring import wall_seconds
 from benchmarks.studies.largest_batch import network
 from benchmarks.suites.end_to_end import SamplingRun
 
+#: The contenders, in the order in which they are timed.
+CONTENDERS = (
+    "original formulas",
+    "ours",
+    "ours, CUDA graphs",
+    "ours, CUDA graphs, compiled blocks",
+    "original formulas, compiled blocks",
+    "GPT-2-small, generate",
+)
 #: Seconds from which on a run is timed once.
 LONG = 5.0
-
-
-def seconds(call: Call, device: str) -> float:
-    """Wall time of a call, until the device is idle again."""
-    synchronise(device)
-    start = time.perf_counter()
-    call()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def synchronise(device: str) -> None:
-    """Wait for the device."""
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def sedd_runs(models: tuple[sf.SEDD, sf.SEDD], batch: int) -> dict[str, Callable[[int], object]]:
@@ -65,23 +57,16 @@ def sedd_runs(models: tuple[sf.SEDD, sf.SEDD], batch: int) -> dict[str, Callable
     """
     shape = (batch, models[0].config.length)
 
-    def original(log_score: Tensor, x_t: Tensor, dsigma: Tensor, method: str) -> Tensor:
-        return baselines.reverse_step(log_score, x_t, dsigma, models[0].graph, method)
-
     def eager(model: sf.SEDD) -> Callable[[int], object]:
-        return lambda steps: SamplingRun(model, shape, steps, "bf16").eager(original)
+        return lambda steps: SamplingRun(model, shape, steps, "bf16").original_formulas()
 
     def ours(network: Any) -> Callable[[int], object]:
         return lambda steps: SamplingRun(models[0], shape, steps, "bf16").ours(network)
 
     plain, compiled = models
-    return {
-        "original formulas": eager(plain),
-        "ours": ours(plain),
-        "ours, CUDA graphs": ours(sf.CudaGraphNetwork(plain)),
-        "ours, CUDA graphs, compiled blocks": ours(sf.CudaGraphNetwork(compiled)),
-        "original formulas, compiled blocks": eager(compiled),
-    }
+    graphs = [ours(sf.CudaGraphNetwork(model)) for model in models]
+    runs = (eager(plain), ours(plain), *graphs, eager(compiled))
+    return dict(zip(CONTENDERS, runs, strict=False))
 
 
 def gpt2(device: str, quick: bool) -> Any:
@@ -124,7 +109,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if autoregressive is not None:
             lengths = (min(8, config.length), config.length)
             short, whole = (generating(autoregressive, batch, length) for length in lengths)
-            runs["GPT-2-small, generate"] = (short, whole)
+            runs[CONTENDERS[-1]] = (short, whole)
         for name in list(runs):
             if args.only and name not in args.only:
                 continue
@@ -140,9 +125,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def timed(call: Call, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a run: the median of a few, or of one that is long."""
-    taken = [seconds(call, args.device)]
+    taken = [wall_seconds(call, torch.device(args.device))]
     while len(taken) < args.repeats and taken[0] < LONG:
-        taken.append(seconds(call, args.device))
+        taken.append(wall_seconds(call, torch.device(args.device)))
     return {"seconds": statistics.median(taken), "all_seconds": taken}
 
 
@@ -162,8 +147,7 @@ def lines_of(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> int:
     """Run the command; its exit status."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
+    parser = gpu_parser(__doc__)
     parser.add_argument("--steps", type=positive_int, default=128, help="(%(default)s)")
     parser.add_argument(
         "--batches", type=positive_ints, default=(1, 32), metavar="N", help="(default: 1,32)"
@@ -171,15 +155,13 @@ def main() -> int:
     parser.add_argument(
         "--only",
         action="append",
+        choices=CONTENDERS,
         metavar="NAME",
-        help="time this contender; may be repeated (default: all)",
+        help=f"time this contender: {'; '.join(CONTENDERS)}; may be repeated (default: all)",
     )
     parser.add_argument("--repeats", type=positive_int, default=3, help="(%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, to check that it runs")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write every time")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("torch sees no CUDA device; --device cpu --quick tries the code", file=sys.stderr)
+    if lacks_gpu(args):
         return 2
     if args.quick:
         args.steps, args.batches = min(args.steps, 2), (1,)

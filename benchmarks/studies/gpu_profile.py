@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import sedd_fast as sf
 from benchmarks.harness.cases import autocast
-from benchmarks.harness.command import make_parser, output_file, write_json
+from benchmarks.harness.command import gpu_parser, lacks_gpu, write_json
 from benchmarks.harness.config import BenchmarkConfig
 from benchmarks.harness.measuring import Meter, make_meter, median_ms
 from benchmarks.studies.largest_batch import network
@@ -135,13 +135,9 @@ def lines_of(record: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     """Run the command; its exit status."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that it runs")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write every figure")
+    parser = gpu_parser(__doc__)
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("torch sees no CUDA device; --device cpu --quick tries the code", file=sys.stderr)
+    if lacks_gpu(args):
         return 2
     config = BenchmarkConfig(device=args.device, positions=8192, hidden_size=768)
     states, elements = STATES, ELEMENTS

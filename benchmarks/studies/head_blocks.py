@@ -19,7 +19,7 @@ import torch
 
 import sedd_fast as sf
 from benchmarks.harness.cases import Call, backends
-from benchmarks.harness.command import make_parser, output_file, write_json
+from benchmarks.harness.command import gpu_parser, lacks_gpu, write_json
 from benchmarks.harness.config import DTYPES, BenchmarkConfig
 from benchmarks.harness.cuda_graphs import captured
 from benchmarks.harness.measuring import Meter, make_meter, median_ms
@@ -109,13 +109,9 @@ def entry(row: dict[str, Any]) -> str:
 
 def main() -> int:
     """Run the command; its exit status."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a tiny head, to check that it runs")
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write every time")
+    parser = gpu_parser(__doc__)
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("torch sees no CUDA device; --device cpu --quick tries the code", file=sys.stderr)
+    if lacks_gpu(args):
         return 2
     config = BenchmarkConfig(device=args.device, positions=8192, hidden_size=768)
     workspaces = WORKSPACES

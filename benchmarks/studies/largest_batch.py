@@ -14,16 +14,14 @@ import argparse
 import gc
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 import sedd_fast as sf
-from benchmarks.contenders import baselines
-from benchmarks.harness.command import make_parser, output_file, positive_int, some_of, write_json
+from benchmarks.harness.command import gpu_parser, lacks_gpu, positive_int, some_of, write_json
 from benchmarks.harness.config import DTYPES
+from benchmarks.harness.measuring import wall_seconds
 from benchmarks.suites.end_to_end import Training
 from sedd_fast.backends import registry
 
@@ -69,21 +67,11 @@ def fitting(model: sf.SEDD, length: int, dtype: str, step: Step) -> Callable[[in
     return fits
 
 
-def original_formulas(run: Training) -> None:
-    """A training step by the original's formulas."""
-    graph, x_0 = run.model.graph, run.x_0
-
-    def loss(log_score: Tensor, sigma: Tensor, x_t: Tensor, weight: Tensor) -> Tensor:
-        return (weight * baselines.score_entropy(log_score, sigma, x_t, x_0, graph)).sum()
-
-    run.by_autograd(baselines.sample_transition, loss)
-
-
 #: The forms of a training step.
 FORMS: dict[str, Step] = {
     "fused head": Training.fused,
     "dense scores": Training.dense,
-    "original formulas": original_formulas,
+    "original formulas": Training.original_formulas,
 }
 
 
@@ -92,20 +80,10 @@ def tokens_per_second(model: sf.SEDD, batch: int, dtype: str, step: Step, steps:
     device, length = next(model.parameters()).device, model.config.length
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     x_0 = torch.randint(model.graph.vocab_size, (batch, length), device=device)
-    run, taken = Training(model, optimizer, x_0, dtype), []
-    for _ in range(steps + 1):
-        synchronise(device)
-        start = time.perf_counter()
-        step(run)
-        synchronise(device)
-        taken.append(time.perf_counter() - start)
-    return batch * length / statistics.median(taken[1:])
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    run = Training(model, optimizer, x_0, dtype)
+    step(run)
+    taken = [wall_seconds(lambda: step(run), device) for _ in range(steps)]
+    return batch * length / statistics.median(taken)
 
 
 def network(quick: bool) -> sf.SEDDConfig:
@@ -166,8 +144,7 @@ def lines_of(found: dict[str, int], speed: dict[str, dict[int, float]]) -> list[
 
 def main() -> int:
     """Run the command; its exit status."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="(%(default)s)")
+    parser = gpu_parser(__doc__)
     parser.add_argument(
         "--forms",
         type=some_of(*FORMS),
@@ -179,13 +156,8 @@ def main() -> int:
     parser.add_argument(
         "--most", type=positive_int, help="largest batch to try (4,096; 4 with --quick)"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="a tiny network, to check that it runs"
-    )
-    parser.add_argument("--json", metavar="FILE", type=output_file, help="write the batches")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("torch sees no CUDA device; --device cpu --quick tries the code", file=sys.stderr)
+    if lacks_gpu(args):
         return 2
     if args.device == "cpu" and not args.quick:
         parser.error("--device cpu has no such limit; add --quick to try the code")

@@ -96,6 +96,15 @@ class Training:
         loss(self.scores(x_t, sigma), sigma, x_t, weight).backward()
         self.update()
 
+    def original_formulas(self) -> None:
+        """A step by the original's formulas, under autograd."""
+
+        def loss(log_score: Tensor, sigma: Tensor, x_t: Tensor, weight: Tensor) -> Tensor:
+            entropy = baselines.score_entropy(log_score, sigma, x_t, self.x_0, self.model.graph)
+            return (weight * entropy).sum()
+
+        self.by_autograd(baselines.sample_transition, loss)
+
     def dense(self) -> None:
         """A step with our loss of the network's scores, under autograd."""
 
@@ -143,9 +152,6 @@ def training(rivals: Rivals, device: torch.device, dtype: str) -> Case:
     x_0 = torch.randint(graph.vocab_size, shape, device=device)
     run = Training(model, optimizer, x_0, dtype)
 
-    def eager(log_score: Tensor, sigma: Tensor, x_t: Tensor, weight: Tensor) -> Tensor:
-        return (weight * baselines.score_entropy(log_score, sigma, x_t, x_0, graph)).sum()
-
     def original(log_score: Tensor, sigma: Tensor, x_t: Tensor, weight: Tensor) -> Tensor:
         assert theirs is not None
         return (weight * theirs.score_entropy(graph, log_score, sigma, x_t, x_0)).sum()
@@ -156,7 +162,7 @@ def training(rivals: Rivals, device: torch.device, dtype: str) -> Case:
     def by(loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Call:
         return lambda: run.by_autograd(baselines.sample_transition, loss)
 
-    found = rivals.contenders(by(eager), by(plain), original=by(original))
+    found = rivals.contenders(run.original_formulas, by(plain), original=by(original))
     found += ours(config, ", autograd", run.dense)
     found += ours(config, ", one pass", run.one_pass)
     found += ours(config, ", fused head", run.fused, head=True)
@@ -207,6 +213,14 @@ class SamplingRun:
             x = step(log_score, x, dsigma, "denoise" if last else "analytic")
         return x
 
+    def original_formulas(self) -> Tensor:
+        """Tokens (B, L), by the original's formulas."""
+
+        def step(log_score: Tensor, x_t: Tensor, dsigma: Tensor, method: str) -> Tensor:
+            return baselines.reverse_step(log_score, x_t, dsigma, self.model.graph, method)
+
+        return self.eager(step)
+
     @torch.no_grad()
     def ours(self, network: ScoreModel) -> Tensor:
         """Tokens (B, L), by ``sedd_fast.sample``."""
@@ -224,9 +238,6 @@ def sampling(rivals: Rivals, device: torch.device, dtype: str) -> Case:
     graph, shape = model.graph, (4, config.positions // 4)
     run = SamplingRun(model, shape, config.steps, dtype)
 
-    def eager(log_score: Tensor, x_t: Tensor, dsigma: Tensor, method: str) -> Tensor:
-        return baselines.reverse_step(log_score, x_t, dsigma, graph, method)
-
     def original(log_score: Tensor, x_t: Tensor, dsigma: Tensor, method: str) -> Tensor:
         assert theirs is not None
         return theirs.reverse_step(graph, log_score, x_t, dsigma, method)
@@ -240,7 +251,7 @@ def sampling(rivals: Rivals, device: torch.device, dtype: str) -> Case:
     def by(step: ReverseStep) -> Call:
         return lambda: run.eager(step)
 
-    found = rivals.contenders(by(eager), by(plain), by(rewritten), by(original))
+    found = rivals.contenders(run.original_formulas, by(plain), by(rewritten), by(original))
     found += ours(config, "", lambda: run.ours(run.scores))
     found += ours(config, ", fused head", lambda: run.ours(model), head=True)
     return Case(

@@ -105,12 +105,7 @@ def gradients(config: BenchmarkConfig, s: Small, dtype: str) -> list[Contender]:
 
 def eager_sampling(s: Small, steps: int) -> Call:
     """A run over all times, from pure noise, by the original's formulas in fp32."""
-    run = SamplingRun(s.model, tuple(s.x_0.shape), steps, "fp32")
-
-    def step(log_score: Tensor, x_t: Tensor, dsigma: Tensor, method: str) -> Tensor:
-        return baselines.reverse_step(log_score, x_t, dsigma, s.model.graph, method)
-
-    return lambda: run.eager(step)
+    return SamplingRun(s.model, tuple(s.x_0.shape), steps, "fp32").original_formulas
 
 
 def sampling(config: BenchmarkConfig, s: Small, dtype: str) -> list[Contender]:

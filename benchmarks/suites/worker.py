@@ -155,9 +155,14 @@ def all_cases(config: BenchmarkConfig, original: Original | None) -> Iterator[tu
 
     A case is made when it is due, so that the tensors of only one exist.
     """
+    titles: set[str] = set()
     for cases in cases_of_suites(config, original):
+        titles.update(case.operation for case in cases)
         if not config.operations or any(c.operation in config.operations for c in cases):
             yield cases
+    if wrong := sorted(set(config.operations) - titles):
+        known = "; ".join(sorted(titles))
+        refuse(f"--operations: there is no {wrong[0]!r}; known are: {known}")
 
 
 def cases_of_suites(

@@ -160,6 +160,11 @@ class ReverseInputs(OpInputs):
         return self.temperature != 1 or self.top_p < 1
 
     @property
+    def is_clamped(self) -> bool:
+        """Whether weights are max(0, exp(l) + beta), with a beta that needs the sum of the row."""
+        return self.graph == "uniform" and self.method != "euler"
+
+    @property
     def inverse_temperature(self) -> float:
         """One over the temperature, as kernels take it: 0 or infinity times a score may be NaN."""
         return min(max(1 / self.temperature, 1 / EXTREME_FACTOR), EXTREME_FACTOR)

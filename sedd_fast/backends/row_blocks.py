@@ -84,10 +84,10 @@ def _parts(linear: Linear) -> Iterator[slice]:
     On a GPU so many too, and those that remain of a multiple of ALIGNMENT by themselves: cuBLAS
     forms products of an odd number of states several times more slowly.
     """
-    states, on_gpu = len(linear.weight), is_tiled(linear.hidden.device)
-    even = states - states % ALIGNMENT if on_gpu else states
+    even = states = len(linear.weight)
     part = states if linear.weight.dtype == linear.dtype else STATES
-    part = GPU_STATES if on_gpu else part
+    if is_tiled(linear.hidden.device):
+        even, part = states - states % ALIGNMENT, GPU_STATES
     for begin in range(0, even, part):
         yield slice(begin, min(begin + part, even))
     if even < states:

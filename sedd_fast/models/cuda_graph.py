@@ -7,7 +7,6 @@ than a GPU to run them. A CUDA graph launches all of them at once.
     tokens = sf.sample(network, model.graph, model.noise, (1, 1024))
 """
 
-import functools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,18 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sedd_fast.backends import registry, values
+from sedd_fast.backends import cuda_graphs, registry, values
+from sedd_fast.backends.triton.linear_reverse_step import GROUPED
 from sedd_fast.models.interface import HeadRequest, ReverseStepRequest, ScoreModel
 from sedd_fast.ops import touched_rows
 from sedd_fast.process.graphs import Graph
 
-#: Calls before a capture: they load kernels and choose algorithms, which a capture must not do.
-WARM_UP = 2
 #: Graphs that a network keeps; the one used least recently is dropped for a new one.
 KEPT = 16
 #: Most positions of a step for whose head all rows are formed, also those that cannot move.
 MOST_ROWS = 4096
-HALF = (torch.bfloat16, torch.float16)
 
 
 class CudaGraphNetwork(nn.Module):
@@ -120,7 +117,7 @@ class CudaGraphNetwork(nn.Module):
             return True
         enabled, dtype = _autocast()
         used = dtype if enabled else next((p.dtype for p in self.parameters()), torch.float32)
-        return used in HALF and head.temperature == 1 and head.top_p == 1
+        return used in GROUPED and head.temperature == 1 and head.top_p == 1
 
 
 def _can_record(indices: Tensor) -> bool:
@@ -248,42 +245,8 @@ def _new_pool() -> Any:
     return torch.cuda.graph_pool_handle()
 
 
-@functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: each stream has a workspace of cuBLAS that is never freed."""
-    return torch.cuda.Stream(device)
-
-
 def _record(step: Callable[[], Tensor], device: torch.device, pool: Any) -> _Recorded:
-    """The step as a graph. It runs a few times first, as torch's documentation has it.
-
-    Raises:
-        RuntimeError: it cannot be captured.
-    """
+    """The step as a graph; RuntimeError where it cannot be captured."""
+    graph, output = cuda_graphs.record(step, device, pool)
     with torch.cuda.device(device):
-        main, side = torch.cuda.current_stream(), _side_stream(device)
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                step()
-        main.wait_stream(side)
-        made = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(made, pool, side):  # by default a stream of the first device
-                output = step()
-        except RuntimeError:
-            restore_after_failed_capture(main)
-            raise
-        return _Recorded(made, output, torch.cuda.Event())
-
-
-def restore_after_failed_capture(stream: torch.cuda.Stream) -> None:
-    """Make ``stream`` the current one, and torch's generator draw outside of captures again.
-
-    A failed capture leaves its own stream as the current one. The generator takes every later draw
-    for one of a capture, and refuses it, until a capture succeeds: so next to nothing is captured.
-    """
-    torch.cuda.set_stream(stream)
-    torch.cuda.synchronize(stream.device)
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(stream.device)):
-        torch.zeros(1, device=stream.device)
+        return _Recorded(graph, output, torch.cuda.Event())

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from benchmarks.harness import cases, measuring, records
 from benchmarks.harness.command import ROOT
 from benchmarks.harness.config import BenchmarkConfig
 from benchmarks.studies import choices, largest_batch
-from benchmarks.suites import sweep
+from benchmarks.suites import sweep, worker
 from benchmarks.suites.end_to_end import Training
 from sedd_fast.backends import cpp
 
@@ -94,6 +95,16 @@ def test_peak_memory_sees_what_a_call_frees():
 
     peak = meter.peak_extra(call)
     assert 0.95 * size < peak < 1.2 * size
+
+
+def test_only_the_operations_asked_for(capsys):
+    small = BenchmarkConfig(("ops",), positions=4, vocab_size=101, backends=("reference",))
+    asked = replace(small, operations=("absorbing loss", "uniform euler step"))
+    found = [case.operation for (case,) in worker.all_cases(asked, None)]
+    assert found == ["absorbing loss", "uniform euler step"]
+    with pytest.raises(SystemExit):
+        list(worker.all_cases(replace(small, operations=("uniform step",)), None))
+    assert "no 'uniform step'; known are: absorbing analytic step; " in capsys.readouterr().err
 
 
 def test_a_sweep_covers_its_axes():

@@ -54,27 +54,19 @@ OURS = re.compile(
 
 
 #: The modules of benchmarks/ that the plans run, in tiny shapes on the CPU.
+STUDIES = ("head_blocks", "largest_batch", "generation", "gpu_profile")
 ON_CPU = {
-    "run": (
+    "run.py, on the CPU": (
         "benchmarks/run.py", "--quick", "--no-compile", "--suite", "ops,head,small",
         "--json", "all.json",
     ),
-    "head_blocks": (
-        "-m", "benchmarks.studies.head_blocks", "--device", "cpu", "--quick",
-        "--json", "blocks.json",
-    ),
-    "largest_batch": (
-        "-m", "benchmarks.studies.largest_batch", "--device", "cpu", "--quick",
-        "--json", "batch.json",
-    ),
-    "generation_on_cpu": (
-        "-m", "benchmarks.studies.generation", "--device", "cpu", "--quick",
-        "--json", "generation.json",
-    ),
-    "gpu_profile": (
-        "-m", "benchmarks.studies.gpu_profile", "--device", "cpu", "--quick",
-        "--json", "profile.json",
-    ),
+    **{
+        f"{name}, on the CPU": (
+            "-m", f"benchmarks.studies.{name}", "--device", "cpu", "--quick",
+            "--json", f"{name}.json",
+        )
+        for name in STUDIES
+    },
 }  # fmt: skip
 
 
@@ -109,7 +101,7 @@ def on_cpu(python: str, tree: Path) -> dict[str, str]:
     found = {}
     for name, words in ON_CPU.items():
         done = subprocess.run([python, *words], cwd=tree, capture_output=True, text=True)
-        found[name] = f"FAILS: {done.stderr[-600:]}" if done.returncode else "done, on the CPU"
+        found[name] = f"FAILS: {done.stderr[-600:]}" if done.returncode else "done"
     return found
 
 
@@ -149,7 +141,7 @@ def main() -> int:
         if not args.only:
             found |= on_cpu(args.python, tree)
     for step, verdict in found.items():
-        print(f"{step:16} {verdict}")
+        print(f"{step:24} {verdict}")
     return 1 if any(verdict.startswith("FAILS") for verdict in found.values()) else 0
 
 

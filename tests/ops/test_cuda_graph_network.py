@@ -1,4 +1,7 @@
-"""CudaGraphNetwork: the same tokens as without graphs, when it captures, what passes through."""
+"""CudaGraphNetwork: the same tokens as without graphs, when it captures, what passes through.
+
+In this folder, because a GPU machine runs its tests (docs/gpu.md).
+"""
 
 import copy
 import pickle

@@ -31,8 +31,8 @@ DRAWN = 64
 def linear_reverse_step(linear: Linear, reverse: ReverseInputs) -> Tensor:
     """x_s (B, L): one product of the rows that may move."""
     linear, rows = linear.for_products(), linear.read(reverse)
-    clamped = reverse.graph == "uniform" and reverse.method != "euler"
-    if reverse.changes_shares or clamped or len(rows) <= row_blocks.rows_at_once(linear):
+    whole_rows = reverse.changes_shares or reverse.is_clamped
+    if whole_rows or len(rows) <= row_blocks.rows_at_once(linear):
         return row_blocks.linear_reverse_step(replace(linear, rows=rows), reverse, reverse_step)
     step = _Step(linear, reverse.contiguous())
     whole = [step(some) for some in rows[rows >= 0].split(step.count)]

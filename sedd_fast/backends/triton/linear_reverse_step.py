@@ -33,8 +33,8 @@ def linear_reverse_step(linear: Linear, reverse: ReverseInputs) -> Tensor:
         RuntimeError: rows must be formed whole, and have more states than the kernel of a row can
             hold.
     """
-    clamped = reverse.graph == "uniform" and reverse.method != "euler"
-    if linear.dtype in GROUPED and not (clamped or reverse.changes_shares):
+    whole_rows = reverse.changes_shares or reverse.is_clamped
+    if linear.dtype in GROUPED and not whole_rows:
         return launched("linear_reverse_step", linear.hidden, _Step(linear, reverse.contiguous()))
     if reason := unsupported("reverse_step", linear.weight.t()):
         raise RuntimeError(
