@@ -284,7 +284,7 @@ class BuildKernels(build_ext):
 setup(
     packages=[*find_packages(include=["sedd_fast", "sedd_fast.*"]), "sedd_fast.kernels"],
     package_dir={"sedd_fast.kernels": "kernels"},
-    package_data={"sedd_fast": ["py.typed", "train/presets/*.yaml"]},
+    package_data={"sedd_fast": ["py.typed", "training/presets/*.yaml"]},
     ext_modules=[
         Extension(f"sedd_fast.{name}", sources=[], optional=True) for name in ("_cpu", "_cuda")
     ],

@@ -23,7 +23,7 @@ LAYERS = (
     ("cli",),
     ("sedd_fast",),
     ("compat",),
-    ("train",),
+    ("training",),
     ("evaluate",),
     ("data",),
     ("losses", "sampling"),
@@ -133,13 +133,15 @@ def names_of(dotted: str) -> list[str]:
 
 
 def test_an_upward_import_and_a_circle_are_seen():
-    code = "import sedd_fast.train.loop\nfrom sedd_fast import models, Graph\ndef f():\n    from "
+    code = (
+        "import sedd_fast.training.loop\nfrom sedd_fast import models, Graph\ndef f():\n    from "
+    )
     code += "sedd_fast.ops.score_entropy import x\nimport torch\nimport sedd_fast as sf\n"
     tree = ast.parse(code)
     names = [imported_package(name) for _, name in imports(tree)]
-    assert sorted(names) == ["models", "ops", "sedd_fast", "sedd_fast", "train"]
+    assert sorted(names) == ["models", "ops", "sedd_fast", "sedd_fast", "training"]
     assert upward("evaluate", tree) == [
-        "line 1: evaluate imports train",
+        "line 1: evaluate imports training",
         "line 2: evaluate imports sedd_fast",
         "line 6: evaluate imports sedd_fast",
     ]

@@ -39,7 +39,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "name",
     ["csrc/common/coefficients.h", "csrc/cpu/simd/rows.cpp", "kernels/__init__.py", "setup.py",
-     "sedd_fast/py.typed", "sedd_fast/train/presets/tiny.yaml", "tests/golden/process.safetensors",
+     "sedd_fast/py.typed", "sedd_fast/training/presets/tiny.yaml",
+     "tests/golden/process.safetensors",
      "benchmarks/run.py", "README.md", "LICENSE", "constraints.txt"],
 )  # fmt: skip
 def test_source_distribution_carries(sdist: Path, name: str):

@@ -4,7 +4,7 @@
     python -m benchmarks.studies.loss_curves --data book.txt --json c.json --plot c.png
     python -m benchmarks.studies.loss_curves model.hidden_size=64 training.batch_size=8
 
-The preset "tiny" is trained for 200 steps of the trainer (``sedd_fast.train.step``), four times
+The preset "tiny" is trained for 200 steps of the trainer (``sedd_fast.training.step``), four times
 from the same weights on the same batches:
 
     dense      the network returns log scores, and ``score_entropy`` computes the loss from them
@@ -37,10 +37,10 @@ from benchmarks.harness.command import (
 )
 from benchmarks.harness.environment import provenance
 from sedd_fast.data.corpus import Corpus, load_corpus
-from sedd_fast.train.api import make_accelerator
-from sedd_fast.train.config import load_config
-from sedd_fast.train.settings import TrainConfig
-from sedd_fast.train.step import Learner, learning_rate
+from sedd_fast.training.api import make_accelerator
+from sedd_fast.training.config import load_config
+from sedd_fast.training.settings import TrainConfig
+from sedd_fast.training.step import Learner, learning_rate
 
 VARIANTS = ("dense", "fused", "rounding", "seed")
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}

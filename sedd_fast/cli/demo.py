@@ -16,8 +16,8 @@ from sedd_fast.cli.options import SEED
 from sedd_fast.cli.output import heading, pairs, progress, results, show_text
 from sedd_fast.cli.train import commands
 from sedd_fast.terminal import symbol
-from sedd_fast.train import demo as work
-from sedd_fast.train.progress import TrainingInterrupted, TrainResult
+from sedd_fast.training import demo as work
+from sedd_fast.training.progress import TrainingInterrupted, TrainResult
 
 _BAR = 36  # columns of the longest bar in the table of bits
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sedd_fast.progress import LINE_SECONDS, stderr_console
 from sedd_fast.terminal import visible
-from sedd_fast.train.progress import HeldOut, StepInfo
+from sedd_fast.training.progress import HeldOut, StepInfo
 
 _FRAME_SECONDS = 0.2
 _STEPS_AVERAGED = 50  # the loss of one batch varies much: its noise levels are random

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from sedd_fast.terminal import visible, write
-from sedd_fast.train.progress import DiskFullError, NonFiniteLossError
+from sedd_fast.training.progress import DiskFullError, NonFiniteLossError
 
 #: The base class of usage errors. Its module depends on the version of typer.
 UsageError: type[Exception] = next(

@@ -16,8 +16,8 @@ from sedd_fast.models.checkpoint import CONFIG
 from sedd_fast.models.cuda_graph import CudaGraphNetwork
 from sedd_fast.models.interface import ScoreModel
 from sedd_fast.models.sedd import SEDD
-from sedd_fast.train.config import load_config
-from sedd_fast.train.run_directory import RunDirectory
+from sedd_fast.training.config import load_config
+from sedd_fast.training.run_directory import RunDirectory
 
 _TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
 _ATTEMPTS = 3  # at an export that changes while it is read

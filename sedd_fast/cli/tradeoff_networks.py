@@ -34,11 +34,11 @@ from sedd_fast.evaluate.tradeoff import Budget, Quality, spaced_rows
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.interface import device_of
 from sedd_fast.models.sedd import SEDD
-from sedd_fast.train import demo
-from sedd_fast.train.api import is_finished, resume, train
-from sedd_fast.train.config import load_config
-from sedd_fast.train.run_directory import RunDirectory
-from sedd_fast.train.settings import ObjectiveSection
+from sedd_fast.training import demo
+from sedd_fast.training.api import is_finished, resume, train
+from sedd_fast.training.config import load_config
+from sedd_fast.training.run_directory import RunDirectory
+from sedd_fast.training.settings import ObjectiveSection
 
 _HELD_OUT = 0.1  # share of the texts given as files
 _LEVELS, _BLOCKS = 16, 64  # noise levels a block and blocks of the bounds in the record

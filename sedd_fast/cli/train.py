@@ -14,12 +14,12 @@ from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.output import pairs, results
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.progress import is_main_process
-from sedd_fast.train import api as trainer
-from sedd_fast.train.config import load_config
-from sedd_fast.train.metrics import read_metrics
-from sedd_fast.train.plots import plot_training
-from sedd_fast.train.progress import TrainResult
-from sedd_fast.train.run_directory import RunDirectory
+from sedd_fast.training import api as trainer
+from sedd_fast.training.config import load_config
+from sedd_fast.training.metrics import read_metrics
+from sedd_fast.training.plots import plot_training
+from sedd_fast.training.progress import TrainResult
+from sedd_fast.training.run_directory import RunDirectory
 
 PICTURE = "curves.png"
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from sedd_fast.data.libraries import explained
 from sedd_fast.files.pickles import load_pickle, save_pickle
 from sedd_fast.models.checkpoint import RUN_CONFIG
-from sedd_fast.train import saved_state
+from sedd_fast.training import saved_state
 
 
 def load_hydra_config_from_run(load_dir: str | Path) -> Any:

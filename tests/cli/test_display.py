@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sedd_fast import progress
 from sedd_fast.cli.display import TrainingDisplay, duration, plain_line, sparkline
-from sedd_fast.train.progress import HeldOut, StepInfo
+from sedd_fast.training.progress import HeldOut, StepInfo
 
 
 def info_at(step, loss=2.0, held_out=None):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sedd_fast.cli import errors
-from sedd_fast.train.progress import DiskFullError, TrainingInterrupted
+from sedd_fast.training.progress import DiskFullError, TrainingInterrupted
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 
 from sedd_fast.evaluate.plots import plot_tradeoff
 from sedd_fast.sampling.api import METHODS
-from sedd_fast.train.api import train
-from sedd_fast.train.config import load_config
+from sedd_fast.training.api import train
+from sedd_fast.training.config import load_config
 
 
 def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):

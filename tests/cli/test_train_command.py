@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from helpers.small_run import SMALL
-from sedd_fast.train.metrics import read_metrics
+from sedd_fast.training.metrics import read_metrics
 
 
 def test_train_explains_how_to_train_on_a_text(text_file, call):
@@ -30,7 +30,7 @@ def test_train_reports_its_files(run_dir, call, tmp_path):
 INTERRUPTED = """
 import os, signal, sys
 from sedd_fast.cli import main
-from sedd_fast.train.metrics import MetricsLog
+from sedd_fast.training.metrics import MetricsLog
 
 write = MetricsLog.write
 

@@ -37,10 +37,10 @@ from helpers.tiny_run import losses, settings, write_text
 from sedd_fast.cli import main as command_line
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.models import networks
-from sedd_fast.train.api import is_finished, resume, train
-from sedd_fast.train.config import save_config
-from sedd_fast.train.run_directory import RunDirectory, load_file
-from sedd_fast.train.step import Learner
+from sedd_fast.training.api import is_finished, resume, train
+from sedd_fast.training.config import save_config
+from sedd_fast.training.run_directory import RunDirectory, load_file
+from sedd_fast.training.step import Learner
 
 STEPS = 30
 WRITING = ((os, "fsync"), (os, "replace"), (shutil, "rmtree"), (torch, "save"))

@@ -14,7 +14,7 @@ import torch
 
 from sedd_fast.files import pickles
 from sedd_fast.files.pickles import check_weights, load_pickle, save_pickle
-from sedd_fast.train.run_directory import load_file, save_file
+from sedd_fast.training.run_directory import load_file, save_file
 
 CONTENT = {
     "step": 7,

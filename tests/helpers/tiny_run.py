@@ -3,9 +3,9 @@
 import random
 from pathlib import Path
 
-from sedd_fast.train.config import load_config
-from sedd_fast.train.metrics import read_metrics
-from sedd_fast.train.settings import TrainConfig
+from sedd_fast.training.config import load_config
+from sedd_fast.training.metrics import read_metrics
+from sedd_fast.training.settings import TrainConfig
 
 WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat. ", "dogs ", "ran\n"]
 

@@ -12,8 +12,8 @@ from sedd_fast.losses.next_token import NextTokenLoss
 from sedd_fast.models import networks
 from sedd_fast.models.autoregressive import Autoregressive, draw_token, generate
 from sedd_fast.ops._uniforms import uniform
-from sedd_fast.train.api import resume, train
-from sedd_fast.train.config import load_config
+from sedd_fast.training.api import resume, train
+from sedd_fast.training.config import load_config
 
 V, L = 5, 6
 CONFIG = sf.SEDDConfig(V, hidden_size=16, cond_dim=8, n_blocks=2, n_heads=2, length=L)

@@ -15,9 +15,9 @@ from sedd_fast.losses.objective import stratified_times
 from sedd_fast.models.ema import ExponentialMovingAverage
 from sedd_fast.models.networks import AnyNetwork
 from sedd_fast.ops._uniforms import RowStreams
-from sedd_fast.train import saved_state
-from sedd_fast.train.networks import AnyObjective, new_network
-from sedd_fast.train.settings import OptimConfig, TrainConfig
+from sedd_fast.training import saved_state
+from sedd_fast.training.networks import AnyObjective, new_network
+from sedd_fast.training.settings import OptimConfig, TrainConfig
 
 _HELD_OUT_SEED = 2**31  # keeps the noise of the held-out loss apart from that of training steps
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from helpers.tiny_run import losses, settings, write_text
-from sedd_fast.train import api
-from sedd_fast.train.api import make_accelerator, resume, train
-from sedd_fast.train.config import load_config
-from sedd_fast.train.step import Learner
+from sedd_fast.training import api
+from sedd_fast.training.api import make_accelerator, resume, train
+from sedd_fast.training.config import load_config
+from sedd_fast.training.step import Learner
 
 TOKENS = 20
 

@@ -1,6 +1,6 @@
 """Training on Hugging Face Accelerate: one process, or many under `accelerate launch` or torchrun.
 
-    from sedd_fast.train import is_finished, load_config, resume, train
+    from sedd_fast.training import is_finished, load_config, resume, train
 
     result = train(load_config("tiny", overrides=["data.train=book.txt", "run_dir=runs/book"]))
     result = resume("runs/book")                      # after Ctrl-C, a crash, or kill -9
@@ -20,9 +20,9 @@ of the objective that `objective.type` selects), gradient clipping, linear warm-
 warm-up (Lou, Meng, Ermon 2024, appendix C).
 """
 
-from sedd_fast.train.api import is_finished, resume, train
-from sedd_fast.train.config import load_config
-from sedd_fast.train.progress import (
+from sedd_fast.training.api import is_finished, resume, train
+from sedd_fast.training.config import load_config
+from sedd_fast.training.progress import (
     DiskFullError,
     HeldOut,
     NonFiniteLossError,
@@ -32,7 +32,7 @@ from sedd_fast.train.progress import (
     TrainResult,
     resume_command,
 )
-from sedd_fast.train.settings import TrainConfig
+from sedd_fast.training.settings import TrainConfig
 
 __all__ = [
     "DiskFullError",

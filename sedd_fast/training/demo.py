@@ -26,11 +26,11 @@ from sedd_fast.evaluate.ngram import baseline_bits
 from sedd_fast.files.writing import write_text
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import infill, sample
-from sedd_fast.train.api import is_finished, resume, train
-from sedd_fast.train.config import load_config
-from sedd_fast.train.plots import plot_training
-from sedd_fast.train.progress import OnStep, TrainResult
-from sedd_fast.train.run_directory import RunDirectory
+from sedd_fast.training.api import is_finished, resume, train
+from sedd_fast.training.config import load_config
+from sedd_fast.training.plots import plot_training
+from sedd_fast.training.progress import OnStep, TrainResult
+from sedd_fast.training.run_directory import RunDirectory
 
 RECORD, PICTURE = "demo.json", "curves.png"
 SAMPLES = 3

@@ -14,11 +14,11 @@ import torch
 from helpers.tiny_run import losses, settings, write_text
 from sedd_fast.cli import main
 from sedd_fast.models.sedd import SEDD
-from sedd_fast.train import metrics, run_directory
-from sedd_fast.train.api import is_finished, resume, train
-from sedd_fast.train.interrupt import StopRequest
-from sedd_fast.train.progress import DiskFullError, TrainingInterrupted, lack_of_space
-from sedd_fast.train.run_directory import RunDirectory, write_directory
+from sedd_fast.training import metrics, run_directory
+from sedd_fast.training.api import is_finished, resume, train
+from sedd_fast.training.interrupt import StopRequest
+from sedd_fast.training.progress import DiskFullError, TrainingInterrupted, lack_of_space
+from sedd_fast.training.run_directory import RunDirectory, write_directory
 
 SHORT = ["training.snapshot_freq=1", "training.eval_freq=1", "training.keep_last=1"]
 
@@ -151,7 +151,7 @@ def test_an_export_of_a_removed_checkpoint_is_not_kept(begun, tmp_path, monkeypa
     shutil.rmtree(run_dir / "checkpoints")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "sedd_fast.train.loop.write_export", lambda *args: (_ for _ in ()).throw(Killed)
+            "sedd_fast.training.loop.write_export", lambda *args: (_ for _ in ()).throw(Killed)
         )
         with pytest.raises(Killed):
             resume(run_dir)
@@ -189,7 +189,7 @@ def test_full_disk_is_one_line_that_names_the_checkpoint(
     shutil.copytree(begun, run_dir)
     more = ["training.n_iters=3", "training.snapshot_freq=0"]
     with monkeypatch.context() as patch:
-        patch.setattr(f"sedd_fast.train.{place}", full)
+        patch.setattr(f"sedd_fast.training.{place}", full)
         assert main(["train", "--resume", str(run_dir), *more]) == 1
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("sedd-fast: ")]
     assert len(lines) == 1

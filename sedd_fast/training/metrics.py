@@ -24,8 +24,8 @@ from typing import Any
 from sedd_fast.data.files import read_text, split_lines
 from sedd_fast.data.libraries import import_library
 from sedd_fast.files.writing import write_text
-from sedd_fast.train.run_directory import RunDirectory
-from sedd_fast.train.settings import TrainConfig
+from sedd_fast.training.run_directory import RunDirectory
+from sedd_fast.training.settings import TrainConfig
 
 
 class MetricsLog(ExitStack):

@@ -3,7 +3,7 @@
 from sedd_fast import losses
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.networks import KINDS, AnyNetwork
-from sedd_fast.train.settings import TrainConfig
+from sedd_fast.training.settings import TrainConfig
 
 AnyObjective = losses.Objective | losses.NextTokenLoss
 

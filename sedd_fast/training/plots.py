@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sedd_fast.evaluate.plots import finish, two_panels
-from sedd_fast.train.metrics import read_metrics
+from sedd_fast.training.metrics import read_metrics
 
 
 def plot_training(

@@ -10,10 +10,10 @@ import pytest
 
 from helpers.tiny_run import settings, write_text
 from sedd_fast.cli import main
-from sedd_fast.train import lock
-from sedd_fast.train.api import resume, train
-from sedd_fast.train.lock import NAME, run_lock
-from sedd_fast.train.run_directory import RunDirectory
+from sedd_fast.training import lock
+from sedd_fast.training.api import resume, train
+from sedd_fast.training.lock import NAME, run_lock
+from sedd_fast.training.run_directory import RunDirectory
 
 #: Holds the lock of a directory until its standard input ends.
 OWNER = """

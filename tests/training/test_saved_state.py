@@ -10,10 +10,10 @@ import torch
 
 from helpers.tiny_run import settings, write_text
 from sedd_fast.cli import main
-from sedd_fast.train import saved_state
-from sedd_fast.train.api import is_finished, make_accelerator, resume, train
-from sedd_fast.train.config import load_config
-from sedd_fast.train.loop import Trainer
+from sedd_fast.training import saved_state
+from sedd_fast.training.api import is_finished, make_accelerator, resume, train
+from sedd_fast.training.config import load_config
+from sedd_fast.training.loop import Trainer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -197,7 +197,7 @@ def test_a_network_of_another_size_is_refused_before_it_is_built(key, run, tmp_p
     state = torch.load(file, weights_only=True)
     state["config"]["model"][key] = 2**17
     torch.save(state, file)
-    monkeypatch.setattr("sedd_fast.train.loop.Learner", lambda *args: built.append(args))
+    monkeypatch.setattr("sedd_fast.training.loop.Learner", lambda *args: built.append(args))
     with pytest.raises(ValueError, match=r"state.pt does not hold .*model"):
         resume(folder, [f"model.{key}={2**17}"])
     assert not built

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from sedd_fast.train import saved_state
-from sedd_fast.train.config import load_config
-from sedd_fast.train.lock import run_lock
-from sedd_fast.train.loop import Trainer
-from sedd_fast.train.progress import OnStep, TrainResult, resume_command
-from sedd_fast.train.run_directory import RunDirectory, load_file
-from sedd_fast.train.settings import TrainConfig
+from sedd_fast.training import saved_state
+from sedd_fast.training.config import load_config
+from sedd_fast.training.lock import run_lock
+from sedd_fast.training.loop import Trainer
+from sedd_fast.training.progress import OnStep, TrainResult, resume_command
+from sedd_fast.training.run_directory import RunDirectory, load_file
+from sedd_fast.training.settings import TrainConfig
 
 
 def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:

@@ -4,7 +4,7 @@
     config = load_config("small", files=["mine.yaml"])
 
 Later wins: defaults (`settings` has the sections), preset, files in order, overrides in order. The
-presets are plain YAML (sedd_fast/train/presets) and hold only what differs from the defaults.
+presets are plain YAML (sedd_fast/training/presets) and hold only what differs from the defaults.
 """
 
 import difflib
@@ -20,8 +20,8 @@ import yaml
 
 from sedd_fast.files.documents import parse_yaml, read_yaml
 from sedd_fast.files.writing import write_text
-from sedd_fast.train.setting_text import text_value
-from sedd_fast.train.settings import TrainConfig, expected, kinds
+from sedd_fast.training.setting_text import text_value
+from sedd_fast.training.settings import TrainConfig, expected, kinds
 
 PRESETS = ("tiny", "small", "medium")
 

@@ -17,14 +17,14 @@ from helpers.tiny_run import losses, settings, write_letters, write_text
 from sedd_fast.data.tokenizers import CharTokenizer, load_tokenizer
 from sedd_fast.losses.score_entropy import ScoreEntropyLoss
 from sedd_fast.models.sedd import SEDD
-from sedd_fast.train.api import is_finished, make_accelerator, resume, train
-from sedd_fast.train.config import load_config, save_config
-from sedd_fast.train.loop import Trainer
-from sedd_fast.train.metrics import rewind
-from sedd_fast.train.progress import NonFiniteLossError, TrainingInterrupted, resume_command
-from sedd_fast.train.run_directory import RunDirectory, random_state, set_random_state
-from sedd_fast.train.settings import OptimConfig
-from sedd_fast.train.step import learning_rate
+from sedd_fast.training.api import is_finished, make_accelerator, resume, train
+from sedd_fast.training.config import load_config, save_config
+from sedd_fast.training.loop import Trainer
+from sedd_fast.training.metrics import rewind
+from sedd_fast.training.progress import NonFiniteLossError, TrainingInterrupted, resume_command
+from sedd_fast.training.run_directory import RunDirectory, random_state, set_random_state
+from sedd_fast.training.settings import OptimConfig
+from sedd_fast.training.step import learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,8 @@ def test_interrupted_run_saves_and_resumes_as_if_never_stopped(number, whole, te
 #: With "-" in place of the module it trains to the end.
 CHILD = """
 import importlib, os, signal, sys
-from sedd_fast.train.api import train
-from sedd_fast.train.config import load_config, save_config
+from sedd_fast.training.api import train
+from sedd_fast.training.config import load_config, save_config
 
 settings, module, name, count, when = sys.argv[1:]
 calls = 0
@@ -110,7 +110,7 @@ if module != "-":
     setattr(holder, name, die_at(getattr(holder, name)))
 train(load_config(files=[settings]))
 """
-TRAIN = "sedd_fast.train"
+TRAIN = "sedd_fast.training"
 
 
 def write_child(config, folder):
@@ -380,7 +380,7 @@ def test_two_processes(chosen, text_file, tmp_path):
 
 def test_plot(whole, tmp_path):
     pytest.importorskip("matplotlib")
-    from sedd_fast.train.plots import plot_training
+    from sedd_fast.training.plots import plot_training
 
     picture = plot_training(whole.run_dir / "metrics.jsonl", tmp_path / "a.png", {"unigram": 3.0})
     assert picture.read_bytes()[:4] == b"\x89PNG"

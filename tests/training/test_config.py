@@ -9,15 +9,15 @@ import pytest
 from sedd_fast.files.pickles import check_weights
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.ema import ExponentialMovingAverage
-from sedd_fast.train import demo
-from sedd_fast.train.config import (
+from sedd_fast.training import demo
+from sedd_fast.training.config import (
     PRESETS,
     config_from_dict,
     load_config,
     save_config,
 )
-from sedd_fast.train.metrics import read_metrics
-from sedd_fast.train.settings import TrainConfig, TrainingSection
+from sedd_fast.training.metrics import read_metrics
+from sedd_fast.training.settings import TrainConfig, TrainingSection
 
 
 def test_defaults_are_the_originals():

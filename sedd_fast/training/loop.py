@@ -20,12 +20,12 @@ from sedd_fast.data.corpus import load_corpus
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.evaluate.draws import variance_of_mean
 from sedd_fast.evaluate.standard_error import covering_error, total
-from sedd_fast.train import saved_state
-from sedd_fast.train.config import config_from_dict, save_config
-from sedd_fast.train.interrupt import StopRequest
-from sedd_fast.train.metrics import MetricsLog
-from sedd_fast.train.networks import new_network
-from sedd_fast.train.progress import (
+from sedd_fast.training import saved_state
+from sedd_fast.training.config import config_from_dict, save_config
+from sedd_fast.training.interrupt import StopRequest
+from sedd_fast.training.metrics import MetricsLog
+from sedd_fast.training.networks import new_network
+from sedd_fast.training.progress import (
     DiskFullError,
     HeldOut,
     NonFiniteLossError,
@@ -36,7 +36,7 @@ from sedd_fast.train.progress import (
     lack_of_space,
     resume_command,
 )
-from sedd_fast.train.run_directory import (
+from sedd_fast.training.run_directory import (
     RunDirectory,
     load_file,
     random_state,
@@ -45,8 +45,8 @@ from sedd_fast.train.run_directory import (
     write_directory,
     write_export,
 )
-from sedd_fast.train.settings import TrainConfig
-from sedd_fast.train.step import Learner, learning_rate
+from sedd_fast.training.settings import TrainConfig
+from sedd_fast.training.step import Learner, learning_rate
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
-from sedd_fast.train.config import config_from_dict, load_config, save_config
-from sedd_fast.train.settings import LogConfig, OptimConfig, TrainConfig, TrainingSection
+from sedd_fast.training.config import config_from_dict, load_config, save_config
+from sedd_fast.training.settings import LogConfig, OptimConfig, TrainConfig, TrainingSection
 
 #: Names that YAML, or a language of settings, reads as something else.
 NAMES = [
