@@ -16,7 +16,7 @@ from sedd_fast.models.checkpoint import CONFIG
 from sedd_fast.models.cuda_graph import CudaGraphNetwork
 from sedd_fast.models.interface import ScoreModel
 from sedd_fast.models.sedd import SEDD
-from sedd_fast.training.config import load_config
+from sedd_fast.training.config import load_run_config
 from sedd_fast.training.run_directory import RunDirectory
 
 _TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
@@ -143,7 +143,7 @@ def corpus_of_run(name: str, network: Network | Baseline, length: int) -> tuple[
     run = RunDirectory(Path(name).expanduser())
     if not run.config.is_file():
         return None
-    config = load_config(files=[run.config])
+    config = load_run_config(run.config)
     corpus = load_corpus(config.data, length, config.training.seed, network.tokenizer)
     return str(config.data.train), corpus
 

@@ -24,9 +24,10 @@ from sedd_fast.cli.network import (
 from sedd_fast.cli.output import progress
 from sedd_fast.cli.tradeoff_options import DEMO, MINUTES, TradeoffOptions
 from sedd_fast.data.blocks import BlockOrder
-from sedd_fast.data.corpus import pack
+from sedd_fast.data.config import DataConfig
+from sedd_fast.data.corpus import hold_out, pack
 from sedd_fast.data.prompts import decode
-from sedd_fast.data.sources import read_documents, split_documents
+from sedd_fast.data.sources import read_documents
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.likelihood import exact_likelihood
@@ -36,7 +37,7 @@ from sedd_fast.models.interface import device_of
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.training import demo
 from sedd_fast.training.api import is_finished, resume, train
-from sedd_fast.training.config import load_config
+from sedd_fast.training.config import load_config, load_run_config
 from sedd_fast.training.run_directory import RunDirectory
 from sedd_fast.training.settings import ObjectiveSection
 
@@ -156,7 +157,7 @@ def _train_baseline(name: str, path: Path) -> None:
             f"--ar: nothing at {path}, and --model {name} is no run whose settings and text a "
             "baseline could be trained with; train one: sedd-fast train model.kind=ar ..."
         )
-    config = load_config(files=[run.config])
+    config = load_run_config(run.config)
     config = replace(
         config,
         model=replace(config.model, kind="ar"),
@@ -167,7 +168,7 @@ def _train_baseline(name: str, path: Path) -> None:
         progress().print(f"training the autoregressive baseline as {run.path} was, in {path}")
         with TrainingDisplay(str(path)) as display:
             train(config, display)
-    elif load_config(files=[baseline.config]) == config and not is_finished(baseline.path):
+    elif load_run_config(baseline.config) == config and not is_finished(baseline.path):
         progress().print(f"resuming the autoregressive baseline in {path}")
         with TrainingDisplay(str(path)) as display:
             resume(baseline.path, on_step=display)
@@ -190,7 +191,8 @@ def _baseline(network: Network, options: TradeoffOptions) -> Baseline | None:
 def _tokens(name: str, network: Network, files: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of the training text (N,) and of the held-out text (M,), of files or of the run."""
     if files:
-        parts = split_documents(read_documents(files), _HELD_OUT)
+        split = DataConfig(held_out=_HELD_OUT)
+        *parts, _ = hold_out(read_documents(files), split, network.model.config.length)
         train_tokens, held_out = (pack(part, network.tokenizer) for part in parts)
         return train_tokens, held_out
     _, corpus = corpus_of_run(name, network, network.model.config.length) or ("", None)

@@ -15,7 +15,7 @@ from sedd_fast.cli.output import pairs, results
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.progress import is_main_process
 from sedd_fast.training import api as trainer
-from sedd_fast.training.config import load_config
+from sedd_fast.training.config import load_config, load_run_config
 from sedd_fast.training.metrics import read_metrics
 from sedd_fast.training.plots import plot_training
 from sedd_fast.training.progress import TrainResult
@@ -164,7 +164,7 @@ def _report(finished: TrainResult) -> None:
 def commands(finished: TrainResult) -> Text:
     """Commands for a finished run, ready to paste."""
     run = shlex.quote(str(finished.run_dir))
-    config = load_config(files=[RunDirectory(finished.run_dir).config])
+    config = load_run_config(RunDirectory(finished.run_dir).config)
     if config.network_kind == "ar":
         rows = {"compare": f"sedd-fast tradeoff --model SEDD_RUN --ar {run}"}
     else:

@@ -210,7 +210,7 @@ class StreamOrder:
                 rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
             found = self.documents > 0
             for row in rows.skip(self.documents):
-                texts = list(self.source.texts([row], first=self.documents))
+                texts = list(self.source.texts([row], [self.documents]))
                 self.documents += 1
                 for ids in with_end(self.tokenizer, texts):
                     found |= bool(ids)

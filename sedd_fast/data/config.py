@@ -30,8 +30,10 @@ class DataConfig:
     Args:
         train: "pydoc", a path, a glob, a list of these, or a Hugging Face data set.
         valid: held-out text, likewise; None: cut it from `train`.
-        held_out: fraction cut from the end of `train` where `valid` is None; 0 holds none out.
-        tokenizer: "characters", "bytes", a file, a directory, or a hub name.
+        held_out: fraction of `train` that is held out where `valid` is None; 0 holds none out.
+        held_out_at: "spread", in up to 32 passages spread over `train`, or "end", its last part
+            (runs of versions that had no such setting are resumed with "end").
+        tokenizer: "characters", "bytes", "bpe:N", a file, a directory, or a hub name.
         random_offset: shift the block grid by a random amount in each epoch (small corpora).
         config, split, text_column: configuration, split and column of the Hugging Face data set
             `train`.
@@ -45,6 +47,9 @@ class DataConfig:
     train: str | list[str] = field(default="pydoc", metadata=_TEXT)
     valid: str | list[str] | None = field(default=None, metadata=_TEXT)
     held_out: float = fraction(0.05)
+    held_out_at: str = field(
+        default="spread", metadata=limits(("spread", "end").__contains__, "spread or end")
+    )
     tokenizer: str = "characters"
     random_offset: bool = False
     config: str | None = None

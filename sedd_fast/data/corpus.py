@@ -3,8 +3,10 @@
 Documents are tokenised, end-of-text is put after each, all are joined, and the stream is cut into
 blocks of `length` tokens. The remainder at the end is dropped (the original code drops one after
 every thousand documents). `data.valid` or `data.valid_split` names the held-out text. Where neither
-is set, it is cut from the training source: the last `data.held_out` (default 5 %) of the characters
-of text files, or of the rows of a data set, or the first `data.stream_held_out` rows of a stream.
+is set, it is cut from the training source: `data.held_out` (default 5 %) of the characters of text
+files, or of the rows of a data set, in passages spread over it, or the first `data.stream_held_out`
+rows of a stream. One part of a text can be much easier than another: the last 5 % of the built-in
+text have half a bit per character less than the rest.
 """
 
 import hashlib
@@ -12,8 +14,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,22 @@ import numpy as np
 
 from sedd_fast.data.blocks import BlockOrder, Blocks, StreamOrder, fingerprint_of, with_end
 from sedd_fast.data.config import DataConfig
-from sedd_fast.data.sources import HubDataset, is_hub_name, read_documents, split_documents
+from sedd_fast.data.sources import (
+    HubDataset,
+    held_out_ranges,
+    is_hub_name,
+    kept_ranges,
+    read_documents,
+    split_documents,
+)
 from sedd_fast.data.tokenizers import Tokenizer, make_tokenizer
 from sedd_fast.files.writing import as_os_error
 
 _log = logging.getLogger(__name__)
 
 _ROWS = 1000  # documents tokenised at a time
+_PASSAGES = 32  # of held-out text, at most
+_PASSAGE_CHARS = 8  # for each token of a block, at least: two blocks of subwords
 
 
 @dataclass(frozen=True)
@@ -37,12 +48,14 @@ class Corpus:
 
     `chars_per_token` is measured on the held-out text (end-of-text counts as a token): bits per
     character are bits per token divided by it. It and `held_out` are None without held-out text.
+    `held_out_source` says, for every figure, where the held-out text is from.
     """
 
     tokenizer: Tokenizer
     train: BlockOrder | StreamOrder
     held_out: Blocks | None
     chars_per_token: float | None
+    held_out_source: str
 
 
 def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -82,40 +95,66 @@ def load_corpus(
         skip = 0 if separate else config.stream_held_out
         order = StreamOrder(source, tokenizer, length, seed, config.shuffle_buffer, skip)
         rest = list(source.texts(source.load().take(skip))) if skip else []
+        cut_from = f"the first {skip} rows of the stream"
     else:
         load = _load_rows if hub else _load_files
-        tokenizer, tokens, rest = load(config, tokenizer, not separate)
+        cut = replace(config, held_out=0.0) if separate else config
+        tokenizer, tokens, rest, cut_from = load(cut, tokenizer, length)
         blocks = Blocks(tokens, length, "the training text")
         order = BlockOrder(blocks, seed, config.random_offset)
     documents = _valid_documents(config) if separate else rest
     if not documents:
-        return Corpus(tokenizer, order, None, None)
+        return Corpus(tokenizer, order, None, None, "no held-out text")
     name = "the held-out text (a larger data.held_out, or data.valid, gives more)"
     held_out = Blocks(pack(documents, tokenizer), length, name)
     chars_per_token = sum(map(len, documents)) / len(held_out.tokens)
-    return Corpus(tokenizer, order, held_out, chars_per_token)
+    source_of = "a text of its own" if separate else cut_from
+    return Corpus(tokenizer, order, held_out, chars_per_token, source_of)
 
 
-#: Tokenizer, training tokens, and the documents that were cut from them as held-out text.
-_Loaded = tuple[Tokenizer, np.ndarray, list[str]]
+#: Tokenizer, training tokens, the documents cut from them as held-out text, and where from.
+_Loaded = tuple[Tokenizer, np.ndarray, list[str], str]
 
 
-def _load_files(config: DataConfig, tokenizer: Tokenizer | None, cut: bool) -> _Loaded:
-    train, rest = split_documents(read_documents(config.train), config.held_out if cut else 0.0)
+def _load_files(config: DataConfig, tokenizer: Tokenizer | None, length: int) -> _Loaded:
+    train, rest, where = hold_out(read_documents(config.train), config, length)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, train)
-    return tokenizer, pack(train, tokenizer), rest
+    return tokenizer, pack(train, tokenizer), rest, where
 
 
-def _load_rows(config: DataConfig, tokenizer: Tokenizer | None, cut: bool) -> _Loaded:
+def hold_out(
+    documents: Sequence[str], config: DataConfig, length: int
+) -> tuple[list[str], list[str], str]:
+    """Training documents, held-out documents, and what these are, for blocks of `length` tokens."""
+    held_out, where = _held_out(config, sum(map(len, documents)), _PASSAGE_CHARS * length)
+    return *split_documents(documents, held_out), where
+
+
+def _load_rows(config: DataConfig, tokenizer: Tokenizer | None, length: int) -> _Loaded:
     source = _hub_dataset(config, config.train, config.config, config.split)
-    dataset, rest = source.load(), []
-    if cut:
-        keep, count = round(len(dataset) * (1 - config.held_out)), len(dataset)
-        if keep < count:  # `select` refuses an empty range at the end
-            rest = list(source.texts(dataset.select(range(keep, count)), first=keep))
-            dataset = dataset.select(range(keep))
+    dataset = source.load()
+    held_out, where = _held_out(config, len(dataset), shortest=1)
+    rest = []
+    if held_out:
+        rows = list(chain.from_iterable(held_out))
+        rest = list(source.texts(dataset.select(rows), numbers=rows))
+        kept = chain.from_iterable(kept_ranges(held_out, len(dataset)))
+        dataset = dataset.select(list(kept))
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, source.texts(dataset))
-    return tokenizer, cached_tokens(dataset, source, tokenizer, config.cache_dir), rest
+    return tokenizer, cached_tokens(dataset, source, tokenizer, config.cache_dir), rest, where
+
+
+def _held_out(config: DataConfig, count: int, shortest: int) -> tuple[list[range], str]:
+    """The ranges that are held out of `count` characters or rows, and their description.
+
+    A passage has at least `shortest` of them, where there are so many.
+    """
+    share, passages = config.held_out, 1
+    if config.held_out_at == "spread":
+        passages = min(max(int(share * count / shortest), 1), _PASSAGES)
+    spread = f"{passages} passages spread over the text, {share:.3g} of it"
+    where = spread if passages > 1 else f"the last {share:.3g} of the text"
+    return held_out_ranges(count, share, passages), where
 
 
 def _valid_documents(config: DataConfig) -> list[str]:

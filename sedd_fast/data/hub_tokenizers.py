@@ -74,6 +74,29 @@ class HubTokenizer:
             backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
         return cls(backend)
 
+    @classmethod
+    def from_text(cls, texts: Iterable[str], size: int) -> "HubTokenizer":
+        """Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909) learned from `texts`.
+
+        Args:
+            texts: the training text.
+            size: largest number of tokens, with the 256 bytes and end-of-text; a short text gives
+                fewer.
+        """
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
     @property
     def _name(self) -> str:
         """The kind of its model, such as WordLevel, and its size."""

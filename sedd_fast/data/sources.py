@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +88,21 @@ class HubDataset:
                 f"{self.text_column!r}; its columns are {', '.join(columns)}"
             )
 
-    def texts(self, dataset: Iterable[Any], first: int = 0) -> Iterator[str]:
+    def texts(self, dataset: Iterable[Any], numbers: Iterable[int] | None = None) -> Iterator[str]:
         """The text of each row, in order, detokenised; rows without a text (null) are left out.
 
-        `first` is the number of the first row, for error messages.
+        `numbers` are those of the rows, for error messages; None: 0, 1, ...
         """
-        return self.clean((row.get(self.text_column) for row in dataset), first)
+        return self.clean((row.get(self.text_column) for row in dataset), numbers)
 
-    def clean(self, rows: Iterable[Any], first: int = 0) -> Iterator[str]:
+    def clean(self, rows: Iterable[Any], numbers: Iterable[int] | None = None) -> Iterator[str]:
         """As `texts`, from the raw values of the text column.
 
         Raises:
             ValueError: a value is neither text nor null; the message names row and column.
         """
         detokenizer = self.entry.detokenizer
-        for number, text in enumerate(rows, start=first):
+        for number, text in zip(count() if numbers is None else numbers, rows, strict=False):
             if text is None:
                 continue
             if not isinstance(text, str):
@@ -155,23 +156,50 @@ def pydoc_text() -> str:
     return "\n".join(topics[name].strip() + "\n" for name in sorted(topics))
 
 
-def split_documents(documents: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
-    """Cut the last fraction `held_out` of all characters off, as the held-out text.
+def held_out_ranges(count: int, share: float, passages: int) -> list[range]:
+    """The positions that are held out of 0 .. count - 1: `passages` ranges spread evenly over them.
 
-    The cut falls inside a document (with a single file it must): the two parts of that document
-    are then documents of their own.
+    Each is the end of one of `passages` equal parts; one passage is the end of the whole. Together
+    they have round(share * count) positions.
     """
-    if not 0 <= held_out < 1:
+    if not 0 <= share < 1:
         raise ValueError(
-            f"data.held_out: expected a fraction from 0 up to, not including, 1, got {held_out}"
+            f"data.held_out: expected a fraction from 0 up to, not including, 1, got {share}"
         )
-    keep = round(sum(map(len, documents)) * (1 - held_out))
-    train, rest = [], []
-    for text in documents:
-        head, tail, keep = text[:keep], text[keep:], max(0, keep - len(text))
-        train += [head] if head else []
-        rest += [tail] if tail else []
-    return train, rest
+    total = round(count * share)
+    ends = [count * number // passages for number in range(1, passages + 1)]
+    sizes = [total * number // passages for number in range(passages + 1)]
+    ranges = (range(end - b + a, end) for end, (a, b) in zip(ends, pairwise(sizes), strict=True))
+    return [each for each in ranges if each]
+
+
+def kept_ranges(held_out: Sequence[range], count: int) -> list[range]:
+    """The ranges of 0 .. count - 1 between and around the ranges `held_out`."""
+    starts = [0, *(each.stop for each in held_out)]
+    stops = [*(each.start for each in held_out), count]
+    return [range(a, b) for a, b in zip(starts, stops, strict=True) if a < b]
+
+
+def split_documents(
+    documents: Sequence[str], held_out: Sequence[range]
+) -> tuple[list[str], list[str]]:
+    """The text outside and inside the ranges `held_out` of characters, over all documents.
+
+    A document that a range cuts gives several parts, which are documents of their own.
+    """
+    kept = kept_ranges(held_out, sum(map(len, documents)))
+    return _within(documents, kept), _within(documents, held_out)
+
+
+def _within(documents: Sequence[str], ranges: Sequence[range]) -> list[str]:
+    """What of the documents lies in the ranges; one part for each document and range."""
+    firsts = list(accumulate(map(len, documents), initial=0))  # of each document, among all
+    return [
+        part
+        for text, first in zip(documents, firsts, strict=False)
+        for each in ranges
+        if (part := text[max(0, each.start - first) : max(0, each.stop - first)])
+    ]
 
 
 def _expand(name: str) -> list[Path]:

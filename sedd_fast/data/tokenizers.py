@@ -2,6 +2,7 @@
 
     characters          one token per character of the training text, plus end-of-text and unknown
     bytes               the 256 bytes of UTF-8, plus end-of-text; any text, no vocabulary to learn
+    bpe:N               byte-level BPE of at most N tokens, learned from the training text
     FILE.json           a `tokenizers` file (tokenizer.json)
     DIRECTORY           what `save` wrote; or tokenizer.json; or GPT-2's vocab.json and merges.txt
     NAME                tokenizer.json of a model on the Hugging Face hub, e.g. "gpt2"
@@ -24,24 +25,37 @@ from sedd_fast.data.libraries import explained
 from sedd_fast.files import checksums
 from sedd_fast.files.documents import read_json
 
+_SMALLEST_BPE = 257
+
 
 def make_tokenizer(spec: str, texts: Iterable[str] | None = None) -> Tokenizer:
     """The tokenizer that `spec` names (the table at the top of this module).
 
     Args:
-        spec: "characters", "bytes", a file, a directory, or a hub name.
-        texts: the training text; only "characters" reads it.
+        spec: "characters", "bytes", "bpe:N", a file, a directory, or a hub name.
+        texts: the training text; only "characters" and "bpe:N" read it.
+
+    Raises:
+        ValueError: no such tokenizer, or one that is learned from a text and `texts` is None.
     """
     if spec == "bytes":
         return ByteTokenizer()
+    if spec != "characters" and not spec.startswith("bpe:"):
+        return load_tokenizer(spec)
+    size = spec.removeprefix("bpe:")
+    if spec != "characters" and not (size.isdecimal() and int(size) >= _SMALLEST_BPE):
+        raise ValueError(
+            f"tokenizer: expected bpe:N with at least {_SMALLEST_BPE} tokens (256 bytes and "
+            f"end-of-text), such as bpe:2048, got {spec!r}"
+        )
+    if texts is None:
+        raise ValueError(
+            f"tokenizer: {spec!r} takes its vocabulary from the training text and got none; pass "
+            "texts=, or use 'bytes' (streamed data, for example)"
+        )
     if spec == "characters":
-        if texts is None:
-            raise ValueError(
-                "tokenizer: 'characters' takes its vocabulary from the training text and got "
-                "none; pass texts=, or use 'bytes' (streamed data, for example)"
-            )
         return CharTokenizer.from_text(texts)
-    return load_tokenizer(spec)
+    return HubTokenizer.from_text(texts, int(size))
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sedd_fast.training import saved_state
-from sedd_fast.training.config import load_config
+from sedd_fast.training.config import load_run_config
 from sedd_fast.training.lock import run_lock
 from sedd_fast.training.loop import Trainer
 from sedd_fast.training.progress import OnStep, TrainResult, resume_command
@@ -66,7 +66,7 @@ def resume(
     run = RunDirectory(run_dir)
     if not run.config.is_file():
         raise ValueError(f"run_dir: {run.path} holds no run (no config.yaml); check the path")
-    config = replace(load_config(None, [run.config], overrides), run_dir=str(run.path))
+    config = replace(load_run_config(run.config, overrides), run_dir=str(run.path))
     accelerator = make_accelerator(config)
     with _locked(run, accelerator):
         return Trainer(config, accelerator).fit(on_step)
@@ -106,7 +106,7 @@ def is_finished(run_dir: str | Path) -> bool:
     saved = load_file(file, mmap=True)
     with saved_state.blamed_on(file):
         step, elapsed = saved_state.progress(saved, steps[-1])
-    section = load_config(files=[run.config]).training
+    section = load_run_config(run.config).training
     return section.is_over(step, elapsed) and run.exported_step() == step
 
 

@@ -51,6 +51,15 @@ def load_config(
     return config_from_dict(*layers)
 
 
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The settings of a run from its config.yaml, changed by overrides.
+
+    A setting that the file lacks has the value that all runs had before there was the setting.
+    """
+    older = {"data": {"held_out_at": "end"}}
+    return config_from_dict(older, _read_file(path), *map(_parse_override, overrides))
+
+
 def save_config(config: TrainConfig, path: str | Path) -> None:
     """Write every setting as YAML; `load_config(files=[path])` reads it back."""
     settings = asdict(config)

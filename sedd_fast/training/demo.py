@@ -27,7 +27,7 @@ from sedd_fast.files.writing import write_text
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import infill, sample
 from sedd_fast.training.api import is_finished, resume, train
-from sedd_fast.training.config import load_config
+from sedd_fast.training.config import load_config, load_run_config
 from sedd_fast.training.plots import plot_training
 from sedd_fast.training.progress import OnStep, TrainResult
 from sedd_fast.training.run_directory import RunDirectory
@@ -154,7 +154,7 @@ def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> D
         on_stage: called with the name of each stage when it begins.
     """
     directory = RunDirectory(run.run_dir)
-    config = load_config(files=[directory.config])
+    config = load_run_config(directory.config)
     effort = min(1.0, (config.training.max_minutes or _FULL_MINUTES) / _FULL_MINUTES)
     steps, levels = max(16, round(_STEPS * effort)), max(2, round(_LEVELS * effort))
     model, tokenizer = SEDD.from_pretrained(run.export), load_tokenizer(run.export)

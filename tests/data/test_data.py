@@ -9,9 +9,10 @@ import torch
 
 from sedd_fast.data.blocks import BlockOrder, Blocks
 from sedd_fast.data.config import DataConfig
-from sedd_fast.data.corpus import load_corpus, pack
+from sedd_fast.data.corpus import hold_out, load_corpus, pack
 from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer
 from sedd_fast.data.sources import (
+    held_out_ranges,
     is_hub_name,
     pydoc_text,
     read_documents,
@@ -162,13 +163,54 @@ def test_what_counts_as_a_hub_name(tmp_path):
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.3, 0.9])
-def test_the_last_characters_are_held_out(fraction):
+@pytest.mark.parametrize("passages", [1, 3, 7])
+def test_passages_of_every_part_are_held_out(fraction, passages):
     documents = ["a" * 40, "b" * 37, "c" * 23]
-    train, rest = split_documents(documents, fraction)
-    assert "".join(train) + "".join(rest) == "".join(documents)
+    whole = "".join(documents)
+    ranges = held_out_ranges(100, fraction, passages)
+    train, rest = split_documents(documents, ranges)
+    assert "".join(rest) == "".join(whole[each.start : each.stop] for each in ranges)
+    assert sum(map(len, train)) + sum(map(len, rest)) == 100
     assert sum(map(len, rest)) == round(100 * fraction)
+    for number, each in enumerate(ranges if len(ranges) == passages else []):
+        assert each.stop == 100 * (number + 1) // passages  # one at the end of each part
+    marked = np.zeros(100, bool)
+    for each in ranges:
+        marked[each.start : each.stop] = True
+    assert "".join(train) == "".join(c for c, held in zip(whole, marked, strict=True) if not held)
     with pytest.raises(ValueError, match="held_out"):
-        split_documents(documents, 1.0)
+        held_out_ranges(100, 1.0, passages)
+
+
+def test_where_the_held_out_text_is_from():
+    text = ["".join(chr(97 + i // 500) for i in range(10_000))]
+    spread, end = DataConfig(held_out=0.2), DataConfig(held_out=0.2, held_out_at="end")
+    train, rest, where = hold_out(text, spread, length=20)
+    assert (len(rest), where) == (
+        12,
+        "12 passages spread over the text, 0.2 of it",
+    )  # 160 characters
+    assert sorted(set("".join(rest))) == sorted({part[0] for part in rest} | {p[-1] for p in rest})
+    assert len(set("".join(rest))) >= 12 > len(set(text[0][-2000:]))
+    train, rest, where = hold_out(text, end, length=20)
+    assert (train, rest) == ([text[0][:-2000]], [text[0][-2000:]])
+    assert where == "the last 0.2 of the text"
+    assert hold_out(text, spread, length=1000)[1:] == ([text[0][-2000:]], where)  # no room for two
+
+
+def test_a_vocabulary_learned_from_the_text(tmp_path):
+    tokenizer = make_tokenizer("bpe:300", ["the cat and the hat " * 50, "the end"])
+    assert tokenizer.vocab_size <= 300
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert len(tokenizer.encode(" the cat")) == 2
+    assert tokenizer.eot is not None
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    for wrong in ("bpe:", "bpe:256", "bpe:many", "bpe:-1"):
+        with pytest.raises(ValueError, match=r"bpe:N with at least 257"):
+            make_tokenizer(wrong, ["x"])
+    with pytest.raises(ValueError, match="takes its vocabulary from the training text"):
+        make_tokenizer("bpe:300")
 
 
 # Packing and order

@@ -40,8 +40,9 @@ def expected_tokens(numbers):
 def test_data_set_is_packed_once_and_mapped(rows, tmp_path):
     config = hub_config(rows, tmp_path, held_out=0.2)
     corpus = load_corpus(config, length=16)
-    assert corpus.train.blocks.tokens.tolist() == expected_tokens(range(40))
-    assert corpus.held_out.tokens.tolist() == expected_tokens(range(40, 50))
+    assert corpus.train.blocks.tokens.tolist() == expected_tokens(i for i in range(50) if i % 5 < 4)
+    assert corpus.held_out.tokens.tolist() == expected_tokens(range(4, 50, 5))
+    assert corpus.held_out_source == "10 passages spread over the text, 0.2 of it"
     files = sorted((tmp_path / "cache").glob("*.npy"))
     written = files[0].stat().st_mtime_ns
     again = load_corpus(config, length=16)
@@ -50,8 +51,15 @@ def test_data_set_is_packed_once_and_mapped(rows, tmp_path):
     assert len(files) == 1
 
 
+def test_the_last_rows_are_held_out(rows, tmp_path):
+    corpus = load_corpus(hub_config(rows, tmp_path, held_out=0.2, held_out_at="end"), length=16)
+    assert corpus.train.blocks.tokens.tolist() == expected_tokens(range(40))
+    assert corpus.held_out.tokens.tolist() == expected_tokens(range(40, 50))
+    assert corpus.held_out_source == "the last 0.2 of the text"
+
+
 def test_a_damaged_cache_of_tokens_is_written_again(rows, tmp_path, caplog):
-    config = hub_config(rows, tmp_path, held_out=0.2)
+    config = hub_config(rows, tmp_path, held_out=0.2, held_out_at="end")
     load_corpus(config, length=16)
     [tokens], [described] = (list((tmp_path / "cache").glob(f"*.{e}")) for e in ("npy", "json"))
     whole = tokens.read_bytes(), described.read_bytes()
