@@ -14,7 +14,6 @@ from sedd_fast.cli.network import (
     GPT2_TOKENS,
     Baseline,
     Network,
-    Precision,
     autocast,
     choose_device,
     corpus_of_run,
@@ -34,6 +33,7 @@ from sedd_fast.evaluate.tradeoff import Budget, Quality, spaced_rows
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.interface import device_of
 from sedd_fast.models.sedd import SEDD
+from sedd_fast.names import Precision
 from sedd_fast.training import demo
 from sedd_fast.training.api import is_finished, resume, train
 from sedd_fast.training.config import load_config
