@@ -7,8 +7,8 @@ heavy.
 
 from typing import Literal, get_args
 
-Backend = Literal["reference", "cpp", "triton", "cuda"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
+BackendName = Literal["reference", "cpp", "triton", "cuda"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 #: The noise processes, and the same with the original code's name of the first.
 GraphKind = Literal["absorbing", "uniform"]
@@ -30,7 +30,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 RemaskSchedule = Literal["cap", "rescale"]
 REMASK_SCHEDULES: tuple[RemaskSchedule, ...] = get_args(RemaskSchedule)
 
-#: The function of a score that ``row_sums`` adds up.
+#: The terms of ``row_sums``: f of z = a exp(l) + b is z, z^2 or ln z.
 Term = Literal["affine", "square", "log"]
 TERMS: tuple[Term, ...] = get_args(Term)
 

@@ -33,7 +33,7 @@ LAYERS = (
     ("environment",),
     ("backends",),
     ("kernels", "_cpu", "_cuda", "files", "progress", "version"),
-    ("terminal",),
+    ("terminal", "names"),
 )
 #: At most so many modules beside the packages.
 MOST_MODULES = 7

@@ -10,7 +10,7 @@ import typer
 from sedd_fast.cli import options as shared
 from sedd_fast.cli.output import creatable
 from sedd_fast.cli.samples import ModelOrNone
-from sedd_fast.names import METHODS, Metric
+from sedd_fast.names import METHODS, Method, Metric
 
 if TYPE_CHECKING:
     from sedd_fast.evaluate.tradeoff import Budget
@@ -135,15 +135,16 @@ class TradeoffOptions:
 class Grid:
     """The settings that are measured: each method at each number of steps, each top_p."""
 
-    methods: tuple[str, ...]
+    methods: tuple[Method, ...]
     steps: tuple[int, ...]
     top_p: tuple[float, ...]
 
     @classmethod
     def of(cls, options: TradeoffOptions) -> "Grid":
         """Read --methods, --steps and --top-p; ValueError for a wrong value."""
-        methods = tuple(_items(options.methods))
-        if not methods or not set(methods) <= set(METHODS):
+        named = _items(options.methods)
+        methods = tuple(name for name in named if name in METHODS)
+        if not methods or len(methods) < len(named):
             raise ValueError(
                 f"--methods: expected some of {', '.join(METHODS)}, got {options.methods!r}"
             )

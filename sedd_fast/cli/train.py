@@ -106,7 +106,7 @@ def train(
         with TrainingDisplay(str(resume)) as display:
             finished = trainer.resume(resume, with_equals, display)
     else:
-        default = None if files else "tiny"
+        default: Preset | None = None if files else "tiny"
         config = load_config(preset or default, files, with_equals)
         if run_dir is not None:
             config = replace(config, run_dir=str(run_dir))

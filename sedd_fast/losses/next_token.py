@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class NextTokenLoss:
 
     in_nats: ClassVar[bool] = True  # as of `losses.Objective`
 
-    reduction: str = "none"
+    reduction: Literal["none", "mean"] = "none"
     sampling_eps: float = 1e-3
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sedd_fast.models import overrides
+from sedd_fast.names import Reduction, StepMethod
 from sedd_fast.ops import (
     TouchedRows,
     linear_reverse_step,
@@ -106,7 +107,7 @@ class ScoreEntropyRequest(HeadRequest):
 
     x_0: Tensor
     row_weight: Tensor | None = None
-    reduction: str = "none"
+    reduction: Reduction = "none"
     rows: TouchedRows | None = None
 
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class ReverseStepRequest(HeadRequest):
         rows: the positions that the head is needed at; None: all that noise touched.
     """
 
-    method: str
+    method: StepMethod
     dsigma: Tensor | float | None = None
     u: Tensor | None = None
     rows: TouchedRows | None = None

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from sedd_fast.models import checkpoint, layers
 from sedd_fast.models.config import SEDDConfig
+from sedd_fast.names import NetworkKind
 
 
 class Transformer(nn.Module):
@@ -20,7 +21,7 @@ class Transformer(nn.Module):
     """
 
     #: As `sedd_fast.models.checkpoint` names this kind of network.
-    kind: ClassVar[str]
+    kind: ClassVar[NetworkKind]
 
     def __init__(self, config: SEDDConfig) -> None:
         if not isinstance(config, SEDDConfig):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from sedd_fast.evaluate.plots import plot_tradeoff
-from sedd_fast.sampling.api import METHODS
+from sedd_fast.names import METHODS
 from sedd_fast.training.api import train
 from sedd_fast.training.config import load_config
 
