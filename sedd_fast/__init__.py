@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sedd_fast.models.config import SEDDConfig as SEDDConfig
     from sedd_fast.models.cuda_graph import CudaGraphNetwork as CudaGraphNetwork
     from sedd_fast.models.ema import ExponentialMovingAverage as ExponentialMovingAverage
+    from sedd_fast.models.interface import ScoreModel as ScoreModel
     from sedd_fast.models.posterior import PosteriorModel as PosteriorModel
     from sedd_fast.models.posterior import posterior_from_score as posterior_from_score
     from sedd_fast.models.posterior import score_from_posterior as score_from_posterior

@@ -38,8 +38,9 @@ from sedd_fast.ops import (
 )
 from sedd_fast.process.graphs import Graph
 
-#: A network: (tokens (B, L), sigma (B,)) -> log scores (B, L, dim).
-ScoreModel = Callable[..., Tensor]
+#: A network: (tokens (B, L) int64, sigma (B,)) -> log scores (B, L, dim). For type checkers: any
+#: callable of two tensors, whatever its parameters are called; every ``nn.Module`` is one.
+ScoreModel = Callable[[Tensor, Tensor], Tensor]
 
 
 class LinearHead(NamedTuple):
@@ -203,7 +204,8 @@ def answer(
         request: the loss or the tokens that are wanted.
     """
     if takes_request(model, graph, type(request)):
-        return model(x_t, sigma, request)
+        fused: Callable[..., Tensor] = model
+        return fused(x_t, sigma, request)
     return request.of_scores(model(x_t, sigma), x_t, sigma, graph)
 
 

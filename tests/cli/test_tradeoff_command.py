@@ -114,7 +114,7 @@ def test_tradeoff_on_files(run_dir, call, tmp_path, monkeypatch):
         drawn.append(args)
         return plot_tradeoff(*args)
 
-    monkeypatch.setattr("sedd_fast.cli.tradeoff.plot_tradeoff", watched)
+    monkeypatch.setattr("sedd_fast.evaluate.plots.plot_tradeoff", watched)
     text = tmp_path / "other.txt"
     text.write_text("a mat on the cat sat. " * 100)
     result = call(
