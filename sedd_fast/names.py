@@ -66,3 +66,4 @@ LearningRate = Literal["constant", "cosine"]
 #: Data types of matrix products: of a loaded network, and of a training as Accelerate names them.
 Precision = Literal["float32", "bfloat16", "float16"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
+MIXED_PRECISIONS: tuple[MixedPrecision, ...] = get_args(MixedPrecision)

@@ -1,4 +1,4 @@
-"""Imports point downward only and in no circle, and the package's names need nothing heavy but torch.
+"""Imports point downward only and in no circle, and no name of the package needs more than torch.
 
 A package may import from the rows of ``LAYERS`` below its own, and from itself. Packages in one row
 do not know each other.

@@ -13,6 +13,7 @@ import sedd_fast
 from sedd_fast import names
 from sedd_fast.backends import compiled
 from sedd_fast.data.datasets import NAMED
+from sedd_fast.evaluate.tradeoff import LABELS
 from sedd_fast.models.networks import KINDS
 from sedd_fast.sampling.methods import SAMPLERS
 
@@ -73,6 +74,7 @@ def test_tables_have_the_names_of_their_lists():
     assert tuple(compiled.METHODS) == names.STEP_METHODS
     assert set(compiled.TERMS) == set(names.TERMS)
     assert tuple(NAMED) == names.DATA_SETS
+    assert tuple(LABELS) == get_args(names.Metric)
     assert set(KINDS) == set(get_args(names.NetworkKind))
     presets = ROOT / "sedd_fast" / "training" / "presets"
     assert {path.stem for path in presets.glob("*.yaml")} == set(names.PRESETS)
