@@ -15,7 +15,6 @@ stand, and ``__getattr__`` finds a name's module in them (PEP 562; the source is
 
 import ast
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sedd_fast.version import __version__ as __version__
@@ -63,7 +62,7 @@ else:
 
     def _modules() -> dict[str, str]:
         """Name -> its module, of the imports above."""
-        nodes = ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+        nodes = ast.walk(ast.parse(__spec__.loader.get_source(__name__)))
         found = (node for node in nodes if isinstance(node, ast.ImportFrom))
         return {a.asname: node.module for node in found for a in node.names if a.asname}
 
