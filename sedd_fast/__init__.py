@@ -6,80 +6,81 @@
     tokens = sf.sample(model, graph, noise, shape=(4, 1024), steps=128)
 
 ``print(sf.info())`` tells which backend runs and why.
+
+A name is imported from its module when it is first used, so that `sedd-fast --help` need not import
+torch. The imports below are all there is to edit: type checkers and editors read them as they
+stand, and ``__getattr__`` finds a name's module in them (PEP 562; the source is parsed with
+``ast``). To add a name, add its line, in the form ``from MODULE import NAME as NAME``.
 """
 
-from sedd_fast.backends.registry import use_backend
-from sedd_fast.environment import info, reuse_memory
-from sedd_fast.evaluate import likelihood_bound
-from sedd_fast.losses import (
-    ConcreteScoreMatching,
-    D3PMLoss,
-    DenseScoreEntropyLoss,
-    MaskedCrossEntropy,
-    posterior_cross_entropy,
-)
-from sedd_fast.losses.score_entropy import ScoreEntropyLoss
-from sedd_fast.models.config import SEDDConfig
-from sedd_fast.models.cuda_graph import CudaGraphNetwork
-from sedd_fast.models.ema import ExponentialMovingAverage
-from sedd_fast.models.posterior import PosteriorModel, posterior_from_score, score_from_posterior
-from sedd_fast.models.posterior_sedd import PosteriorSEDD
-from sedd_fast.models.sedd import SEDD
-from sedd_fast.ops import (
-    linear_reverse_step,
-    linear_score_entropy,
-    reverse_probs,
-    reverse_step,
-    row_sums,
-    sample_transition,
-    score_entropy,
-    score_entropy_with_grad,
-    touched_rows,
-)
-from sedd_fast.process.dense_graph import DenseGraph
-from sedd_fast.process.graphs import Absorbing, Graph, Uniform
-from sedd_fast.process.noise import GeometricNoise, LogLinearNoise, Noise
-from sedd_fast.sampling.api import infill, sample
-from sedd_fast.sampling.remask import Remask
-from sedd_fast.version import __version__
+import ast
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "SEDD",
-    "Absorbing",
-    "ConcreteScoreMatching",
-    "CudaGraphNetwork",
-    "D3PMLoss",
-    "DenseGraph",
-    "DenseScoreEntropyLoss",
-    "ExponentialMovingAverage",
-    "GeometricNoise",
-    "Graph",
-    "LogLinearNoise",
-    "MaskedCrossEntropy",
-    "Noise",
-    "PosteriorModel",
-    "PosteriorSEDD",
-    "Remask",
-    "SEDDConfig",
-    "ScoreEntropyLoss",
-    "Uniform",
-    "__version__",
-    "infill",
-    "info",
-    "likelihood_bound",
-    "linear_reverse_step",
-    "linear_score_entropy",
-    "posterior_cross_entropy",
-    "posterior_from_score",
-    "reuse_memory",
-    "reverse_probs",
-    "reverse_step",
-    "row_sums",
-    "sample",
-    "sample_transition",
-    "score_entropy",
-    "score_entropy_with_grad",
-    "score_from_posterior",
-    "touched_rows",
-    "use_backend",
-]
+from sedd_fast.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from sedd_fast.backends.registry import use_backend as use_backend
+    from sedd_fast.environment import info as info
+    from sedd_fast.environment import reuse_memory as reuse_memory
+    from sedd_fast.evaluate import likelihood_bound as likelihood_bound
+    from sedd_fast.losses import ConcreteScoreMatching as ConcreteScoreMatching
+    from sedd_fast.losses import D3PMLoss as D3PMLoss
+    from sedd_fast.losses import DenseScoreEntropyLoss as DenseScoreEntropyLoss
+    from sedd_fast.losses import MaskedCrossEntropy as MaskedCrossEntropy
+    from sedd_fast.losses import posterior_cross_entropy as posterior_cross_entropy
+    from sedd_fast.losses.score_entropy import ScoreEntropyLoss as ScoreEntropyLoss
+    from sedd_fast.models.config import SEDDConfig as SEDDConfig
+    from sedd_fast.models.cuda_graph import CudaGraphNetwork as CudaGraphNetwork
+    from sedd_fast.models.ema import ExponentialMovingAverage as ExponentialMovingAverage
+    from sedd_fast.models.interface import ScoreModel as ScoreModel
+    from sedd_fast.models.posterior import PosteriorModel as PosteriorModel
+    from sedd_fast.models.posterior import posterior_from_score as posterior_from_score
+    from sedd_fast.models.posterior import score_from_posterior as score_from_posterior
+    from sedd_fast.models.posterior_sedd import PosteriorSEDD as PosteriorSEDD
+    from sedd_fast.models.sedd import SEDD as SEDD
+    from sedd_fast.ops import linear_reverse_step as linear_reverse_step
+    from sedd_fast.ops import linear_score_entropy as linear_score_entropy
+    from sedd_fast.ops import reverse_probs as reverse_probs
+    from sedd_fast.ops import reverse_step as reverse_step
+    from sedd_fast.ops import row_sums as row_sums
+    from sedd_fast.ops import sample_transition as sample_transition
+    from sedd_fast.ops import score_entropy as score_entropy
+    from sedd_fast.ops import score_entropy_with_grad as score_entropy_with_grad
+    from sedd_fast.ops import touched_rows as touched_rows
+    from sedd_fast.process.dense_graph import DenseGraph as DenseGraph
+    from sedd_fast.process.graphs import Absorbing as Absorbing
+    from sedd_fast.process.graphs import Graph as Graph
+    from sedd_fast.process.graphs import Uniform as Uniform
+    from sedd_fast.process.noise import GeometricNoise as GeometricNoise
+    from sedd_fast.process.noise import LogLinearNoise as LogLinearNoise
+    from sedd_fast.process.noise import Noise as Noise
+    from sedd_fast.sampling.api import infill as infill
+    from sedd_fast.sampling.api import sample as sample
+    from sedd_fast.sampling.remask import Remask as Remask
+else:
+
+    def _modules() -> dict[str, str]:
+        """Name -> its module, of the imports above."""
+        nodes = ast.walk(ast.parse(__spec__.loader.get_source(__name__)))
+        found = (node for node in nodes if isinstance(node, ast.ImportFrom))
+        return {a.asname: node.module for node in found for a in node.names if a.asname}
+
+    _MODULES = _modules()
+    __all__ = sorted(_MODULES)
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            value = getattr(importlib.import_module(_MODULES[name]), name)
+            globals()[name] = value
+            return value
+        submodule = f"{__name__}.{name}"
+        try:
+            return importlib.import_module(submodule)
+        except ModuleNotFoundError as missing:
+            if missing.name != submodule:
+                raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

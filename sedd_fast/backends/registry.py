@@ -24,18 +24,17 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import choices
+from sedd_fast.names import BACKENDS, BackendName
 
 #: Backends of each kind of device, the preferred first; for GPUs ``choices`` may know better.
-PREFERENCE: dict[str, tuple[str, ...]] = {
+PREFERENCE: dict[str, tuple[BackendName, ...]] = {
     "cpu": ("cpp", "reference"),
     "cuda": ("triton", "cuda", "reference"),
 }
-#: Every backend by name; a position in this tuple is the code that a forward hands its backward.
-BACKENDS: tuple[str, ...] = ("reference", "cpp", "triton", "cuda")
 
 
 class BackendCode(int):
-    """Which backend ran a forward call: its position in BACKENDS.
+    """Which backend ran a forward call: its position in ``names.BACKENDS``.
 
     The backward gets it as a 0-dim int8 CPU tensor: autograd's threads do not see context
     variables, and a string cannot be an output of an operation.
@@ -100,7 +99,7 @@ def check_name(backend: str, origin: str) -> str:
 
 
 @contextlib.contextmanager
-def use_backend(backend: str) -> Iterator[None]:
+def use_backend(backend: BackendName) -> Iterator[None]:
     """Run every operation inside the block on one backend: "reference", "cpp", "triton"
     or "cuda".
 

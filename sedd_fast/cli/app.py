@@ -1,14 +1,18 @@
-"""The list of commands, and the exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+"""The list of commands, and the exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
+
+`--version`, `--help` and the refusal of a wrong option answer without torch. A command's module has
+its options and its manual, and imports at the top only what is light. What does the work is
+imported in the functions that use it.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from sedd_fast.cli import demo, errors, genppl, infill, info, mauve, sample, tradeoff, train
 from sedd_fast.cli.eval import evaluate
-from sedd_fast.environment import reuse_memory
 from sedd_fast.terminal import flush, prepared, write
 from sedd_fast.version import __version__
 
@@ -26,6 +30,17 @@ class Commands(TyperGroup):
             raise typer.Exit(errors.report(stop)) from stop
         except BrokenPipeError as closed:
             raise typer.Exit(errors.FAILED) from closed
+
+
+class Command(TyperCommand):
+    """A command whose arguments have been read; `--help` ends before it is invoked."""
+
+    def invoke(self, ctx: Any) -> Any:
+        if ctx.parent.params["reuse"]:
+            from sedd_fast.environment import reuse_memory
+
+            reuse_memory()
+        return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -51,7 +66,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "info": info.info,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, cls=Command)(command)
 
 
 def _version(asked: bool) -> None:
@@ -80,8 +95,6 @@ def options(
     without a download, and shows what it can do.
     [bold]sedd-fast COMMAND --help[/] is each command's manual.
     """
-    if reuse:
-        reuse_memory()
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -94,7 +107,7 @@ def main(args: Sequence[str] | None = None) -> int:
     with prepared():
         try:
             code = command.main(args=args, prog_name="sedd-fast", standalone_mode=False)
-        except (*errors.EXPECTED, MemoryError, RuntimeError) as error:
+        except Exception as error:
             if not errors.is_expected(error):
                 raise
             code = errors.report(error)

@@ -3,21 +3,21 @@
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from sedd_fast.cli.display import TrainingDisplay, duration
-from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.options import SEED
 from sedd_fast.cli.output import heading, pairs, progress, results, show_text
 from sedd_fast.cli.train import commands
 from sedd_fast.terminal import symbol
-from sedd_fast.training import demo as work
-from sedd_fast.training.progress import TrainingInterrupted, TrainResult
+
+if TYPE_CHECKING:
+    from sedd_fast.training import demo as work
+    from sedd_fast.training.progress import TrainResult
 
 _BAR = 36  # columns of the longest bar in the table of bits
 
@@ -59,6 +59,10 @@ def demo(
       130  stopped with Ctrl-C, everything saved; the message names
          the command that resumes
     """
+    from sedd_fast.cli.display import duration
+    from sedd_fast.cli.network import check_backend
+    from sedd_fast.training import demo as work
+
     check_backend("cpu")
     began = time.monotonic()
     settings = work.DemoSettings(work.demo_directory(run_dir), minutes, seed)
@@ -75,7 +79,11 @@ def demo(
     results().print(took, style="dim")
 
 
-def _train(settings: work.DemoSettings) -> TrainResult:
+def _train(settings: "work.DemoSettings") -> "TrainResult":
+    from sedd_fast.cli.display import TrainingDisplay
+    from sedd_fast.training import demo as work
+    from sedd_fast.training.progress import TrainingInterrupted
+
     path = str(settings.run_dir)
     try:
         with TrainingDisplay(path) as display:
@@ -85,7 +93,9 @@ def _train(settings: work.DemoSettings) -> TrainResult:
         raise TrainingInterrupted(stop.run_dir, stop.step, again) from stop
 
 
-def _show(run: TrainResult, report: work.DemoReport) -> None:
+def _show(run: "TrainResult", report: "work.DemoReport") -> None:
+    from sedd_fast.training import demo as work
+
     console = results()
     console.print("", _bits_table(report), _verdict(report), sep="\n", soft_wrap=False)
     titles = [f"sample {number} of {work.SAMPLES}" for number in range(1, work.SAMPLES + 1)]
@@ -102,7 +112,7 @@ def _show(run: TrainResult, report: work.DemoReport) -> None:
     console.print("", pairs(files, styles=("cyan", "dim")), "", commands(run), sep="\n")
 
 
-def _verdict(report: work.DemoReport) -> Text:
+def _verdict(report: "work.DemoReport") -> Text:
     share = abs(report.gain) / report.baselines["unigram"]
     side, style = ("below", "bold green") if report.gain > 0 else ("above", "bold yellow")
     gain = f"{abs(report.gain):.2f} bits per character ({share:.0%}) {side} the unigram model"
@@ -114,7 +124,7 @@ def _verdict(report: work.DemoReport) -> Text:
     return Text.assemble("The model is ", (gain, style), ".\n", (notes, "dim"))
 
 
-def _bits_table(report: work.DemoReport) -> Table:
+def _bits_table(report: "work.DemoReport") -> Table:
     """Bits per held-out character of each model, in descending order."""
     rows = {**report.baselines, "SEDD": report.bits}
     largest = max(rows.values())

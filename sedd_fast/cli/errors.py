@@ -10,14 +10,14 @@ from typing import Any
 import typer
 
 from sedd_fast.terminal import visible, write
-from sedd_fast.training.progress import DiskFullError, NonFiniteLossError
 
 #: The base class of usage errors. Its module depends on the version of typer.
 UsageError: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
-#: Errors that the user can correct: a wrong option or value, a missing file, a diverged training.
-EXPECTED = (UsageError, ValueError, TypeError, OSError, NonFiniteLossError)
+#: Errors that the user can correct: a wrong option or value, a missing file. So are those with an
+#: `exit_code`, such as a diverged training's: their classes need not be imported here.
+EXPECTED = (UsageError, ValueError, TypeError, OSError)
 
 #: Parts of the RuntimeError that torch raises when memory runs out.
 _NO_MEMORY = ("can't allocate memory", "out of memory")
@@ -28,7 +28,7 @@ DEBUG = "SEDD_FAST_DEBUG"
 
 def is_expected(error: Exception) -> bool:
     """Whether the user can correct the error, so that one line says more than a traceback."""
-    return isinstance(error, EXPECTED) or _is_out_of_memory(error)
+    return isinstance(error, EXPECTED) or hasattr(error, "exit_code") or _is_out_of_memory(error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -45,12 +45,12 @@ def report(error: BaseException) -> int:
     code = BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         message, code = str(error) or "interrupted", INTERRUPTED
-    elif isinstance(error, NonFiniteLossError | DiskFullError):
-        message, code = str(error), FAILED
-    elif _is_out_of_memory(error):
-        message, code = "out of memory; make batch, length or model smaller", FAILED
     elif isinstance(error, UsageError):
         message = _usage(error)
+    elif hasattr(error, "exit_code"):
+        message, code = str(error), error.exit_code
+    elif _is_out_of_memory(error):
+        message, code = "out of memory; make batch, length or model smaller", FAILED
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or "the output"
         message = f"{where}: {error.strerror}; make room there, or name another place"

@@ -4,22 +4,20 @@ import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import Baseline, Network, corpus_of_run, load_any
 from sedd_fast.cli.output import Result, figure
-from sedd_fast.data.copies import named_rows
-from sedd_fast.data.datasets import NAMED
-from sedd_fast.data.sources import read_documents
-from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
-from sedd_fast.evaluate.likelihood import exact_likelihood
-from sedd_fast.evaluate.wrapping import Wrapped, wrap
+from sedd_fast.names import DATA_SETS, Mode, Times, Wrap
 from sedd_fast.progress import counted
 from sedd_fast.version import __version__
+
+if TYPE_CHECKING:
+    from sedd_fast.cli.network import Baseline, Network
+    from sedd_fast.evaluate import LikelihoodBound
+    from sedd_fast.evaluate.wrapping import Wrapped
 
 _ROWS = 256  # noised blocks between two reports of progress
 _EPS = 1e-3  # the lowest time of training
@@ -37,7 +35,7 @@ class EvalOptions:
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="Files in UTF-8, globs too; or one of " + ", ".join(NAMED) + ".",
+            help="Files in UTF-8, globs too; or one of " + ", ".join(DATA_SETS) + ".",
             show_default="the text that the run --model held out",
         ),
     ] = None
@@ -58,7 +56,7 @@ class EvalOptions:
         ),
     ] = None
     wrap: Annotated[
-        Literal["sedd", "mdlm", "separate"],
+        Wrap,
         typer.Option(
             help="How the text is cut into blocks. sedd: rows are joined, with an end-of-text "
             "after each, and cut. mdlm: the same with an end-of-text at both ends of a block. "
@@ -66,7 +64,7 @@ class EvalOptions:
         ),
     ] = "sedd"
     mode: Annotated[
-        Literal["exact", "paper", "normalised"],
+        Mode,
         typer.Option(
             help="The bound. exact: a strict upper bound. normalised: a strict bound for the model "
             "whose scores are made to sum to one (absorbing graph only). paper: the integral as "
@@ -80,7 +78,7 @@ class EvalOptions:
         ),
     ] = 32
     times: Annotated[
-        Literal["stratified", "antithetic"],
+        Times,
         typer.Option(
             help="How the noise levels of a block are drawn. stratified: two in each of half as "
             "many slices as --samples. antithetic: in mirrored pairs."
@@ -126,6 +124,8 @@ def evaluate(context: typer.Context, options: EvalOptions) -> None:
       2    a wrong option, value or path
       130  stopped with Ctrl-C
     """
+    from sedd_fast.cli.network import Baseline, load_any
+
     network = load_any(options.model, options.tokenizer, options.device, options.dtype)
     if isinstance(network, Baseline):
         shared.refuse_given(context, OF_BOUND, "the likelihood of an autoregressive model is exact")
@@ -135,8 +135,14 @@ def evaluate(context: typer.Context, options: EvalOptions) -> None:
     _result(record).write(options.save, options.as_json)
 
 
-def _find_text(network: Network | Baseline, options: EvalOptions) -> Wrapped:
+def _find_text(network: "Network | Baseline", options: EvalOptions) -> "Wrapped":
     """The text to evaluate, in blocks: a named data set, files, or what the run held out."""
+    from sedd_fast.cli.network import corpus_of_run
+    from sedd_fast.data.copies import named_rows
+    from sedd_fast.data.datasets import NAMED
+    from sedd_fast.data.sources import read_documents
+    from sedd_fast.evaluate.wrapping import Wrapped, wrap
+
     length = options.length or network.model.config.length
     names, copy, split = options.files or [], options.data, options.split
     named = len(names) == 1 and names[0] in NAMED and not Path(names[0]).is_file()
@@ -172,7 +178,7 @@ def _find_text(network: Network | Baseline, options: EvalOptions) -> Wrapped:
 def _check_files(names: list[str]) -> None:
     """Raise ValueError for a file that does not exist and is nearly the name of a data set."""
     for name in names:
-        close = difflib.get_close_matches(name, NAMED, n=1, cutoff=0.8)
+        close = difflib.get_close_matches(name, DATA_SETS, n=1, cutoff=0.8)
         if close and not Path(name).expanduser().exists():
             raise ValueError(
                 f"eval: there is no file {name!r}; did you mean the data set {close[0]}? It is "
@@ -180,8 +186,16 @@ def _check_files(names: list[str]) -> None:
             )
 
 
-def _bound(network: Network | Baseline, text: Wrapped, options: EvalOptions) -> LikelihoodBound:
+def _bound(
+    network: "Network | Baseline", text: "Wrapped", options: EvalOptions
+) -> "LikelihoodBound":
     """The bound of all blocks, a few at a time, so that progress can be reported."""
+    import torch
+
+    from sedd_fast.cli.network import Baseline
+    from sedd_fast.evaluate import evaluate_corpus, join
+    from sedd_fast.evaluate.likelihood import exact_likelihood
+
     generator, parts = torch.Generator().manual_seed(options.seed), []
     groups = text.blocks(options.max_blocks)
     total, done = sum(map(len, groups)), 0
@@ -202,8 +216,10 @@ def _bound(network: Network | Baseline, text: Wrapped, options: EvalOptions) -> 
 
 
 def _record(
-    network: Network | Baseline, text: Wrapped, bound: LikelihoodBound, options: EvalOptions
+    network: "Network | Baseline", text: "Wrapped", bound: "LikelihoodBound", options: EvalOptions
 ) -> dict[str, Any]:
+    from sedd_fast.cli.network import Baseline
+
     per_char = 1 / text.chars_per_token if text.chars_per_token else math.nan
     drawn: dict[str, Any] = {"times": options.times, "seed": options.seed, "eps": _EPS}
     if isinstance(network, Baseline):

@@ -1,18 +1,20 @@
 """`sedd-fast genppl`."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import Baseline, choose_device, load_any
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.cli.samples import Draw, File, ModelOrNone, Samples, draw_samples, read_samples
-from sedd_fast.evaluate.generative import ORDERS, GenerativePerplexity, generative_perplexity
-from sedd_fast.evaluate.judge import Judge
 from sedd_fast.progress import counted
+
+if TYPE_CHECKING:
+    import torch
+
+    from sedd_fast.evaluate.generative import GenerativePerplexity
+    from sedd_fast.evaluate.judge import Judge
 
 #: Options of the drawing, and those of them that only SEDD has.
 DRAWING = (*(field.name for field in fields(Draw)), "dtype", "tokenizer")
@@ -58,6 +60,10 @@ def genppl(context: typer.Context, options: GenpplOptions, draw: Draw) -> None:
       2    a wrong option, value or path, or transformers is not installed
       130  stopped with Ctrl-C
     """
+    from sedd_fast.cli.network import choose_device
+    from sedd_fast.evaluate.generative import generative_perplexity
+    from sedd_fast.evaluate.judge import Judge
+
     device, samples = choose_device(options.device), None
     if (options.file is None) == (options.model is None):
         raise ValueError("genppl: give either SAMPLES.jsonl or --model, to draw the samples from")
@@ -76,6 +82,8 @@ def genppl(context: typer.Context, options: GenpplOptions, draw: Draw) -> None:
 
 
 def _draw(context: typer.Context, options: GenpplOptions, draw: Draw) -> Samples:
+    from sedd_fast.cli.network import Baseline, load_any
+
     network = load_any(str(options.model), options.tokenizer, options.device, options.dtype)
     if isinstance(network, Baseline):
         shared.refuse_given(context, OF_SEDD, "an autoregressive model draws a token at a time")
@@ -83,8 +91,10 @@ def _draw(context: typer.Context, options: GenpplOptions, draw: Draw) -> Samples
 
 
 def _result(
-    found: GenerativePerplexity, judge: Judge, samples: Samples, device: torch.device
+    found: "GenerativePerplexity", judge: "Judge", samples: Samples, device: "torch.device"
 ) -> Result:
+    from sedd_fast.evaluate.generative import ORDERS
+
     record = {
         "judge": judge.name,
         "judge_context": judge.context,

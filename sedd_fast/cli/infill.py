@@ -1,12 +1,14 @@
 """`sedd-fast infill`."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from sedd_fast.cli import requests
-from sedd_fast.cli.network import Network, load_network
 from sedd_fast.cli.options import Model, expand_options
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
+
+if TYPE_CHECKING:
+    from sedd_fast.cli.network import Network
+    from sedd_fast.cli.requests import Request
 
 _DIGITS = 18  # of a position: more are a mistake of typing
 
@@ -64,6 +66,9 @@ def infill(model: Model, given: GivenText, options: SamplingOptions) -> None:
       2    a wrong option, value or path; texts that overlap or do not fit
       130  stopped with Ctrl-C
     """
+    from sedd_fast.cli import requests
+    from sedd_fast.cli.network import load_network
+
     network = load_network(model, options.tokenizer, options.device, options.dtype)
     texts = {name: value for name, value in asdict(given).items() if value}
     if given.middle:
@@ -73,7 +78,9 @@ def infill(model: Model, given: GivenText, options: SamplingOptions) -> None:
     requests.draw(_requests(texts, network), network, options)
 
 
-def _requests(given: dict[str, Any], network: Network) -> list[requests.Request]:
+def _requests(given: dict[str, Any], network: "Network") -> list["Request"]:
+    from sedd_fast.cli import requests
+
     texts, length = given.keys() - {"length"}, given.get("length", network.model.config.length)
     if not texts:
         raise ValueError(

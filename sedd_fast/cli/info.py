@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from sedd_fast import environment
 from sedd_fast.cli.output import results, write_json
 
 
@@ -28,6 +27,8 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object."
       0    done
       2    a wrong option, or no such backend
     """
+    from sedd_fast import environment
+
     report = environment.info()
     if as_json:
         write_json(report.as_dict())

@@ -7,11 +7,8 @@ from typing import Annotated
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import choose_device
 from sedd_fast.cli.output import Result, progress, writable
 from sedd_fast.cli.samples import read_samples
-from sedd_fast.evaluate.judge import Judge
-from sedd_fast.evaluate.mauve import Features, mauve_score
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,10 @@ def mauve(options: MauveOptions) -> None:
       2    a wrong option, value or path, or a library is not installed
       130  stopped with Ctrl-C
     """
+    from sedd_fast.cli.network import choose_device
+    from sedd_fast.evaluate.judge import Judge
+    from sedd_fast.evaluate.mauve import Features, mauve_score
+
     reference, keep, seed = options.reference, options.keep, options.seed
     stored = Features.load(reference) if reference.suffix == ".npz" else None
     if stored is not None and keep is not None:

@@ -3,7 +3,6 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -16,16 +15,13 @@ from sedd_fast.models.checkpoint import CONFIG
 from sedd_fast.models.cuda_graph import CudaGraphNetwork
 from sedd_fast.models.interface import ScoreModel
 from sedd_fast.models.sedd import SEDD
+from sedd_fast.names import Precision
 from sedd_fast.training.config import load_run_config
 from sedd_fast.training.run_directory import RunDirectory
 
 _TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
 _ATTEMPTS = 3  # at an export that changes while it is read
 GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2's
-
-
-#: The data type of the network's matrix products; scores and sums are always float32.
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

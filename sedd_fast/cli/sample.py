@@ -2,11 +2,8 @@
 
 from typing import Annotated
 
-from sedd_fast.cli.network import load_network
 from sedd_fast.cli.options import Model, expand_options
-from sedd_fast.cli.requests import Request, draw
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
-from sedd_fast.data.prompts import Piece, place
 
 
 @expand_options
@@ -32,6 +29,10 @@ def sample(
       2    a wrong option, value or path
       130  stopped with Ctrl-C
     """
+    from sedd_fast.cli.network import load_network
+    from sedd_fast.cli.requests import Request, draw
+    from sedd_fast.data.prompts import Piece, place
+
     network = load_network(model, options.tokenizer, options.device, options.dtype)
     pieces = [Piece(prompt, 0, "--prompt")] if prompt else []
     length = options.length or network.model.config.length

@@ -1,20 +1,18 @@
 """The options of the samplers: those that `sample` and `infill` share are SamplingOptions."""
 
 from dataclasses import asdict, dataclass, fields
-from enum import Enum
 from functools import cached_property
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import Network
-from sedd_fast.sampling.api import METHODS
-from sedd_fast.sampling.config import SamplerConfig
-from sedd_fast.sampling.remask import Remask
+from sedd_fast.names import Method
 
-Method = Enum("Method", [(name, name) for name in METHODS], type=str)  # type: ignore[misc]
-DEFAULT = Method("analytic")
+if TYPE_CHECKING:
+    from sedd_fast.cli.network import Network
+    from sedd_fast.sampling.config import SamplerConfig
+    from sedd_fast.sampling.remask import Remask
 
 
 def text_option(*names: str, help: str, metavar: str = "TEXT") -> Any:
@@ -50,7 +48,7 @@ class SamplingOptions:
     batch_size: Annotated[shared.BatchSize, shared.Renamed(("--at-once",))] = 16
     length: shared.Length = None
     steps: Steps = 128
-    method: SamplerMethod = DEFAULT
+    method: SamplerMethod = "analytic"
     one_by_one: Annotated[
         bool,
         typer.Option(
@@ -110,14 +108,16 @@ class SamplingOptions:
     ] = False
 
     @cached_property
-    def sampler(self) -> SamplerConfig:
+    def sampler(self) -> "SamplerConfig":
         """The sampler that the options describe.
 
         Raises:
             ValueError: --theta or --one-by-one with a method that does not use it, --one-by-one
                 with --steps, or a value out of range.
         """
-        method = self.method.value
+        from sedd_fast.sampling.config import SamplerConfig
+
+        method = self.method
         if self.theta != SamplerConfig.theta and method != "theta_trapezoidal":
             raise ValueError(
                 f"--theta: only valid with --method theta_trapezoidal, got {self.theta:g} with "
@@ -130,14 +130,13 @@ class SamplingOptions:
             )
         names = {field.name for field in fields(SamplerConfig)} & vars(self).keys()
         settings = {name: getattr(self, name) for name in names} | {
-            "method": method,
             "steps": None if self.one_by_one else self.steps,
             "denoise": not self.no_denoise,
             "remask": None if self.remask is None else read_remask(self.remask),
         }
         return SamplerConfig(**settings)
 
-    def record(self, network: Network, seed: int) -> dict[str, Any]:
+    def record(self, network: "Network", seed: int) -> dict[str, Any]:
         """All settings, for JSON."""
         return {
             "model": network.source,
@@ -151,11 +150,13 @@ class SamplingOptions:
         }
 
 
-def read_remask(text: str) -> Remask:
+def read_remask(text: str) -> "Remask":
     """The Remask of --remask: SCHEDULE, SCHEDULE:ETA or SCHEDULE:ETA:T_ON."""
+    from sedd_fast.sampling.remask import Remask
+
     schedule, *numbers = text.split(":")
     try:
-        return Remask(schedule, *map(float, numbers))
+        return Remask(schedule, *map(float, numbers))  # type: ignore[arg-type]  # it checks the name
     except (ValueError, TypeError) as error:
         raise ValueError(
             "--remask: expected cap or rescale, with an eta, as in cap:0.02, "

@@ -3,21 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from sedd_fast.cli.network import Baseline, Network
 from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed
-from sedd_fast.cli.sampler_options import DEFAULT, SamplerMethod, Steps, TopP, text_option
-from sedd_fast.data.basic_tokenizers import utf8
-from sedd_fast.data.files import decode, read_bytes
-from sedd_fast.data.json_lines import read_objects
-from sedd_fast.data.prompts import decode_samples
-from sedd_fast.evaluate.tradeoff import draw_batch
+from sedd_fast.cli.sampler_options import SamplerMethod, Steps, TopP, text_option
 from sedd_fast.progress import counted
-from sedd_fast.sampling import RowStreams, SamplerConfig
+
+if TYPE_CHECKING:
+    from sedd_fast.cli.network import Baseline, Network
 
 File = Annotated[
     Path | None,
@@ -53,7 +48,7 @@ class Draw:
 
     num_samples: Annotated[NumSamples, Renamed(("--texts", "-t"))] = 64
     steps: Steps = 128
-    method: SamplerMethod = DEFAULT
+    method: SamplerMethod = "analytic"
     top_p: TopP = 1.0
     length: Length = None
     batch_size: Annotated[BatchSize, Renamed(("--batch",))] = 16
@@ -80,6 +75,10 @@ def read_samples(path: Path, name: str = "SAMPLES") -> Samples:
 
 
 def _records(path: Path, name: str) -> Iterator[dict[str, Any]]:
+    from sedd_fast.data.basic_tokenizers import utf8
+    from sedd_fast.data.files import decode, read_bytes
+    from sedd_fast.data.json_lines import read_objects
+
     example = '{"text": "The fox."}, as sample --json writes'
     text = decode(read_bytes(path, name), str(path), name)
     for number, record in read_objects(text, str(path), example):
@@ -95,15 +94,22 @@ def _records(path: Path, name: str) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
+def draw_samples(network: "Network | Baseline", draw: Draw) -> Samples:
     """Draw samples from the network.
 
     SEDD makes `steps` steps of `method`, the autoregressive baseline one step a token. Both draw
     tokens from the nucleus of `top_p`. Each sample is cut at its first end-of-text unless
     `keep_after_eot`.
     """
+    import torch
+
+    from sedd_fast.cli.network import Baseline
+    from sedd_fast.data.prompts import decode_samples
+    from sedd_fast.evaluate.tradeoff import draw_batch
+    from sedd_fast.sampling import RowStreams, SamplerConfig
+
     length = draw.length or network.model.config.length
-    config = SamplerConfig(draw.method.value, draw.steps, top_p=draw.top_p)
+    config = SamplerConfig(draw.method, draw.steps, top_p=draw.top_p)
     rows: list[torch.Tensor] = []
     with network.autocast(), counted("sampling", "texts") as report:
         for start in range(0, draw.num_samples, draw.batch_size):
@@ -114,7 +120,7 @@ def draw_samples(network: Network | Baseline, draw: Draw) -> Samples:
     nothing = torch.zeros(length, dtype=torch.bool)
     mask = None if isinstance(network, Baseline) else network.model.graph.mask_index
     drawn = decode_samples(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
-    settings = asdict(draw) | {"method": draw.method.value}
+    settings = asdict(draw)
     if isinstance(network, Baseline):
         del settings["steps"], settings["method"]
     origin = {"model": network.source, **settings, "length": length}

@@ -1,17 +1,16 @@
 """`sedd-fast tradeoff`."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sedd_fast.cli.options import expand_options
 from sedd_fast.cli.output import save_json, write_json
-from sedd_fast.cli.tradeoff_networks import Compared, find_networks
 from sedd_fast.cli.tradeoff_options import PICTURE, RECORD, Grid, TradeoffOptions
-from sedd_fast.cli.tradeoff_report import show
-from sedd_fast.evaluate.plots import plot_tradeoff
-from sedd_fast.evaluate.tradeoff import Point, as_fast, matches, measure
 from sedd_fast.progress import counted
-from sedd_fast.sampling.config import SamplerConfig
+
+if TYPE_CHECKING:
+    from sedd_fast.cli.tradeoff_networks import Compared
+    from sedd_fast.evaluate.tradeoff import Point
 
 
 @expand_options
@@ -34,6 +33,11 @@ def tradeoff(options: TradeoffOptions) -> None:
       2    a wrong option, value or path
       130  stopped with Ctrl-C
     """
+    from sedd_fast.cli.tradeoff_networks import find_networks
+    from sedd_fast.cli.tradeoff_report import show
+    from sedd_fast.evaluate.plots import plot_tradeoff
+    from sedd_fast.evaluate.tradeoff import as_fast, matches
+
     grid = Grid.of(options)
     compared = find_networks(options)
     points, left_out = _points(compared, grid)
@@ -66,8 +70,11 @@ def tradeoff(options: TradeoffOptions) -> None:
         show(record, [str(folder / RECORD), str(picture)])
 
 
-def _points(compared: Compared, grid: Grid) -> tuple[list[Point], dict[str, str]]:
+def _points(compared: "Compared", grid: Grid) -> tuple[list["Point"], dict[str, str]]:
     """The points of all samplers, and why a sampler was left out: it refuses this model."""
+    from sedd_fast.evaluate.tradeoff import measure
+    from sedd_fast.sampling.config import SamplerConfig
+
     points: list[Point] = []
     left_out: dict[str, str] = {}
     sedd, budget = compared.sedd, compared.budget
@@ -88,7 +95,10 @@ def _points(compared: Compared, grid: Grid) -> tuple[list[Point], dict[str, str]
     return points, left_out
 
 
-def _baselines(compared: Compared, grid: Grid) -> list[Point]:
+def _baselines(compared: "Compared", grid: Grid) -> list["Point"]:
+    from sedd_fast.evaluate.tradeoff import measure
+    from sedd_fast.sampling.config import SamplerConfig
+
     model = compared.baseline
     if model is None:
         return []
@@ -100,5 +110,5 @@ def _baselines(compared: Compared, grid: Grid) -> list[Point]:
         ]
 
 
-def _records(found: dict[str, Point | None]) -> dict[str, Any]:
+def _records(found: dict[str, "Point | None"]) -> dict[str, Any]:
     return {name: asdict(point) if point else None for name, point in found.items()}

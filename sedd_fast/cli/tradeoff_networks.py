@@ -14,7 +14,6 @@ from sedd_fast.cli.network import (
     GPT2_TOKENS,
     Baseline,
     Network,
-    Precision,
     autocast,
     choose_device,
     corpus_of_run,
@@ -35,6 +34,7 @@ from sedd_fast.evaluate.tradeoff import Budget, Quality, spaced_rows
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.interface import device_of
 from sedd_fast.models.sedd import SEDD
+from sedd_fast.names import Precision, Preset
 from sedd_fast.training import demo
 from sedd_fast.training.api import is_finished, resume, train
 from sedd_fast.training.config import load_config, load_run_config
@@ -77,7 +77,7 @@ def find_networks(options: TradeoffOptions) -> Compared:
     return _of_runs(str(options.model), options)
 
 
-def _of_preset(name: str, options: TradeoffOptions) -> Compared:
+def _of_preset(name: Preset, options: TradeoffOptions) -> Compared:
     """Networks of a preset's size with random weights: time and rows, no quality."""
     device = choose_device(options.device)
     config = load_config(name).model_config(GPT2_TOKENS)

@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sedd_fast.cli import options as shared
 from sedd_fast.cli.output import creatable
 from sedd_fast.cli.samples import ModelOrNone
-from sedd_fast.evaluate.tradeoff import Budget
-from sedd_fast.sampling.api import METHODS
+from sedd_fast.names import METHODS, Method, Metric
+
+if TYPE_CHECKING:
+    from sedd_fast.evaluate.tradeoff import Budget
 
 RECORD, PICTURE = "tradeoff.json", "tradeoff.png"
 #: The run directories of the two networks of --demo: SEDD and the autoregressive baseline.
@@ -74,7 +76,7 @@ class TradeoffOptions:
         str, typer.Option(metavar="P,P,...", help="Values of top-p for the autoregressive model.")
     ] = "1,0.95"
     metric: Annotated[
-        Literal["js", "ngram", "entropy", "genppl"],
+        Metric,
         typer.Option(
             help="The measure of quality in the picture. js: n-gram divergence from held-out text. "
             "ngram: bits under a 5-gram model. entropy: unigram entropy of a sample. genppl: "
@@ -121,8 +123,10 @@ class TradeoffOptions:
                 "--preset: random weights have no quality to compare; leave out TEXT and --judge"
             )
 
-    def budget(self, trained_length: int) -> Budget:
+    def budget(self, trained_length: int) -> "Budget":
         """How much is drawn, at the network's own length unless --length is given."""
+        from sedd_fast.evaluate.tradeoff import Budget
+
         batch_size = min(self.batch_size, self.num_samples)
         return Budget(self.num_samples, batch_size, self.length or trained_length, self.seed)
 
@@ -131,15 +135,16 @@ class TradeoffOptions:
 class Grid:
     """The settings that are measured: each method at each number of steps, each top_p."""
 
-    methods: tuple[str, ...]
+    methods: tuple[Method, ...]
     steps: tuple[int, ...]
     top_p: tuple[float, ...]
 
     @classmethod
     def of(cls, options: TradeoffOptions) -> "Grid":
         """Read --methods, --steps and --top-p; ValueError for a wrong value."""
-        methods = tuple(_items(options.methods))
-        if not methods or not set(methods) <= set(METHODS):
+        named = _items(options.methods)
+        methods = tuple(name for name in named if name in METHODS)
+        if not methods or len(methods) < len(named):
             raise ValueError(
                 f"--methods: expected some of {', '.join(METHODS)}, got {options.methods!r}"
             )

@@ -3,29 +3,20 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from sedd_fast.cli.display import TrainingDisplay, unit_of
 from sedd_fast.cli.errors import warn
-from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.output import pairs, results
-from sedd_fast.data.tokenizers import load_tokenizer
+from sedd_fast.names import Preset
 from sedd_fast.progress import is_main_process
-from sedd_fast.training import api as trainer
-from sedd_fast.training.config import load_config, load_run_config
-from sedd_fast.training.metrics import read_metrics
-from sedd_fast.training.plots import plot_training
-from sedd_fast.training.progress import TrainResult
-from sedd_fast.training.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from sedd_fast.training.progress import TrainResult
 
 PICTURE = "curves.png"
-
-
-#: The presets of the package.
-Preset = Literal["tiny", "small", "medium"]
 
 
 def train(
@@ -102,6 +93,11 @@ def train(
       2    a wrong setting, option or path
       130  stopped with Ctrl-C or a signal, everything saved
     """
+    from sedd_fast.cli.display import TrainingDisplay
+    from sedd_fast.cli.network import check_backend
+    from sedd_fast.training import api as trainer
+    from sedd_fast.training.config import load_config
+
     check_backend("cpu")
     with_equals = [word for word in settings or [] if "=" in word]
     files = [_config_file(word) for word in settings or [] if "=" not in word]
@@ -110,7 +106,7 @@ def train(
         with TrainingDisplay(str(resume)) as display:
             finished = trainer.resume(resume, with_equals, display)
     else:
-        default = None if files else "tiny"
+        default: Preset | None = None if files else "tiny"
         config = load_config(preset or default, files, with_equals)
         if run_dir is not None:
             config = replace(config, run_dir=str(run_dir))
@@ -139,7 +135,12 @@ def _refuse_with_resume(files: list[str], preset: Preset | None, run_dir: Path |
         )
 
 
-def _report(finished: TrainResult) -> None:
+def _report(finished: "TrainResult") -> None:
+    from sedd_fast.cli.display import unit_of
+    from sedd_fast.training.metrics import read_metrics
+    from sedd_fast.training.plots import plot_training
+    from sedd_fast.training.run_directory import RunDirectory
+
     console, run = results(), RunDirectory(finished.run_dir)
     files = {
         str(finished.export): "averaged weights and tokenizer",
@@ -161,8 +162,11 @@ def _report(finished: TrainResult) -> None:
     console.print(pairs(files, styles=("cyan", "dim")), "", commands(finished), sep="\n")
 
 
-def commands(finished: TrainResult) -> Text:
+def commands(finished: "TrainResult") -> Text:
     """Commands for a finished run, ready to paste."""
+    from sedd_fast.training.config import load_run_config
+    from sedd_fast.training.run_directory import RunDirectory
+
     run = shlex.quote(str(finished.run_dir))
     config = load_run_config(RunDirectory(finished.run_dir).config)
     if config.network_kind == "ar":
@@ -184,8 +188,10 @@ def commands(finished: TrainResult) -> Text:
     return pairs(rows, styles=("dim", "bold"))
 
 
-def _prefix(finished: TrainResult) -> str:
+def _prefix(finished: "TrainResult") -> str:
     """An example of a prefix that the tokenizer can encode."""
+    from sedd_fast.data.tokenizers import load_tokenizer
+
     try:
         load_tokenizer(finished.export).encode("The ")
     except ValueError:

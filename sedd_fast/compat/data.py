@@ -22,7 +22,9 @@ from sedd_fast.data.sources import HubDataset
 from sedd_fast.data.tokenizers import Tokenizer, load_tokenizer
 
 
-def cycle_loader(dataloader: DataLoader, sampler: DistributedSampler | None = None) -> Iterator:
+def cycle_loader(
+    dataloader: DataLoader[Any], sampler: DistributedSampler[Any] | None = None
+) -> Iterator[Any]:
     """The loader's batches, again and again; a ``sampler`` reshuffles at every pass."""
     for epoch in count():
         if sampler is not None:
@@ -68,7 +70,7 @@ def _cut(
     return {"input_ids": [joined[start : start + block_size] for start in starts]}
 
 
-def get_dataloaders(config: Any, distributed: bool = True) -> tuple[Iterator, Iterator]:
+def get_dataloaders(config: Any, distributed: bool = True) -> tuple[Iterator[Any], Iterator[Any]]:
     """Endless iterators over training and validation batches ``{"input_ids": (b, L)}``.
 
     b is the batch size divided by ``config.ngpus * config.training.accum``. With ``distributed``
@@ -92,7 +94,9 @@ def get_dataloaders(config: Any, distributed: bool = True) -> tuple[Iterator, It
         (config.data.valid, valid_mode, config.eval.batch_size),
     ):
         blocks = get_dataset(name, mode, config.data.cache_dir, config.model.length)
-        sampler: DistributedSampler | None = DistributedSampler(blocks) if distributed else None
+        sampler: DistributedSampler[Any] | None = None
+        if distributed:
+            sampler = DistributedSampler(blocks)
         options: dict[str, Any] = {"num_workers": 4, "persistent_workers": True}
         options |= {"shuffle": sampler is None, "pin_memory": torch.cuda.is_available()}
         loader = DataLoader(blocks, size // parts, sampler=sampler, **options)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sedd_fast.compat.graph_lib import Graph
 from sedd_fast.compat.model import utils as mutils
 from sedd_fast.compat.noise_lib import NoiseFn
+from sedd_fast.names import StepMethod
 from sedd_fast.ops import reverse_step
 
 #: ``score_fn(x (B, L), sigma (B, 1))`` -> exponentiated scores (B, L, dim)
@@ -95,7 +96,12 @@ class Denoiser:
 
 
 def _draw(
-    graph: Any, score_fn: ScoreFn, x: Tensor, sigma: Tensor, dsigma: Tensor | None, method: str
+    graph: Any,
+    score_fn: ScoreFn,
+    x: Tensor,
+    sigma: Tensor,
+    dsigma: Tensor | None,
+    method: StepMethod,
 ) -> Tensor:
     model_sigma = sigma.float()  # networks take float32
     if isinstance(score_fn, mutils.ScoreFunction):

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sedd_fast.names import HeldOutAt
+
 
 def limits(accepts: Callable[[Any], bool], expected: str) -> dict[str, Any]:
     """Metadata of a field that takes its default and what `accepts`; errors say `expected`."""
@@ -47,9 +49,7 @@ class DataConfig:
     train: str | list[str] = field(default="pydoc", metadata=_TEXT)
     valid: str | list[str] | None = field(default=None, metadata=_TEXT)
     held_out: float = fraction(0.05)
-    held_out_at: str = field(
-        default="spread", metadata=limits(("spread", "end").__contains__, "spread or end")
-    )
+    held_out_at: HeldOutAt = "spread"
     tokenizer: str = "characters"
     random_offset: bool = False
     config: str | None = None

@@ -11,9 +11,9 @@ tradeoff    quality of samples against compute; plots has its pictures
 """
 
 from sedd_fast.evaluate.bound import evaluate_corpus, likelihood_bound
-from sedd_fast.evaluate.draws import TIMES
-from sedd_fast.evaluate.estimators import MODES, limit_divergence
+from sedd_fast.evaluate.estimators import limit_divergence
 from sedd_fast.evaluate.result import LikelihoodBound, join
+from sedd_fast.names import MODES, TIMES
 
 __all__ = [
     "MODES",

@@ -54,6 +54,7 @@ from torch import Tensor
 from sedd_fast.evaluate.estimators import Estimator, check_clean
 from sedd_fast.evaluate.result import LikelihoodBound
 from sedd_fast.models.interface import ScoreModel, device_of
+from sedd_fast.names import Mode, Times
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 
@@ -67,12 +68,12 @@ def likelihood_bound(
     graph: Graph,
     noise: Noise,
     samples: int = 1024,
-    mode: str = "exact",
+    mode: Mode = "exact",
     generator: torch.Generator | None = None,
     batch_size: int = 16,
     eps: float = 1e-3,
     progress: bool = False,
-    times: str = "stratified",
+    times: Times = "stratified",
 ) -> LikelihoodBound:
     """An upper bound on -log p(x_0) of each sequence, in nats, by Monte Carlo.
 
@@ -115,12 +116,12 @@ def evaluate_corpus(
     graph: Graph,
     noise: Noise,
     samples_per_block: int = 32,
-    mode: str = "exact",
+    mode: Mode = "exact",
     generator: torch.Generator | None = None,
     batch_size: int = 16,
     eps: float = 1e-3,
     progress: bool = False,
-    times: str = "stratified",
+    times: Times = "stratified",
 ) -> LikelihoodBound:
     """The bound over a whole text: :func:`likelihood_bound` of its blocks.
 

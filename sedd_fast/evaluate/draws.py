@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from sedd_fast.evaluate.standard_error import total
+from sedd_fast.names import Times
 from sedd_fast.ops._uniforms import RowStreams
 from sedd_fast.progress import tracked
 
-#: How the noise levels of a sequence are placed: see :class:`Batches`.
-TIMES = ("stratified", "antithetic")
 _BELOW_ONE = 1 - 2**-53  # the largest value of torch.rand in float64
 
 
@@ -62,7 +61,7 @@ class Batches:
     generator: torch.Generator | None
     batch_size: int
     progress: bool
-    times: str = "stratified"
+    times: Times = "stratified"
 
     def draw(self, term: Callable[..., Tensor], samples: int, label: str) -> Tensor:
         """(N, draws) float64 on the CPU, the independent draws of ``term(x_0, place, choice, u)``.

@@ -11,18 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sedd_fast.evaluate.draws import TIMES, Batches, variance_of_mean
+from sedd_fast.evaluate.draws import Batches, variance_of_mean
 from sedd_fast.evaluate.levels import Levels, noised
 from sedd_fast.evaluate.result import LikelihoodBound
 from sedd_fast.evaluate.standard_error import covering_error, total
 from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
 from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer, evaluating
+from sedd_fast.names import MODES, TIMES, Mode, Times
 from sedd_fast.ops import reverse_probs
 from sedd_fast.ops._arguments import check_choice, check_graph, check_tokens
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
-
-MODES = ("exact", "paper", "normalised")
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class Estimator:
 
     graph: Graph
     noise: Noise
-    mode: str
+    mode: Mode
     samples: int
     eps: float
     batch_size: int
-    times: str
+    times: Times
     generator: torch.Generator | None
     progress: bool
 

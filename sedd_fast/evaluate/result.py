@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sedd_fast.evaluate.standard_error import covering_error, student_factor, total
+from sedd_fast.names import Mode, Times
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class LikelihoodBound:
     nats: Tensor
     stderr: Tensor
     tokens: int | Tensor
-    mode: str
+    mode: Mode | Literal["likelihood"]
     samples: int
     strict: bool
-    times: str = "stratified"
+    times: Times = "stratified"
     degrees: Tensor | None = None
 
     @property

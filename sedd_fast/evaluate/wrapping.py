@@ -21,9 +21,8 @@ from torch import Tensor
 from sedd_fast.data.blocks import Blocks, evenly_spaced, with_end
 from sedd_fast.data.corpus import pack
 from sedd_fast.data.tokenizers import Tokenizer
+from sedd_fast.names import WRAPS, Wrap
 from sedd_fast.ops._arguments import check_choice
-
-WRAPS = ("sedd", "mdlm", "separate")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Wrapped:
     starts: np.ndarray
     lengths: np.ndarray
     chars_per_token: float
-    wrap: str = "sedd"
+    wrap: Wrap = "sedd"
     edge: int | None = None
 
     @classmethod
@@ -82,7 +81,7 @@ class Wrapped:
 
 
 def wrap(
-    rows: Sequence[str], tokenizer: Tokenizer, length: int, how: str = "sedd", name: str = ""
+    rows: Sequence[str], tokenizer: Tokenizer, length: int, how: Wrap = "sedd", name: str = ""
 ) -> Wrapped:
     """Tokenise rows of text and divide them into blocks.
 

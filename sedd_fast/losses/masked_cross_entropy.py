@@ -8,6 +8,7 @@ from torch import Tensor
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.models.cross_entropy import CrossEntropyRequest, posterior_cross_entropy
 from sedd_fast.models.interface import ScoreModel
+from sedd_fast.names import VARIABLES, Variable
 from sedd_fast.ops._arguments import check_choice
 
 __all__ = ["MaskedCrossEntropy", "posterior_cross_entropy"]
@@ -47,7 +48,7 @@ class MaskedCrossEntropy(Objective):
     section 3.3; Nie et al. 2025 (arXiv 2502.09992), equation 3.
     """
 
-    over: str = "t"
+    over: Variable = "t"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,7 +57,7 @@ class MaskedCrossEntropy(Objective):
                 f"MaskedCrossEntropy is for the absorbing graph, got {self.graph}; for the uniform "
                 "one take ScoreEntropyLoss or D3PMLoss"
             )
-        check_choice("over", self.over, ("t", "lambda"))
+        check_choice("over", self.over, VARIABLES)
 
     def _level(self, t: Tensor) -> Level:
         t = t.double()

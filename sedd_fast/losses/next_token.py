@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sedd_fast.ops._arguments import check_choice, reduce
+
+_Reduction = Literal["none", "mean"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,11 @@ class NextTokenLoss:
 
     in_nats: ClassVar[bool] = True  # as of `losses.Objective`
 
-    reduction: str = "none"
+    reduction: _Reduction = "none"
     sampling_eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_choice("reduction", self.reduction, ("none", "mean"))
+        check_choice("reduction", self.reduction, get_args(_Reduction))
 
     def __call__(
         self,

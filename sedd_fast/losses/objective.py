@@ -20,6 +20,7 @@ from torch import Tensor
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer
+from sedd_fast.names import REDUCTIONS, Reduction
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import sample_transition
 from sedd_fast.ops._uniforms import torch_uniform
@@ -89,11 +90,11 @@ class Objective:
 
     graph: Graph
     noise: Noise
-    reduction: str = "none"
+    reduction: Reduction = "none"
     sampling_eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        arguments.check_choice("reduction", self.reduction, arguments.REDUCTIONS)
+        arguments.check_choice("reduction", self.reduction, REDUCTIONS)
         if not 0 < self.sampling_eps < 1:
             raise ValueError(f"sampling_eps must lie in (0, 1), got {self.sampling_eps}")
 
@@ -163,7 +164,7 @@ class Objective:
         x_t, x_0, weight, _ = noised
         if self.reduction == "mean":  # the factor of a scalar has to be known in the forward
             weight = weight / max(len(x_0), 1)
-        reduction = "none" if self.reduction == "none" else "sum"
+        reduction: Reduction = "none" if self.reduction == "none" else "sum"
         asked = request(x_0, weight, reduction)
         loss = answer(model, self.graph, x_t, sigma, asked)
         if self.reduction == "mean" and len(x_0) == 0:

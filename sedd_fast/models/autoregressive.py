@@ -25,6 +25,7 @@ from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.interface import device_of, evaluating
 from sedd_fast.models.layers import Attend
 from sedd_fast.models.transformer import Transformer
+from sedd_fast.names import NetworkKind
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._uniforms import Generators, for_rows, uniform
 
@@ -43,7 +44,7 @@ class Autoregressive(Transformer):
             other works.
     """
 
-    kind: ClassVar[str] = "ar"
+    kind: ClassVar[NetworkKind] = "ar"
 
     @staticmethod
     def states(config: SEDDConfig) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sedd_fast.names import GRAPHS, NOISES, GraphKind, NoiseKind
 from sedd_fast.ops._arguments import check_choice
 from sedd_fast.process.noise import make_noise
 
@@ -22,8 +23,8 @@ class SEDDConfig:
     """
 
     vocab_size: int
-    graph: str = "absorbing"  # or "uniform"
-    noise: str = "loglinear"  # or "geometric"
+    graph: GraphKind = "absorbing"
+    noise: NoiseKind = "loglinear"
     noise_eps: float = 1e-3
     sigma_min: float = 1e-4
     sigma_max: float = 20.0
@@ -39,8 +40,8 @@ class SEDDConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name), field.type)
-        check_choice("graph", self.graph, ("absorbing", "uniform"))
-        check_choice("noise", self.noise, ("loglinear", "geometric"))
+        check_choice("graph", self.graph, GRAPHS)
+        check_choice("noise", self.noise, NOISES)
         make_noise(
             self.noise, eps=self.noise_eps, sigma_min=self.sigma_min, sigma_max=self.sigma_max
         )
@@ -76,5 +77,5 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         type(value) not in (int, float) or not abs(value) <= sys.float_info.max  # infinite or NaN
     ):
         raise ValueError(f"{name} must be a finite number, got {reprlib.repr(value)}")
-    if kind in (bool, str) and type(value) is not kind:
-        raise ValueError(f"{name} must be a {kind.__name__}, got {reprlib.repr(value)}")
+    if kind is bool and type(value) is not bool:
+        raise ValueError(f"{name} must be a bool, got {reprlib.repr(value)}")

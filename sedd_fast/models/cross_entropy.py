@@ -18,6 +18,7 @@ from sedd_fast.backends.dtypes import at_least_fp32, fp32_or_fp64
 from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models.interface import HeadRequest, LinearHead
+from sedd_fast.names import Reduction
 from sedd_fast.ops import TouchedRows, row_sums
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.process.graphs import Graph
@@ -104,7 +105,7 @@ class CrossEntropyRequest(HeadRequest):
 
     x_0: Tensor
     row_weight: Tensor | None = None
-    reduction: str = "none"
+    reduction: Reduction = "none"
     rows: TouchedRows | None = None
 
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:

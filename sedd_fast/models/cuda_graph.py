@@ -55,7 +55,7 @@ class CudaGraphNetwork(nn.Module):
                 f"CudaGraphNetwork needs a network with a graph and head_requests, such as SEDD; "
                 f"got {type(model).__name__}"
             )
-        self.model = model
+        self.model: Callable[..., Tensor] = model
         self._forget()
 
     def _forget(self) -> None:
@@ -191,7 +191,7 @@ class _Captured:
 
 
 def _capture(
-    model: ScoreModel, graph: Graph, head: ReverseStepRequest, inputs: _Inputs, pool: Any
+    model: Callable[..., Tensor], graph: Graph, head: ReverseStepRequest, inputs: _Inputs, pool: Any
 ) -> _Captured | None:
     """The step as a graph, captured with copies of the inputs; None where that fails."""
     # Inference tensors could not be overwritten outside of inference mode.

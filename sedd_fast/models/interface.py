@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sedd_fast.models import overrides
+from sedd_fast.names import Reduction, StepMethod
 from sedd_fast.ops import (
     TouchedRows,
     linear_reverse_step,
@@ -37,8 +38,9 @@ from sedd_fast.ops import (
 )
 from sedd_fast.process.graphs import Graph
 
-#: A network: (tokens (B, L), sigma (B,)) -> log scores (B, L, dim).
-ScoreModel = Callable[..., Tensor]
+#: A network: (tokens (B, L) int64, sigma (B,)) -> log scores (B, L, dim). For type checkers: any
+#: callable of two tensors, whatever its parameters are called; every ``nn.Module`` is one.
+ScoreModel = Callable[[Tensor, Tensor], Tensor]
 
 
 class LinearHead(NamedTuple):
@@ -106,7 +108,7 @@ class ScoreEntropyRequest(HeadRequest):
 
     x_0: Tensor
     row_weight: Tensor | None = None
-    reduction: str = "none"
+    reduction: Reduction = "none"
     rows: TouchedRows | None = None
 
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class ReverseStepRequest(HeadRequest):
         rows: the positions that the head is needed at; None: all that noise touched.
     """
 
-    method: str
+    method: StepMethod
     dsigma: Tensor | float | None = None
     u: Tensor | None = None
     rows: TouchedRows | None = None
@@ -202,7 +204,8 @@ def answer(
         request: the loss or the tokens that are wanted.
     """
     if takes_request(model, graph, type(request)):
-        return model(x_t, sigma, request)
+        fused: Callable[..., Tensor] = model
+        return fused(x_t, sigma, request)
     return request.of_scores(model(x_t, sigma), x_t, sigma, graph)
 
 

@@ -20,6 +20,7 @@ from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.interface import HeadRequest
 from sedd_fast.models.posterior import score_from_posterior
 from sedd_fast.models.sedd import SEDD
+from sedd_fast.names import NetworkKind
 
 
 class PosteriorSEDD(SEDD):
@@ -39,7 +40,7 @@ class PosteriorSEDD(SEDD):
         >>> loss = MaskedCrossEntropy(model.graph, model.noise, "mean")(model, x_0)
     """
 
-    kind: ClassVar[str] = "posterior"
+    kind: ClassVar[NetworkKind] = "posterior"
     _requests: ClassVar[tuple[type[HeadRequest], ...]] = (CrossEntropyRequest,)
 
     def _from_output(self, output: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:

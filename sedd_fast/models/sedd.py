@@ -24,6 +24,7 @@ from sedd_fast.models.interface import (
     ScoreEntropyRequest,
 )
 from sedd_fast.models.transformer import Transformer
+from sedd_fast.names import NetworkKind
 from sedd_fast.ops._arguments import check_device, check_tokens
 from sedd_fast.process.graphs import Graph, make_graph
 from sedd_fast.process.noise import Noise, make_noise
@@ -47,7 +48,7 @@ class SEDD(Transformer):
         model = SEDD.from_pretrained("louaaron/sedd-small")
     """
 
-    kind: ClassVar[str] = "sedd"
+    kind: ClassVar[NetworkKind] = "sedd"
     #: What a plain head computes without log scores.
     _requests: ClassVar[tuple[type[HeadRequest], ...]] = (
         ScoreEntropyRequest,

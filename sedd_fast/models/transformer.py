@@ -1,15 +1,17 @@
 """What SEDD and the autoregressive baseline share: the transformer's parts, reading and saving."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from sedd_fast.models import checkpoint, layers
 from sedd_fast.models.config import SEDDConfig
+from sedd_fast.names import NetworkKind
 
 
 class Transformer(nn.Module):
@@ -20,7 +22,9 @@ class Transformer(nn.Module):
     """
 
     #: As `sedd_fast.models.checkpoint` names this kind of network.
-    kind: ClassVar[str]
+    kind: ClassVar[NetworkKind]
+    #: A call returns what `forward` does; torch declares Any.
+    __call__: Callable[..., Tensor]
 
     def __init__(self, config: SEDDConfig) -> None:
         if not isinstance(config, SEDDConfig):

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from sedd_fast.backends.compiled import DTYPES, GRAPHS
-
-STEP_METHODS = ("analytic", "euler", "denoise")
-REDUCTIONS = ("none", "sum", "mean")
+from sedd_fast.backends.compiled import DTYPES
+from sedd_fast.names import GRAPHS, Reduction, StepMethod
 
 
 class GraphLike(Protocol):
@@ -49,7 +47,7 @@ def without_gradient(value: Tensor) -> Tensor:
     return value.detach() if value.requires_grad or forward_ad._current_level >= 0 else value
 
 
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """ValueError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         raise ValueError(
@@ -211,7 +209,7 @@ def check_all_tokens(tokens: dict[str, Tensor], like: Tensor, like_name: str) ->
 
 
 def noise_removed(
-    sigma: Tensor | float, dsigma: Tensor | float | None, method: str, x_t: Tensor
+    sigma: Tensor | float, dsigma: Tensor | float | None, method: StepMethod, x_t: Tensor
 ) -> tuple[Tensor, Tensor]:
     """sigma and dsigma of a reverse step, (B,) as of per_sequence; denoising needs no dsigma."""
     if method == "denoise":
@@ -238,14 +236,14 @@ def check_shares(temperature: float, top_p: float) -> tuple[float, float]:
     return float(temperature), float(top_p)
 
 
-def factor_of_each(tokens: Tensor, reduction: str) -> float:
+def factor_of_each(tokens: Tensor, reduction: Reduction) -> float:
     """The factor of every position's loss in its sum or mean; NaN for the mean of none."""
     if reduction != "mean":
         return 1.0
     return 1.0 / tokens.numel() if tokens.numel() else float("nan")
 
 
-def reduce(loss: Tensor, reduction: str) -> Tensor:
+def reduce(loss: Tensor, reduction: Reduction) -> Tensor:
     """(B, L) as it is, its sum, or its mean, which is NaN where there is no position, as torch's
     own losses have it.
     """

@@ -6,6 +6,7 @@ from torch import Tensor
 from sedd_fast.backends import registry, values
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.inputs import ReverseInputs
+from sedd_fast.names import STEP_METHODS, StepMethod
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import _linear
 from sedd_fast.ops._operator import operator
@@ -32,7 +33,7 @@ def linear_reverse_step(
     sigma: Tensor | float,
     dsigma: Tensor | float | None,
     graph: arguments.GraphLike,
-    method: str = "analytic",
+    method: StepMethod = "analytic",
     scale_by_sigma: bool = True,
     generator: torch.Generator | None = None,
     u: Tensor | None = None,
@@ -62,7 +63,7 @@ def linear_reverse_step(
         TypeError, ValueError: a wrong dtype, shape, device or value, or (on the CPU) a row from
             which no token can be drawn; the message says which.
     """
-    arguments.check_choice("method", method, arguments.STEP_METHODS)
+    arguments.check_choice("method", method, STEP_METHODS)
     shares = arguments.check_shares(temperature, top_p)
     linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace).detach()
     _linear.check_inputs(hidden, graph, scale_by_sigma, x_t=x_t)

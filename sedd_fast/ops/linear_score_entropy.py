@@ -10,6 +10,7 @@ from sedd_fast.backends import registry, values
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.head import Linear, NeedsGrad
 from sedd_fast.backends.inputs import EntropyInputs
+from sedd_fast.names import REDUCTIONS, Reduction
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import _linear
 from sedd_fast.ops._operator import operator
@@ -126,7 +127,7 @@ def linear_score_entropy(
     graph: arguments.GraphLike,
     scale_by_sigma: bool = True,
     row_weight: Tensor | None = None,
-    reduction: str = "none",
+    reduction: Reduction = "none",
     rows: TouchedRows | None = None,
     workspace: int | None = None,
 ) -> Tensor:
@@ -176,7 +177,7 @@ def linear_score_entropy(
 
     Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), equation 5 and appendix C.2.
     """
-    arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
+    arguments.check_choice("reduction", reduction, REDUCTIONS)
     linear = _linear.checked_linear(hidden, weight, bias, graph, rows, workspace)
     _linear.check_inputs(hidden, graph, scale_by_sigma, x_t=x_t, x_0=x_0)
     # In float64 from here on: forward and backward would both convert them, by launches on a GPU.

@@ -8,6 +8,7 @@ from torch import Tensor
 from sedd_fast.backends import reference, registry, values
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.inputs import ReverseInputs
+from sedd_fast.names import STEP_METHODS, StepMethod
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._operator import operator
 from sedd_fast.ops._uniforms import uniforms
@@ -65,7 +66,7 @@ def reverse_step(
     sigma: Tensor | float,
     dsigma: Tensor | float | None,
     graph: arguments.GraphLike,
-    method: str = "analytic",
+    method: StepMethod = "analytic",
     generator: torch.Generator | None = None,
     u: Tensor | None = None,
     temperature: float = 1.0,
@@ -128,7 +129,7 @@ def reverse_probs(
     sigma: Tensor | float,
     dsigma: Tensor | float | None,
     graph: arguments.GraphLike,
-    method: str = "analytic",
+    method: StepMethod = "analytic",
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> Tensor:
@@ -155,9 +156,9 @@ def _checked(
     sigma: Tensor | float,
     dsigma: Tensor | float | None,
     graph: arguments.GraphLike,
-    method: str,
+    method: StepMethod,
 ) -> tuple[Tensor, Tensor]:
     """sigma and dsigma, (B,)."""
-    arguments.check_choice("method", method, arguments.STEP_METHODS)
+    arguments.check_choice("method", method, STEP_METHODS)
     arguments.check_rows(log_score, graph, x_t=x_t)
     return arguments.noise_removed(sigma, dsigma, method, x_t)

@@ -7,11 +7,9 @@ from torch import Tensor
 
 from sedd_fast.backends import registry, values
 from sedd_fast.backends.inputs import RowSumInputs
+from sedd_fast.names import TERMS, Term
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._operator import operator
-
-#: f of z = a exp(l) + b: z, z^2, ln z.
-TERMS = ("affine", "square", "log")
 
 
 @operator("row_sums")
@@ -58,7 +56,7 @@ def row_sums(
     x_t: Tensor,
     x_0: Tensor,
     graph: arguments.GraphLike,
-    term: str,
+    term: Term,
     a: Tensor | None = None,
     b: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from sedd_fast.backends import registry, values
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.inputs import EntropyInputs
+from sedd_fast.names import REDUCTIONS, Reduction
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._operator import operator
 
@@ -70,7 +71,7 @@ def score_entropy(
     x_0: Tensor,
     graph: arguments.GraphLike,
     row_weight: Tensor | None = None,
-    reduction: str = "none",
+    reduction: Reduction = "none",
 ) -> Tensor:
     """Score entropy of every position, differentiable in ``log_score``.
 
@@ -105,7 +106,7 @@ def score_entropy(
 
     Source: Lou, Meng, Ermon 2024, equations 5 and 10.
     """
-    arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
+    arguments.check_choice("reduction", reduction, REDUCTIONS)
     entropy = _checked(log_score, sigma, x_t, x_0, graph, row_weight)
     loss, _ = score_entropy_op(log_score, entropy)
     return arguments.reduce(loss, reduction)
@@ -118,7 +119,7 @@ def score_entropy_with_grad(
     x_0: Tensor,
     graph: arguments.GraphLike,
     row_weight: Tensor | None = None,
-    reduction: str = "sum",
+    reduction: Reduction = "sum",
 ) -> tuple[Tensor, Tensor]:
     """Score entropy and its gradient in one pass: one read of the touched rows, one write.
 
@@ -141,7 +142,7 @@ def score_entropy_with_grad(
         >>> loss, grad = score_entropy_with_grad(log_score, sigma, x_t, x_0, graph, weight)
         >>> log_score.backward(grad)
     """
-    arguments.check_choice("reduction", reduction, arguments.REDUCTIONS)
+    arguments.check_choice("reduction", reduction, REDUCTIONS)
     entropy = _checked(log_score, sigma, x_t, x_0, graph, row_weight)
     scores = arguments.without_gradient(log_score)
     scale = arguments.factor_of_each(x_t, reduction)

@@ -23,6 +23,7 @@ from torch.types import Device
 
 from sedd_fast.backends.categorical import draw, inverse_cdf
 from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.names import STEP_METHODS, StepMethod
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._uniforms import Generator, torch_uniform, uniforms
 from sedd_fast.process.graphs import Graph
@@ -116,13 +117,13 @@ def reverse_weights(
     sigma: Tensor | float,
     dsigma: Tensor | float | None,
     graph: DenseGraph,
-    method: str = "analytic",
+    method: StepMethod = "analytic",
 ) -> Tensor:
     """The unnormalised probabilities of a reverse step, (B, L, n) float64.
 
     The arguments are those of :func:`sedd_fast.reverse_step`.
     """
-    arguments.check_choice("method", method, arguments.STEP_METHODS)
+    arguments.check_choice("method", method, STEP_METHODS)
     removed = sigma if method == "denoise" or dsigma is None else dsigma
     d = arguments.per_sequence("dsigma", removed, x_t)
     own = torch.nn.functional.one_hot(x_t, graph.dim).bool()

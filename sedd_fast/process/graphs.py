@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.types import Device
 
+from sedd_fast.names import GRAPH_NAMES, GraphName
 from sedd_fast.ops._arguments import check_choice, check_count
 from sedd_fast.ops._uniforms import Generator, RowStreams
 
@@ -133,11 +134,11 @@ class Uniform(Graph):
         return torch.randint(self.vocab_size, shape, device=device, generator=generator)
 
 
-def make_graph(kind: str, vocab_size: int) -> Graph:
+def make_graph(kind: GraphName, vocab_size: int) -> Graph:
     """The graph of that name: "absorbing" (or the original's "absorb") or "uniform".
 
     Raises:
         ValueError: another name.
     """
-    check_choice("graph", kind, ("absorbing", "absorb", "uniform"))
+    check_choice("graph", kind, GRAPH_NAMES)
     return Uniform(vocab_size) if kind == "uniform" else Absorbing(vocab_size)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.names import NOISES, NoiseKind
 from sedd_fast.ops._arguments import check_choice
 
 
@@ -106,12 +107,12 @@ class GeometricNoise(Noise):
 
 
 def make_noise(
-    kind: str, *, eps: float = 1e-3, sigma_min: float = 1e-4, sigma_max: float = 20.0
+    kind: NoiseKind, *, eps: float = 1e-3, sigma_min: float = 1e-4, sigma_max: float = 20.0
 ) -> Noise:
     """The schedule of that name: "loglinear" (reads eps) or "geometric" (reads the sigmas).
 
     Raises:
         ValueError: another name.
     """
-    check_choice("noise", kind, ("loglinear", "geometric"))
+    check_choice("noise", kind, NOISES)
     return LogLinearNoise(eps) if kind == "loglinear" else GeometricNoise(sigma_min, sigma_max)

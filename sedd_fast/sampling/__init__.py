@@ -1,7 +1,8 @@
 """Sampling from a network: ``sample`` from nothing, ``infill`` around given tokens."""
 
+from sedd_fast.names import METHODS
 from sedd_fast.ops._uniforms import RowStreams
-from sedd_fast.sampling.api import METHODS, Callback, Step, infill, sample
+from sedd_fast.sampling.api import Callback, Step, infill, sample
 from sedd_fast.sampling.config import SamplerConfig, timesteps
 from sedd_fast.sampling.remask import Remask
 

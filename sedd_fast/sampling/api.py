@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.models.interface import ScoreModel, device_of, evaluating
+from sedd_fast.names import METHODS, Method
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._uniforms import Generators, for_rows
 from sedd_fast.process.graphs import Graph
@@ -24,9 +25,6 @@ from sedd_fast.sampling.config import SamplerConfig
 from sedd_fast.sampling.methods import SAMPLERS
 from sedd_fast.sampling.remask import Remask
 from sedd_fast.sampling.reverse_process import ReverseProcess
-
-#: The names of the samplers.
-METHODS = tuple(SAMPLERS)
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def sample(
     noise: Noise,
     shape: tuple[int, int],
     steps: int | None = 128,
-    method: str = "analytic",
+    method: Method = "analytic",
     denoise: bool = True,
     generator: Generators | None = None,
     eps: float = 1e-5,
@@ -138,7 +136,7 @@ def infill(
     tokens: Tensor,
     known: Tensor,
     steps: int | None = 128,
-    method: str = "analytic",
+    method: Method = "analytic",
     denoise: bool = True,
     generator: Generators | None = None,
     eps: float = 1e-5,

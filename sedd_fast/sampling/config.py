@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry
+from sedd_fast.names import Method
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.process.dense_graph import DenseGraph
 from sedd_fast.process.graphs import Graph
@@ -17,7 +18,7 @@ class SamplerConfig:
     """How to sample: the keyword arguments that ``sample`` and ``infill`` share.
 
     Args:
-        method: a key of ``sedd_fast.sampling.methods.SAMPLERS``.
+        method: one of ``sedd_fast.sampling.METHODS``.
         steps: number of intervals of the time grid; None (only for "hit"): one position at a time.
         denoise: end with a step that removes all noise left at ``eps``.
         eps: the last time of the grid.
@@ -35,7 +36,7 @@ class SamplerConfig:
         >>> tokens = sample(model, graph, noise, (4, 1024), **vars(config))
     """
 
-    method: str = "analytic"
+    method: Method = "analytic"
     steps: int | None = 128
     denoise: bool = True
     eps: float = 1e-5

@@ -5,12 +5,13 @@ number of its steps before the first network call: ``times`` holds the time that
 ``step(i, x)`` returns the tokens (B, L) after step i, from those before.
 """
 
+from sedd_fast.names import Method
 from sedd_fast.sampling.grid import GridSampler, OneCallSampler
 from sedd_fast.sampling.hit import HitSampler
 from sedd_fast.sampling.trapezoidal import TrapezoidalSampler
 
 #: Every method of ``sample`` and ``infill``, by name.
-SAMPLERS: dict[str, type[GridSampler | HitSampler]] = {
+SAMPLERS: dict[Method, type[GridSampler | HitSampler]] = {
     "analytic": OneCallSampler,
     "euler": OneCallSampler,
     "tau_leaping": OneCallSampler,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sedd_fast.names import REMASK_SCHEDULES, RemaskSchedule
 from sedd_fast.ops._arguments import check_choice
 
 
@@ -41,12 +42,12 @@ class Remask:
         >>> sample(model, graph, noise, (4, 1024), steps=1024, remask=Remask("cap", eta=0.02))
     """
 
-    schedule: str = "cap"
+    schedule: RemaskSchedule = "cap"
     eta: float = 0.02
     t_on: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice("schedule", self.schedule, ("cap", "rescale"))
+        check_choice("schedule", self.schedule, REMASK_SCHEDULES)
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}; 0.02 is usual")
         if not 0 < self.t_on <= 1:

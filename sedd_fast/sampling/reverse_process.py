@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sedd_fast.models.interface import ReverseStepRequest, ScoreModel, takes_request
+from sedd_fast.names import STEP_METHODS, Method, StepMethod
 from sedd_fast.ops import TouchedRows, reverse_probs, reverse_step
-from sedd_fast.ops._arguments import STEP_METHODS
 from sedd_fast.ops._uniforms import Generator, RowStreams, uniforms
 from sedd_fast.process.dense_graph import DenseGraph, categorical, reverse_weights
 from sedd_fast.process.graphs import Graph
@@ -53,7 +53,9 @@ class ReverseProcess:
         if isinstance(self.generator, RowStreams):
             self.generator.begin(1 + 2 * step + number)
 
-    def step(self, x: Tensor, sigma: Tensor, removed: Tensor, method: str) -> Tensor:
+    def step(
+        self, x: Tensor, sigma: Tensor, removed: Tensor, method: Method | StepMethod
+    ) -> Tensor:
         """The next token of every position: one network call, one draw a position.
 
         Args:
@@ -69,12 +71,14 @@ class ReverseProcess:
         graph, generator = self.graph, self.generator
         if self.all_unmasked(x):
             return x
-        if method in STEP_METHODS and self._is_fused:
+        if method == "tau_leaping":
+            log_score = self._call(x, sigma)
+            return tau_leap(log_score, x, removed, graph, generator, **self._shares)
+        assert method in STEP_METHODS, method
+        if self._is_fused:
             u = uniforms(x, None, generator)
             return self._call(x, sigma, ReverseStepRequest(method, removed, u, **self._shares))
         log_score = self._call(x, sigma)
-        if method == "tau_leaping":
-            return tau_leap(log_score, x, removed, graph, generator, **self._shares)
         if isinstance(graph, DenseGraph):
             weights = reverse_weights(log_score, x, sigma, removed, graph, method)
             return categorical(weights, x, generator)

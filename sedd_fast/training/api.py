@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sedd_fast.names import MIXED_PRECISIONS
 from sedd_fast.training import saved_state
 from sedd_fast.training.config import load_run_config
 from sedd_fast.training.lock import run_lock
@@ -149,7 +150,7 @@ def make_accelerator(config: TrainConfig) -> Any:
     )
     torch.set_float32_matmul_precision(matmul_precision)  # compiling would allow TF32
     precision = accelerator.mixed_precision
-    if precision not in ("no", "bf16", "fp16"):
+    if precision not in MIXED_PRECISIONS:
         raise ValueError(
             f"accelerate: mixed precision {precision} is not supported; set "
             "training.mixed_precision to no, bf16 or fp16"

@@ -20,14 +20,13 @@ import yaml
 
 from sedd_fast.files.documents import parse_yaml, read_yaml
 from sedd_fast.files.writing import write_text
+from sedd_fast.names import PRESETS, Preset
 from sedd_fast.training.setting_text import text_value
 from sedd_fast.training.settings import TrainConfig, expected, kinds
 
-PRESETS = ("tiny", "small", "medium")
-
 
 def load_config(
-    preset: str | None = None, files: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+    preset: Preset | None = None, files: Sequence[str | Path] = (), overrides: Sequence[str] = ()
 ) -> TrainConfig:
     """Settings from a preset, YAML files and dotted overrides, in that order.
 

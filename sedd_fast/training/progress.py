@@ -61,7 +61,10 @@ class NonFiniteLossError(ArithmeticError):
     """A loss or gradient was not finite; the weights are as they were before the step.
 
     `path` is a file for `torch.load` with the step, the batch ("x_0"), its times ("t") and losses.
+    The command line exits with `exit_code`, 1.
     """
+
+    exit_code = 1
 
     def __init__(self, what: str, step: int, t: Sequence[float], path: Path, advice: str) -> None:
         times = ", ".join(f"{value:.6g}" for value in t[:8])
@@ -73,7 +76,12 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class DiskFullError(OSError):
-    """A file of the run could not be written for lack of space; the last checkpoint is intact."""
+    """A file of the run could not be written for lack of space; the last checkpoint is intact.
+
+    The command line exits with `exit_code`, 1.
+    """
+
+    exit_code = 1
 
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

@@ -1,21 +1,30 @@
 """All settings of a training run as frozen dataclasses, one per section, validated on creation.
 
-A field declares the values that it accepts; `TrainConfig` checks them all. `config` reads settings
-from presets, YAML files and overrides. Keys follow the configuration of the original SEDD code
-where it has them (optim.warmup, training.n_iters, ...).
+A field declares the values that it accepts, by its type (a Literal: these names) and its metadata;
+`TrainConfig` checks them all. `config` reads settings from presets, YAML files and overrides. Keys
+follow the configuration of the original SEDD code where it has them (optim.warmup, ...).
 """
 
 import math
 import reprlib
 import sys
+import types
 from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, Literal, Union, get_args, get_origin
 
 from sedd_fast.data.config import DataConfig, fraction, limits
 from sedd_fast.models.checkpoint import config_from_original
 from sedd_fast.models.config import SEDDConfig
+from sedd_fast.names import (
+    GraphName,
+    LearningRate,
+    MixedPrecision,
+    NetworkKind,
+    NoiseKind,
+    ObjectiveName,
+    Variable,
+)
 
-OBJECTIVES = ("score_entropy", "masked_cross_entropy", "d3pm", "concrete_score")
 #: Their minimum fixes p(x_0 | x_t) but not the scale of a row of scores, or (D3PM on the uniform
 #: graph) they need that scale to be right: they train a network of normalised posteriors.
 _POSTERIOR_OBJECTIVES = ("masked_cross_entropy", "d3pm")
@@ -23,12 +32,6 @@ _POSTERIOR_OBJECTIVES = ("masked_cross_entropy", "d3pm")
 
 def _at_least(lowest: float, default: float | None) -> Any:
     return field(default=default, metadata=limits(lambda v: v >= lowest, f"at least {lowest}"))
-
-
-def _one_of(*choices: str | None) -> Any:
-    """The first choice is the default."""
-    listed = ", ".join(map(str, choices))
-    return field(default=choices[0], metadata=limits(choices.__contains__, f"one of {listed}"))
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class ModelSection:
             graph only.
     """
 
-    kind: str | None = _one_of(None, "sedd", "posterior", "ar")
+    kind: NetworkKind | None = None
     hidden_size: int = _at_least(1, 768)
     cond_dim: int = _at_least(1, 128)
     length: int = _at_least(1, 1024)
@@ -58,7 +61,7 @@ class ModelSection:
 class GraphSection:
     """The noise process: "absorbing" (also "absorb", the original's name) or "uniform"."""
 
-    type: str = _one_of("absorbing", "absorb", "uniform")
+    type: GraphName = "absorbing"
 
     def __post_init__(self) -> None:
         if self.type == "absorb":
@@ -69,7 +72,7 @@ class GraphSection:
 class NoiseSection:
     """The schedule: "loglinear" (uses eps) or "geometric" (uses sigma_min, sigma_max)."""
 
-    type: str = _one_of("loglinear", "geometric")
+    type: NoiseKind = "loglinear"
     eps: float = 1e-3
     sigma_min: float = 1e-4
     sigma_max: float = 20.0
@@ -88,8 +91,8 @@ class ObjectiveSection:
         steps: for d3pm, the number T of steps of its chain.
     """
 
-    type: str = _one_of(*OBJECTIVES)
-    over: str = _one_of("t", "lambda")
+    type: ObjectiveName = "score_entropy"
+    over: Variable = "t"
     steps: int = _at_least(1, 1000)
 
 
@@ -110,7 +113,7 @@ class OptimConfig:
     eps: float = _at_least(0, 1e-8)
     warmup: int = _at_least(0, 2500)
     grad_clip: float = 1.0
-    schedule: str = _one_of("constant", "cosine")
+    schedule: LearningRate = "constant"
     lr_min: float = fraction(0.0)
 
 
@@ -140,7 +143,7 @@ class TrainingSection:
     seed: int = field(
         default=0, metadata=limits(lambda v: 0 <= v < 2**63, "less than 2^63 and at least 0")
     )
-    mixed_precision: str | None = _one_of(None, "no", "bf16", "fp16")
+    mixed_precision: MixedPrecision | None = None
     log_freq: int = _at_least(1, 50)
     eval_freq: int = _at_least(0, 1000)
     eval_sequences: int = _at_least(1, 512)
@@ -199,7 +202,7 @@ class TrainConfig:
         _check_objective(self)
 
     @property
-    def network_kind(self) -> str:
+    def network_kind(self) -> NetworkKind:
         """ "sedd", "posterior" or "ar": `model.kind`, or what the objective needs."""
         if self.model.kind is not None:
             return self.model.kind
@@ -215,8 +218,20 @@ class TrainConfig:
 
 
 def kinds(declared: Field[Any]) -> tuple[Any, ...]:
-    """The types of a field's values: (float, NoneType) for `float | None`."""
-    return get_args(declared.type) or (declared.type,)
+    """The types of a field's values: (float, NoneType) for `float | None`, (str,) for a Literal."""
+    return tuple(str if get_origin(kind) is Literal else kind for kind in _members(declared))
+
+
+def _members(declared: Field[Any]) -> tuple[Any, ...]:
+    is_union = get_origin(declared.type) in (Union, types.UnionType)
+    return get_args(declared.type) if is_union else (declared.type,)
+
+
+def _choices(declared: Field[Any]) -> tuple[str | None, ...]:
+    """The names that a field takes, those of its Literal; () where it has none."""
+    members = _members(declared)
+    names = [name for kind in members if get_origin(kind) is Literal for name in get_args(kind)]
+    return (None, *names) if names and types.NoneType in members else tuple(names)
 
 
 _NAMES = {int: "an int", float: "a finite number", bool: "true or false", str: "text"}
@@ -225,14 +240,17 @@ _NAMES = {int: "an int", float: "a finite number", bool: "true or false", str: "
 def expected(name: str, declared: Field[Any], value: Any) -> str:
     """The message for a value of a wrong type."""
     named = " or ".join(_NAMES[kind] for kind in kinds(declared) if kind in _NAMES)
-    if str in kinds(declared):
+    if names := _choices(declared):
+        named = f"one of {', '.join(map(str, names))}"
+    elif str in kinds(declared):
         named = declared.metadata.get("expected", named)
     return f"{name}: expected {named}, got {reprlib.repr(value)}"
 
 
 def _check(name: str, value: Any, declared: Field[Any]) -> None:
     """ValueError where a value is not of its field's type, or not within the limits there."""
-    if not any(_is_a(kind, value) for kind in kinds(declared)):
+    names = _choices(declared)
+    if not any(_is_a(kind, value) for kind in kinds(declared)) or (names and value not in names):
         raise ValueError(expected(name, declared, value))
     if declared.metadata and value != declared.default and not declared.metadata["accepts"](value):
         wanted = declared.metadata["expected"]

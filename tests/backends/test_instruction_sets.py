@@ -15,7 +15,7 @@ from torch import Tensor
 import sedd_fast as sf
 from helpers.op_cases import DTYPES, METHODS, Inputs, assert_inverse_cdf, graphs_of, make_inputs
 from sedd_fast.backends import cpp, reference
-from sedd_fast.ops.row_sums import TERMS
+from sedd_fast.names import TERMS
 
 pytestmark = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here")
 

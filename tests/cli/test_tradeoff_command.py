@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from sedd_fast.evaluate.plots import plot_tradeoff
-from sedd_fast.sampling.api import METHODS
+from sedd_fast.names import METHODS
 from sedd_fast.training.api import train
 from sedd_fast.training.config import load_config
 
@@ -114,7 +114,7 @@ def test_tradeoff_on_files(run_dir, call, tmp_path, monkeypatch):
         drawn.append(args)
         return plot_tradeoff(*args)
 
-    monkeypatch.setattr("sedd_fast.cli.tradeoff.plot_tradeoff", watched)
+    monkeypatch.setattr("sedd_fast.evaluate.plots.plot_tradeoff", watched)
     text = tmp_path / "other.txt"
     text.write_text("a mat on the cat sat. " * 100)
     result = call(

@@ -6,7 +6,8 @@ import torch
 
 from sedd_fast.data.blocks import Blocks
 from sedd_fast.data.tokenizers import ByteTokenizer
-from sedd_fast.evaluate.wrapping import WRAPS, Wrapped, wrap
+from sedd_fast.evaluate.wrapping import Wrapped, wrap
+from sedd_fast.names import WRAPS
 
 EOT = ByteTokenizer().eot
 

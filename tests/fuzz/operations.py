@@ -14,7 +14,7 @@ from sedd_fast.backends import reference
 from sedd_fast.backends.coefficients import head_coefficients
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
-from sedd_fast.ops.row_sums import TERMS
+from sedd_fast.names import TERMS
 
 #: A result, or the text of an error.
 Results = dict[str, Tensor] | str

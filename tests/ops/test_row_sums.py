@@ -10,7 +10,7 @@ from torch import Tensor
 import sedd_fast as sf
 from helpers.op_cases import DTYPES, GRAPHS, Backend, Inputs, graph_id, graphs_of, make_inputs
 from sedd_fast.backends import registry
-from sedd_fast.ops.row_sums import TERMS
+from sedd_fast.names import TERMS
 
 #: Warnings of numpy in Triton's interpreter about intended overflows.
 pytestmark = [

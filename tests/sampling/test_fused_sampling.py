@@ -8,7 +8,7 @@ from torch import Tensor
 
 import sedd_fast as sf
 from sedd_fast.models.interface import ReverseStepRequest
-from sedd_fast.sampling.api import METHODS
+from sedd_fast.names import METHODS
 
 SHAPE = (6, 12)
 WAYS = [(method, 7) for method in METHODS] + [("hit", None)]

@@ -213,7 +213,7 @@ def test_full_disk_in_the_tokenizer_of_a_new_run(text_file, tmp_path, monkeypatc
 
 
 def test_full_disk_for_the_picture_of_a_finished_run(whole, monkeypatch, capsys):
-    monkeypatch.setattr("sedd_fast.cli.train.plot_training", full)
+    monkeypatch.setattr("sedd_fast.training.plots.plot_training", full)
     assert main(["train", "--resume", str(whole)]) == 0
     assert "the run is complete, but its picture" in capsys.readouterr().err
 

@@ -11,11 +11,11 @@ import sedd_fast as sf
 from helpers.tiny_run import losses, settings, write_letters
 from sedd_fast.cli import main
 from sedd_fast.models import networks
+from sedd_fast.names import OBJECTIVES
 from sedd_fast.training.api import resume, train
 from sedd_fast.training.config import config_from_dict, load_config
 from sedd_fast.training.metrics import read_metrics
 from sedd_fast.training.networks import new_network
-from sedd_fast.training.settings import OBJECTIVES
 
 CASES = [
     ("absorbing", "masked_cross_entropy", {"over": "t"}, sf.PosteriorSEDD),

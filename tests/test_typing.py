@@ -1,0 +1,80 @@
+"""A user's code passes mypy --strict, and the names of ``sedd_fast`` are there when asked for."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import sedd_fast
+from sedd_fast import names
+from sedd_fast.backends import compiled
+from sedd_fast.data.datasets import NAMED
+from sedd_fast.evaluate.tradeoff import LABELS
+from sedd_fast.models.networks import KINDS
+from sedd_fast.sampling.methods import SAMPLERS
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "tests" / "helpers" / "typed_user.py"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def used(code: str) -> set[str]:
+    """The names that a script takes from ``sf``."""
+    nodes = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute))
+    return {n.attr for n in nodes if isinstance(n.value, ast.Name) and n.value.id == "sf"}
+
+
+def test_the_script_uses_every_name():
+    assert used(SCRIPT.read_text()) - {"no_such_name"} == set(sedd_fast.__all__)
+
+
+def test_users_scripts_pass_mypy_strict(tmp_path, pytestconfig, monkeypatch):
+    api = pytest.importorskip("mypy.api")
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    monkeypatch.chdir(tmp_path)  # away from the settings of this project
+    monkeypatch.setenv("MYPYPATH", str(ROOT))
+    # torch takes ten seconds; what was read of it is kept for the next time.
+    cache = pytestconfig.cache.mkdir("mypy")
+    # Tensor.backward has no annotations.
+    options = ("--strict", "--untyped-calls-exclude=torch", "--follow-imports=silent")
+    out, err, code = api.run([*options, f"--cache-dir={cache}", str(SCRIPT), "example.py"])
+    assert code == 0, out + err
+
+
+def test_names_are_there_when_asked_for():
+    for name in sedd_fast.__all__:
+        assert getattr(sedd_fast, name) is not None
+    assert set(sedd_fast.__all__) <= set(dir(sedd_fast))
+    scope: dict[str, object] = {}
+    exec("from sedd_fast import *", scope)
+    assert scope.keys() >= set(sedd_fast.__all__)
+    assert sedd_fast.sampling.METHODS == names.METHODS  # a package, without an import of it
+    with pytest.raises(AttributeError, match="module 'sedd_fast' has no attribute 'smaple'"):
+        _ = sedd_fast.smaple
+    with pytest.raises(ImportError, match="cannot import name 'smaple'"):
+        exec("from sedd_fast import smaple")
+
+
+def test_importing_the_package_imports_no_torch():
+    code = (
+        "import sys, sedd_fast, sedd_fast.names; assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tables_have_the_names_of_their_lists():
+    assert tuple(SAMPLERS) == names.METHODS
+    assert tuple(compiled.GRAPHS) == names.GRAPHS
+    assert tuple(compiled.METHODS) == names.STEP_METHODS
+    assert set(compiled.TERMS) == set(names.TERMS)
+    assert tuple(NAMED) == names.DATA_SETS
+    assert tuple(LABELS) == get_args(names.Metric)
+    assert set(KINDS) == set(get_args(names.NetworkKind))
+    presets = ROOT / "sedd_fast" / "training" / "presets"
+    assert {path.stem for path in presets.glob("*.yaml")} == set(names.PRESETS)
