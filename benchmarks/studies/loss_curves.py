@@ -40,7 +40,7 @@ from sedd_fast.data.corpus import Corpus, load_corpus
 from sedd_fast.training.api import make_accelerator
 from sedd_fast.training.config import load_config
 from sedd_fast.training.settings import TrainConfig
-from sedd_fast.training.step import Learner, learning_rate
+from sedd_fast.training.step import Learner, rate_factor
 
 VARIANTS = ("dense", "fused", "rounding", "seed")
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
@@ -92,7 +92,7 @@ def run(
     for step, x_0 in enumerate(batches, start=1):
         losses.append(learner.accumulate(x_0.to(learner.accelerator.device), step).double())
         learner.clip_gradients()
-        learner.apply(learning_rate(config.optim, step, step / len(batches)))
+        learner.apply(rate_factor(config.optim, step, step / len(batches)))
     learner.plain.eval()
     found = learner.held_out_losses(corpus.held_out)
     per_token = torch.stack(losses).cpu() / config.model.length

@@ -46,7 +46,7 @@ from sedd_fast.training.run_directory import (
     write_export,
 )
 from sedd_fast.training.settings import TrainConfig
-from sedd_fast.training.step import Learner, learning_rate
+from sedd_fast.training.step import Learner, rate_factor
 
 _log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Trainer:
         """One optimiser step; the bool says whether any process has been asked to stop."""
         step, config, a = self.step + 1, self.config, self.accelerator
         section = config.training
-        lr = learning_rate(config.optim, step, section.progress(self.step, self.elapsed))
+        factor = rate_factor(config.optim, step, section.progress(self.step, self.elapsed))
         x_0 = self.corpus.train.take(section.batch_size, a.process_index, a.num_processes)
         x_0 = x_0.to(a.device)  # (B, L)
         mean = self.learner.accumulate(x_0, step).double().item()
@@ -188,11 +188,11 @@ class Trainer:
         # With a loss scaler an infinite gradient is routine: the scaler skips the step.
         if not math.isfinite(grad_norm) and a.scaler is None:
             self._fail("gradient", step, x_0)
-        self.learner.apply(lr)
+        self.learner.apply(factor)
         self.step, self.elapsed = step, float(everyone[0, 2])
         self._pace.append((step, self.elapsed))
         loss = float(everyone[:, 0].mean()) / config.model.length
-        return self._info(loss, lr, grad_norm), bool(everyone[:, 1].any())
+        return self._info(loss, factor * config.optim.lr, grad_norm), bool(everyone[:, 1].any())
 
     def _gather(self, *values: float) -> Tensor:
         """(processes, len(values)) float64 on the CPU, the same in every process."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTUM = "momentum_buffer"  # of Muon
 _ESTIMATES, _BITS = ("nats_per_token", "stderr"), ("bits_per_token", "bits_per_char")
 _WORDS, _WORD = 624, 2**32  # of numpy's Mersenne twister
 
@@ -35,12 +36,12 @@ def blamed_on(file: Path) -> Iterator[None]:
 
 
 def entry(
-    state: Any, name: str, accepts: Callable[[Any], bool], expected: str, within: str = ""
+    state: Any, name: Any, accepts: Callable[[Any], bool], expected: str, within: str = ""
 ) -> Any:
     """The entry `name` of a mapping; ValueError unless it is there and accepted."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{within or 'state'}: expected a mapping, got {_shown(state)}")
-    full = f"{within}.{name}" if within else name
+    full = f"{within}.{name}" if within else str(name)
     if name not in state:
         raise ValueError(f"{full} is missing")
     if not accepts(state[name]):
@@ -60,7 +61,7 @@ def number(state: Any, name: str, within: str = "") -> float:
     )
 
 
-def mapping(state: Any, name: str, within: str = "") -> dict[str, Any]:
+def mapping(state: Any, name: Any, within: str = "") -> dict[str, Any]:
     """A mapping whose keys are texts."""
 
     def accepts(value: Any) -> bool:
@@ -147,33 +148,41 @@ def average(saved: Any, like: Sequence[Tensor]) -> dict[str, Any]:
     return {**ema, "shadow_params": checked}
 
 
-def moments(saved: Any, like: Sequence[Tensor], step: int) -> dict[int, dict[str, Tensor]]:
-    """The state of AdamW by the number of the parameter, in memory of its own.
+def moments(
+    saved: Any, name: str, like: Sequence[Tensor], step: int
+) -> dict[int, dict[str, Tensor]]:
+    """The state of an optimiser by the number of the parameter, in memory of its own.
 
     Args:
         saved: the state of the run.
+        name: of the optimiser: "optimizer" (AdamW) or "muon".
         like: the parameters, in the optimiser's order.
         step: steps of the run: no parameter has had more.
     """
-    optimizer = mapping(saved, "optimizer")
+    optimizer = mapping(saved, name)
     numbers = list(range(len(like)))
 
     def is_our_group(groups: Any) -> bool:
         one = type(groups) is list and len(groups) == 1 and isinstance(groups[0], Mapping)
         return one and groups[0].get("params") == numbers
 
-    entry(optimizer, "param_groups", is_our_group, f"one group of {len(like)}", "optimizer")
+    entry(optimizer, "param_groups", is_our_group, f"one group of {len(like)}", name)
     # Until the first step that a loss scaler does not skip, AdamW has no state.
     if step == 0 or (saved.get("scaler") and not optimizer.get("state")):
         numbers = []
     states = entry(
         optimizer, "state", lambda v: isinstance(v, Mapping) and set(v) == set(numbers),
-        f"the states of {len(numbers)} parameters", "optimizer",
+        f"the states of {len(numbers)} parameters", name,
     )  # fmt: skip
-    return {
-        number: _moments_of(states[number], p, step, f"optimizer.state.{number}", _MOMENTS)
-        for number, p in zip(numbers, like, strict=False)
-    }
+    found = {}
+    for number, p in zip(numbers, like, strict=False):
+        where = f"{name}.state.{number}"
+        if name == "muon":
+            momentum = mapping(states, number, f"{name}.state").get(_MOMENTUM)
+            found[number] = {_MOMENTUM: tensor(momentum, p, f"{where}.{_MOMENTUM}")}
+        else:
+            found[number] = _moments_of(states[number], p, step, where, _MOMENTS)
+    return found
 
 
 def _moments_of(

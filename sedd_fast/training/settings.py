@@ -22,6 +22,7 @@ from sedd_fast.names import (
     NetworkKind,
     NoiseKind,
     ObjectiveName,
+    OptimizerName,
     Variable,
 )
 
@@ -98,15 +99,22 @@ class ObjectiveSection:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW. The rate is lr * min(step / warmup, 1), times the schedule's factor.
+    """The optimiser. A rate is multiplied by min(step / warmup, 1) and the schedule's factor.
 
     Args:
+        type: "adamw", or "muon": :class:`sedd_fast.training.muon.Muon` for the matrices inside the
+            blocks of the network, AdamW for the other parameters. On short runs of small networks
+            it needs several times fewer steps.
+        lr: rate of AdamW.
+        muon_lr: rate of Muon.
         grad_clip: largest norm of the gradient; negative: no clipping.
         schedule: "constant" (the original's) or "cosine": down to `lr_min` * lr at the end of
             training, which is n_iters steps or max_minutes, whichever comes first.
     """
 
+    type: OptimizerName = "adamw"
     lr: float = _at_least(0, 3e-4)
+    muon_lr: float = _at_least(0, 0.02)
     weight_decay: float = _at_least(0, 0.0)
     beta1: float = fraction(0.9)
     beta2: float = fraction(0.999)

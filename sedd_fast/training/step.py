@@ -16,26 +16,27 @@ from sedd_fast.models.ema import ExponentialMovingAverage
 from sedd_fast.models.networks import AnyNetwork
 from sedd_fast.ops._uniforms import RowStreams
 from sedd_fast.training import saved_state
+from sedd_fast.training.muon import Muon
 from sedd_fast.training.networks import AnyObjective, new_network
 from sedd_fast.training.settings import OptimConfig, TrainConfig
 
 _HELD_OUT_SEED = 2**31  # keeps the noise of the held-out loss apart from that of training steps
 
 
-def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
-    """lr * min(step / warmup, 1), for "cosine" times a cosine from 1 to lr_min over the run.
+def rate_factor(config: OptimConfig, step: int, progress: float) -> float:
+    """min(step / warmup, 1), for "cosine" times a cosine from 1 to lr_min over the run.
 
-    `progress` is the fraction of the run that is done.
+    It multiplies every learning rate. `progress` is the fraction of the run that is done.
     """
-    rate = config.lr * min(step / config.warmup, 1.0) if config.warmup else config.lr
+    factor = min(step / config.warmup, 1.0) if config.warmup else 1.0
     if config.schedule == "cosine":
         cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-        rate *= config.lr_min + (1 - config.lr_min) * cosine
-    return rate
+        factor *= config.lr_min + (1 - config.lr_min) * cosine
+    return factor
 
 
 class Learner:
-    """The network with its optimiser and its moving average.
+    """The network with its optimisers and its moving average.
 
     A step is `accumulate`, then `clip_gradients`, then `apply`; until `apply` only the gradients
     have changed. `model` is the network as Accelerate wraps it, for DDP or compiled; `plain` is the
@@ -50,15 +51,28 @@ class Learner:
         # A fused head forms the gradient of a mean in its forward pass.
         self._mean = replace(self.objective, reduction="mean")
         model.to(accelerator.device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
+        matrices = _inner_matrices(model) if optim.type == "muon" else []
+        muon = {id(p) for p in matrices}
+        adamw = torch.optim.AdamW(
+            [p for p in model.parameters() if id(p) not in muon],
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
             weight_decay=optim.weight_decay,
             fused=accelerator.device.type in ("cpu", "cuda"),
         )
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        made: dict[str, torch.optim.Optimizer] = {"optimizer": adamw}
+        if matrices and accelerator.scaler is not None:
+            raise ValueError(
+                "optim.type: muon cannot be trained in fp16, where a loss scaler would have to "
+                "serve two optimisers; set training.mixed_precision to bf16 or no"
+            )
+        if matrices:
+            made["muon"] = Muon(matrices, optim.muon_lr, weight_decay=optim.weight_decay)
+        self._rates = {"optimizer": optim.lr, "muon": optim.muon_lr}
+        self.model, *prepared = accelerator.prepare(model, *made.values())
+        #: By their names in a checkpoint.
+        self.optimizers: dict[str, Any] = dict(zip(made, prepared, strict=True))
         self.plain: AnyNetwork = model  # Accelerate has put autocast into its forward pass
         self.ema = ExponentialMovingAverage(self.plain.parameters(), section.ema)
 
@@ -127,12 +141,13 @@ class Learner:
         limit = clip if clip >= 0 else math.inf
         return float(self.accelerator.clip_grad_norm_(self.plain.parameters(), limit))
 
-    def apply(self, lr: float) -> None:
-        """Update the weights with learning rate `lr`, then their moving average."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def apply(self, factor: float) -> None:
+        """Update the weights with `factor` times the rates, then their moving average."""
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * self._rates[name]
+            optimizer.step()
+            optimizer.zero_grad()
         self.ema.update(self.plain.parameters())
 
     @contextmanager
@@ -148,12 +163,12 @@ class Learner:
             self.plain.train()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of network, moving average, optimiser and loss scaler."""
+        """The state of network, moving average, optimisers and loss scaler."""
         scaler = self.accelerator.scaler
         return {
             "model": self.plain.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **{name: each.state_dict() for name, each in self.optimizers.items()},
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -163,19 +178,31 @@ class Learner:
         Optimiser and moving average keep the constants of the settings. ValueError, with nothing
         restored, unless the state is whole and fits the network.
         """
-        parameters = list(self.plain.parameters())
         weights = saved_state.weights(saved, self.plain.state_dict())
         average = saved_state.average(saved, self.ema.shadow_params)
-        moments = saved_state.moments(saved, parameters, step)
+        moments = {
+            name: saved_state.moments(saved, name, each.param_groups[0]["params"], step)
+            for name, each in self.optimizers.items()
+        }
         own = self.accelerator.scaler
         scaler = saved_state.scaler(saved, {} if own is None else own.state_dict())
         self.plain.load_state_dict(weights)
         self.ema.load_state_dict(average)
         self.ema.decay = self.config.training.ema
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for name, each in self.optimizers.items():
+            groups = each.state_dict()["param_groups"]
+            each.load_state_dict({"state": moments[name], "param_groups": groups})
         if own is not None and scaler is not None:
             own.load_state_dict(scaler)
+
+
+def _inner_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices of the blocks, but for those that modulate by the noise level: (M, N) each."""
+    return [
+        p
+        for name, p in model.named_parameters()
+        if p.ndim == 2 and name.startswith("blocks.") and "adaLN_modulation" not in name
+    ]
 
 
 def _seeds(*key: int) -> list[int]:

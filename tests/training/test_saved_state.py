@@ -151,14 +151,14 @@ def test_tensors_of_the_optimiser_must_fit_their_parameters(trainer, run, saved)
     # In another layout, or in memory that others share, the numbers are used and not the memory.
     shared = torch.cat([whole.T.contiguous().flatten(), torch.zeros(1)])[:-1]
     assert outcome("exp_avg", shared.view(whole.T.shape).T) is None
-    names = trainer.learner.optimizer.state_dict()["state"]
+    names = trainer.learner.optimizers["optimizer"].state_dict()["state"]
     for number, state in names.items():
         p = list(trainer.learner.plain.parameters())[number]
         assert all(state[name].stride() == p.stride() for name in MOMENTS)
     one = {**saved["optimizer"]["state"][0], "exp_avg": torch.zeros(1).expand(whole.shape)}
-    checked = saved_state.moments(
-        replaced(saved, ("optimizer", "state", 0), one), list(trainer.learner.plain.parameters()), 2
-    )
+    changed = replaced(saved, ("optimizer", "state", 0), one)
+    like = list(trainer.learner.plain.parameters())
+    checked = saved_state.moments(changed, "optimizer", like, 2)
     assert checked[0]["exp_avg"].is_contiguous()
     assert checked[0]["exp_avg"].untyped_storage().nbytes() == whole.nbytes
     for states in ({}, {0: first}, {**saved["optimizer"]["state"], 999: first}):
@@ -174,7 +174,7 @@ def test_constants_of_the_optimiser_are_those_of_the_settings(trainer, run, save
             trainer, replaced(saved, ("optimizer", "param_groups", 0, "params"), params), run
         )
         assert "optimizer.param_groups: expected one group of" in error
-    used = trainer.learner.optimizer.param_groups[0]
+    used = trainer.learner.optimizers["optimizer"].param_groups[0]
     assert (used["betas"], used["eps"]) == ((0.9, 0.999), 1e-8)
 
 

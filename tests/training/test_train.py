@@ -24,7 +24,7 @@ from sedd_fast.training.metrics import rewind
 from sedd_fast.training.progress import NonFiniteLossError, TrainingInterrupted, resume_command
 from sedd_fast.training.run_directory import RunDirectory, random_state, set_random_state
 from sedd_fast.training.settings import OptimConfig
-from sedd_fast.training.step import learning_rate
+from sedd_fast.training.step import rate_factor
 
 
 @pytest.fixture(scope="module")
@@ -284,10 +284,10 @@ def test_step_info_is_consistent(text_file, tmp_path):
 
 def test_warm_up_and_cosine():
     constant = OptimConfig(lr=2.0, warmup=4)
-    assert [learning_rate(constant, s, 0.9) for s in (1, 2, 4, 9)] == [0.5, 1.0, 2.0, 2.0]
+    assert [rate_factor(constant, s, 0.9) for s in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
     cosine = OptimConfig(lr=2.0, warmup=0, schedule="cosine", lr_min=0.1)
-    rates = [learning_rate(cosine, 1, p) for p in (0, 0.5, 1, 2)]
-    assert rates == pytest.approx([2.0, 1.1, 0.2, 0.2])
+    factors = [rate_factor(cosine, 1, p) for p in (0, 0.5, 1, 2)]
+    assert factors == pytest.approx([1.0, 0.55, 0.1, 0.1])
 
 
 def test_resume_command_quotes_and_launches(monkeypatch):
