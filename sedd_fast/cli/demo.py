@@ -10,13 +10,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from sedd_fast.cli.display import TrainingDisplay, duration
-from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.options import SEED
 from sedd_fast.cli.output import heading, pairs, progress, results, show_text
 from sedd_fast.cli.train import commands
 from sedd_fast.terminal import symbol
+from sedd_fast.text.network import check_backend
 from sedd_fast.training import demo as work
+from sedd_fast.training.display import TrainingDisplay, duration
 from sedd_fast.training.progress import TrainingInterrupted, TrainResult
 
 _BAR = 36  # columns of the longest bar in the table of bits

@@ -7,12 +7,12 @@ import torch
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import Baseline, choose_device, load_any
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.cli.samples import Draw, File, ModelOrNone, Samples, draw_samples, read_samples
 from sedd_fast.evaluate.generative import ORDERS, GenerativePerplexity, generative_perplexity
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.progress import counted
+from sedd_fast.text.network import Baseline, choose_device, load_any
 
 #: Options of the drawing, and those of them that only SEDD has.
 DRAWING = (*(field.name for field in fields(Draw)), "dtype", "tokenizer")

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from sedd_fast.cli import requests
-from sedd_fast.cli.network import Network, load_network
 from sedd_fast.cli.options import Model, expand_options
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
+from sedd_fast.text.network import Network, load_network
+from sedd_fast.text.requests import Request, from_record
 
 _DIGITS = 18  # of a position: more are a mistake of typing
 
@@ -73,7 +74,7 @@ def infill(model: Model, given: GivenText, options: SamplingOptions) -> None:
     requests.draw(_requests(texts, network), network, options)
 
 
-def _requests(given: dict[str, Any], network: Network) -> list[requests.Request]:
+def _requests(given: dict[str, Any], network: Network) -> list[Request]:
     texts, length = given.keys() - {"length"}, given.get("length", network.model.config.length)
     if not texts:
         raise ValueError(
@@ -84,7 +85,7 @@ def _requests(given: dict[str, Any], network: Network) -> list[requests.Request]
         if others := sorted(texts - {"source"}):
             raise ValueError(f"--from: every line says what is given, so not with --{others[0]}")
         return requests.from_file(given["source"], network.tokenizer, length)
-    return [requests.from_record(given, network.tokenizer, length, "--")]
+    return [from_record(given, network.tokenizer, length, "--")]
 
 
 def _placed(text: str) -> list[str | int]:

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import choose_device
 from sedd_fast.cli.output import Result, progress, writable
 from sedd_fast.cli.samples import read_samples
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.mauve import Features, mauve_score
+from sedd_fast.text.network import choose_device
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from sedd_fast.cli.errors import warn
-from sedd_fast.cli.network import Precision
 from sedd_fast.cli.output import writable
+from sedd_fast.text.network import Precision
 
 #: A count above this is taken for a mistake of typing.
 MOST = 1_000_000

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from sedd_fast.cli import options as shared
-from sedd_fast.cli.network import Network
 from sedd_fast.sampling.api import METHODS
 from sedd_fast.sampling.config import SamplerConfig
 from sedd_fast.sampling.remask import Remask
+from sedd_fast.text.network import Network
 
 Method = Enum("Method", [(name, name) for name in METHODS], type=str)  # type: ignore[misc]
 DEFAULT = Method("analytic")

@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from sedd_fast.cli.display import TrainingDisplay, unit_of
 from sedd_fast.cli.errors import warn
-from sedd_fast.cli.network import check_backend
 from sedd_fast.cli.output import pairs, results
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.progress import is_main_process
+from sedd_fast.text.network import check_backend
 from sedd_fast.training import api as trainer
 from sedd_fast.training.config import load_config
+from sedd_fast.training.display import TrainingDisplay, unit_of
 from sedd_fast.training.metrics import read_metrics
 from sedd_fast.training.plots import plot_training
 from sedd_fast.training.progress import TrainResult

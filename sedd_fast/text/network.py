@@ -1,4 +1,4 @@
-"""A trained network with its tokenizer and the text of its run, as the options name them."""
+"""A trained network with its tokenizer and the text of its run, by the name of its files."""
 
 import functools
 from dataclasses import dataclass
