@@ -41,6 +41,8 @@ from sedd_fast.process.graphs import Absorbing, Graph, Uniform
 from sedd_fast.process.noise import GeometricNoise, LogLinearNoise, Noise
 from sedd_fast.sampling.api import infill, sample
 from sedd_fast.sampling.remask import Remask
+from sedd_fast.text.model import TextModel, load
+from sedd_fast.training.api import train
 from sedd_fast.version import __version__
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "Remask",
     "SEDDConfig",
     "ScoreEntropyLoss",
+    "TextModel",
     "Uniform",
     "__version__",
     "infill",
@@ -69,6 +72,7 @@ __all__ = [
     "likelihood_bound",
     "linear_reverse_step",
     "linear_score_entropy",
+    "load",
     "posterior_cross_entropy",
     "posterior_from_score",
     "reuse_memory",
@@ -81,5 +85,6 @@ __all__ = [
     "score_entropy_with_grad",
     "score_from_posterior",
     "touched_rows",
+    "train",
     "use_backend",
 ]

@@ -30,7 +30,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What --model names. `source` is where the weights were found."""
+    """What a name stands for. `source` is where the weights were found."""
 
     source: str
     tokenizer: Tokenizer
@@ -83,7 +83,7 @@ def load_network(name: str, tokenizer: str | None, device: str, precision: Preci
     found = load_any(name, tokenizer, device, precision)
     if isinstance(found, Baseline):
         raise ValueError(
-            f"--model: {found.source} holds an autoregressive network; this command needs SEDD. "
+            f"model: {found.source} holds an autoregressive network; this command needs SEDD. "
             f"Draw from it: sedd-fast genppl --model {name}; compare with it: sedd-fast tradeoff"
         )
     return found
@@ -98,7 +98,7 @@ def load_any(
     """
     place = choose_device(device)
     if name == "":
-        raise ValueError("--model: got an empty name; give a run directory or a hub name")
+        raise ValueError("model: got an empty name; give a run directory or a hub name")
     for _ in range(_ATTEMPTS):
         before = _identity(name)
         try:
@@ -130,7 +130,7 @@ def _load(
         found = load_tokenizer(_tokenizer_of(source, size))
     if found.vocab_size > size:
         raise ValueError(
-            f"--tokenizer: it has {found.vocab_size} tokens, the model only {size}; give the "
+            f"tokenizer: it has {found.vocab_size} tokens, the model only {size}; give the "
             "tokenizer the model was trained with"
         )
     if isinstance(model, Autoregressive):
@@ -155,7 +155,7 @@ def weights_of(name: str) -> str:
         return str(run.export)
     if run.config.is_file() and not (run.path / CONFIG).is_file():
         raise ValueError(
-            f"--model: the run {run.path} holds no weights yet (they are written with the first "
+            f"model: the run {run.path} holds no weights yet (they are written with the first "
             f"checkpoint); continue it with: sedd-fast train --resume {run.path}"
         )
     return name
@@ -168,13 +168,13 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
-        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"--device: {name} is not there (torch sees {torch.cuda.device_count()} CUDA devices); "
-            "use --device cpu; sedd-fast info says why"
+            f"device: {name} is not there (torch sees {torch.cuda.device_count()} CUDA devices); "
+            "use cpu; sedd-fast info says why"
         )
     check_backend(device.type)
     return device
@@ -194,6 +194,6 @@ def _tokenizer_of(source: str, vocab_size: int) -> str:
     if vocab_size == GPT2_TOKENS:
         return "gpt2"
     raise ValueError(
-        f"--tokenizer: there is none beside the weights of {source} ({vocab_size} tokens); "
+        f"tokenizer: there is none beside the weights of {source} ({vocab_size} tokens); "
         "name it: a directory, a tokenizer.json, a hub name, or bytes"
     )

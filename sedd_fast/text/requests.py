@@ -38,7 +38,7 @@ def from_prompt(prompt: str, tokenizer: Tokenizer, length: int, name: str = "pro
         ValueError: the prompt cannot be encoded, or is too long; the message calls it `name`.
     """
     pieces = [Piece(prompt, 0, name)] if prompt else []
-    return Request(place(pieces, tokenizer, length), length)
+    return Request(place(pieces, tokenizer, _length(length)), length)
 
 
 def from_record(
@@ -87,7 +87,7 @@ def _length(value: object) -> int:
 
 def short(value: object) -> str:
     """The start of a JSON value, for error messages."""
-    text = json.dumps(value)
+    text = json.dumps(value, default=repr)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
