@@ -6,15 +6,16 @@
         print(text)
     print(model.bits_per_token("The quick brown fox jumps over the lazy dog."))
 
-The command line has the same functions under it: the same seed gives the same samples and figures.
+The command line calls the same functions: the same seed gives the same samples and figures.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
+from typing import Any, Literal, TypedDict, get_args, overload
 
 import torch
+from typing_extensions import Unpack
 
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.evaluate.wrapping import wrap as wrap_text
@@ -27,9 +28,6 @@ from sedd_fast.text.bound import TextBound, bound_text
 from sedd_fast.text.drawing import draw, new_seed
 from sedd_fast.text.network import Baseline, Network, Precision, load_any
 from sedd_fast.text.requests import Request, from_prompt, from_record
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class DrawOptions(TypedDict, total=False):
@@ -106,7 +104,7 @@ class TextModel:
         *,
         prompt: str = "",
         length: int | None = None,
-        **options: "Unpack[DrawOptions]",
+        **options: Unpack[DrawOptions],
     ) -> list[str]:
         """Draw texts, as `sedd-fast sample` does.
 
@@ -141,7 +139,7 @@ class TextModel:
         suffix: str = "",
         length: int | None = None,
         n: None = None,
-        **options: "Unpack[DrawOptions]",
+        **options: Unpack[DrawOptions],
     ) -> str: ...
 
     @overload
@@ -154,7 +152,7 @@ class TextModel:
         suffix: str = "",
         length: int | None = None,
         n: int,
-        **options: "Unpack[DrawOptions]",
+        **options: Unpack[DrawOptions],
     ) -> list[str]: ...
 
     def infill(
@@ -166,7 +164,7 @@ class TextModel:
         suffix: str = "",
         length: int | None = None,
         n: int | None = None,
-        **options: "Unpack[DrawOptions]",
+        **options: Unpack[DrawOptions],
     ) -> str | list[str]:
         r"""Fill the gaps around given text, as `sedd-fast infill` does.
 

@@ -52,7 +52,7 @@ def train(
         NonFiniteLossError: the loss or gradient is not finite.
         DiskFullError: a file could not be written for lack of space.
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP; the state is saved, and `resume(run_dir)`
-            goes on from it.
+            resumes the run.
 
     Example:
         >>> result = train("book.txt", run_dir="runs/book", minutes=5, overrides={"optim.lr": 1e-3})
