@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from sedd_fast.sampling.api import infill as infill
     from sedd_fast.sampling.api import sample as sample
     from sedd_fast.sampling.remask import Remask as Remask
+    from sedd_fast.text.model import TextModel as TextModel
+    from sedd_fast.text.model import load as load
+    from sedd_fast.training.api import train as train
 else:
 
     def _modules() -> dict[str, str]:

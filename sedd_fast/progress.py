@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from sedd_fast.terminal import console
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 LINE_SECONDS = 10.0
 
 T = TypeVar("T")
-Report = Callable[[int, int], None]
+Report = Callable[[int, int], object]
 
 
 def is_main_process() -> bool:
@@ -55,6 +55,13 @@ def counted(label: str, unit: str = "") -> Iterator[Report]:
     with Progress(*columns, console=on_stderr, transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def reported(progress: bool | Report, label: str, unit: str = "") -> AbstractContextManager[Report]:
+    """As `counted` where `progress` is True; where it is a function, that one; else nothing."""
+    if callable(progress):
+        return nullcontext(progress)
+    return counted(label, unit) if progress else nullcontext(lambda done, total: None)
 
 
 def tracked(items: Sequence[T], label: str, shown: bool) -> Iterator[T]:

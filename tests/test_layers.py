@@ -22,7 +22,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("sedd_fast",),
-    ("compat",),
+    ("compat", "text"),
     ("training",),
     ("evaluate",),
     ("data",),

@@ -4,17 +4,16 @@ They share:
 
     options.py          options of several commands; a command's options as one dataclass
     sampler_options.py  the options of the samplers
-    network.py          a trained network with its tokenizer, from --model
-    requests.py         what `sample` and `infill` draw
+    requests.py         what `sample` and `infill` draw: requests of a file, output of samples
     samples.py          samples to judge, read from a file or drawn
     output.py           what goes to stdout, to stderr and into files
-    display.py          the progress of a training
     errors.py           an error as one line with the remedy, and the exit codes
 
 What is printed goes through `sedd_fast.terminal`: characters that the encoding of stdout or stderr
 lacks, and those that a terminal would obey, are shown as escapes.
 
-The work itself is in the other packages, where it can be imported.
+The work itself is in the other packages, where it can be imported: models and texts in
+`sedd_fast.text`.
 """
 
 from sedd_fast.cli.app import main

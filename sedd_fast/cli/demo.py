@@ -59,9 +59,9 @@ def demo(
       130  stopped with Ctrl-C, everything saved; the message names
          the command that resumes
     """
-    from sedd_fast.cli.display import duration
-    from sedd_fast.cli.network import check_backend
+    from sedd_fast.text.network import check_backend
     from sedd_fast.training import demo as work
+    from sedd_fast.training.display import duration
 
     check_backend("cpu")
     began = time.monotonic()
@@ -80,8 +80,8 @@ def demo(
 
 
 def _train(settings: "work.DemoSettings") -> "TrainResult":
-    from sedd_fast.cli.display import TrainingDisplay
     from sedd_fast.training import demo as work
+    from sedd_fast.training.display import TrainingDisplay
     from sedd_fast.training.progress import TrainingInterrupted
 
     path = str(settings.run_dir)

@@ -1,7 +1,6 @@
 """`sedd-fast eval`."""
 
 import difflib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,16 +10,13 @@ import typer
 from sedd_fast.cli import options as shared
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.names import DATA_SETS, Mode, Times, Wrap
-from sedd_fast.progress import counted
 from sedd_fast.version import __version__
 
 if TYPE_CHECKING:
-    from sedd_fast.cli.network import Baseline, Network
-    from sedd_fast.evaluate import LikelihoodBound
     from sedd_fast.evaluate.wrapping import Wrapped
+    from sedd_fast.text.bound import TextBound
+    from sedd_fast.text.network import Baseline, Network
 
-_ROWS = 256  # noised blocks between two reports of progress
-_EPS = 1e-3  # the lowest time of training
 _FIGURES = ("perplexity", "perplexity_stderr", "bits_per_token", "bits_per_token_stderr")
 #: Options of the bound, which an autoregressive network does not need.
 OF_BOUND = ("mode", "samples", "times", "seed")
@@ -124,24 +120,28 @@ def evaluate(context: typer.Context, options: EvalOptions) -> None:
       2    a wrong option, value or path
       130  stopped with Ctrl-C
     """
-    from sedd_fast.cli.network import Baseline, load_any
+    from sedd_fast.text.bound import bound_text
+    from sedd_fast.text.network import Baseline, load_any
 
     network = load_any(options.model, options.tokenizer, options.device, options.dtype)
     if isinstance(network, Baseline):
         shared.refuse_given(context, OF_BOUND, "the likelihood of an autoregressive model is exact")
     text = _find_text(network, options)
-    bound = _bound(network, text, options)
-    record = _record(network, text, bound, options)
+    found = bound_text(
+        network, text, options.mode, options.samples, options.times, options.max_blocks,
+        options.seed, options.batch_size, progress=True,
+    )  # fmt: skip
+    record = _record(network, found, options)
     _result(record).write(options.save, options.as_json)
 
 
 def _find_text(network: "Network | Baseline", options: EvalOptions) -> "Wrapped":
     """The text to evaluate, in blocks: a named data set, files, or what the run held out."""
-    from sedd_fast.cli.network import corpus_of_run
     from sedd_fast.data.copies import named_rows
     from sedd_fast.data.datasets import NAMED
     from sedd_fast.data.sources import read_documents
     from sedd_fast.evaluate.wrapping import Wrapped, wrap
+    from sedd_fast.text.network import corpus_of_run
 
     length = options.length or network.model.config.length
     names, copy, split = options.files or [], options.data, options.split
@@ -186,42 +186,14 @@ def _check_files(names: list[str]) -> None:
             )
 
 
-def _bound(
-    network: "Network | Baseline", text: "Wrapped", options: EvalOptions
-) -> "LikelihoodBound":
-    """The bound of all blocks, a few at a time, so that progress can be reported."""
-    import torch
-
-    from sedd_fast.cli.network import Baseline
-    from sedd_fast.evaluate import evaluate_corpus, join
-    from sedd_fast.evaluate.likelihood import exact_likelihood
-
-    generator, parts = torch.Generator().manual_seed(options.seed), []
-    groups = text.blocks(options.max_blocks)
-    total, done = sum(map(len, groups)), 0
-    with network.autocast(), counted("bounding", "blocks") as report:
-        for blocks in (b for g in groups for b in g.split(max(1, _ROWS // options.samples))):
-            if isinstance(network, Baseline):
-                part = exact_likelihood(network.model, blocks, options.batch_size)
-            else:
-                model = network.model
-                part = evaluate_corpus(
-                    model, blocks, model.graph, model.noise, options.samples, options.mode,
-                    generator, options.batch_size, _EPS, times=options.times,
-                )  # fmt: skip
-            parts.append(part)
-            done += len(blocks)
-            report(done, total)
-    return join(parts)
-
-
 def _record(
-    network: "Network | Baseline", text: "Wrapped", bound: "LikelihoodBound", options: EvalOptions
+    network: "Network | Baseline", found: "TextBound", options: EvalOptions
 ) -> dict[str, Any]:
-    from sedd_fast.cli.network import Baseline
+    from sedd_fast.text.bound import EPS
+    from sedd_fast.text.network import Baseline
 
-    per_char = 1 / text.chars_per_token if text.chars_per_token else math.nan
-    drawn: dict[str, Any] = {"times": options.times, "seed": options.seed, "eps": _EPS}
+    text, bound = found.text, found.bound
+    drawn: dict[str, Any] = {"times": options.times, "seed": options.seed, "eps": EPS}
     if isinstance(network, Baseline):
         drawn = dict.fromkeys(drawn)  # an exact likelihood draws no noise
     return {
@@ -235,8 +207,8 @@ def _record(
         "max_blocks": options.max_blocks,
         **drawn,
         **{name: getattr(bound, name) for name in _FIGURES},
-        "bits_per_char": bound.bits_per_token * per_char,
-        "bits_per_char_stderr": bound.bits_per_token_stderr * per_char,
+        "bits_per_char": found.bits_per_char,
+        "bits_per_char_stderr": found.bits_per_char_stderr,
         "nats": bound.total_nats,
         "tokens": bound.total_tokens,
         "blocks": len(bound.nats),

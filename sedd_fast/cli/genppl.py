@@ -60,9 +60,9 @@ def genppl(context: typer.Context, options: GenpplOptions, draw: Draw) -> None:
       2    a wrong option, value or path, or transformers is not installed
       130  stopped with Ctrl-C
     """
-    from sedd_fast.cli.network import choose_device
     from sedd_fast.evaluate.generative import generative_perplexity
     from sedd_fast.evaluate.judge import Judge
+    from sedd_fast.text.network import choose_device
 
     device, samples = choose_device(options.device), None
     if (options.file is None) == (options.model is None):
@@ -82,7 +82,7 @@ def genppl(context: typer.Context, options: GenpplOptions, draw: Draw) -> None:
 
 
 def _draw(context: typer.Context, options: GenpplOptions, draw: Draw) -> Samples:
-    from sedd_fast.cli.network import Baseline, load_any
+    from sedd_fast.text.network import Baseline, load_any
 
     network = load_any(str(options.model), options.tokenizer, options.device, options.dtype)
     if isinstance(network, Baseline):

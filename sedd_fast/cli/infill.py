@@ -7,8 +7,8 @@ from sedd_fast.cli.options import Model, expand_options
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
 
 if TYPE_CHECKING:
-    from sedd_fast.cli.network import Network
-    from sedd_fast.cli.requests import Request
+    from sedd_fast.text.network import Network
+    from sedd_fast.text.requests import Request
 
 _DIGITS = 18  # of a position: more are a mistake of typing
 
@@ -67,7 +67,7 @@ def infill(model: Model, given: GivenText, options: SamplingOptions) -> None:
       130  stopped with Ctrl-C
     """
     from sedd_fast.cli import requests
-    from sedd_fast.cli.network import load_network
+    from sedd_fast.text.network import load_network
 
     network = load_network(model, options.tokenizer, options.device, options.dtype)
     texts = {name: value for name, value in asdict(given).items() if value}
@@ -80,6 +80,7 @@ def infill(model: Model, given: GivenText, options: SamplingOptions) -> None:
 
 def _requests(given: dict[str, Any], network: "Network") -> list["Request"]:
     from sedd_fast.cli import requests
+    from sedd_fast.text.requests import from_record
 
     texts, length = given.keys() - {"length"}, given.get("length", network.model.config.length)
     if not texts:
@@ -91,7 +92,7 @@ def _requests(given: dict[str, Any], network: "Network") -> list["Request"]:
         if others := sorted(texts - {"source"}):
             raise ValueError(f"--from: every line says what is given, so not with --{others[0]}")
         return requests.from_file(given["source"], network.tokenizer, length)
-    return [requests.from_record(given, network.tokenizer, length, "--")]
+    return [from_record(given, network.tokenizer, length, "--")]
 
 
 def _placed(text: str) -> list[str | int]:

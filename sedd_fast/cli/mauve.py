@@ -82,9 +82,9 @@ def mauve(options: MauveOptions) -> None:
       2    a wrong option, value or path, or a library is not installed
       130  stopped with Ctrl-C
     """
-    from sedd_fast.cli.network import choose_device
     from sedd_fast.evaluate.judge import Judge
     from sedd_fast.evaluate.mauve import Features, mauve_score
+    from sedd_fast.text.network import choose_device
 
     reference, keep, seed = options.reference, options.keep, options.seed
     stored = Features.load(reference) if reference.suffix == ".npz" else None

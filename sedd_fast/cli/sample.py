@@ -29,12 +29,10 @@ def sample(
       2    a wrong option, value or path
       130  stopped with Ctrl-C
     """
-    from sedd_fast.cli.network import load_network
-    from sedd_fast.cli.requests import Request, draw
-    from sedd_fast.data.prompts import Piece, place
+    from sedd_fast.cli.requests import draw
+    from sedd_fast.text.network import load_network
+    from sedd_fast.text.requests import from_prompt
 
     network = load_network(model, options.tokenizer, options.device, options.dtype)
-    pieces = [Piece(prompt, 0, "--prompt")] if prompt else []
     length = options.length or network.model.config.length
-    request = Request(place(pieces, network.tokenizer, length), length)
-    draw([request], network, options)
+    draw([from_prompt(prompt, network.tokenizer, length, "--prompt")], network, options)

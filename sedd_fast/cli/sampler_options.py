@@ -10,9 +10,9 @@ from sedd_fast.cli import options as shared
 from sedd_fast.names import Method
 
 if TYPE_CHECKING:
-    from sedd_fast.cli.network import Network
     from sedd_fast.sampling.config import SamplerConfig
     from sedd_fast.sampling.remask import Remask
+    from sedd_fast.text.network import Network
 
 
 def text_option(*names: str, help: str, metavar: str = "TEXT") -> Any:

@@ -9,10 +9,9 @@ import typer
 
 from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed
 from sedd_fast.cli.sampler_options import SamplerMethod, Steps, TopP, text_option
-from sedd_fast.progress import counted
 
 if TYPE_CHECKING:
-    from sedd_fast.cli.network import Baseline, Network
+    from sedd_fast.text.network import Baseline, Network
 
 File = Annotated[
     Path | None,
@@ -101,25 +100,20 @@ def draw_samples(network: "Network | Baseline", draw: Draw) -> Samples:
     tokens from the nucleus of `top_p`. Each sample is cut at its first end-of-text unless
     `keep_after_eot`.
     """
-    import torch
-
-    from sedd_fast.cli.network import Baseline
-    from sedd_fast.data.prompts import decode_samples
-    from sedd_fast.evaluate.tradeoff import draw_batch
-    from sedd_fast.sampling import RowStreams, SamplerConfig
+    from sedd_fast.sampling import SamplerConfig
+    from sedd_fast.text import drawing
+    from sedd_fast.text.network import Baseline
+    from sedd_fast.text.requests import Request
 
     length = draw.length or network.model.config.length
     config = SamplerConfig(draw.method, draw.steps, top_p=draw.top_p)
-    rows: list[torch.Tensor] = []
-    with network.autocast(), counted("sampling", "texts") as report:
-        for start in range(0, draw.num_samples, draw.batch_size):
-            texts = range(start, min(start + draw.batch_size, draw.num_samples))
-            streams = RowStreams.of_texts(draw.seed, texts)
-            rows.append(draw_batch(network.model, config, length, streams).cpu())
-            report(texts.stop, draw.num_samples)
-    nothing = torch.zeros(length, dtype=torch.bool)
-    mask = None if isinstance(network, Baseline) else network.model.graph.mask_index
-    drawn = decode_samples(torch.cat(rows), nothing, network.tokenizer, mask, draw.keep_after_eot)
+    drawn = [
+        sample
+        for _, sample in drawing.draw(
+            [Request([], length)], network, config, draw.num_samples, draw.seed,
+            draw.batch_size, draw.keep_after_eot, progress=True,
+        )
+    ]  # fmt: skip
     settings = asdict(draw)
     if isinstance(network, Baseline):
         del settings["steps"], settings["method"]

@@ -9,17 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sedd_fast.cli.display import TrainingDisplay
-from sedd_fast.cli.network import (
-    GPT2_TOKENS,
-    Baseline,
-    Network,
-    autocast,
-    choose_device,
-    corpus_of_run,
-    load_any,
-    load_network,
-)
 from sedd_fast.cli.output import progress
 from sedd_fast.cli.tradeoff_options import DEMO, MINUTES, TradeoffOptions
 from sedd_fast.data.blocks import BlockOrder
@@ -35,9 +24,20 @@ from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.interface import device_of
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.names import Precision, Preset
+from sedd_fast.text.network import (
+    GPT2_TOKENS,
+    Baseline,
+    Network,
+    autocast,
+    choose_device,
+    corpus_of_run,
+    load_any,
+    load_network,
+)
 from sedd_fast.training import demo
 from sedd_fast.training.api import is_finished, resume, train
 from sedd_fast.training.config import load_config, load_run_config
+from sedd_fast.training.display import TrainingDisplay
 from sedd_fast.training.run_directory import RunDirectory
 from sedd_fast.training.settings import ObjectiveSection
 

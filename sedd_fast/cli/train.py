@@ -93,10 +93,10 @@ def train(
       2    a wrong setting, option or path
       130  stopped with Ctrl-C or a signal, everything saved
     """
-    from sedd_fast.cli.display import TrainingDisplay
-    from sedd_fast.cli.network import check_backend
+    from sedd_fast.text.network import check_backend
     from sedd_fast.training import api as trainer
     from sedd_fast.training.config import load_config
+    from sedd_fast.training.display import TrainingDisplay
 
     check_backend("cpu")
     with_equals = [word for word in settings or [] if "=" in word]
@@ -136,7 +136,7 @@ def _refuse_with_resume(files: list[str], preset: Preset | None, run_dir: Path |
 
 
 def _report(finished: "TrainResult") -> None:
-    from sedd_fast.cli.display import unit_of
+    from sedd_fast.training.display import unit_of
     from sedd_fast.training.metrics import read_metrics
     from sedd_fast.training.plots import plot_training
     from sedd_fast.training.run_directory import RunDirectory

@@ -2,13 +2,14 @@
 
     from sedd_fast.training import is_finished, load_config, resume, train
 
-    result = train(load_config("tiny", overrides=["data.train=book.txt", "run_dir=runs/book"]))
+    result = train("book.txt", run_dir="runs/book", minutes=5)
+    result = train(load_config("small", files=["mine.yaml"]))
     result = resume("runs/book")                      # after Ctrl-C, a crash, or kill -9
     is_finished("runs/book")                          # True: there is nothing to resume
 
 A run directory holds config.yaml, tokenizer/, metrics.jsonl, tensorboard/, checkpoints/ and
-export/ (`run_directory` describes each); `models.networks.load(run_dir + "/export")` and
-`load_tokenizer` of the same directory read the averaged weights and the tokenizer.
+export/ (`run_directory` describes each). `sedd_fast.load(run_dir)` reads the averaged weights and
+the tokenizer.
 
 All randomness of a step (order of the text, times, noise, dropout) is a function of (seed, step,
 process, accumulation part), and a checkpoint holds all other state, so a resumed run has the losses

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from sedd_fast.names import MIXED_PRECISIONS
+from sedd_fast.names import MIXED_PRECISIONS, Preset
 from sedd_fast.training import saved_state
-from sedd_fast.training.config import load_run_config
+from sedd_fast.training.config import Overrides, changed, load_config, load_run_config
 from sedd_fast.training.lock import run_lock
 from sedd_fast.training.loop import Trainer
 from sedd_fast.training.progress import OnStep, TrainResult, resume_command
@@ -20,22 +20,48 @@ from sedd_fast.training.run_directory import RunDirectory, load_file
 from sedd_fast.training.settings import TrainConfig
 
 
-def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
-    """Train a new model.
+def train(
+    text: str | Path | Sequence[str | Path] | TrainConfig,
+    on_step: OnStep | None = None,
+    *,
+    preset: Preset | None = None,
+    run_dir: str | Path | None = None,
+    minutes: float | None = None,
+    overrides: Overrides = (),
+    progress: bool = True,
+) -> TrainResult:
+    """Train a new model on a text; `sedd_fast.load(result.run_dir)` reads it.
 
     Args:
-        config: all settings; `run_dir` None creates runs/NAME-DATE-TIME.
-        on_step: called in the main process after every step.
+        text: a file, a glob, a list of these, "pydoc" (the built-in text), or a data set's name; or
+            all settings, from `load_config`.
+        on_step: called in the main process after every step, in place of the display.
+        preset: the settings to start from: "tiny" (the default: characters, five minutes on a
+            laptop), "small" (12 x 768, as published), "medium" (24 x 1024).
+        run_dir: a new directory for all that the run writes; None: runs/NAME-DATE-TIME.
+        minutes: training time in minutes; None: that of the preset.
+        overrides: other settings, which win, as in `load_config`: {"optim.lr": 1e-3}.
+        progress: show the state on stderr unless there is an `on_step`: live on a terminal, a line
+            every ten seconds elsewhere.
+
+    Returns:
+        The run directory, its newest checkpoint, its export, and the last held-out estimate.
 
     Raises:
         ValueError: a setting or a text is unusable, or the directory already holds a run, or is in
             use by another process.
         NonFiniteLossError: the loss or gradient is not finite.
         DiskFullError: a file could not be written for lack of space.
-        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP; the state is saved.
+        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP; the state is saved, and `resume(run_dir)`
+            resumes the run.
+
+    Example:
+        >>> result = train("book.txt", run_dir="runs/book", minutes=5, overrides={"optim.lr": 1e-3})
+        >>> print(sedd_fast.load(result.run_dir).infill("The [8] fox"))
     """
     from accelerate.utils import broadcast_object_list
 
+    config = _settings(text, preset, run_dir, minutes, overrides)
     accelerator = make_accelerator(config)
     # The processes must agree on the directory, although their clocks may differ.
     [path] = broadcast_object_list([config.run_dir or _default_run_dir(config)])
@@ -47,17 +73,24 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
                 f"{resume_command(run.path, accelerator.num_processes)}; or choose another run_dir"
             )
         accelerator.wait_for_everyone()
-        return Trainer(replace(config, run_dir=str(run.path)), accelerator).fit(on_step)
+        config = replace(config, run_dir=str(run.path))
+        with _shown(config, on_step, progress) as shown:
+            return Trainer(config, accelerator).fit(shown)
 
 
 def resume(
-    run_dir: str | Path, overrides: Sequence[str] = (), on_step: OnStep | None = None
+    run_dir: str | Path,
+    overrides: Overrides = (),
+    on_step: OnStep | None = None,
+    progress: bool = True,
 ) -> TrainResult:
     """Resume a run from its newest checkpoint (from the start if it has none yet).
 
     Args:
         run_dir: a directory that `train` created.
-        overrides: settings to change, such as "training.n_iters=20000".
+        overrides: settings to change, such as {"training.n_iters": 20_000} or
+            ["training.n_iters=20000"].
+        on_step, progress: as in `train`.
 
     Raises:
         ValueError: no run there, an override that does not fit the saved weights or text, a damaged
@@ -69,8 +102,44 @@ def resume(
         raise ValueError(f"run_dir: {run.path} holds no run (no config.yaml); check the path")
     config = replace(load_run_config(run.config, overrides), run_dir=str(run.path))
     accelerator = make_accelerator(config)
-    with _locked(run, accelerator):
-        return Trainer(config, accelerator).fit(on_step)
+    with _locked(run, accelerator), _shown(config, on_step, progress) as shown:
+        return Trainer(config, accelerator).fit(shown)
+
+
+def _settings(
+    text: Any,
+    preset: Preset | None,
+    run_dir: str | Path | None,
+    minutes: float | None,
+    overrides: Overrides,
+) -> TrainConfig:
+    """The settings that the arguments of `train` describe."""
+    changes: dict[str, Any] = {}
+    if isinstance(text, TrainConfig):
+        config = text
+        if preset is not None:
+            raise ValueError(f"preset: all settings are given; leave out preset={preset!r}")
+    else:
+        config = load_config(preset or "tiny")
+        one = isinstance(text, str | Path)
+        changes["data.train"] = str(text) if one else [str(path) for path in text]
+    if run_dir is not None:
+        changes["run_dir"] = str(run_dir)
+    if minutes is not None:
+        changes["training.max_minutes"] = minutes
+    return changed(config, changes, overrides)
+
+
+@contextmanager
+def _shown(config: TrainConfig, on_step: OnStep | None, progress: bool) -> Iterator[OnStep | None]:
+    """What to call after every step: `on_step`, or a display of the progress."""
+    if on_step is not None or not progress:
+        yield on_step
+        return
+    from sedd_fast.training.display import TrainingDisplay
+
+    with TrainingDisplay(str(config.run_dir)) as display:
+        yield display
 
 
 @contextmanager

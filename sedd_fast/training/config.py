@@ -13,6 +13,7 @@ import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, asdict, fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ from sedd_fast.names import PRESETS, Preset
 from sedd_fast.training.setting_text import text_value
 from sedd_fast.training.settings import TrainConfig, expected, kinds
 
+#: Settings to change: "section.key=value" texts, or "section.key" -> value.
+Overrides = Sequence[str] | Mapping[str, Any]
+
 
 def load_config(
-    preset: Preset | None = None, files: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+    preset: Preset | None = None, files: Sequence[str | Path] = (), overrides: Overrides = ()
 ) -> TrainConfig:
     """Settings from a preset, YAML files and dotted overrides, in that order.
 
@@ -37,7 +41,8 @@ def load_config(
             `data.train=my #1 book.txt`. Its other forms are "[a.txt,b.txt]" (a list), "'[a].txt'"
             (text that looks like another form) and "null". Numbers are those of Python: 010 is 10.
             Elsewhere YAML reads the value. In a YAML file text needs the quotes that YAML asks for,
-            but `no` or `1984` stay text.
+            but `no` or `1984` stay text. Or a mapping: "section.key" -> value, or a section's name
+            -> the values of its keys.
 
     Raises:
         ValueError: unknown key (with the close matches), wrong type, bad value, missing file;
@@ -46,17 +51,25 @@ def load_config(
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
     first = [Path(__file__).with_name("presets") / f"{preset}.yaml"] if preset else []
-    layers = (*map(_read_file, [*first, *files]), *map(_parse_override, overrides))
-    return config_from_dict(*layers)
+    return config_from_dict(*map(_read_file, [*first, *files]), *_layers(overrides))
 
 
-def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def changed(config: TrainConfig, *overrides: Overrides) -> TrainConfig:
+    """The settings with some changed, as in `load_config`; later wins.
+
+    Example:
+        >>> changed(load_config("tiny"), {"optim.lr": 1e-3, "model": {"length": 256}})
+    """
+    return config_from_dict(asdict(config), *chain.from_iterable(map(_layers, overrides)))
+
+
+def load_run_config(path: str | Path, overrides: Overrides = ()) -> TrainConfig:
     """The settings of a run from its config.yaml, changed by overrides.
 
     A setting that the file lacks has the value that all runs had before there was the setting.
     """
     older = {"data": {"held_out_at": "end"}}
-    return config_from_dict(older, _read_file(path), *map(_parse_override, overrides))
+    return config_from_dict(older, _read_file(path), *_layers(overrides))
 
 
 def save_config(config: TrainConfig, path: str | Path) -> None:
@@ -149,6 +162,12 @@ def _read_file(path: str | Path) -> Any:
     return settings
 
 
+def _layers(overrides: Overrides) -> list[Any]:
+    if isinstance(overrides, Mapping):
+        return [_nested(name, value) for name, value in overrides.items()]
+    return [_parse_override(text) for text in overrides]
+
+
 def _parse_override(text: str) -> Any:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -162,9 +181,14 @@ def _parse_override(text: str) -> Any:
             parsed = parse_yaml(value, lambda below: _is_literal((*keys, *below)))
     except ValueError as error:
         raise ValueError(f"override: cannot read {text!r} as YAML: {error}") from error
-    for key in reversed(keys):
-        parsed = {key: parsed}
-    return parsed
+    return _nested(name, parsed)
+
+
+def _nested(name: str, value: Any) -> Any:
+    """{"optim": {"lr": value}} for the name "optim.lr"."""
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value
 
 
 def _suggest(unknown: str) -> str:

@@ -80,8 +80,9 @@ class Muon(torch.optim.Optimizer):
             state = self.state[p]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(p)
-            velocity = state["momentum_buffer"].mul_(momentum).add_(p.grad)
-            directions.append(torch.add(p.grad, velocity, alpha=momentum))
+            grad: Tensor = p.grad  # type: ignore[assignment]
+            velocity = state["momentum_buffer"].mul_(momentum).add_(grad)
+            directions.append(torch.add(grad, velocity, alpha=momentum))
         rows, columns = matrices[0].shape
         updates = orthogonalised(torch.stack(directions))
         for p, update in zip(matrices, updates, strict=True):

@@ -53,9 +53,9 @@ def folder(tmp_path, monkeypatch):
         ((*SAMPLE, "--batch", "100000000000"), "--batch"),
         ((*SAMPLE, "--length", "100000000000"), "--length"),
         ((*SAMPLE, "--seed", "9" * 23), "--seed"),
-        ((*SAMPLE, "--device", "cpu:7"), "--device: expected auto, cpu, cuda"),
+        ((*SAMPLE, "--device", "cpu:7"), "device: expected auto, cpu, cuda"),
         ((*SAMPLE, "--tokenizer", "words.txt"), "tokenizer: words.txt is not valid JSON"),
-        ((*SAMPLE, "--tokenizer", "bytes"), "--tokenizer: it has"),
+        ((*SAMPLE, "--tokenizer", "bytes"), "tokenizer: it has"),
         ((*SAMPLE, "--prompt", "the " * 40), "--prompt: 160 tokens from token 0 do not fit"),
         (("sample", "-m", "words.txt"), "words.txt is a file; give the directory"),
         (("sample", "-m", "folder"), "folder holds no config.json"),
@@ -135,7 +135,7 @@ def test_no_memory_is_one_line_and_1(error, run_dir, call, monkeypatch):
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("sedd_fast.cli.requests.fill", fails)
+    monkeypatch.setattr("sedd_fast.text.drawing.fill", fails)
     result = call("sample", "-m", run_dir, "--steps", 2)
     assert result.code == 1
     assert result.err == "sedd-fast: out of memory; make batch, length or model smaller\n"
@@ -145,7 +145,7 @@ def test_a_fault_of_ours_keeps_its_traceback(run_dir, call, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("expected scalar type Float")
 
-    monkeypatch.setattr("sedd_fast.cli.requests.fill", fails)
+    monkeypatch.setattr("sedd_fast.text.drawing.fill", fails)
     with pytest.raises(RuntimeError, match="expected scalar type Float"):
         call("sample", "-m", run_dir, "--steps", 2)
 

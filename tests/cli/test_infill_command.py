@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from sedd_fast.cli import requests
+from sedd_fast.cli.requests import from_file
 from sedd_fast.data.tokenizers import ByteTokenizer
 from sedd_fast.sampling.api import infill as fill
+from sedd_fast.text import drawing
 
 
 def test_infill_keeps_what_was_given(run_dir, call):
@@ -99,7 +100,7 @@ def test_samples_of_one_batch_have_their_own_prompts(run_dir, call, jsonl, monke
         sizes.append(len(args[3]))
         return fill(*args, **options)
 
-    monkeypatch.setattr(requests, "fill", watched)
+    monkeypatch.setattr(drawing, "fill", watched)
     path = jsonl(*({"prefix": word, "length": 8} for word in ("the ", "cat ", "sat ")))
     args = ["infill", "-m", run_dir, "--from", path, "--steps", 2, "--json", "--keep-after-eot"]
     for size, expected in ((1, [1, 1, 1]), (2, [2, 1]), (16, [3])):
@@ -159,7 +160,7 @@ def test_infill_refuses_templates_and_files(args, message, run_dir, call):
     ],
 )
 def test_infill_names_the_wrong_line(line, message, run_dir, call, jsonl, monkeypatch):
-    monkeypatch.setattr(requests, "fill", None)  # nothing is drawn before all lines are read
+    monkeypatch.setattr(drawing, "fill", None)  # nothing is drawn before all lines are read
     path = jsonl({"prefix": "the"}, line)
     result = call("infill", "--model", run_dir, "--steps", 2, "--from", path)
     assert (result.code, result.out, len(result.err.splitlines())) == (2, "", 1)
@@ -189,7 +190,7 @@ def test_requests_are_read_in_linear_time(jsonl, monkeypatch):
     for count in (100, 400):
         encoded.clear()
         path = jsonl(*({"template": "the [3] cat [2].", "id": i} for i in range(count)))
-        found = requests.from_file(str(path), ByteTokenizer(), 8)
+        found = from_file(str(path), ByteTokenizer(), 8)
         totals.append(sum(map(len, encoded)))
         assert (len(found), found[-1].label) == (count, {"line": count, "id": count - 1})
         assert found[-1].placed == [(0, list(b"the ")), (7, list(b" cat ")), (14, list(b"."))]

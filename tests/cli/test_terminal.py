@@ -15,11 +15,12 @@ from rich.text import Text
 from safetensors.torch import load_file, save_file
 
 from sedd_fast import progress, terminal
-from sedd_fast.cli import main, output, requests
-from sedd_fast.cli.display import TrainingDisplay
+from sedd_fast.cli import main, output
 from sedd_fast.data.tokenizers import ByteTokenizer
 from sedd_fast.models.sedd import SEDD, SEDDConfig
 from sedd_fast.terminal import visible
+from sedd_fast.text import drawing
+from sedd_fast.training.display import TrainingDisplay
 
 ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-8"]
 HOSTILE = "\x9b31m\x9d0;t\x9c\x1b]0;t\x07\u202e\u2066\u200f\u061c\x7f\r\x00"
@@ -77,7 +78,7 @@ def draws(monkeypatch):
     def fill(model, graph, noise, tokens, known, **options):
         return torch.where(known, tokens, ids[: tokens.shape[1]])
 
-    monkeypatch.setattr(requests, "fill", fill)
+    monkeypatch.setattr(drawing, "fill", fill)
     return ["--steps", "1", "--seed", "1", "--length", str(len(ids))]
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from sedd_fast.cli import main
 
+NETWORK = {"hidden_size": 16, "n_heads": 2, "n_blocks": 1, "length": 32, "cond_dim": 8}
 SMALL = [
-    "model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=32",
-    "model.cond_dim=8", "training.batch_size=8", "training.n_iters=25", "optim.warmup=5",
+    *(f"model.{name}={value}" for name, value in NETWORK.items()),
+    "training.batch_size=8", "training.n_iters=25", "optim.warmup=5",
     "training.max_minutes=null", "training.log_freq=5", "training.eval_freq=0",
     "training.snapshot_freq=0", "training.cpu=true", "log.tensorboard=false",
 ]  # fmt: skip

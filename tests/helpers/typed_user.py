@@ -100,6 +100,13 @@ sf.score_entropy(log_score, t, x_0, x_0, graph, reduction="avg")  # type: ignore
 sf.SEDDConfig(vocab_size=5, graph="absorb")  # type: ignore[arg-type]
 sf.no_such_name  # type: ignore[attr-defined]  # noqa: B018
 
+text = sf.load("runs/book", device="cpu")
+assert_type(text, sf.TextModel)
+assert_type(text.sample(2, method="euler"), list[str])
+assert_type(text.infill("The [8] fox"), str)
+assert_type(text.infill("The [8] fox", n=2), list[str])
+print(text.bits_per_token("The fox").value, sf.train("book.txt", preset="tiny", minutes=1).export)
+
 ema = sf.ExponentialMovingAverage(sedd.parameters(), 0.999)
 ema.update(sedd.parameters())
 with sf.use_backend("cpp"):

@@ -77,10 +77,10 @@ def test_a_run_resumes_as_if_never_stopped(text_file, tmp_path):
     matrices = len(state["muon"]["state"])
     assert matrices == 4  # qkv, out and two of the MLP in one block
     assert len(state["optimizer"]["state"]) == len(state["model"]) - 1 - matrices  # inv_freq
+    like = [torch.zeros(3, 3)] * matrices
     for wrong in (torch.zeros(2, 2), torch.full((1,), torch.nan), None):
         state["muon"]["state"][0]["momentum_buffer"] = wrong
         with pytest.raises(ValueError, match=r"muon\.state\.0\.momentum_buffer"):
-            like = [torch.zeros(3, 3)] * matrices
             saved_state.moments(state, "muon", like, 6)
 
 

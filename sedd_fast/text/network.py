@@ -1,4 +1,4 @@
-"""A trained network with its tokenizer and the text of its run, as the options name them."""
+"""A trained network with its tokenizer and the text of its run, by the name of its files."""
 
 import functools
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What --model names. `source` is where the weights were found."""
+    """What a name stands for. `source` is where the weights were found."""
 
     source: str
     tokenizer: Tokenizer
@@ -79,7 +79,7 @@ def load_network(name: str, tokenizer: str | None, device: str, precision: Preci
     found = load_any(name, tokenizer, device, precision)
     if isinstance(found, Baseline):
         raise ValueError(
-            f"--model: {found.source} holds an autoregressive network; this command needs SEDD. "
+            f"model: {found.source} holds an autoregressive network; this command needs SEDD. "
             f"Draw from it: sedd-fast genppl --model {name}; compare with it: sedd-fast tradeoff"
         )
     return found
@@ -94,7 +94,7 @@ def load_any(
     """
     place = choose_device(device)
     if name == "":
-        raise ValueError("--model: got an empty name; give a run directory or a hub name")
+        raise ValueError("model: got an empty name; give a run directory or a hub name")
     for _ in range(_ATTEMPTS):
         before = _identity(name)
         try:
@@ -126,7 +126,7 @@ def _load(
         found = load_tokenizer(_tokenizer_of(source, size))
     if found.vocab_size > size:
         raise ValueError(
-            f"--tokenizer: it has {found.vocab_size} tokens, the model only {size}; give the "
+            f"tokenizer: it has {found.vocab_size} tokens, the model only {size}; give the "
             "tokenizer the model was trained with"
         )
     if isinstance(model, Autoregressive):
@@ -151,7 +151,7 @@ def weights_of(name: str) -> str:
         return str(run.export)
     if run.config.is_file() and not (run.path / CONFIG).is_file():
         raise ValueError(
-            f"--model: the run {run.path} holds no weights yet (they are written with the first "
+            f"model: the run {run.path} holds no weights yet (they are written with the first "
             f"checkpoint); continue it with: sedd-fast train --resume {run.path}"
         )
     return name
@@ -164,13 +164,13 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
-        raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"--device: {name} is not there (torch sees {torch.cuda.device_count()} CUDA devices); "
-            "use --device cpu; sedd-fast info says why"
+            f"device: {name} is not there (torch sees {torch.cuda.device_count()} CUDA devices); "
+            "use cpu; sedd-fast info says why"
         )
     check_backend(device.type)
     return device
@@ -190,6 +190,6 @@ def _tokenizer_of(source: str, vocab_size: int) -> str:
     if vocab_size == GPT2_TOKENS:
         return "gpt2"
     raise ValueError(
-        f"--tokenizer: there is none beside the weights of {source} ({vocab_size} tokens); "
+        f"tokenizer: there is none beside the weights of {source} ({vocab_size} tokens); "
         "name it: a directory, a tokenizer.json, a hub name, or bytes"
     )

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from sedd_fast import progress
-from sedd_fast.cli.display import TrainingDisplay, duration, plain_line, sparkline
+from sedd_fast.training.display import TrainingDisplay, duration, plain_line, sparkline
 from sedd_fast.training.progress import HeldOut, StepInfo
 
 

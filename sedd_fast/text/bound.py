@@ -1,0 +1,113 @@
+"""The likelihood of a text: its blocks, bounded a few at a time."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
+from sedd_fast.evaluate.likelihood import exact_likelihood
+from sedd_fast.evaluate.wrapping import Wrapped
+from sedd_fast.names import Mode, Times
+from sedd_fast.progress import Report, reported
+from sedd_fast.text.network import Baseline, Network
+
+EPS = 1e-3  # the lowest time of training
+_ROWS = 256  # noised blocks between two reports of progress
+
+
+@dataclass(frozen=True)
+class TextBound:
+    """Bits per token of a text: an upper bound by Monte Carlo, with its standard error.
+
+    Standard errors are those of this estimate on this very text. They are 0 for an autoregressive
+    network, whose likelihood is exact.
+
+    Attributes:
+        bound: the bounds of the blocks in nats, and what they were made with.
+        text: the text in blocks.
+    """
+
+    bound: LikelihoodBound
+    text: Wrapped
+
+    @property
+    def value(self) -> float:
+        """Bits per token."""
+        return self.bound.bits_per_token
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of :attr:`value`, in bits per token."""
+        return self.bound.bits_per_token_stderr
+
+    @property
+    def bits_per_char(self) -> float:
+        """Bits per character of the text; NaN where the number of characters is not known."""
+        return self.value * self._tokens_per_char
+
+    @property
+    def bits_per_char_stderr(self) -> float:
+        """Standard error of :attr:`bits_per_char`."""
+        return self.stderr * self._tokens_per_char
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per token."""
+        return self.bound.perplexity
+
+    @property
+    def _tokens_per_char(self) -> float:
+        return 1 / self.text.chars_per_token if self.text.chars_per_token else math.nan
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value:.4f} +- {self.stderr:.4f} bits per token, {self.bits_per_char:.4f} +- "
+            f"{self.bits_per_char_stderr:.4f} bits per character ({self.bound.description})"
+        )
+
+
+def bound_text(
+    network: Network | Baseline,
+    text: Wrapped,
+    mode: Mode = "exact",
+    samples: int = 32,
+    times: Times = "stratified",
+    max_blocks: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool | Report = False,
+) -> TextBound:
+    """The likelihood bound of a text in blocks, each read on its own.
+
+    Args:
+        network: an autoregressive one gives the likelihood itself; mode, samples, times and seed
+            then have no effect.
+        text: from :func:`sedd_fast.evaluate.wrapping.wrap`.
+        mode, samples, times: those of :func:`sedd_fast.likelihood_bound`, for each block.
+        max_blocks: number of blocks to evaluate, evenly spaced over the text; None: all.
+        seed: random seed for the noise.
+        batch_size: blocks at a time; it does not change the noise.
+        progress: True: show the number of blocks on stderr. A function: it is called with the
+            number of blocks done and their total.
+
+    Raises:
+        TypeError, ValueError: as :func:`sedd_fast.likelihood_bound`.
+    """
+    generator, parts = torch.Generator().manual_seed(seed), []
+    groups = text.blocks(max_blocks)
+    total, done = sum(map(len, groups)), 0
+    with network.autocast(), reported(progress, "bounding", "blocks") as report:
+        for blocks in (b for g in groups for b in g.split(max(1, _ROWS // max(samples, 1)))):
+            if isinstance(network, Baseline):
+                part = exact_likelihood(network.model, blocks, batch_size)
+            else:
+                model = network.model
+                part = evaluate_corpus(
+                    model, blocks, model.graph, model.noise, samples, mode,
+                    generator, batch_size, EPS, times=times,
+                )  # fmt: skip
+            parts.append(part)
+            done += len(blocks)
+            report(done, total)
+    return TextBound(join(parts), text)

@@ -1,0 +1,122 @@
+"""Drawing the samples of requests, as text."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby, islice
+
+import torch
+from torch import Tensor
+
+from sedd_fast.data.prompts import Sample, decode_samples
+from sedd_fast.models.autoregressive import generate
+from sedd_fast.progress import Report, reported
+from sedd_fast.sampling import RowStreams, SamplerConfig
+from sedd_fast.sampling.api import infill as fill
+from sedd_fast.text.network import Baseline, Network
+from sedd_fast.text.requests import Request
+
+#: A request, and the key of the numbers that one sample of it is drawn with.
+Keyed = tuple[Request, int]
+
+
+def new_seed() -> int:
+    """A seed for samples, drawn from torch's own generator: 0 .. 2^31 - 1."""
+    return int(torch.randint(2**31, ()))
+
+
+def draw(
+    requests: Sequence[Request],
+    network: Network | Baseline,
+    config: SamplerConfig,
+    num_samples: int,
+    seed: int,
+    batch_size: int = 16,
+    keep_after_eot: bool = False,
+    progress: bool | Report = False,
+) -> Iterator[tuple[Request, Sample]]:
+    """Draw every request `num_samples` times: the requests with their samples, in order.
+
+    Sample k of request j depends on the seed, j and k, and on no other request or sample, nor on
+    `batch_size`.
+
+    Args:
+        requests: the texts to complete; those of an autoregressive network give no token.
+        network: what to draw from. An autoregressive one draws a token a step, from left to right.
+        config: the sampler; an autoregressive network takes its temperature and top_p alone.
+        num_samples: samples of each request.
+        seed: at least 0.
+        batch_size: sequences at a time; requests of one batch have one length.
+        keep_after_eot: do not cut a sample at the first end-of-text after all given text.
+        progress: True: show the steps of each batch on stderr. A function: it is called with the
+            number of steps made and their total, in each batch anew.
+
+    Raises:
+        TypeError, ValueError: the sampler does not fit the network or the backend, or an
+            autoregressive network is asked for what only SEDD has.
+    """
+    mask = None
+    if isinstance(network, Baseline):
+        _check_baseline(requests, config)
+    else:
+        mask = network.model.graph.mask_index
+    total, done = len(requests) * num_samples, 0
+    for batch in _batches(_keyed(requests, num_samples, seed), batch_size):
+        label = "sampling"
+        if len(batch) < total:
+            label += f" {done + 1} to {done + len(batch)} of {total}"
+        given, keys = zip(*batch, strict=True)
+        laid_out = (request.tensors() for request in given)
+        tokens, known = (torch.stack(rows) for rows in zip(*laid_out, strict=True))  # (B, L)
+        with network.autocast(), reported(progress, label, "steps") as report:
+            drawn = _draw_batch(network, tokens, known, config, RowStreams(keys), report)
+        done += len(batch)
+        for request, row, of_row in zip(given, drawn, known, strict=True):
+            [text] = decode_samples(row[None], of_row, network.tokenizer, mask, keep_after_eot)
+            yield request, text
+
+
+def _draw_batch(
+    network: Network | Baseline,
+    tokens: Tensor,
+    known: Tensor,
+    config: SamplerConfig,
+    streams: RowStreams,
+    report: Report,
+) -> Tensor:
+    """Tokens and known, (B, L) on the CPU, to the drawn tokens, (B, L) on the CPU."""
+    if isinstance(network, Baseline):
+        shape, top_p = (tokens.shape[0], tokens.shape[1]), config.top_p
+        return generate(network.model, shape, top_p, config.temperature, streams, report).cpu()
+    model, device = network.model, network.device
+    return fill(
+        network.sampled, model.graph, model.noise, tokens.to(device), known.to(device),
+        generator=streams, callback=lambda step: report(step.index + 1, step.steps), **vars(config),
+    ).cpu()  # fmt: skip
+
+
+def _check_baseline(requests: Sequence[Request], config: SamplerConfig) -> None:
+    """Raise ValueError for what an autoregressive network cannot do."""
+    if any(request.placed for request in requests):
+        raise ValueError(
+            "the network is autoregressive: it is sampled without a prompt and fills no gaps; "
+            "leave the given text out, or take a SEDD network"
+        )
+    if replace(config, temperature=1.0, top_p=1.0) != SamplerConfig():
+        raise ValueError(
+            "the network is autoregressive and draws a token a step: of the settings of a sampler "
+            "it takes temperature and top_p alone; leave the others out"
+        )
+
+
+def _keyed(requests: Sequence[Request], samples: int, seed: int) -> Iterator[Keyed]:
+    """Every request as often as samples are drawn of it."""
+    for number, request in enumerate(requests):
+        for key in RowStreams.of_texts(seed, range(samples), number).keys:
+            yield request, key
+
+
+def _batches(wanted: Iterable[Keyed], size: int) -> Iterator[list[Keyed]]:
+    """Neighbouring requests of one length, at most ``size`` of them at a time."""
+    for _, same in groupby(wanted, key=lambda keyed: keyed[0].length):
+        while batch := list(islice(same, size)):
+            yield batch

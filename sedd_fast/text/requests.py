@@ -1,0 +1,101 @@
+"""Requests: a text to complete, given as a template or as its parts."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sedd_fast.data.prompts import LARGEST, Piece, Placed, as_tensors, place, read_template
+from sedd_fast.data.tokenizers import Tokenizer
+
+_SHOWN = 80  # characters of a wrong value in an error message
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text to complete around its known tokens.
+
+    Args:
+        placed: its known tokens, from :func:`sedd_fast.data.prompts.place`.
+        length: of the text in tokens, L.
+        label: further entries of its JSON records, such as its line.
+    """
+
+    placed: Placed
+    length: int
+    label: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Tokens (L,) int64, and which of them are known (L,) bool."""
+        return as_tensors(self.placed, self.length)
+
+
+def from_prompt(prompt: str, tokenizer: Tokenizer, length: int, name: str = "prompt") -> Request:
+    """The request of a text of `length` tokens that starts with `prompt`, which may be empty.
+
+    Raises:
+        ValueError: the prompt cannot be encoded, or is too long; the message calls it `name`.
+    """
+    pieces = [Piece(prompt, 0, name)] if prompt else []
+    return Request(place(pieces, tokenizer, _length(length)), length)
+
+
+def from_record(
+    record: dict[str, Any], tokenizer: Tokenizer, length: int, dashes: str = ""
+) -> Request:
+    """The request of a line of a file, or of the arguments of `infill`.
+
+    Args:
+        record: "template" alone, or any of "prefix", "middle", "suffix" and "length".
+        length: of the text in tokens, where the record does not give it.
+        dashes: what errors write before the names.
+
+    Raises:
+        ValueError: a value of the wrong type, or one that does not fit.
+    """
+    for key in ("template", "prefix", "suffix"):
+        if not isinstance(record.get(key, ""), str):
+            raise ValueError(f"{key}: expected a text, got {short(record[key])}")
+    if "template" in record:
+        name = f"{dashes}template"
+        if others := sorted(f"{dashes}{key}" for key in record.keys() - {"template", "id"}):
+            raise ValueError(
+                f"{name}: it gives all the text and its length; leave out {', '.join(others)}"
+            )
+        pieces, length = read_template(record["template"], tokenizer, name)
+        return Request(place(pieces, tokenizer, length), length)
+    if not isinstance(middle := record.get("middle", []), list):
+        raise ValueError(f"middle: expected a list of pairs [TEXT, POS], got {short(middle)}")
+    pieces = [
+        Piece(record.get("prefix", ""), 0, f"{dashes}prefix"),
+        *(_placed(pair, dashes) for pair in middle),
+        Piece(record.get("suffix", ""), None, f"{dashes}suffix"),
+    ]
+    length = _length(record.get("length", length))
+    return Request(place([piece for piece in pieces if piece.text], tokenizer, length), length)
+
+
+def _length(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= LARGEST:
+        raise ValueError(
+            f"length: expected a number of tokens of at least 1 and at most {LARGEST:,}, got "
+            f"{short(value)}"
+        )
+    return value
+
+
+def short(value: object) -> str:
+    """The start of a JSON value, for error messages."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+def _placed(pair: object, dashes: str) -> Piece:
+    if isinstance(pair, list) and len(pair) == 2:
+        text, at = pair
+        if isinstance(text, str) and type(at) is int and at >= 0:
+            return Piece(text, at, f"{dashes}middle {text!r}")
+    raise ValueError(
+        f"middle: expected pairs [TEXT, POS], POS a token number from 0, got {short(pair)}"
+    )
