@@ -22,7 +22,9 @@ def _names_text(value: Any) -> bool:
     return bool(names) and all(isinstance(name, str) and name for name in names)
 
 
-_TEXT = limits(_names_text, "a name, a path, or a list of paths (the built-in text is pydoc)")
+_TEXT = limits(
+    _names_text, "a name, a path, or a list of these (built-in texts are pydoc and docstrings)"
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class DataConfig:
     """Text, tokenizer and split; `sources` and `tokenizers` list the names that are allowed here.
 
     Args:
-        train: "pydoc", a path, a glob, a list of these, or a Hugging Face data set.
+        train: "pydoc", "docstrings", a path, a glob, a list of these, or a Hugging Face data set.
         valid: held-out text, likewise; None: cut it from `train`.
         held_out: fraction of `train` that is held out where `valid` is None; 0 holds none out.
         held_out_at: "spread", in up to 32 passages spread over `train`, or "end", its last part

@@ -155,6 +155,21 @@ def test_wrong_sources_are_explained(tmp_path):
             read_documents(source)
 
 
+def test_docstrings_of_the_standard_library():
+    documents = read_documents(["docstrings", "pydoc"])
+    assert documents[-1] == pydoc_text()
+    assert len(documents) > 200
+    assert sum(map(len, documents[:-1])) > 1_000_000
+    assert not is_hub_name("docstrings")
+
+
+def test_a_python_without_sources_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    (tmp_path / "broken.py").write_text("def f(:")
+    with pytest.raises(ValueError, match="no sources of its library; use another Python"):
+        read_documents("docstrings")
+
+
 def test_what_counts_as_a_hub_name(tmp_path):
     (tmp_path / "book").write_text("x")
     local = ["pydoc", str(tmp_path / "book"), "missing.txt", "texts/*", "./x", ["a", "b"]]

@@ -1,0 +1,29 @@
+"""The share of the words of a sample that a text knows: a first measure of whether it reads as one.
+
+A word is a run of letters, case kept: "don't" is two. The share of a model of single characters
+starts near 0, that of random subwords near a half, and that of held-out text is the target.
+"""
+
+import re
+from collections.abc import Iterable
+
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in order."""
+    return _WORD.findall(text)
+
+
+def known_words(samples: Iterable[str], texts: Iterable[str]) -> float:
+    """The fraction of the words of `samples` that occur in `texts`; NaN where there is no word.
+
+    The first and the last word of a sample count too: a sample may begin or end within a word.
+
+    Example:
+        >>> known_words(["the statment ends"], ["A statement", "the line ends"])
+        0.6666666666666666
+    """
+    known = {word for text in texts for word in words(text)}
+    found = [word in known for sample in samples for word in words(sample)]
+    return sum(found) / len(found) if found else float("nan")
