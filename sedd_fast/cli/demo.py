@@ -2,8 +2,9 @@
 
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,8 +17,10 @@ from sedd_fast.cli.train import commands
 from sedd_fast.terminal import symbol
 
 if TYPE_CHECKING:
-    from sedd_fast.training import demo as work
-    from sedd_fast.training.progress import TrainResult
+    from sedd_fast.text import demo as work
+    from sedd_fast.training.progress import OnStep, TrainResult
+
+Trained = TypeVar("Trained")
 
 _BAR = 36  # columns of the longest bar in the table of bits
 
@@ -39,11 +42,13 @@ def demo(
 ) -> None:
     """Train a small model in five minutes and evaluate it; no download.
 
-    The text is Python's own help (pydoc_data.topics, 460,000 characters);
-    the tokens of the model (preset tiny) are single characters; 5 % of
-    the text is held out. After training the demo prints
+    The text is Python's own help (pydoc_data.topics, 460,000 characters),
+    in subwords learned from it; 5 % of it, in passages spread over the
+    text, are held out. After training the demo prints
 
-      bits     per held-out character, beside uniform, unigram and 5-gram
+      bits     per held-out character, beside n-grams and an autoregressive
+               network that is trained for a fifth of the time
+      words    the share that occurs in the training text
       samples  three unconditional, one with given start, middle and end
       files    checkpoint and picture of the curves
       commands for further work with the model
@@ -54,50 +59,60 @@ def demo(
       sedd-fast demo --minutes 0.2     a quick trial
 
     [bold]Exit codes[/]
-      0    done
+      0    done, and the model is better than the unigram model
+      1    done, and it is not: too few steps
       2    a wrong option, value or path
       130  stopped with Ctrl-C, everything saved; the message names
          the command that resumes
     """
+    from sedd_fast.text import demo as work
     from sedd_fast.text.network import check_backend
-    from sedd_fast.training import demo as work
     from sedd_fast.training.display import duration
 
     check_backend("cpu")
     began = time.monotonic()
     settings = work.DemoSettings(work.demo_directory(run_dir), minutes, seed)
     verb = "Resuming" if work.is_interrupted(settings.run_dir) else "Training"
-    progress().print(
-        f"{verb} a character model on Python's own help texts, {minutes:g} minutes, "
-        f"in {settings.run_dir}\n",
-        soft_wrap=True,
-    )
-    run = _train(settings)
-    report = work.evaluate_demo(run, lambda stage: progress().print(f"{stage} ..."))
+    _say(f"{verb} a model on Python's own help texts, {minutes:g} minutes, in {settings.run_dir}")
+    run = _with_display(settings, settings.run_dir, lambda show: work.train_demo(settings, show))
+    _say("Training the autoregressive baseline, a fifth of the time")
+    path = run.run_dir.with_name(run.run_dir.name + "-ar")
+    baseline = _with_display(settings, path, lambda show: work.train_demo_baseline(run, show))
+    report = work.evaluate_demo(run, baseline, progress=True, on_stage=lambda s: _say(f"{s} ..."))
     _show(run, report)
     took = f"\nThe whole demo took {duration(time.monotonic() - began)}."
     results().print(took, style="dim")
+    if report.gain <= 0:
+        results().print(_too_few(run, minutes), style="bold yellow", soft_wrap=True)
+        raise typer.Exit(1)
 
 
-def _train(settings: "work.DemoSettings") -> "TrainResult":
-    from sedd_fast.training import demo as work
+def _say(line: str) -> None:
+    progress().print(line, soft_wrap=True)
+
+
+def _with_display(
+    settings: "work.DemoSettings", path: Path, training: "Callable[[OnStep], Trained]"
+) -> Trained:
+    """The result of a training whose progress is shown."""
     from sedd_fast.training.display import TrainingDisplay
     from sedd_fast.training.progress import TrainingInterrupted
 
-    path = str(settings.run_dir)
     try:
-        with TrainingDisplay(path) as display:
-            return work.train_demo(settings, display)
+        with TrainingDisplay(str(path)) as display:
+            return training(display)
     except TrainingInterrupted as stop:
-        again = f"sedd-fast demo --minutes {settings.minutes:g} --run-dir {shlex.quote(path)}"
+        run = shlex.quote(str(settings.run_dir))
+        again = f"sedd-fast demo --minutes {settings.minutes:g} --run-dir {run}"
         raise TrainingInterrupted(stop.run_dir, stop.step, again) from stop
 
 
 def _show(run: "TrainResult", report: "work.DemoReport") -> None:
-    from sedd_fast.training import demo as work
+    from sedd_fast.text import demo as work
 
     console = results()
-    console.print("", _bits_table(report), _verdict(report), sep="\n", soft_wrap=False)
+    tables = _bits_table(report), _verdict(report), _words_table(report)
+    console.print("", *tables, sep="\n", soft_wrap=False)
     titles = [f"sample {number} of {work.SAMPLES}" for number in range(1, work.SAMPLES + 1)]
     titles.append("infill with given start, middle and end")
     for title, drawn in zip(titles, [*report.samples, report.filled], strict=True):
@@ -112,33 +127,56 @@ def _show(run: "TrainResult", report: "work.DemoReport") -> None:
     console.print("", pairs(files, styles=("cyan", "dim")), "", commands(run), sep="\n")
 
 
+def _too_few(run: "TrainResult", minutes: float) -> str:
+    """What to say of a model that is not better than the unigram model."""
+    return (
+        f"{run.step:,} steps were too few: the model is no better than the unigram model. Train it "
+        f"on: sedd-fast train --resume {shlex.quote(str(run.run_dir))} "
+        f"training.max_minutes={minutes + max(5.0, 2 * minutes):g}"
+    )
+
+
 def _verdict(report: "work.DemoReport") -> Text:
     share = abs(report.gain) / report.baselines["unigram"]
     side, style = ("below", "bold green") if report.gain > 0 else ("above", "bold yellow")
     gain = f"{abs(report.gain):.2f} bits per character ({share:.0%}) {side} the unigram model"
+    bound = report.bound.bound
     notes = (
-        f"Its figure is an upper bound {symbol('±', '+-')} standard error, "
-        f"{report.bound.samples} noise levels for each of {len(report.bound.nats)} blocks.\n"
-        "Python's help repeats passages across topics; that helps the model and the 5-gram.\n"
+        f"The held-out text: {report.held_out}. n-grams are of the same subwords.\n"
+        f"The model's figure is an upper bound {symbol('±', '+-')} standard error, "
+        f"{bound.samples} noise levels for each of {len(bound.nats)} blocks.\n"
+        "Python's help repeats passages across topics; that helps all models.\n"
     )
     return Text.assemble("The model is ", (gain, style), ".\n", (notes, "dim"))
 
 
+def _words_table(report: "work.DemoReport") -> Table:
+    """The share of known words, of held-out text and of samples."""
+    title = "Words that occur in the training text"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    table.add_column("words of")
+    table.add_column("share", justify="right")
+    for name, share in report.known_words.items():
+        table.add_row(name if name == "held-out text" else f"samples, {name}", f"{share:.0%}")
+    return table
+
+
 def _bits_table(report: "work.DemoReport") -> Table:
     """Bits per held-out character of each model, in descending order."""
-    rows = {**report.baselines, "SEDD": report.bits}
+    from sedd_fast.text.demo import MODEL
+
+    rows = {**report.baselines, MODEL: report.bits}
     largest = max(rows.values())
     title = "Held-out text, bits per character (less is better)"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     for header in ("model", "bits/char", ""):
         table.add_column(header, justify="right" if header == "bits/char" else "left")
     for name, bits in sorted(rows.items(), key=lambda row: -row[1]):
-        ours = name == "SEDD"
+        ours = name == MODEL
         most, error = symbol("≤", "<="), symbol("±", "+-")
         figure = f"{most} {bits:.3f} {error} {report.stderr:.3f}" if ours else f"{bits:.3f}        "
         bar = Text(
             symbol("█", "#") * max(1, round(_BAR * bits / largest)), "green" if ours else "dim"
         )
-        label = "SEDD, this model" if ours else name
-        table.add_row(label, figure, bar, style="bold" if ours else "")
+        table.add_row(name, figure, bar, style="bold" if ours else "")
     return table

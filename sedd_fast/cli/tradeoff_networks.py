@@ -24,6 +24,7 @@ from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.interface import device_of
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.names import Precision, Preset
+from sedd_fast.text import demo
 from sedd_fast.text.network import (
     GPT2_TOKENS,
     Baseline,
@@ -34,7 +35,6 @@ from sedd_fast.text.network import (
     load_any,
     load_network,
 )
-from sedd_fast.training import demo
 from sedd_fast.training.api import is_finished, resume, train
 from sedd_fast.training.config import load_config, load_run_config
 from sedd_fast.training.display import TrainingDisplay

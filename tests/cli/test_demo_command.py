@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sedd_fast.training.demo import demo_directory, is_interrupted
+from sedd_fast.text.demo import demo_directory, is_interrupted
 
 
 def test_demo_in_seconds(call, tmp_path, monkeypatch):

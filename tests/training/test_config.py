@@ -9,7 +9,7 @@ import pytest
 from sedd_fast.files.pickles import check_weights
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.ema import ExponentialMovingAverage
-from sedd_fast.training import demo
+from sedd_fast.text import demo
 from sedd_fast.training.config import (
     PRESETS,
     config_from_dict,
@@ -37,9 +37,9 @@ def test_presets_have_the_published_shapes(preset, blocks, width, heads):
     assert isinstance(c.model_config(50257), SEDDConfig)
 
 
-def test_tiny_is_a_small_character_model():
+def test_tiny_is_a_small_model_of_subwords():
     c = load_config("tiny")
-    assert (c.data.train, c.data.tokenizer) == ("pydoc", "characters")
+    assert (c.data.train, c.data.tokenizer) == ("pydoc", "bpe:2048")
     assert c.training.max_minutes == 5
 
 

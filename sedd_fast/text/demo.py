@@ -1,9 +1,10 @@
-"""The demo: train a character model on the help texts that come with Python, and evaluate it.
+"""The demo: train a model on the help texts that come with Python, and evaluate it.
 
     run = train_demo(DemoSettings(demo_directory(), minutes=5))
-    report = evaluate_demo(run)
+    baseline = train_demo_baseline(run)
+    report = evaluate_demo(run, baseline)
 
-It creates a run directory as any training does, and adds a picture of the curves and the figures
+It creates run directories as any training does, and adds a picture of the curves and the figures
 of the report (demo.json). `sedd-fast demo` prints the report.
 """
 
@@ -15,29 +16,36 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sedd_fast.data.blocks import BlockOrder
 from sedd_fast.data.corpus import load_corpus
-from sedd_fast.data.prompts import Piece, Sample, decode_samples, lay_out
-from sedd_fast.data.tokenizers import load_tokenizer
-from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
+from sedd_fast.data.prompts import Sample
 from sedd_fast.evaluate.ngram import baseline_bits
+from sedd_fast.evaluate.words import known_words
+from sedd_fast.evaluate.wrapping import Wrapped
 from sedd_fast.files.writing import write_text
-from sedd_fast.models.sedd import SEDD
-from sedd_fast.sampling.api import infill, sample
+from sedd_fast.sampling import SamplerConfig
+from sedd_fast.text.bound import TextBound, bound_text
+from sedd_fast.text.drawing import draw
+from sedd_fast.text.network import Baseline, Network, load_any, load_network
+from sedd_fast.text.requests import Request, from_record
 from sedd_fast.training.api import is_finished, resume, train
 from sedd_fast.training.config import load_config, load_run_config
 from sedd_fast.training.plots import plot_training
 from sedd_fast.training.progress import OnStep, TrainResult
 from sedd_fast.training.run_directory import RunDirectory
+from sedd_fast.training.settings import ObjectiveSection
 
 RECORD, PICTURE = "demo.json", "curves.png"
-SAMPLES = 3
-#: The prompt of the infill: its start, its middle and its end.
-GIVEN = ("The ", " statement ", " is raised.\n")
+#: The text of the infill: 64 tokens or so with given start, middle and end.
+TEMPLATE = "The [6] statement [24] exception [20] is raised.\n"
+SAMPLES = 3  # shown
+_WORD_SAMPLES = 16  # whose words are counted
 #: Sampling steps, and noise levels per held-out block; a demo under 2 minutes takes fewer.
 _STEPS, _LEVELS, _FULL_MINUTES = 256, 32, 2.0
+#: Training time of the autoregressive baseline over that of the model.
+_BASELINE_SHARE = 0.2
+#: Names in the report.
+MODEL, AUTOREGRESSIVE = "SEDD, this model", "autoregressive"
 
 OnStage = Callable[[str], object]
 
@@ -67,27 +75,31 @@ class DemoReport:
 
     Attributes:
         bound: likelihood bound of the held-out text, by block.
-        chars_per_token: characters per token of the held-out text (end-of-text is a token).
-        baselines: name of an n-gram model -> its bits per character of the same held-out text.
+        held_out: where the held-out text is from.
+        baselines: name of a model -> its bits per character of the same held-out text: n-grams, and
+            the autoregressive network.
+        known_words: fraction of the words that occur in the training text, by where they are from:
+            the held-out text, samples of this model, samples of the autoregressive one.
         samples: unconditional samples.
-        filled: an infill around the prompt GIVEN.
+        filled: an infill of TEMPLATE.
     """
 
-    bound: LikelihoodBound
-    chars_per_token: float
+    bound: TextBound
+    held_out: str
     baselines: dict[str, float]
+    known_words: dict[str, float]
     samples: list[Sample]
     filled: Sample
 
     @property
     def bits(self) -> float:
         """The bound in bits per character."""
-        return self.bound.bits_per_token / self.chars_per_token
+        return self.bound.bits_per_char
 
     @property
     def stderr(self) -> float:
         """Standard error of `bits`."""
-        return self.bound.bits_per_token_stderr / self.chars_per_token
+        return self.bound.bits_per_char_stderr
 
     @property
     def gain(self) -> float:
@@ -136,57 +148,99 @@ def train_demo(settings: DemoSettings, on_step: OnStep | None = None) -> TrainRe
     path = settings.run_dir
     limit = f"training.max_minutes={settings.minutes!r}"
     if is_interrupted(path) and RunDirectory(path).config.is_file():
-        return resume(path, [limit], on_step)
+        return resume(path, [limit], on_step, progress=False)
     path.mkdir(parents=True, exist_ok=True)
     _write(path / RECORD, {"finished": False})
     overrides = [limit, f"training.seed={settings.seed}"]
     if settings.minutes < 1:
         overrides.append("training.log_freq=1")  # a curve needs points, and the steps are few
     config = load_config("tiny", overrides=overrides)
-    return train(replace(config, run_dir=str(path)), on_step)
+    return train(replace(config, run_dir=str(path)), on_step, progress=False)
 
 
-def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> DemoReport:
-    """Bound, baselines, samples, infill and picture of a finished demo.
+def train_demo_baseline(run: TrainResult, on_step: OnStep | None = None) -> Path:
+    """Train the autoregressive baseline of a demo for a fifth of its time, beside it, in RUN-ar.
+
+    One that is there is used, and one that was interrupted is resumed.
+
+    Raises:
+        ValueError: another run is there.
+    """
+    config = load_run_config(RunDirectory(run.run_dir).config)
+    minutes = _BASELINE_SHARE * (config.training.max_minutes or 0)
+    path = run.run_dir.with_name(run.run_dir.name + "-ar")
+    config = replace(
+        config,
+        model=replace(config.model, kind="ar"),
+        objective=ObjectiveSection(),
+        training=replace(config.training, max_minutes=minutes),
+        run_dir=str(path),
+    )
+    found = RunDirectory(path)
+    if not found.config.is_file():
+        train(config, on_step, progress=False)
+    elif replace(load_run_config(found.config), training=config.training) != config:
+        raise ValueError(
+            f"run_dir: {path} holds another run than the demo's baseline; move it away, or choose "
+            "another directory for the demo"
+        )
+    elif not is_finished(path):
+        resume(path, on_step=on_step, progress=False)
+    return path
+
+
+def evaluate_demo(
+    run: TrainResult, baseline: Path, progress: bool = False, on_stage: OnStage = lambda stage: None
+) -> DemoReport:
+    """Bounds, n-grams, samples, infill and picture of a finished demo.
 
     Args:
         run: the result of `train_demo`.
+        baseline: the directory that `train_demo_baseline` returned.
+        progress: show the progress of each stage on stderr.
         on_stage: called with the name of each stage when it begins.
     """
-    directory = RunDirectory(run.run_dir)
-    config = load_run_config(directory.config)
+    config = load_run_config(RunDirectory(run.run_dir).config)
     effort = min(1.0, (config.training.max_minutes or _FULL_MINUTES) / _FULL_MINUTES)
     steps, levels = max(16, round(_STEPS * effort)), max(2, round(_LEVELS * effort))
-    model, tokenizer = SEDD.from_pretrained(run.export), load_tokenizer(run.export)
-    process, length, seed = (model.graph, model.noise), config.model.length, config.training.seed
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(seed)
-
+    length, seed = config.model.length, config.training.seed
+    network = load_network(str(run.run_dir), None, "auto", "float32")
+    rival = load_any(str(baseline), None, "auto", "float32")
+    tokenizer = network.tokenizer
     corpus = load_corpus(config.data, length, seed, tokenizer)
     assert isinstance(corpus.train, BlockOrder)
     assert corpus.held_out is not None
     assert corpus.chars_per_token is not None
-    blocks = corpus.held_out.rows(range(len(corpus.held_out)))  # (N, L)
+    text = Wrapped.of_blocks(corpus.held_out, corpus.chars_per_token, corpus.held_out_source)
     on_stage("bounding the held-out text")
-    bound = evaluate_corpus(model, blocks, *process, levels, generator=generator())
+    bound = bound_text(network, text, samples=levels, seed=seed, progress=progress)
+    exact = bound_text(rival, text, progress=progress)
     on_stage("counting n-grams")
-    counted = corpus.train.blocks.tokens
-    per_token = baseline_bits(counted, blocks.flatten().numpy(), tokenizer.vocab_size)
+    counted, held_out = corpus.train.blocks.tokens, corpus.held_out.tokens
+    per_token = baseline_bits(counted, held_out, tokenizer.vocab_size)
     baselines = {name: bits / corpus.chars_per_token for name, bits in per_token.items()}
+    baselines[AUTOREGRESSIVE] = exact.bits_per_char
+
+    def drawn(of: Network | Baseline, request: Request, number: int) -> list[Sample]:
+        sampler = SamplerConfig(steps=steps) if of is network else SamplerConfig()
+        found = draw([request], of, sampler, number, seed, progress=progress)
+        return [sample for _, sample in found]
+
     on_stage("drawing samples")
-    drawn = sample(model, *process, (SAMPLES, length), steps, generator=generator())
-    samples = decode_samples(
-        drawn, torch.zeros(length, dtype=torch.bool), tokenizer, model.graph.mask_index
-    )
+    number = max(SAMPLES, round(_WORD_SAMPLES * effort))
+    samples = drawn(network, Request([], length), number)
+    of_rival = drawn(rival, Request([], length), number)
     on_stage("filling gaps")
-    start, middle, end = GIVEN
-    pieces = [Piece(start, 0), Piece(middle, (length - len(middle)) // 2), Piece(end, None)]
-    tokens, known = lay_out(pieces, tokenizer, length)
-    filled = infill(model, *process, tokens[None], known[None], steps, generator=generator())
-    [filled_text] = decode_samples(filled, known, tokenizer, model.graph.mask_index)
-    plot_training(directory.metrics, run.run_dir / PICTURE, baselines)
-    report = DemoReport(bound, corpus.chars_per_token, baselines, samples, filled_text)
+    [filled] = drawn(network, from_record({"template": TEMPLATE}, tokenizer, length), 1)
+    known = tokenizer.decode(counted.tolist())
+    shares = {
+        "held-out text": [tokenizer.decode(held_out.tolist())],
+        MODEL: [sample.text for sample in samples],
+        AUTOREGRESSIVE: [sample.text for sample in of_rival],
+    }
+    words = {name: known_words(texts, [known]) for name, texts in shares.items()}
+    plot_training(RunDirectory(run.run_dir).metrics, run.run_dir / PICTURE, baselines)
+    report = DemoReport(bound, text.name, baselines, words, samples[:SAMPLES], filled)
     _write(run.run_dir / RECORD, _record(report, run))
     return report
 
@@ -197,10 +251,12 @@ def _record(report: DemoReport, run: TrainResult) -> dict[str, Any]:
         "step": run.step,
         "bits_per_char": report.bits,
         "stderr": report.stderr,
-        "estimator": report.bound.description,
-        "tokens": report.bound.total_tokens,
+        "estimator": report.bound.bound.description,
+        "tokens": report.bound.bound.total_tokens,
+        "held_out": report.held_out,
         "baselines": report.baselines,
         "below_unigram": report.gain,
+        "known_words": report.known_words,
         "samples": [drawn.text for drawn in report.samples],
         "filled": report.filled.text,
         "picture": str(run.run_dir / PICTURE),
