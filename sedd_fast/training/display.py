@@ -112,7 +112,7 @@ def _bar(info: StepInfo) -> Table:
     done = info.elapsed_seconds / max(info.elapsed_seconds + info.eta_seconds, 1e-9)
     left = Text.assemble(
         (f"{done:4.0%}", "bold"),
-        f"   step {info.step:,}   {duration(info.elapsed_seconds)} elapsed   ",
+        f"   step {_of_steps(info)}   {duration(info.elapsed_seconds)} elapsed   ",
         (f"{duration(info.eta_seconds)} left", "bold"),
     )
     columns = Column(ratio=1), Column(justify="right", no_wrap=True)
@@ -132,7 +132,13 @@ def plain_line(info: StepInfo, loss: float) -> str:
         f"{info.tokens_per_second:,.0f} tokens/s",
         f"{duration(info.eta_seconds)} left",
     ]
-    return f"step {info.step:,}: {', '.join(filter(None, parts))}"
+    return f"step {_of_steps(info)}: {', '.join(filter(None, parts))}"
+
+
+def _of_steps(info: StepInfo) -> str:
+    """The step, and how many there will be."""
+    about = "" if info.expected_steps == info.n_iters else "about "
+    return f"{info.step:,} of {about}{info.expected_steps:,}"
 
 
 def sparkline(values: list[float], width: int) -> str:

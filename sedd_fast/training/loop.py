@@ -232,6 +232,7 @@ class Trainer:
         return StepInfo(
             step=self.step,
             n_iters=section.n_iters,
+            expected_steps=min(section.n_iters, self.step + math.ceil(left / seconds)),
             loss=loss,
             **self._bits(loss),
             lr=lr,

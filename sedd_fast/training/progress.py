@@ -30,11 +30,14 @@ class HeldOut:
 class StepInfo:
     """The state of a run after a step.
 
-    `loss` is the objective per token, in nats unless bits are None.
+    `loss` is the objective per token, in nats unless bits are None. `expected_steps` is the number
+    of steps at the end of the run, at the pace of the last fifty; a limit of minutes may end it
+    before `n_iters`.
     """
 
     step: int
     n_iters: int
+    expected_steps: int
     loss: float
     bits_per_token: float | None
     bits_per_char: float | None

@@ -13,9 +13,9 @@ from sedd_fast.training.display import TrainingDisplay, duration, plain_line, sp
 from sedd_fast.training.progress import HeldOut, StepInfo
 
 
-def info_at(step, loss=2.0, held_out=None):
+def info_at(step, loss=2.0, held_out=None, expected=100):
     return StepInfo(
-        step=step, n_iters=100, loss=loss, bits_per_token=loss * 1.4427, bits_per_char=None,
+        step=step, n_iters=100, expected_steps=expected, loss=loss, bits_per_token=loss * 1.4427, bits_per_char=None,
         lr=1e-3, grad_norm=1.0, tokens_per_second=1234.0, elapsed_seconds=10.0, eta_seconds=65.0,
         held_out=held_out,
     )  # fmt: skip
@@ -25,18 +25,19 @@ def test_plain_line_of_progress():
     held = HeldOut(5, 2.0, 0.1, 2.885, None)
     line = plain_line(info_at(7, held_out=held), 1.0)
     assert line == (
-        "step 7: loss 1.000 nats/token, 1.443 bits/token, held out 2.885 ± 0.144, "
+        "step 7 of 100: loss 1.000 nats/token, 1.443 bits/token, held out 2.885 ± 0.144, "
         "1,234 tokens/s, 1:05 left"
     )
+    assert plain_line(info_at(7, expected=31), 1.0).startswith("step 7 of about 31: loss")
 
 
 def test_live_display_on_a_terminal():
     console = Console(file=StringIO(), force_terminal=True, width=80)
     with TrainingDisplay("runs/x", console) as display:
         display(info_at(1))
-        display(info_at(2))
+        display(info_at(2, expected=51))
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
-    for word in ("training runs/x", "step 2", "1:05 left", "1,234 tokens/s", "nats/token"):
+    for word in ("training runs/x", "step 2 of about 51", "1:05 left", "1,234 tokens/s", "nats/token"):
         assert word in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
 

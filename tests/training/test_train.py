@@ -278,6 +278,7 @@ def test_step_info_is_consistent(text_file, tmp_path):
     assert last.bits_per_token == pytest.approx(last.loss * 1.442695)
     assert last.bits_per_char == pytest.approx(last.bits_per_token, rel=0.01)
     assert seen[0].eta_seconds > 0 == last.eta_seconds
+    assert [info.expected_steps for info in seen] == [5] * 5
     assert last.held_out.step == 4
     assert seen[0].lr < seen[1].lr  # warm-up
 
