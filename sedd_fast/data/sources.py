@@ -22,6 +22,7 @@ from typing import Any
 from sedd_fast.data.datasets import NAMED, NamedData
 from sedd_fast.data.files import read_text
 from sedd_fast.data.libraries import explained
+from sedd_fast.files import hub
 
 BUILT_IN = "pydoc"
 _COLUMN = "text"
@@ -49,7 +50,8 @@ class HubDataset:
         Raises:
             ValueError: not found, no such split or configuration, or no text column; says which.
         """
-        what = f"{self.name!r} (configuration {self.configuration}, split {self.split!r})"
+        what = f"{self.name!r}{hub.near(self.name, NAMED)}"
+        what += f" (configuration {self.configuration}, split {self.split!r})"
         with loading(
             f"data: {what} is neither a file here nor a data set that could be loaded",
             "check the name, data.config, data.split, and the network",
@@ -125,7 +127,7 @@ def is_hub_name(source: str | Sequence[str]) -> bool:
         path.is_file()
         or glob.has_magic(source)
         or path.suffix.lower() in _TEXT_SUFFIXES
-        or source.startswith(("/", "./", "../", "~"))
+        or not (path.is_dir() or hub.may_be_repository(source))
     )
     return not looks_local
 
@@ -137,12 +139,16 @@ def read_documents(source: str | Sequence[str]) -> list[str]:
         source: "pydoc", a path, a glob, or a list of paths and globs (files of a glob by name).
 
     Raises:
-        ValueError: a file is missing, is a directory, is not UTF-8, or a glob matches nothing.
+        ValueError: a file is missing, is a directory, is not UTF-8, or a glob matches nothing;
+            or there is no text.
     """
     if source == BUILT_IN:
         return [pydoc_text()]
     names = [source] if isinstance(source, str) else source
-    return [read_text(path) for name in names for path in _expand(name)]
+    documents = [read_text(path) for name in names for path in _expand(name)]
+    if not any(documents):
+        raise ValueError(f"data: {', '.join(names)}: it holds no text; check the file")
+    return documents
 
 
 def pydoc_text() -> str:
@@ -185,7 +191,8 @@ def _expand(name: str) -> list[Path]:
         raise ValueError(f"data: no file matches {name!r}; check the pattern (** is recursive)")
     if found:
         raise ValueError(f"data: {name!r} is a directory; name its files, as in '{name}/*.txt'")
-    raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
+    near = hub.near(name, NAMED)
+    raise ValueError(f"data: no file {name!r}{near}, seen from {Path.cwd()}; check the path")
 
 
 def load_rows(path: str, configuration: str | None = None, **options: Any) -> Any:
@@ -197,7 +204,8 @@ def load_rows(path: str, configuration: str | None = None, **options: Any) -> An
             builder = datasets.load_dataset_builder(path, configuration, cache_dir=cache)
         if hasattr(builder.config, "keep_linebreaks"):  # the one that reads text by lines
             options["encoding"] = "utf-8-sig"
-    return datasets.load_dataset(path, configuration, **options)
+    with hub.access(path):
+        return datasets.load_dataset(path, configuration, **options)
 
 
 @contextmanager
