@@ -11,7 +11,7 @@ from rich.text import Text
 from sedd_fast.cli.display import TrainingDisplay, unit_of
 from sedd_fast.cli.errors import warn
 from sedd_fast.cli.network import check_backend
-from sedd_fast.cli.output import pairs, results
+from sedd_fast.cli.output import pairs, progress, results
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.progress import is_main_process
 from sedd_fast.training import api as trainer
@@ -107,6 +107,8 @@ def train(
     files = [_config_file(word) for word in settings or [] if "=" not in word]
     if resume is not None:
         _refuse_with_resume(files, preset, run_dir)
+        if outlook := trainer.outlook(resume, with_equals):
+            progress().print(outlook, soft_wrap=True)
         with TrainingDisplay(str(resume)) as display:
             finished = trainer.resume(resume, with_equals, display)
     else:
@@ -172,14 +174,9 @@ def commands(finished: TrainResult) -> Text:
             "sample": f"sedd-fast sample --model {run}",
             "infill": f"sedd-fast infill --model {run} --prefix {_prefix(finished)}",
         }
-    # The setting that doubles the length of the run.
-    limit = config.training.max_minutes
-    longer = f"training.n_iters={2 * finished.step}"
-    if limit is not None and finished.step < config.training.n_iters:
-        longer = f"training.max_minutes={2 * limit:g}"
     rows |= {
         "bound": f"sedd-fast eval --model {run}",
-        "train longer": f"sedd-fast train --resume {run} {longer}",
+        "train longer": f"sedd-fast train --resume {run} {trainer.longer(config, finished.step)}",
     }
     return pairs(rows, styles=("dim", "bold"))
 
