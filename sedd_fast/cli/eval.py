@@ -95,7 +95,7 @@ class EvalOptions:
         ),
     ] = None
     length: shared.Length = None
-    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch", "-n"))] = 16
+    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch",))] = 16
     seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed for the noise.")] = 0
     device: shared.DeviceName = "auto"
     dtype: shared.Dtype = "float32"
@@ -212,6 +212,7 @@ def _record(
         "version": __version__,
         "model": network.source,
         "tokenizer": network.tokenizer.fingerprint,
+        "tokenizer_name": network.tokenizer_name,
         "text": text.name,
         "estimator": bound.description,
         **{name: getattr(bound, name) for name in ("strict", "mode", "samples")},
@@ -240,7 +241,10 @@ def _result(record: dict[str, Any]) -> Result:
     tokens = "{tokens:,} in {blocks:,} {0}blocks of {1}{block_length}".format(of, upto, **record)
     if record["tokens_left_over"]:
         tokens += ", {tokens_left_over} at the end of the text left out".format(**record)
-    about = {name: record[name] for name in ("model", "tokenizer", "text")} | {
+    about = {
+        "model": record["model"],
+        "tokenizer": "{tokenizer_name} ({tokenizer})".format(**record),
+        "text": record["text"],
         "tokens": tokens,
         "wrapping": record["wrap"],
         "estimator": record["estimator"],
