@@ -28,10 +28,7 @@ def test_train_reports_its_files(run_dir, call, tmp_path):
 
 
 def test_resuming_says_what_the_learning_rate_will_do(run_dir, call, tmp_path):
-    run = shutil.copytree(run_dir, tmp_path / "run")
-    (run / "config.yaml").write_text(
-        (run / "config.yaml").read_text().replace("schedule: constant", "schedule: cosine")
-    )
+    run = shutil.copytree(run_dir, tmp_path / "run")  # its preset has the cosine
     stretch = "stretched from 100% to 50% done, so the learning rate rises from 0 to 0.00075 at"
     ended = call("train", "--resume", run)
     assert ended.code == 0
@@ -40,10 +37,8 @@ def test_resuming_says_what_the_learning_rate_will_do(run_dir, call, tmp_path):
     assert stretch in ended.err
     assert "nothing is left" not in (longer := outlook(run, ["training.n_iters=50"]))
     assert stretch in longer
-    assert "falls from 0 to 0" not in longer
     assert outlook(run, ["training.n_iters=60", "optim.schedule=constant"]) is None
-    assert outlook(run_dir, ["training.n_iters=60"]) is None
-    assert "optim.schedule" not in outlook(run_dir)
+    assert "optim.schedule" not in outlook(run, ["optim.schedule=constant"])
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(": 25", ": 30"))
     assert outlook(run) is None  # interrupted, and resumed with its own settings
 
