@@ -7,6 +7,7 @@ They share:
     network.py          a trained network with its tokenizer, from --model
     requests.py         what `sample` and `infill` draw
     samples.py          samples to judge, read from a file or drawn
+    manual.py           the help: one screen, and --help-all
     output.py           what goes to stdout, to stderr and into files
     display.py          the progress of a training
     errors.py           an error as one line with the remedy, and the exit codes

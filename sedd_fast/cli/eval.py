@@ -10,6 +10,7 @@ import torch
 import typer
 
 from sedd_fast.cli import options as shared
+from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.network import Baseline, Network, corpus_of_run, load_any
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.data.copies import named_rows
@@ -45,7 +46,7 @@ class EvalOptions:
         str | None,
         typer.Option(
             metavar="PATH",
-            help="A copy on disk of the data set that TEXT names: a file or a directory.",
+            help="A copy on disk of the data set TEXT: a file or a directory.",
             show_default="from the hub",
         ),
     ] = None
@@ -53,50 +54,56 @@ class EvalOptions:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The split of the data set that TEXT names.",
+            help="The split of the data set TEXT.",
             show_default="that of the papers",
+            **RARE,
         ),
     ] = None
     wrap: Annotated[
         Literal["sedd", "mdlm", "separate"],
         typer.Option(
+            metavar="HOW",
             help="How the text is cut into blocks. sedd: rows are joined, with an end-of-text "
             "after each, and cut. mdlm: the same with an end-of-text at both ends of a block. "
-            "separate: each row is a block."
+            "separate: each row is a block.",
+            **RARE,
         ),
     ] = "sedd"
     mode: Annotated[
         Literal["exact", "paper", "normalised"],
         typer.Option(
-            help="The bound. exact: a strict upper bound. normalised: a strict bound for the model "
-            "whose scores are made to sum to one (absorbing graph only). paper: the integral as "
-            "published, not a strict bound."
+            metavar="NAME",
+            help="exact: a strict upper bound. normalised: a strict bound for the model whose "
+            "scores are made to sum to one (absorbing graph only). paper: the integral as "
+            "published, not a strict bound.",
         ),
     ] = "exact"
     samples: Annotated[
         int,
         typer.Option(
-            metavar="N", min=2, help="Noise levels for each block; the error falls as 1/sqrt(N)."
+            metavar="N", min=2, help="Noise levels a block; the error falls as 1/sqrt(N)."
         ),
     ] = 32
     times: Annotated[
         Literal["stratified", "antithetic"],
         typer.Option(
+            metavar="HOW",
             help="How the noise levels of a block are drawn. stratified: two in each of half as "
-            "many slices as --samples. antithetic: in mirrored pairs."
+            "many slices as --samples. antithetic: in mirrored pairs.",
+            **RARE,
         ),
     ] = "stratified"
     max_blocks: Annotated[
         int | None,
         typer.Option(
             **shared.COUNT,
-            help="Number of blocks to evaluate, evenly spaced over the text.",
+            help="Blocks to evaluate, evenly spaced.",
             show_default="all",
         ),
     ] = None
     length: shared.Length = None
     batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch",))] = 16
-    seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed for the noise.")] = 0
+    seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed of the noise.")] = 0
     device: shared.DeviceName = "auto"
     dtype: shared.Dtype = "float32"
     tokenizer: shared.TokenizerName = None
@@ -120,11 +127,6 @@ def evaluate(context: typer.Context, options: EvalOptions) -> None:
       sedd-fast eval --model runs/demo book.txt "more/*.txt" --samples 128
       sedd-fast eval --model louaaron/sedd-small wikitext2 --save wt2.json
       sedd-fast eval --model louaaron/sedd-small ptb --data ptb.valid.txt
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, value or path
-      130  stopped with Ctrl-C
     """
     network = load_any(options.model, options.tokenizer, options.device, options.dtype)
     if isinstance(network, Baseline):

@@ -7,6 +7,7 @@ import torch
 import typer
 
 from sedd_fast.cli import options as shared
+from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.network import Baseline, choose_device, load_any
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.cli.samples import Draw, File, ModelOrNone, Samples, draw_samples, read_samples
@@ -28,7 +29,7 @@ class GenpplOptions:
     judge: shared.JudgeName = "gpt2-large"
     judge_batch_size: Annotated[
         int,
-        typer.Option(**shared.COUNT, help="Windows that the judge reads at a time."),
+        typer.Option(**shared.COUNT, help="Windows that the judge reads at a time.", **RARE),
         shared.Renamed(("--judge-batch",)),
     ] = 4
     device: shared.DeviceName = "auto"
@@ -52,11 +53,6 @@ def genppl(context: typer.Context, options: GenpplOptions, draw: Draw) -> None:
       sedd-fast sample -m runs/demo -n 64 --json > samples.jsonl
       sedd-fast genppl samples.jsonl --judge gpt2-large
       sedd-fast genppl -m louaaron/sedd-small -n 256 --steps 1024
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, value or path, or transformers is not installed
-      130  stopped with Ctrl-C
     """
     device, samples = choose_device(options.device), None
     if (options.file is None) == (options.model is None):

@@ -26,11 +26,6 @@ def sample(
       sedd-fast sample --model runs/demo --num-samples 3 --seed 1
       sedd-fast sample --model louaaron/sedd-small --steps 1024
       sedd-fast sample --model runs/demo --prompt "The " --json > samples.jsonl
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, value or path
-      130  stopped with Ctrl-C
     """
     network = load_network(model, options.tokenizer, options.device, options.dtype)
     pieces = [Piece(prompt, 0, "--prompt")] if prompt else []

@@ -32,17 +32,18 @@ def train(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="CONFIG.yaml|KEY=VALUE",
-            help="YAML files, and single settings as section.key=value; later ones win.",
+            metavar="FILE.yaml|KEY=VALUE",
+            help="YAML files and single settings; later ones win.",
             show_default=False,
         ),
     ] = None,
     preset: Annotated[
         Preset | None,
         typer.Option(
-            help="Start from these settings: tiny (characters, 5 minutes on a laptop), small "
-            "(12 x 768, as published), medium (24 x 1024).",
-            show_default="tiny where no file is given, else none",
+            metavar="NAME",
+            help="tiny (characters, 5 minutes on a laptop), small (12 x 768, as published) or "
+            "medium (24 x 1024).",
+            show_default="tiny if no file",
         ),
     ] = None,
     run_dir: Annotated[
@@ -50,7 +51,7 @@ def train(
         typer.Option(
             "--run-dir",
             metavar="DIR",
-            help="A new directory for everything the run writes.",
+            help="A new directory for the run.",
             show_default="runs/TEXT-DATE-TIME",
         ),
     ] = None,
@@ -58,7 +59,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="RUN_DIR",
-            help="Resume this run from its newest checkpoint; KEY=VALUE may change settings.",
+            help="Resume this run; KEY=VALUE may change settings.",
             show_default=False,
         ),
     ] = None,
@@ -94,13 +95,6 @@ def train(
       sedd-fast train mine.yaml optim.lr=1e-3 --run-dir runs/mine
       sedd-fast train --resume runs/mine training.max_minutes=30
       accelerate launch -m sedd_fast train --preset small
-
-    [bold]Exit codes[/]
-      0    trained to the end
-      1    the loss was not finite, and the message names the file of the
-           batch; or the disk is full, and it names the last checkpoint
-      2    a wrong setting, option or path
-      130  stopped with Ctrl-C or a signal, everything saved
     """
     check_backend("cpu")
     with_equals = [word for word in settings or [] if "=" in word]
