@@ -124,10 +124,11 @@ def outlook(run_dir: str | Path, overrides: Sequence[str] = ()) -> str | None:
     if not run.config.is_file() or not (steps := run.steps()):
         return None
     before, now = (load_config(None, [run.config], each) for each in ((), overrides))
-    file = run.checkpoint(steps[-1]) / "state.pt"
-    saved = load_file(file, mmap=True)
-    with saved_state.blamed_on(file):
+    try:
+        saved = load_file(run.checkpoint(steps[-1]) / "state.pt", mmap=True)
         step, elapsed = saved_state.progress(saved, steps[-1])
+    except ValueError:  # resume says what is wrong
+        return None
     done = now.training.progress(step, elapsed)
     setting = longer(now, step)
     after = now if done < 1 else load_config(None, [run.config], [*overrides, setting])
