@@ -16,7 +16,13 @@ HELP_NAMES = ["-h", "--help", HELP_ALL]
 #: What the declaration of a rarely needed option contains.
 RARE: dict[str, Any] = {"rich_help_panel": "Rarely needed options"}
 _HYPHEN = "\u2011"  # at which no line ends
-_RANGE = re.compile(r"(; |(?<=\[))[^;\[\]]*x[<>]=?[^;\]]*")  # of a number, such as 1<=x<=1000
+#: What is rewritten in the text of an option, which ends with its default and more in brackets.
+_SHORTER = (
+    (r"(; |(?<=\[))[^;\[\]]*x[<>]=?[^;\]]*", ""),  # the range of a number, such as 1<=x<=1000
+    (r"\\?\[\]", ""),
+    (r" +\\?\[(default|required)", r" [\1"),  # older versions of typer escape the bracket
+    (r"\[default: \((.*)\)\]", r"[default: \1]"),
+)
 
 
 class _Manual:
@@ -48,13 +54,8 @@ class _Manual:
             elif section in RARE.values() and not show_all:
                 rare.append(parameter.opts[0])
                 continue
-            for old, new in (
-                (_RANGE, ""),
-                (r"\[\]", ""),
-                (r" +\[", " ["),
-                (r"\[default: \((.*)\)\]", r"[default: \1]"),
-            ):
-                text = re.sub(old, new, text)
+            for pattern, new in _SHORTER:
+                text = re.sub(pattern, new, text)
             sections.setdefault(section, []).append((names, text.strip()))
         if rare:
             sections["Options"].append((HELP_ALL, f"Also show {', '.join(rare)}."))

@@ -51,7 +51,7 @@ def train(
         typer.Option(
             "--run-dir",
             metavar="DIR",
-            help="A new directory for the run.",
+            help="New directory of the run.",
             show_default="runs/TEXT-DATE-TIME",
         ),
     ] = None,

@@ -27,7 +27,6 @@ from sedd_fast.files.writing import write_text
 from sedd_fast.training.run_directory import RunDirectory
 from sedd_fast.training.settings import TrainConfig
 
-
 _FLUSH_SECONDS = 10  # of TensorBoard's files; its own default is two minutes
 
 
