@@ -238,8 +238,8 @@ def main() -> None:
     commands.add_parser("toy")
     first = commands.add_parser("normalisation")
     first.add_argument("--model", required=True)
-    first.add_argument("--batch", type=int, default=256)
-    first.add_argument("--steps", type=int, default=64)
+    first.add_argument("--batch-size", type=int, default=256)
+    first.add_argument("--steps", type=int, default=64, help="denoising steps (%(default)s)")
     second = commands.add_parser("gumbel")
     second.add_argument("--vocab-size", type=int, default=50_257)
     second.add_argument("--steps", type=int, nargs="+", default=[64, 256, 1024, 4096])
@@ -247,7 +247,7 @@ def main() -> None:
     if chosen.command == "toy":
         toy()
     elif chosen.command == "normalisation":
-        normalisation(chosen.model, chosen.batch, chosen.steps)
+        normalisation(chosen.model, chosen.batch_size, chosen.steps)
     else:
         gumbel(chosen.vocab_size, chosen.steps)
 

@@ -1,7 +1,7 @@
 """Peak memory of a likelihood bound: from SEDD, whose fused head makes no scores, and from scores.
 
     python -m benchmarks.studies.evaluation                  # 4 x 128 tokens of 50,257, width 64
-    python -m benchmarks.studies.evaluation --batch 16 --length 1024 --width 768 --json memory.json
+    python -m benchmarks.studies.evaluation --batch-size 16 --length 1024 --width 768
 
 "from scores" is the same network as a plain callable that returns log scores. The study prints the
 memory beyond what was allocated before the call. On a CPU this is the high-water mark of resident
@@ -45,8 +45,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         )  # fmt: skip
         torch.manual_seed(0)
         model = sf.SEDD(config).to(device).eval()
-        x_0 = torch.randint(args.vocab, (args.batch, args.length), device=device)
-        bound = bounds(model, x_0, mode, args.batch)
+        x_0 = torch.randint(args.vocab, (args.batch_size, args.length), device=device)
+        bound = bounds(model, x_0, mode, args.batch_size)
         found = {name: call() for name, call in bound.items()}  # also warms up
         apart = (found["fused"].nats / found["scores"].nats - 1).abs().max()
         peaks = {name: meter.peak_extra(call) for name, call in bound.items()}
@@ -74,7 +74,7 @@ def main() -> int:
     """Run the command; its exit status."""
     parser = make_parser(__doc__)
     for name, value, meaning in (
-        ("batch", 4, "sequences at a time"),
+        ("batch-size", 4, "sequences at a time"),
         ("length", 128, "tokens of a sequence"),
         ("vocab", 50257, "size of the vocabulary"),
         ("width", 64, "hidden size of the network"),
@@ -90,9 +90,9 @@ def main() -> int:
         command = [sys.executable, *sys.orig_argv[1:]]
         os.execve(sys.executable, command, os.environ | REGIMES["memory"])
     rows = measure(args)
-    scores = 4 * args.batch * args.length * (args.vocab + 1) / 1e6
+    scores = 4 * args.batch_size * args.length * (args.vocab + 1) / 1e6
     print(
-        f"{args.batch} x {args.length} tokens of {args.vocab:,}, width {args.width}, fp32, "
+        f"{args.batch_size} x {args.length} tokens of {args.vocab:,}, width {args.width}, fp32, "
         f"{args.device}; their log scores: {scores:.0f} MB"
     )
     print(f"{'':24}{'fused head, MB':>15}{'from scores, MB':>17}{'nats apart':>12}")

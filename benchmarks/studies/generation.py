@@ -101,7 +101,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for block in compiled.blocks:
         block.compile(dynamic=False)
     autoregressive = gpt2(args.device, args.quick) if find_spec("transformers") else None
-    for batch in args.batches:
+    for batch in args.batch_sizes:
         runs = {
             name: (functools.partial(run, 2), functools.partial(run, args.steps))
             for name, run in sedd_runs((sedd, compiled), batch).items()
@@ -148,9 +148,15 @@ def lines_of(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> int:
     """Run the command; its exit status."""
     parser = gpu_parser(__doc__)
-    parser.add_argument("--steps", type=positive_int, default=128, help="(%(default)s)")
     parser.add_argument(
-        "--batches", type=positive_ints, default=(1, 32), metavar="N", help="(default: 1,32)"
+        "--steps", type=positive_int, default=128, help="denoising steps (%(default)s)"
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=positive_ints,
+        default=(1, 32),
+        metavar="N,N,...",
+        help="sequences at a time (default: 1,32)",
     )
     parser.add_argument(
         "--only",
@@ -164,7 +170,7 @@ def main() -> int:
     if lacks_gpu(args):
         return 2
     if args.quick:
-        args.steps, args.batches = min(args.steps, 2), (1,)
+        args.steps, args.batch_sizes = min(args.steps, 2), (1,)
     found: list[dict[str, Any]] = []
     for row in measure(args):
         found.append(row)

@@ -6,6 +6,7 @@ They share:
     sampler_options.py  the options of the samplers
     requests.py         what `sample` and `infill` draw: requests of a file, output of samples
     samples.py          samples to judge, read from a file or drawn
+    manual.py           the help: one screen, and --help-all
     output.py           what goes to stdout, to stderr and into files
     errors.py           an error as one line with the remedy, and the exit codes
 

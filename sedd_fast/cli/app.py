@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from sedd_fast.cli import demo, errors, genppl, infill, info, mauve, sample, tradeoff, train
 from sedd_fast.cli.eval import evaluate
+from sedd_fast.cli.manual import HELP_NAMES, ManualCommand, ManualGroup
 from sedd_fast.terminal import flush, prepared, write
 from sedd_fast.version import __version__
 
 
-class Commands(TyperGroup):
+class Commands(ManualGroup):
     """The commands; Ctrl-C is reported as one line, where typer would exit without a word.
 
     A reader of stdout that is gone, as `head` is after its lines, ends a command without a word.
@@ -32,7 +32,7 @@ class Commands(TyperGroup):
             raise typer.Exit(errors.FAILED) from closed
 
 
-class Command(TyperCommand):
+class Command(ManualCommand):
     """A command whose arguments have been read; `--help` ends before it is invoked."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -48,10 +48,11 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="[bold]Exit codes[/]: 0 done, 1 failed while running, 2 wrong option, value or path "
-    "(one line says what and the remedy), 130 stopped with Ctrl-C. "
+    rich_markup_mode=None,
+    context_settings={"help_option_names": HELP_NAMES},
+    epilog="[bold]Exit codes[/]: 0 done; 1 failed while running (loss not finite, disk full, out "
+    "of memory); 2 wrong option, value or path, or a library is missing; 130 stopped with Ctrl-C "
+    "or a signal, a training saved. One line on stderr gives the reason and the remedy; "
     "SEDD_FAST_DEBUG=1 adds the traceback.",
 )
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -84,8 +85,7 @@ def options(
         bool,
         typer.Option(
             "--reuse-memory/--no-reuse-memory",
-            help="Keep the memory of freed tensors instead of giving it back to the system: "
-            "faster on a CPU. Must stand before the command.",
+            help="Keep the memory of freed tensors: faster on a CPU. Stands before the command.",
         ),
     ] = True,
 ) -> None:

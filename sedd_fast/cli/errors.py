@@ -40,7 +40,8 @@ def report(error: BaseException) -> int:
     """Write the error as one line; return the exit code."""
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         write(visible("".join(traceback.format_exception(error))), sys.stderr)
-    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+    if isinstance(error, UsageError) and type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.format_message())  # type: ignore[attr-defined]  # the help
         return 0
     code = BAD_INPUT
     if isinstance(error, KeyboardInterrupt):

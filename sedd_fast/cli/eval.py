@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sedd_fast.cli import options as shared
+from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.names import DATA_SETS, Mode, Times, Wrap
 from sedd_fast.version import __version__
@@ -39,7 +40,7 @@ class EvalOptions:
         str | None,
         typer.Option(
             metavar="PATH",
-            help="A copy on disk of the data set that TEXT names: a file or a directory.",
+            help="A copy on disk of the data set TEXT: a file or a directory.",
             show_default="from the hub",
         ),
     ] = None
@@ -47,50 +48,56 @@ class EvalOptions:
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The split of the data set that TEXT names.",
+            help="The split of the data set TEXT.",
             show_default="that of the papers",
+            **RARE,
         ),
     ] = None
     wrap: Annotated[
         Wrap,
         typer.Option(
+            metavar="HOW",
             help="How the text is cut into blocks. sedd: rows are joined, with an end-of-text "
             "after each, and cut. mdlm: the same with an end-of-text at both ends of a block. "
-            "separate: each row is a block."
+            "separate: each row is a block.",
+            **RARE,
         ),
     ] = "sedd"
     mode: Annotated[
         Mode,
         typer.Option(
-            help="The bound. exact: a strict upper bound. normalised: a strict bound for the model "
-            "whose scores are made to sum to one (absorbing graph only). paper: the integral as "
-            "published, not a strict bound."
+            metavar="NAME",
+            help="exact: a strict upper bound. normalised: a strict bound for the model whose "
+            "scores are made to sum to one (absorbing graph only). paper: the integral as "
+            "published, not a strict bound.",
         ),
     ] = "exact"
     samples: Annotated[
         int,
         typer.Option(
-            metavar="N", min=2, help="Noise levels for each block; the error falls as 1/sqrt(N)."
+            metavar="N", min=2, help="Noise levels a block; the error falls as 1/sqrt(N)."
         ),
     ] = 32
     times: Annotated[
         Times,
         typer.Option(
+            metavar="HOW",
             help="How the noise levels of a block are drawn. stratified: two in each of half as "
-            "many slices as --samples. antithetic: in mirrored pairs."
+            "many slices as --samples. antithetic: in mirrored pairs.",
+            **RARE,
         ),
     ] = "stratified"
     max_blocks: Annotated[
         int | None,
         typer.Option(
             **shared.COUNT,
-            help="Number of blocks to evaluate, evenly spaced over the text.",
+            help="Blocks to evaluate, evenly spaced.",
             show_default="all",
         ),
     ] = None
     length: shared.Length = None
-    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch", "-n"))] = 16
-    seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed for the noise.")] = 0
+    batch_size: Annotated[shared.BatchSize, shared.Renamed(("--batch",))] = 16
+    seed: Annotated[int, typer.Option(**shared.SEED, help="Random seed of the noise.")] = 0
     device: shared.DeviceName = "auto"
     dtype: shared.Dtype = "float32"
     tokenizer: shared.TokenizerName = None
@@ -114,11 +121,6 @@ def evaluate(context: typer.Context, options: EvalOptions) -> None:
       sedd-fast eval --model runs/demo book.txt "more/*.txt" --samples 128
       sedd-fast eval --model louaaron/sedd-small wikitext2 --save wt2.json
       sedd-fast eval --model louaaron/sedd-small ptb --data ptb.valid.txt
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, value or path
-      130  stopped with Ctrl-C
     """
     from sedd_fast.text.bound import bound_text
     from sedd_fast.text.network import Baseline, load_any
@@ -200,6 +202,7 @@ def _record(
         "version": __version__,
         "model": network.source,
         "tokenizer": network.tokenizer.fingerprint,
+        "tokenizer_name": network.tokenizer_name,
         "text": text.name,
         "estimator": bound.description,
         **{name: getattr(bound, name) for name in ("strict", "mode", "samples")},
@@ -228,7 +231,10 @@ def _result(record: dict[str, Any]) -> Result:
     tokens = "{tokens:,} in {blocks:,} {0}blocks of {1}{block_length}".format(of, upto, **record)
     if record["tokens_left_over"]:
         tokens += ", {tokens_left_over} at the end of the text left out".format(**record)
-    about = {name: record[name] for name in ("model", "tokenizer", "text")} | {
+    about = {
+        "model": record["model"],
+        "tokenizer": "{tokenizer_name} ({tokenizer})".format(**record),
+        "text": record["text"],
         "tokens": tokens,
         "wrapping": record["wrap"],
         "estimator": record["estimator"],

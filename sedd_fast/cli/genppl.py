@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sedd_fast.cli import options as shared
+from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.cli.samples import Draw, File, ModelOrNone, Samples, draw_samples, read_samples
 from sedd_fast.progress import counted
@@ -30,7 +31,7 @@ class GenpplOptions:
     judge: shared.JudgeName = "gpt2-large"
     judge_batch_size: Annotated[
         int,
-        typer.Option(**shared.COUNT, help="Windows that the judge reads at a time."),
+        typer.Option(**shared.COUNT, help="Windows that the judge reads at a time.", **RARE),
         shared.Renamed(("--judge-batch",)),
     ] = 4
     device: shared.DeviceName = "auto"
@@ -54,11 +55,6 @@ def genppl(context: typer.Context, options: GenpplOptions, draw: Draw) -> None:
       sedd-fast sample -m runs/demo -n 64 --json > samples.jsonl
       sedd-fast genppl samples.jsonl --judge gpt2-large
       sedd-fast genppl -m louaaron/sedd-small -n 256 --steps 1024
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, value or path, or transformers is not installed
-      130  stopped with Ctrl-C
     """
     from sedd_fast.evaluate.generative import generative_perplexity
     from sedd_fast.evaluate.judge import Judge

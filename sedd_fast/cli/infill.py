@@ -19,18 +19,14 @@ class GivenText:
 
     template: Annotated[
         str,
-        text_option(
-            help="Text with gaps: [8] is a gap of 8 tokens. Write a literal bracket with a "
-            "backslash before it."
-        ),
+        text_option(help="Text; [8] is a gap of 8 tokens, \\[ a bracket."),
     ] = ""
     prefix: Annotated[str, text_option(help="Text at the start.")] = ""
     middle: Annotated[
         list[str] | None,
         text_option(
             metavar="TEXT@POS",
-            help="TEXT starts at token POS, counted from 0 (with characters as tokens: at that "
-            "character). May be given several times.",
+            help="TEXT from token POS on, from 0; repeatable.",
         ),
     ] = None
     suffix: Annotated[str, text_option(help="Text at the end.")] = ""
@@ -39,7 +35,7 @@ class GivenText:
         text_option(
             "--from",
             metavar="FILE",
-            help="A file of texts to complete, one JSON object a line; - is the standard input.",
+            help="Texts to complete, JSON lines; - is stdin.",
         ),
     ] = ""
 
@@ -60,11 +56,6 @@ def infill(model: Model, given: GivenText, options: SamplingOptions) -> None:
     A line of the --from file is an object with "template", or with any of
     "prefix", "middle" (pairs of a text and its first token's number),
     "suffix" and "length"; "id" is copied to the output.
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, value or path; texts that overlap or do not fit
-      130  stopped with Ctrl-C
     """
     from sedd_fast.cli import requests
     from sedd_fast.text.network import load_network

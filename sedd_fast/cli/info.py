@@ -22,10 +22,6 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object."
     [bold]Examples[/]
       sedd-fast info
       sedd-fast info --json | jq .devices
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, or no such backend
     """
     from sedd_fast import environment
 

@@ -34,7 +34,7 @@ class MauveOptions:
         typer.Option(
             metavar="FEATURES.npz",
             callback=writable,
-            help="Write the features of the real texts to this file, to be used again.",
+            help="Write the features of the real texts here, to be used again.",
         ),
     ] = None
     judge: shared.JudgeName = "gpt2-large"
@@ -58,7 +58,7 @@ class MauveOptions:
     batch_size: Annotated[shared.BatchSize, shared.Renamed(("--judge-batch",))] = 4
     seed: Annotated[
         int,
-        typer.Option(**{**shared.SEED, "max": 2**32 - 1}, help="Random seed for the clustering."),
+        typer.Option(**{**shared.SEED, "max": 2**32 - 1}, help="Random seed of the clustering."),
     ] = 0
     device: shared.DeviceName = "auto"
     as_json: shared.Json = False
@@ -76,11 +76,6 @@ def mauve(options: MauveOptions) -> None:
     [bold]Examples[/]
       sedd-fast mauve drawn.jsonl --reference real.jsonl --keep real.npz
       sedd-fast mauve drawn.jsonl --reference real.npz --save mauve.json
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, value or path, or a library is not installed
-      130  stopped with Ctrl-C
     """
     from sedd_fast.evaluate.judge import Judge
     from sedd_fast.evaluate.mauve import Features, mauve_score

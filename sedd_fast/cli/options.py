@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from sedd_fast.cli.errors import warn
+from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.output import writable
 from sedd_fast.names import Precision
 
@@ -21,22 +22,18 @@ SEED: dict[str, Any] = {"metavar": "N", "min": 0, "max": 2**63 - 1}
 
 Model = Annotated[
     str,
-    typer.Option(
-        "--model", "-m", metavar="NAME", help="Run directory, directory of weights, or hub name."
-    ),
+    typer.Option("--model", "-m", metavar="NAME", help="Run or weights directory, or hub name."),
 ]
-NumSamples = Annotated[
-    int, typer.Option("--num-samples", "-n", **COUNT, help="Number of samples to draw.")
-]
+NumSamples = Annotated[int, typer.Option("--num-samples", "-n", **COUNT, help="Number of samples.")]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", **COUNT, help="Sequences per batch; more need more memory.")
+    int, typer.Option("--batch-size", **COUNT, help="Sequences at a time: a matter of memory.")
 ]
 Length = Annotated[
     int | None,
     typer.Option("--length", "-l", **COUNT, help="Length in tokens.", show_default="as trained"),
 ]
 DeviceName = Annotated[
-    str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N; auto: a GPU if available.")
+    str, typer.Option(metavar="NAME", help="cpu, cuda or cuda:N; auto: GPU if any.")
 ]
 Dtype = Annotated[
     Precision,
@@ -44,6 +41,7 @@ Dtype = Annotated[
         metavar="NAME",
         help="Data type of the matrix products: float32, bfloat16 or float16. Scores are always "
         "float32.",
+        **RARE,
     ),
 ]
 TokenizerName = Annotated[
@@ -52,14 +50,14 @@ TokenizerName = Annotated[
         metavar="NAME",
         help="The tokenizer: bytes, a file, a directory or a hub name.",
         show_default="the one beside the weights",
+        **RARE,
     ),
 ]
 JudgeName = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="The model that judges: a causal language model of transformers, as a hub name or a "
-        "directory.",
+        help="The model that judges: a causal language model, by hub name or directory.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -69,7 +67,7 @@ SaveTo = Annotated[
         "--save",
         callback=writable,
         metavar="FILE.json",
-        help="Write all settings and results to this file.",
+        help="Write settings and results to this file.",
     ),
 ]
 

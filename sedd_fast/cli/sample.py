@@ -23,11 +23,6 @@ def sample(
       sedd-fast sample --model runs/demo --num-samples 3 --seed 1
       sedd-fast sample --model louaaron/sedd-small --steps 1024
       sedd-fast sample --model runs/demo --prompt "The " --json > samples.jsonl
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, value or path
-      130  stopped with Ctrl-C
     """
     from sedd_fast.cli.requests import draw
     from sedd_fast.text.network import load_network

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sedd_fast.cli import options as shared
+from sedd_fast.cli.manual import RARE
 from sedd_fast.names import Method
 
 if TYPE_CHECKING:
@@ -15,25 +16,28 @@ if TYPE_CHECKING:
     from sedd_fast.text.network import Network
 
 
-def text_option(*names: str, help: str, metavar: str = "TEXT") -> Any:
+#: What every option --steps says.
+STEPS = "Denoising steps; more is better, slower."
+
+
+def text_option(*names: str, help: str, metavar: str = "TEXT", **more: Any) -> Any:
     """A text that may be given, with no default to show."""
-    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False, **more)
 
 
-Steps = Annotated[
-    int, typer.Option("--steps", "-s", **shared.COUNT, help="Number of steps; more is better.")
-]
+Steps = Annotated[int, typer.Option("--steps", "-s", **shared.COUNT, help=STEPS)]
 SamplerMethod = Annotated[
     Method,
     typer.Option(
-        help="analytic is the best at few steps; theta_trapezoidal makes two network calls a step "
-        "and has a smaller error; hit (absorbing graph only) computes only samples in which "
-        "something changes."
+        metavar="NAME",
+        help="analytic (best at few steps), euler, tau_leaping, theta_trapezoidal (two network "
+        "calls a step, smaller error) or hit (absorbing graph only; computes only samples in which "
+        "something changes).",
     ),
 ]
 TopP = Annotated[
     float,
-    typer.Option(metavar="P", help="Draw from the likeliest tokens whose probabilities reach P."),
+    typer.Option(metavar="P", help="Draw from the likeliest tokens of probability P."),
 ]
 
 
@@ -52,7 +56,9 @@ class SamplingOptions:
     one_by_one: Annotated[
         bool,
         typer.Option(
-            "--one-by-one", help="With --method hit, in place of --steps: one position at a time."
+            "--one-by-one",
+            help="With --method hit, in place of --steps: one position at a time.",
+            **RARE,
         ),
     ] = False
     theta: Annotated[
@@ -61,6 +67,7 @@ class SamplingOptions:
             metavar="X",
             help="With --method theta_trapezoidal: where in a step the second network call is "
             "made, between 0 and 1.",
+            **RARE,
         ),
     ] = 0.5
     remask: Annotated[
@@ -69,13 +76,12 @@ class SamplingOptions:
             metavar="HOW",
             help="With --method analytic and the absorbing graph: mask some tokens again and draw "
             "them anew; cap:ETA or rescale:ETA.",
+            **RARE,
         ),
     ] = None
     temperature: Annotated[
         float,
-        typer.Option(
-            metavar="T", help="Below 1 likely tokens gain. 1 is the model's own distribution."
-        ),
+        typer.Option(metavar="T", help="Below 1, likely tokens gain."),
     ] = 1.0
     top_p: TopP = 1.0
     legacy_fp32_gumbel: Annotated[
@@ -83,28 +89,33 @@ class SamplingOptions:
         typer.Option(
             "--legacy-fp32-gumbel",
             help="Draw as the original code does, to reproduce published samples.",
+            **RARE,
         ),
     ] = False
     seed: Annotated[
         int | None,
         typer.Option(
             **shared.SEED,
-            help="The same seed gives the same samples, whatever --batch-size is.",
-            show_default="a new one",
+            help="The same seed gives the same samples.",
+            show_default="new",
         ),
     ] = None
     device: shared.DeviceName = "auto"
     dtype: shared.Dtype = "float32"
     tokenizer: shared.TokenizerName = None
     no_denoise: Annotated[
-        bool, typer.Option("--no-denoise", help="Leave out the last step, which removes all noise.")
+        bool,
+        typer.Option(
+            "--no-denoise", help="Leave out the last step, which removes all noise.", **RARE
+        ),
     ] = False
     keep_after_eot: Annotated[
-        bool, typer.Option("--keep-after-eot", help="Do not cut samples at end-of-text.")
+        bool,
+        typer.Option("--keep-after-eot", help="Do not cut samples at end-of-text.", **RARE),
     ] = False
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Write one JSON object a line: text, tokens, given, settings."),
+        typer.Option("--json", help="One JSON object a line: text, tokens, given, settings."),
     ] = False
 
     @cached_property

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed
 from sedd_fast.cli.sampler_options import SamplerMethod, Steps, TopP, text_option
 
@@ -27,7 +28,7 @@ ModelOrNone = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="Draw samples from this model: run directory, directory of weights, or hub name.",
+        help="Draw from this run, weights or hub name.",
     ),
 ]
 
@@ -51,9 +52,10 @@ class Draw:
     top_p: TopP = 1.0
     length: Length = None
     batch_size: Annotated[BatchSize, Renamed(("--batch",))] = 16
-    seed: Annotated[int, typer.Option(**SEED, help="Random seed for the drawing.")] = 0
+    seed: Annotated[int, typer.Option(**SEED, help="Random seed of the drawing.")] = 0
     keep_after_eot: Annotated[
-        bool, typer.Option("--keep-after-eot", help="Do not cut drawn samples at end-of-text.")
+        bool,
+        typer.Option("--keep-after-eot", help="Do not cut drawn samples at end-of-text.", **RARE),
     ] = False
 
 

@@ -27,11 +27,6 @@ def tradeoff(options: TradeoffOptions) -> None:
       sedd-fast tradeoff -m runs/book --ar runs/book-ar
       sedd-fast tradeoff -m runs/demo --methods analytic --steps 8,32,128
       sedd-fast tradeoff --preset small -n 1 --steps 32,64
-
-    [bold]Exit codes[/]
-      0    done
-      2    a wrong option, value or path
-      130  stopped with Ctrl-C
     """
     from sedd_fast.cli.tradeoff_networks import find_networks
     from sedd_fast.cli.tradeoff_report import show

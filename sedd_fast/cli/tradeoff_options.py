@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sedd_fast.cli import options as shared
+from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.output import creatable
+from sedd_fast.cli.sampler_options import STEPS
 from sedd_fast.cli.samples import ModelOrNone
 from sedd_fast.names import METHODS, Method, Metric
 
@@ -39,48 +41,50 @@ class TradeoffOptions:
         typer.Option(
             "--ar",
             metavar="RUN_DIR",
-            help="A run of model.kind=ar to compare with. If it does not exist, it is trained on "
-            "the text and with the settings of the run --model.",
+            help="A run of model.kind=ar to compare with; trained as the run --model was if it "
+            "does not exist.",
         ),
     ] = None
     preset: Annotated[
         Literal["small", "medium"] | None,
         typer.Option(
-            help="Only valid without --model: measure networks of this size with random weights, "
-            "of both kinds; time and rows only."
+            metavar="NAME",
+            help="Random networks instead, small or medium: times only.",
         ),
     ] = None
     demo: Annotated[
         bool,
         typer.Option(
             "--demo",
-            help="Only valid without --model and --ar: compare the network of sedd-fast demo and a "
-            f"baseline, trained in {DEMO[0]} and {DEMO[1]} if they do not exist.",
+            help="Compare the network of sedd-fast demo and a baseline: "
+            f"{DEMO[0]}, {DEMO[1]}, trained if missing.",
         ),
     ] = False
     minutes: Annotated[
         float | None,
         typer.Option(
             metavar="M",
-            help="Only valid with --demo: minutes of training for each network.",
+            help="With --demo: minutes of training for each network.",
             show_default=f"{MINUTES:g}",
+            **RARE,
         ),
     ] = None
-    methods: Annotated[str, typer.Option(metavar="A,B,...", help="Samplers to compare.")] = (
-        ",".join(METHODS)
-    )
-    steps: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Numbers of steps of every sampler.")
-    ] = "4,8,16,32,64,128,256"
+    methods: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Samplers.", show_default="all")
+    ] = ",".join(METHODS)
+    steps: Annotated[str, typer.Option(metavar="N,N,...", help=STEPS)] = "4,8,16,32,64,128,256"
     top_p: Annotated[
-        str, typer.Option(metavar="P,P,...", help="Values of top-p for the autoregressive model.")
+        str,
+        typer.Option(
+            metavar="P,P,...", help="Values of top-p of the autoregressive model.", **RARE
+        ),
     ] = "1,0.95"
     metric: Annotated[
         Metric,
         typer.Option(
-            help="The measure of quality in the picture. js: n-gram divergence from held-out text. "
-            "ngram: bits under a 5-gram model. entropy: unigram entropy of a sample. genppl: "
-            "generative perplexity under --judge."
+            metavar="NAME",
+            help="Quality in the picture: js (n-gram divergence from held-out text), ngram (bits "
+            "under a 5-gram model), entropy (of a sample's tokens) or genppl (under --judge).",
         ),
     ] = "js"
     judge: Annotated[
@@ -98,8 +102,8 @@ class TradeoffOptions:
         typer.Option(
             metavar="DIR",
             callback=creatable,
-            help=f"The directory for {RECORD} and {PICTURE}.",
-            show_default="the run --model, else here",
+            help=f"Directory for {RECORD} and {PICTURE}.",
+            show_default="that of the run, else here",
         ),
     ] = None
     as_json: shared.Json = False

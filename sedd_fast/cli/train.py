@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from sedd_fast.cli.errors import warn
-from sedd_fast.cli.output import pairs, results
+from sedd_fast.cli.output import pairs, progress, results
 from sedd_fast.names import Preset
 from sedd_fast.progress import is_main_process
 
@@ -23,17 +23,18 @@ def train(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="CONFIG.yaml|KEY=VALUE",
-            help="YAML files, and single settings as section.key=value; later ones win.",
+            metavar="FILE.yaml|KEY=VALUE",
+            help="YAML files and single settings; later ones win.",
             show_default=False,
         ),
     ] = None,
     preset: Annotated[
         Preset | None,
         typer.Option(
-            help="Start from these settings: tiny (characters, 5 minutes on a laptop), small "
-            "(12 x 768, as published), medium (24 x 1024).",
-            show_default="tiny where no file is given, else none",
+            metavar="NAME",
+            help="tiny (characters, 5 minutes on a laptop), small (12 x 768, as published) or "
+            "medium (24 x 1024).",
+            show_default="tiny if no file",
         ),
     ] = None,
     run_dir: Annotated[
@@ -41,7 +42,7 @@ def train(
         typer.Option(
             "--run-dir",
             metavar="DIR",
-            help="A new directory for everything the run writes.",
+            help="New directory of the run.",
             show_default="runs/TEXT-DATE-TIME",
         ),
     ] = None,
@@ -49,7 +50,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="RUN_DIR",
-            help="Resume this run from its newest checkpoint; KEY=VALUE may change settings.",
+            help="Resume this run; KEY=VALUE may change settings.",
             show_default=False,
         ),
     ] = None,
@@ -85,13 +86,6 @@ def train(
       sedd-fast train mine.yaml optim.lr=1e-3 --run-dir runs/mine
       sedd-fast train --resume runs/mine training.max_minutes=30
       accelerate launch -m sedd_fast train --preset small
-
-    [bold]Exit codes[/]
-      0    trained to the end
-      1    the loss was not finite, and the message names the file of the
-           batch; or the disk is full, and it names the last checkpoint
-      2    a wrong setting, option or path
-      130  stopped with Ctrl-C or a signal, everything saved
     """
     from sedd_fast.text.network import check_backend
     from sedd_fast.training import api as trainer
@@ -103,6 +97,8 @@ def train(
     files = [_config_file(word) for word in settings or [] if "=" not in word]
     if resume is not None:
         _refuse_with_resume(files, preset, run_dir)
+        if outlook := trainer.outlook(resume, with_equals):
+            progress().print(outlook, soft_wrap=True)
         with TrainingDisplay(str(resume)) as display:
             finished = trainer.resume(resume, with_equals, display)
     else:
@@ -164,6 +160,7 @@ def _report(finished: "TrainResult") -> None:
 
 def commands(finished: "TrainResult") -> Text:
     """Commands for a finished run, ready to paste."""
+    from sedd_fast.training.api import longer
     from sedd_fast.training.config import load_run_config
     from sedd_fast.training.run_directory import RunDirectory
 
@@ -176,14 +173,9 @@ def commands(finished: "TrainResult") -> Text:
             "sample": f"sedd-fast sample --model {run}",
             "infill": f"sedd-fast infill --model {run} --prefix {_prefix(finished)}",
         }
-    # The setting that doubles the length of the run.
-    limit = config.training.max_minutes
-    longer = f"training.n_iters={2 * finished.step}"
-    if limit is not None and finished.step < config.training.n_iters:
-        longer = f"training.max_minutes={2 * limit:g}"
     rows |= {
         "bound": f"sedd-fast eval --model {run}",
-        "train longer": f"sedd-fast train --resume {run} {longer}",
+        "train longer": f"sedd-fast train --resume {run} {longer(config, finished.step)}",
     }
     return pairs(rows, styles=("dim", "bold"))
 

@@ -85,6 +85,11 @@ class CharTokenizer:
         return len(self.characters) + 2
 
     @property
+    def name(self) -> str:
+        """The kind and the size, for a reader."""
+        return f"characters, {self.vocab_size} tokens"
+
+    @property
     def fingerprint(self) -> str:
         return digest("characters", self.characters)
 
@@ -124,6 +129,11 @@ class ByteTokenizer:
 
     vocab_size: int = 257
     eot: int = 256
+
+    @property
+    def name(self) -> str:
+        """The kind and the size, for a reader."""
+        return f"bytes, {self.vocab_size} tokens"
 
     @property
     def fingerprint(self) -> str:

@@ -3,13 +3,19 @@
 The byte order mark that programs on Windows put at the start of a file is no character of its text.
 """
 
+import shlex
 from pathlib import Path
+
+from sedd_fast.files.hub import near
 
 #: Byte order marks of other encodings. UTF-32's come first: UTF-16's is the start of one of them.
 _MARKS = {
     b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
 }  # fmt: skip
+_SAMPLE = 65_536  # bytes in which control characters are counted
+#: Bytes that text in any encoding of one byte a character hardly has.
+_CONTROL = bytes({*range(0x20), 0x7F} - set(b"\t\n\v\f\r\x1a\x1b"))
 _FIRST = 64  # bytes in which UTF-16 without a byte order mark is looked for
 
 
@@ -32,14 +38,17 @@ def read_bytes(path: str | Path, name: str = "data") -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{name}: cannot read {path}: {error.strerror}; check the path") from error
+        close = "" if Path(path).exists() else near(path)
+        reason = f"{error.strerror}{close}"
+        raise ValueError(f"{name}: cannot read {path}: {reason}; check the path") from error
 
 
 def decode(content: bytes, path: str, name: str = "data") -> str:
     """Text from UTF-8, without a byte order mark at the start.
 
     Raises:
-        ValueError: it is not UTF-8; the message names the encoding, as far as it is known.
+        ValueError: it is not UTF-8. The message names the likely encoding and the command that
+            converts it, or says that the file is not text.
     """
     for mark, encoding in _MARKS.items():
         if content.startswith(mark):
@@ -48,17 +57,43 @@ def decode(content: bytes, path: str, name: str = "data") -> str:
     if len(content) > 1 and even != odd:  # every second byte is 0
         encoding = "utf-16le" if even else "utf-16be"
         raise ValueError(_not_utf8(name, path, "it looks like UTF-16", encoding))
+    if (zero := content.find(0)) >= 0:
+        raise ValueError(_not_text(name, path, f"byte {zero} is 0"))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"byte {error.start}: {error.reason}"
-        raise ValueError(_not_utf8(name, path, reason, "latin1")) from error
+        sample = content[:_SAMPLE]
+        if (control := len(sample) - len(sample.translate(None, _CONTROL))) > len(sample) // 100:
+            why = f"{reason}; {control} of its first {len(sample)} bytes are control characters"
+            raise ValueError(_not_text(name, path, why)) from error
+        looks, encoding = _likely(sample)
+        raise ValueError(_not_utf8(name, path, f"{reason}; {looks}", encoding)) from error
+
+
+def _likely(content: bytes) -> tuple[str, str]:
+    """What a text that is not UTF-8 looks like, and the encoding that iconv is to read."""
+    lenient = content.decode("utf-8", "replace")
+    bad, beyond = lenient.count("\ufffd"), sum(character > "\x7f" for character in lenient)
+    if beyond > 5 * bad:
+        return "the rest is UTF-8: the file is damaged or cut off", "utf-8 -c"
+    if sum(byte > 0x7F for byte in content) > len(content) // 3:
+        return "most letters are not Latin: ENCODING may be cp1251, gb18030, ...", "ENCODING"
+    try:
+        content.decode("cp1252")
+    except UnicodeDecodeError:
+        return "it looks like Latin-1", "latin1"
+    return "it looks like cp1252 or Latin-1", "cp1252"
+
+
+def _not_text(name: str, path: str, reason: str) -> str:
+    return f"{name}: {path} is not text ({reason}); give a text file in UTF-8"
 
 
 def _not_utf8(name: str, path: str, reason: str, encoding: str) -> str:
     return (
         f"{name}: {path} is not UTF-8 ({reason}); convert it, for example with: "
-        f"iconv -f {encoding} -t utf-8 {path} > utf8.txt"
+        f"iconv -f {encoding} -t utf-8 {shlex.quote(path)} > utf8.txt"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from sedd_fast.data.basic_tokenizers import (
 )
 from sedd_fast.data.files import read_text
 from sedd_fast.data.libraries import explained, import_library
+from sedd_fast.files import hub
 
 if TYPE_CHECKING:
     import tokenizers
@@ -98,7 +100,7 @@ class HubTokenizer:
         return cls(backend)
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
         """The kind of its model, such as WordLevel, and its size."""
         return f"{type(self.backend.model).__name__} of {self.vocab_size} tokens"
 
@@ -121,17 +123,17 @@ class HubTokenizer:
         return digest("tokenizers", self.backend.to_str())
 
     def encode(self, text: str) -> list[int]:
-        with _failures_named(self._name, [text]):
+        with _failures_named(self.name, [text]):
             return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
-        with _failures_named(self._name, texts):
+        with _failures_named(self.name, texts):
             encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
         known = checked(ids, self.vocab_size)
-        with _failures_named(self._name):
+        with _failures_named(self.name):
             return self.backend.decode(known, skip_special_tokens=False)
 
     def save(self, directory: str | Path) -> None:
@@ -160,12 +162,12 @@ class TransformersTokenizer:
     def from_pretrained(cls, name: str | Path) -> "TransformersTokenizer":
         """Load by hub name or directory; ValueError with the remedy where that fails."""
         transformers = import_library("transformers", "transformers", f"tokenizer: {name!s}")
-        with _explained(str(name), OSError, ValueError, KeyError):
+        with _explained(str(name), OSError, ValueError, KeyError), hub.access(name):
             backend = transformers.AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
         return cls(backend)
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
         return str(getattr(self.backend, "name_or_path", "")) or type(self.backend).__name__
 
     @cached_property
@@ -201,14 +203,14 @@ class TransformersTokenizer:
     def encode_corpus(self, texts: Sequence[str]) -> list[list[int]]:
         # verbose=False: a whole book is longer than the tokenizer's own model takes, on purpose.
         options = {"add_special_tokens": False, "truncation": False, "padding": False}
-        with _failures_named(self._name, texts):
+        with _failures_named(self.name, texts):
             return self.backend(list(texts), **options, verbose=False)["input_ids"]
 
     def decode(self, ids: Iterable[int]) -> str:
         # A slow tokenizer may fail at an id between those of its tokens.
         known = [i for i in checked(ids, self.vocab_size) if i in self._ids]
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        with _failures_named(self._name):
+        with _failures_named(self.name):
             return self.backend.decode(known, **options)
 
     def save(self, directory: str | Path) -> None:
@@ -249,19 +251,22 @@ def load_from_hub(name: str) -> Tokenizer:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        with _explained(name, HFValidationError):
+    with _explained(name, HFValidationError, ConnectionError), hub.access(name):
+        try:
             path = hf_hub_download(name, "tokenizer.json")
-        return HubTokenizer.from_file(path)
-    except OSError:  # every error of the hub and of the network is one
-        # No tokenizer.json there (or no network): transformers may build it from other files,
-        # or from its own cache; its failure is the one to report.
-        return TransformersTokenizer.from_pretrained(name)
+        except OSError:  # every error of the hub and of the network is one
+            if hub.unreachable() and find_spec("transformers") is None:
+                raise
+            # No tokenizer.json there (or no network): transformers may build it from other files,
+            # or from its own cache; its failure is the one to report.
+            return TransformersTokenizer.from_pretrained(name)
+    return HubTokenizer.from_file(path)
 
 
 def _explained(name: str, *kinds: type[Exception]) -> AbstractContextManager[None]:
+    close = hub.near(name, ("characters", "bytes", "gpt2"))
     what = (
-        f"tokenizer: {name!r} is neither characters, bytes, a file or directory here, nor a "
+        f"tokenizer: {name!r}{close} is neither characters, bytes, a file or directory here, nor a "
         "tokenizer that the Hugging Face hub gave"
     )
     return explained(what, "check the name, or the network", *kinds)

@@ -26,6 +26,7 @@ from typing import Any
 from sedd_fast.data.datasets import NAMED, NamedData
 from sedd_fast.data.files import read_text
 from sedd_fast.data.libraries import explained
+from sedd_fast.files import hub
 
 #: Directories of the standard library whose docstrings are left out: tests, tables, old copies.
 _NO_DOCSTRINGS = frozenset(
@@ -58,7 +59,8 @@ class HubDataset:
         Raises:
             ValueError: not found, no such split or configuration, or no text column; says which.
         """
-        what = f"{self.name!r} (configuration {self.configuration}, split {self.split!r})"
+        what = f"{self.name!r}{hub.near(self.name, NAMED)}"
+        what += f" (configuration {self.configuration}, split {self.split!r})"
         with loading(
             f"data: {what} is neither a file here nor a data set that could be loaded",
             "check the name, data.config, data.split, and the network",
@@ -134,7 +136,7 @@ def is_hub_name(source: str | Sequence[str]) -> bool:
         path.is_file()
         or glob.has_magic(source)
         or path.suffix.lower() in _TEXT_SUFFIXES
-        or source.startswith(("/", "./", "../", "~"))
+        or not (path.is_dir() or hub.may_be_repository(source))
     )
     return not looks_local
 
@@ -146,13 +148,17 @@ def read_documents(source: str | Sequence[str]) -> list[str]:
         source: "pydoc", "docstrings", a path, a glob, or a list of these (files of a glob by name).
 
     Raises:
-        ValueError: a file is missing, is a directory, is not UTF-8, or a glob matches nothing.
+        ValueError: a file is missing, is a directory, is not UTF-8, or a glob matches nothing;
+            or there is no text.
     """
-    found: list[str] = []
-    for name in [source] if isinstance(source, str) else source:
+    documents: list[str] = []
+    names = [source] if isinstance(source, str) else source
+    for name in names:
         read = BUILT_IN.get(name)
-        found += read() if read else map(read_text, _expand(name))
-    return found
+        documents += read() if read else map(read_text, _expand(name))
+    if not any(documents):
+        raise ValueError(f"data: {', '.join(names)}: it holds no text; check the file")
+    return documents
 
 
 def pydoc_text() -> str:
@@ -263,7 +269,8 @@ def _expand(name: str) -> list[Path]:
         raise ValueError(f"data: no file matches {name!r}; check the pattern (** is recursive)")
     if found:
         raise ValueError(f"data: {name!r} is a directory; name its files, as in '{name}/*.txt'")
-    raise ValueError(f"data: no file {name!r} (seen from {Path.cwd()}); check the path")
+    near = hub.near(name, NAMED)
+    raise ValueError(f"data: no file {name!r}{near}, seen from {Path.cwd()}; check the path")
 
 
 def load_rows(path: str, configuration: str | None = None, **options: Any) -> Any:
@@ -275,7 +282,8 @@ def load_rows(path: str, configuration: str | None = None, **options: Any) -> An
             builder = datasets.load_dataset_builder(path, configuration, cache_dir=cache)
         if hasattr(builder.config, "keep_linebreaks"):  # the one that reads text by lines
             options["encoding"] = "utf-8-sig"
-    return datasets.load_dataset(path, configuration, **options)
+    with hub.access(path):
+        return datasets.load_dataset(path, configuration, **options)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pathlib import Path
 from sedd_fast.data.basic_tokenizers import MARKER, ByteTokenizer, CharTokenizer, Tokenizer
 from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer, load_from_hub
 from sedd_fast.data.libraries import explained
-from sedd_fast.files import checksums
+from sedd_fast.files import checksums, hub
 from sedd_fast.files.documents import read_json
 
 _SMALLEST_BPE = 257
@@ -72,8 +72,10 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         return _load_directory(path)
     if path.is_file():
         return HubTokenizer.from_file(path)
-    if path.suffix == ".json" or name.startswith(("/", "./", "../", "~")):
-        raise ValueError(f"tokenizer: no file or directory {name!r}; check the path")
+    if path.suffix == ".json" or not hub.may_be_repository(name):
+        raise ValueError(
+            f"tokenizer: no file or directory {name!r}{hub.near(path)}; check the path"
+        )
     return load_from_hub(name)
 
 

@@ -8,6 +8,7 @@ MDLM does the same (but SEDD passes its own GPT-2 tokens to the judge).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sedd_fast.data.libraries import explained, import_library
+from sedd_fast.files import hub
 from sedd_fast.progress import Report
 
+_USUAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # of papers
 _DEFAULT_CONTEXT = 1024  # where the configuration names none
 _UNLIMITED = 10**9  # a larger model_max_length means that the tokenizer names none
 
@@ -55,8 +58,9 @@ class Judge:
             "give the name of a causal language model on the hub, or a directory that holds one "
             "with its tokenizer"
         )
-        failed = f"--judge: {name!r} could not be loaded"
-        with explained(failed, remedy, OSError, ValueError, KeyError):
+        close = "" if Path(name).exists() else hub.near(name, _USUAL)
+        failed = f"--judge: {name!r}{close} could not be loaded"
+        with explained(failed, remedy, OSError, ValueError, KeyError), hub.access(name):
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
             model = transformers.AutoModelForCausalLM.from_pretrained(name)
         # Converted here: the argument for it has changed its name between versions.

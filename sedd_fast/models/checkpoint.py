@@ -14,7 +14,6 @@ before a network is made, so that small files cannot ask for more memory than th
 
 import contextlib
 import json
-import re
 import reprlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sedd_fast.files import checksums
+from sedd_fast.files import checksums, hub
 from sedd_fast.files.documents import read_json
 from sedd_fast.files.pickles import check_weights, load_pickle
 from sedd_fast.files.writing import write_files
@@ -142,12 +141,12 @@ def config_to_original(config: SEDDConfig, kind: str = "sedd") -> dict[str, Any]
     return settings
 
 
-def read(name_or_dir: str | Path, kind: str | None = "sedd", **hub: Any) -> Checkpoint:
+def read(name_or_dir: str | Path, kind: str | None = "sedd", **options: Any) -> Checkpoint:
     """Read a directory or a Hub repository; see `SEDD.from_pretrained`.
 
     Raises ValueError where the network is not of the kind asked for (None: any).
     """
-    found = _read(name_or_dir, **hub)
+    found = _read(name_or_dir, **options)
     if kind is not None and found.kind != kind:
         (_, holds), (_, wanted) = _KINDS[found.kind], _KINDS[kind]
         raise ValueError(
@@ -157,7 +156,7 @@ def read(name_or_dir: str | Path, kind: str | None = "sedd", **hub: Any) -> Chec
     return found
 
 
-def _read(name_or_dir: str | Path, **hub: Any) -> Checkpoint:
+def _read(name_or_dir: str | Path, **options: Any) -> Checkpoint:
     path = Path(name_or_dir).expanduser()
     if path.is_dir():
         for folder in (path, path / EXPORT):
@@ -166,18 +165,12 @@ def _read(name_or_dir: str | Path, **hub: Any) -> Checkpoint:
         return _read_run(path)
     if path.exists():
         raise ValueError(f"{path} is a file; give the directory that holds it and {CONFIG}")
-    if not _may_be_on_hub(name_or_dir):
+    if not hub.may_be_repository(name_or_dir):
         raise FileNotFoundError(
-            f"no directory {path}; give one that holds {CONFIG} and {SAFETENSORS}, or the name of "
-            "a Hub repository such as louaaron/sedd-small"
+            f"no directory {path}{hub.near(path, folders=True)}; give one that holds {CONFIG} and "
+            f"{SAFETENSORS}, or the name of a Hub repository such as louaaron/sedd-small"
         )
-    return _read_files(*_download(str(name_or_dir), **hub), str(name_or_dir))
-
-
-def _may_be_on_hub(name: str | Path) -> bool:
-    if isinstance(name, Path) or re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is None:
-        return False
-    return "/" not in name or not Path(name).parent.is_dir()  # runs/demo beside a folder runs
+    return _read_files(*_download(str(name_or_dir), **options), str(name_or_dir))
 
 
 def _weights_in(directory: Path) -> Path:
@@ -261,23 +254,25 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     return load_pickle(path, mmap=True, legacy=True)
 
 
-def _download(name: str, **hub: Any) -> tuple[Path, Path]:
+def _download(name: str, **options: Any) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError
 
     try:
-        config = hf_hub_download(name, CONFIG, **hub)
-        try:
-            weights = hf_hub_download(name, SAFETENSORS, **hub)
-        except EntryNotFoundError:
-            weights = hf_hub_download(name, PICKLE, **hub)
-        with contextlib.suppress(EntryNotFoundError):  # published checkpoints have none
-            hf_hub_download(name, checksums.MODEL, **hub)
+        with hub.access(name, options.get("endpoint")):
+            config = hf_hub_download(name, CONFIG, **options)
+            try:
+                weights = hf_hub_download(name, SAFETENSORS, **options)
+            except EntryNotFoundError:
+                weights = hf_hub_download(name, PICKLE, **options)
+            with contextlib.suppress(EntryNotFoundError):  # published checkpoints have none
+                hf_hub_download(name, checksums.MODEL, **options)
     except OSError as error:  # every error of the Hub and of the network is one
         raise FileNotFoundError(
-            f"no directory {name!r} here, and no SEDD network of that name could be had from the "
-            f"Hugging Face Hub ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
-            "check the name, the connection, and `hf auth login` for a private repository"
+            f"no directory {name!r} here{hub.near(name, folders=True)}, and no SEDD network of "
+            "that name could be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}); check the name, the "
+            "connection, and `hf auth login` for a private repository"
         ) from error
     return Path(config), Path(weights)
 

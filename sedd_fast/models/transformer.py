@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from sedd_fast.files import hub
 from sedd_fast.models import checkpoint, layers
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.names import NetworkKind
@@ -89,9 +90,18 @@ class Transformer(nn.Module):
         """Upload what `save_pretrained` writes to the Hugging Face Hub; returns its address there.
 
         Options: token, private, revision, create_pr, commit_message.
+
+        Raises:
+            ConnectionError: the Hub does not answer; nothing was uploaded.
         """
         from huggingface_hub import HfApi
 
+        if cause := hub.unreachable():
+            raise ConnectionError(
+                f"push_to_hub: {cause}; nothing was uploaded. Keep the network with "
+                "save_pretrained(DIRECTORY) and call push_to_hub again later, or upload what it "
+                f"wrote: hf upload {repo_id} DIRECTORY"
+            )
         api = HfApi(token=options.pop("token", None))
         api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
         options.setdefault("commit_message", "Upload a SEDD network")

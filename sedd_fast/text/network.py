@@ -26,10 +26,14 @@ GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a name stands for. `source` is where the weights were found."""
+    """What a name stands for. `source` is where the weights were found.
+
+    `tokenizer_name` is for a reader: its kind, its size, and where it was found.
+    """
 
     source: str
     tokenizer: Tokenizer
+    tokenizer_name: str
     device: torch.device
     precision: Precision
 
@@ -120,18 +124,18 @@ def _load(
     source = weights_of(name)
     model = networks.load(source, device=place)
     size = model.config.vocab_size
-    if tokenizer is not None:
-        found = make_tokenizer(tokenizer)
-    else:
-        found = load_tokenizer(_tokenizer_of(source, size))
+    named = _tokenizer_of(source, size) if tokenizer is None else tokenizer
+    found = load_tokenizer(named) if tokenizer is None else make_tokenizer(named)
     if found.vocab_size > size:
         raise ValueError(
             f"tokenizer: it has {found.vocab_size} tokens, the model only {size}; give the "
             "tokenizer the model was trained with"
         )
+    kind = getattr(found, "name", type(found).__name__)
+    name = kind if kind.startswith(named) else f"{kind}, from {named}"
     if isinstance(model, Autoregressive):
-        return Baseline(source, found, place, precision, model)
-    return Network(source, found, place, precision, model)
+        return Baseline(source, found, name, place, precision, model)
+    return Network(source, found, name, place, precision, model)
 
 
 def corpus_of_run(name: str, network: Network | Baseline, length: int) -> tuple[str, Corpus] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sedd_fast.files.hub import near
 from sedd_fast.names import MIXED_PRECISIONS, Preset
 from sedd_fast.training import saved_state
 from sedd_fast.training.config import Overrides, changed, load_config, load_run_config
@@ -18,6 +19,7 @@ from sedd_fast.training.loop import Trainer
 from sedd_fast.training.progress import OnStep, TrainResult, resume_command
 from sedd_fast.training.run_directory import RunDirectory, load_file
 from sedd_fast.training.settings import TrainConfig
+from sedd_fast.training.step import rate_factor
 
 
 def train(
@@ -99,7 +101,10 @@ def resume(
     """
     run = RunDirectory(run_dir)
     if not run.config.is_file():
-        raise ValueError(f"run_dir: {run.path} holds no run (no config.yaml); check the path")
+        close = "" if run.path.exists() else near(run.path, folders=True)
+        raise ValueError(
+            f"run_dir: {run.path}{close} holds no run (no config.yaml); check the path"
+        )
     config = replace(load_run_config(run.config, overrides), run_dir=str(run.path))
     accelerator = make_accelerator(config)
     with _locked(run, accelerator), _shown(config, on_step, progress) as shown:
@@ -178,6 +183,53 @@ def is_finished(run_dir: str | Path) -> bool:
         step, elapsed = saved_state.progress(saved, steps[-1])
     section = load_run_config(run.config).training
     return section.is_over(step, elapsed) and run.exported_step() == step
+
+
+def outlook(run_dir: str | Path, overrides: Sequence[str] = ()) -> str | None:
+    """What `resume` will do with a finished run or with another end of a cosine schedule.
+
+    None where the run is resumed as if it had not been interrupted, or cannot be read.
+    """
+    run = RunDirectory(run_dir)
+    if not run.config.is_file() or not (steps := run.steps()):
+        return None
+    before, now = (load_run_config(run.config, each) for each in ((), overrides))
+    try:
+        saved = load_file(run.checkpoint(steps[-1]) / "state.pt", mmap=True)
+        step, elapsed = saved_state.progress(saved, steps[-1])
+    except ValueError:  # resume says what is wrong
+        return None
+    done = now.training.progress(step, elapsed)
+    setting = longer(now, step)
+    after = now if done < 1 else load_run_config(run.config, [*overrides, setting])
+    parts = [before.training.progress(step, elapsed), after.training.progress(step, elapsed)]
+    change = ""
+    if now.optim.schedule == "cosine" and parts[0] != parts[1]:
+        old, new = (
+            config.optim.lr * rate_factor(config.optim, step, part)
+            for config, part in zip((before, after), parts, strict=True)
+        )
+        change = (
+            f"optim.schedule=cosine is stretched from {min(parts[0], 1):.0%} to {parts[1]:.0%} "
+            f"done, so the learning rate {'rises' if new > old else 'falls'} from {old:.2g} to "
+            f"{new:.2g} at once and is {now.optim.lr * now.optim.lr_min:.2g} at the new end; "
+            "optim.schedule=constant optim.lr=RATE keeps one rate"
+        )
+    if done < 1:
+        return change or None
+    command = f"{resume_command(run.path)} {setting}"
+    return (
+        f"nothing is left to train: the run ended at step {step:,}; to go on: {command}"
+        + f" ({change})" * bool(change)
+    )
+
+
+def longer(config: TrainConfig, step: int) -> str:
+    """The setting that doubles the length of a run that ended at `step`."""
+    limit = config.training.max_minutes
+    if limit is not None and step < config.training.n_iters:
+        return f"training.max_minutes={2 * limit:g}"
+    return f"training.n_iters={2 * step}"
 
 
 #: Environment variables by which `accelerate launch` asks for training that is not supported here.

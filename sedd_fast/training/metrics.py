@@ -27,6 +27,8 @@ from sedd_fast.files.writing import write_text
 from sedd_fast.training.run_directory import RunDirectory
 from sedd_fast.training.settings import TrainConfig
 
+_FLUSH_SECONDS = 10  # of TensorBoard's files; its own default is two minutes
+
 
 class MetricsLog(ExitStack):
     """Writes records to metrics.jsonl and to the other trackers; closes them as a context manager.
@@ -60,7 +62,7 @@ class MetricsLog(ExitStack):
             return
         self._last = written
         self._file.write(json.dumps(written) + "\n")
-        self._file.flush()  # a killed process loses nothing that was written
+        self._file.flush()  # a killed process loses nothing, and tail -f shows each line at once
         step = int(finite.pop("step"))
         for tracker in self._trackers:
             tracker({_tag(k): v for k, v in finite.items()}, step)
@@ -72,7 +74,9 @@ class MetricsLog(ExitStack):
     def _open_tensorboard(self, directory: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+        writer = SummaryWriter(
+            str(directory), purge_step=step + 1 if step else None, flush_secs=_FLUSH_SECONDS
+        )
 
         def log(values: dict[str, float], step: int) -> None:
             for name, value in values.items():
@@ -137,7 +141,9 @@ def rewind(path: Path, step: int) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     kept = [record for record in read_metrics(path) if record["step"] <= step]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    text = "".join(json.dumps(record) + "\n" for record in kept)
+    if path.read_bytes() != text.encode():  # a reader such as tail -f keeps the file it opened
+        write_text(path, text)
     return kept[-1] if kept else None
 
 

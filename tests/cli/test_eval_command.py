@@ -30,12 +30,20 @@ def test_eval_prints_every_setting(run_dir, text_file, call, tmp_path):
     whole = call("eval", "--model", run_dir, text_file, "--samples", 2, "--json").records[0]
     assert (record["blocks"], record["blocks_in_text"]) == (5, whole["blocks"])
     for shown in (
-        record["model"], record["tokenizer"], record["text"], "wrapping     sedd",
+        record["model"], record["tokenizer"], record["tokenizer_name"], record["text"],
+        "wrapping     sedd",
         f"160 in 5 of {whole['blocks']} blocks of 32", "exact, upper bound",
         "4 samples a sequence, stratified", "float32 on cpu, 3 blocks at a time",
         "seed 17, lowest time 0.001",
     ):  # fmt: skip
         assert shown in result.out
+    assert record["tokenizer_name"] == f"characters, 17 tokens, from {run_dir / 'export'}"
+
+
+def test_eval_draws_no_samples(run_dir, call):
+    """-n is the number of samples of every command; it once was the batch size of this one."""
+    assert "-n" in (result := call("eval", "--model", run_dir, "-n", 4)).err
+    assert result.code == 2
 
 
 def test_eval_of_a_named_data_set_from_a_copy(run_dir, call, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from helpers.small_run import SMALL
+from sedd_fast.training.api import outlook
 from sedd_fast.training.metrics import read_metrics
 
 
@@ -22,8 +23,24 @@ def test_train_reports_its_files(run_dir, call, tmp_path):
         assert (run_dir / name).exists()
         assert str(run_dir / name) in result.out
     assert f"sedd-fast train --resume {run_dir} training.n_iters=60" in result.out
-    assert "step 30:" in result.err
+    assert "step 30 of 30:" in result.err
     assert read_metrics(run_dir / "metrics.jsonl")[-1]["step"] == 30
+
+
+def test_resuming_says_what_the_learning_rate_will_do(run_dir, call, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "run")  # its preset has the cosine
+    stretch = "stretched from 100% to 50% done, so the learning rate rises from 0 to 0.00075 at"
+    ended = call("train", "--resume", run)
+    assert ended.code == 0
+    assert "nothing is left to train: the run ended at step 25; " in ended.err
+    assert f"to go on: sedd-fast train --resume {run} training.n_iters=50 (opt" in ended.err
+    assert stretch in ended.err
+    assert "nothing is left" not in (longer := outlook(run, ["training.n_iters=50"]))
+    assert stretch in longer
+    assert outlook(run, ["training.n_iters=60", "optim.schedule=constant"]) is None
+    assert "optim.schedule" not in outlook(run, ["optim.schedule=constant"])
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(": 25", ": 30"))
+    assert outlook(run) is None  # interrupted, and resumed with its own settings
 
 
 #: The command line in a process that presses its own Ctrl-C after its first metrics line.

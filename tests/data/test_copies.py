@@ -9,6 +9,7 @@ from sedd_fast.data import datasets as named_data
 from sedd_fast.data import sources
 from sedd_fast.data.copies import named_rows
 from sedd_fast.data.datasets import NAMED
+from sedd_fast.files import hub
 
 
 @pytest.fixture(autouse=True)
@@ -99,5 +100,6 @@ def test_errors_name_the_remedy(tmp_path, monkeypatch):
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(hub, "unreachable", lambda endpoint: None)
     with pytest.raises(ValueError, match=r"Couldn't reach the Hub.*give a copy of ptb with --data"):
         named_rows("ptb")

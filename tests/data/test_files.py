@@ -90,6 +90,24 @@ def test_another_encoding_is_named_with_the_remedy(encoding, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("“naïve” café, 5 €".encode("cp1252"), r"cp1252.*iconv -f cp1252 -t utf-8 'a b.txt'"),
+        (b"caf\xe9 \x81 and more", "Latin-1.*iconv -f latin1"),
+        ("Привет, мир".encode("cp1251"), "ENCODING may be cp1251.*iconv -f ENCODING"),
+        ("Привет, мир".encode()[:-1], "damaged or cut off.*iconv -f utf-8 -c"),
+        (b"a fox\0", "text .byte 5 is 0"),
+        (bytes(range(1, 256)), "text .*25 of its first 255 bytes are control characters"),
+    ],
+)
+def test_what_is_not_utf8_is_explained(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^data: a b.txt is not .*{message}"):
+        read_text("a b.txt")
+
+
 def test_lines_end_at_a_line_feed_and_nowhere_else(tmp_path):
     assert split_lines("") == split_lines("\n")[1:] == []
     assert split_lines("a\u2028b\x85c\u2029d\n\ne") == ["a\u2028b\x85c\u2029d", "", "e"]

@@ -11,6 +11,8 @@ SMALL = [
     "training.batch_size=8", "training.n_iters=25", "optim.warmup=5",
     "training.max_minutes=null", "training.log_freq=5", "training.eval_freq=0",
     "training.snapshot_freq=0", "training.cpu=true", "log.tensorboard=false",
+    "data.tokenizer=characters", "optim.type=adamw", "optim.lr=1.5e-3", "optim.beta2=0.999",
+    "training.ema=0.999",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
+from sedd_fast.files import hub
 from sedd_fast.models.checkpoint import config_from_original, config_to_original
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.sedd import SEDD
@@ -279,6 +280,7 @@ def test_an_unreachable_hub_gives_an_error_of_one_line(monkeypatch):
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "unreachable", lambda endpoint: None)
     with pytest.raises(FileNotFoundError, match=r"'someone/sedd' here, .* no connection"):
         SEDD.from_pretrained("someone/sedd")
 
@@ -298,6 +300,7 @@ def test_push_uploads_what_is_saved(monkeypatch):
             return SimpleNamespace(commit_url="https://hub/commit/1", pr_url=None)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
     model = SEDD(CONFIGS[0])
     assert model.push_to_hub("me/sedd", private=True, token="t") == "https://hub/commit/1"
     assert uploaded["repo"] == ("me/sedd", True, True)

@@ -15,9 +15,9 @@ from sedd_fast.training.progress import HeldOut, StepInfo
 
 def info_at(step, loss=2.0, held_out=None, expected=100):
     return StepInfo(
-        step=step, n_iters=100, expected_steps=expected, loss=loss, bits_per_token=loss * 1.4427, bits_per_char=None,
-        lr=1e-3, grad_norm=1.0, tokens_per_second=1234.0, elapsed_seconds=10.0, eta_seconds=65.0,
-        held_out=held_out,
+        step=step, n_iters=100, expected_steps=expected, loss=loss, bits_per_token=loss * 1.4427,
+        bits_per_char=None, lr=1e-3, grad_norm=1.0, tokens_per_second=1234.0, elapsed_seconds=10.0,
+        eta_seconds=65.0, held_out=held_out,
     )  # fmt: skip
 
 
@@ -37,7 +37,13 @@ def test_live_display_on_a_terminal():
         display(info_at(1))
         display(info_at(2, expected=51))
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
-    for word in ("training runs/x", "step 2 of about 51", "1:05 left", "1,234 tokens/s", "nats/token"):
+    for word in (
+        "training runs/x",
+        "step 2 of about 51",
+        "1:05 left",
+        "1,234 tokens/s",
+        "nats/token",
+    ):
         assert word in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
 

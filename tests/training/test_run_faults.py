@@ -187,6 +187,8 @@ def test_full_disk_is_one_line_that_names_the_checkpoint(
 ):
     run_dir = tmp_path / "run"
     shutil.copytree(begun, run_dir)
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1')  # a line that was cut off is dropped
     more = ["training.n_iters=3", "training.snapshot_freq=0"]
     with monkeypatch.context() as patch:
         patch.setattr(f"sedd_fast.training.{place}", full)

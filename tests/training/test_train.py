@@ -20,7 +20,7 @@ from sedd_fast.models.sedd import SEDD
 from sedd_fast.training.api import is_finished, make_accelerator, resume, train
 from sedd_fast.training.config import load_config, save_config
 from sedd_fast.training.loop import Trainer
-from sedd_fast.training.metrics import rewind
+from sedd_fast.training.metrics import MetricsLog, rewind
 from sedd_fast.training.progress import NonFiniteLossError, TrainingInterrupted, resume_command
 from sedd_fast.training.run_directory import RunDirectory, random_state, set_random_state
 from sedd_fast.training.settings import OptimConfig
@@ -316,6 +316,19 @@ def test_rewind_drops_later_and_broken_lines(tmp_path):
     path.write_text("\n".join(lines) + '\n{"step": 2, "lo')
     rewind(path, 2)
     assert path.read_text() == "\n".join(lines[:2]) + "\n"
+
+
+def test_metrics_are_read_while_they_are_written(tmp_path):
+    """`tail -f` shows each line at once, and keeps its file where the run is resumed."""
+    run, config = RunDirectory(tmp_path), load_config(overrides=["log.tensorboard=false"])
+    for step in (1, 2):
+        with MetricsLog(run, config, step - 1) as log:
+            log.write({"step": step, "loss": 0.5})
+            if step == 1:
+                reader = run.metrics.open()
+            assert json.loads(reader.readline()) == {"step": step, "loss": 0.5}
+            assert reader.readline() == ""
+    reader.close()
 
 
 def test_checkpoint_holds_the_settings(whole):

@@ -1,0 +1,105 @@
+"""Names of models, tokenizers and data sets: a path here, or a repository of the Hugging Face Hub.
+
+may_be_repository("runs/x")    False beside a folder runs: a mistyped path never asks the Hub
+near("runs/dmo")               " (did you mean runs/demo?)"
+with access("owner/name"):     calls of a library that downloads; without the Hub, its cache
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+#: Modules whose HF_HUB_OFFLINE the libraries look at, transformers at the first.
+_SETTINGS = ("huggingface_hub.constants", "datasets.config")
+#: Within `access`: why the Hub cannot be asked.
+_CAUSE: ContextVar[str | None] = ContextVar("_CAUSE", default=None)
+_SECONDS = 5.0  # for an answer of the Hub
+_RUNS = Path("runs")  # where `sedd-fast train` puts runs
+
+
+def may_be_repository(name: str | Path) -> bool:
+    """Whether a name is not that of a path: "name", or "owner/name" beside no folder `owner`."""
+    if isinstance(name, Path) or _REPOSITORY.fullmatch(name) is None:
+        return False
+    return "/" not in name or not Path(name).parent.is_dir()
+
+
+def near(name: str | Path, known: Iterable[str] = (), folders: bool = False) -> str:
+    """ " (did you mean ...?)" with the paths whose last part is nearly that of `name`, or "".
+
+    Args:
+        name: a path that does not exist. Its neighbours and the runs in `runs` are compared.
+        known: further names to compare with.
+        folders: leave files out.
+    """
+    wanted, found = Path(name).expanduser(), {each: each for each in known}
+    if str(name) in found:
+        return ""
+    for folder in (_RUNS, wanted.parent):
+        try:
+            beside = [path for path in folder.iterdir() if path.is_dir() or not folders]
+        except OSError:
+            continue
+        found |= {path.name: str(path) for path in beside if not path.name.startswith(".")}
+    close = difflib.get_close_matches(wanted.name, found, cutoff=0.7)
+    return f" (did you mean {' or '.join(found[each] for each in close)}?)" if close else ""
+
+
+@contextmanager
+def access(name: str | Path, endpoint: str | None = None) -> Iterator[None]:
+    """A context for calls that load `name`: a directory, or a repository of the Hub.
+
+    The Hub is asked once whether it answers. Where it does not, or HF_HUB_OFFLINE is set, the
+    libraries read their caches without the retries that they would make.
+
+    Args:
+        name: of the model, tokenizer or data set.
+        endpoint: address of the Hub; None: that of `huggingface_hub`.
+
+    Raises:
+        FileNotFoundError: the name is that of a path, and nothing is there.
+        ConnectionError: the Hub does not answer, and no cache holds the name.
+    """
+    if Path(name).expanduser().exists():
+        yield
+        return
+    if not may_be_repository(name):
+        raise FileNotFoundError(f"there is no file or directory {name}{near(name)}")
+    if (cause := unreachable(endpoint)) is None:
+        yield
+        return
+    # Not the environment: it is read when a library is imported.
+    settings = [vars(sys.modules[name]) for name in _SETTINGS if name in sys.modules]
+    before, token = [each["HF_HUB_OFFLINE"] for each in settings], _CAUSE.set(cause)
+    try:
+        for each in settings:
+            each["HF_HUB_OFFLINE"] = True
+        yield
+    except OSError as error:
+        raise ConnectionError(f"{cause}, and the cache has no {name}") from error
+    finally:
+        _CAUSE.reset(token)
+        for each, value in zip(settings, before, strict=True):
+            each["HF_HUB_OFFLINE"] = value
+
+
+def unreachable(endpoint: str | None = None) -> str | None:
+    """Why the Hub cannot be asked; None where it answers."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if (cause := _CAUSE.get()) is not None:
+        return cause
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    address = endpoint or constants.ENDPOINT
+    try:
+        status = get_session().head(address, timeout=_SECONDS).status_code
+    except Exception as error:  # its kind depends on the library that huggingface_hub uses
+        return f"{address} cannot be reached: {str(error).strip() or type(error).__name__}"
+    return f"{address} answers with error {status}" if status >= 500 else None
