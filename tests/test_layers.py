@@ -32,7 +32,7 @@ LAYERS = (
     ("ops",),
     ("environment",),
     ("backends",),
-    ("kernels", "_cpu", "_cuda", "files", "progress", "version"),
+    ("kernels", "_cpu", "_cuda", "extras", "files", "progress", "version"),
     ("terminal",),
 )
 #: At most so many modules beside the packages.

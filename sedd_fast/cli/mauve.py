@@ -12,6 +12,7 @@ from sedd_fast.cli.output import Result, progress, writable
 from sedd_fast.cli.samples import read_samples
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.mauve import Features, mauve_score
+from sedd_fast.extras import import_library
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def mauve(options: MauveOptions) -> None:
     """MAUVE: how alike samples and real texts are as a whole.
 
     Features are the judge's last hidden states at a text's last token. It
-    needs the library mauve-text. Both sets should be of equal size, thousands
+    needs sedd-fast\\[eval]. Both sets should be of equal size, thousands
     of texts, and cut at the same length.
 
     [bold]Examples[/]
@@ -85,6 +86,7 @@ def mauve(options: MauveOptions) -> None:
       2    a wrong option, value or path, or a library is not installed
       130  stopped with Ctrl-C
     """
+    import_library("mauve", "eval", "the MAUVE score")  # before the judge has read anything
     reference, keep, seed = options.reference, options.keep, options.seed
     stored = Features.load(reference) if reference.suffix == ".npz" else None
     if stored is not None and keep is not None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sedd_fast.data.libraries import explained, import_library
+from sedd_fast.data.libraries import explained
+from sedd_fast.extras import import_library
 from sedd_fast.progress import Report
 
 _DEFAULT_CONTEXT = 1024  # where the configuration names none
@@ -50,7 +51,7 @@ class Judge:
         Example:
             >>> judge = Judge.from_pretrained("gpt2-large", device="cuda")
         """
-        transformers = import_library("transformers", "transformers", f"--judge: {name!r}")
+        transformers = import_library("transformers", "eval", f"--judge: {name!r}")
         remedy = (
             "give the name of a causal language model on the hub, or a directory that holds one "
             "with its tokenizer"

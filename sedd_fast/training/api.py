@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sedd_fast.extras import import_library
 from sedd_fast.training import saved_state
 from sedd_fast.training.config import load_config
 from sedd_fast.training.lock import run_lock
@@ -27,15 +28,15 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
         on_step: called in the main process after every step.
 
     Raises:
-        ValueError: a setting or a text is unusable, or the directory already holds a run, or is in
-            use by another process.
+        ValueError: a setting or a text is unusable, the directory already holds a run or is in use
+            by another process, or `accelerate` is not installed.
         NonFiniteLossError: the loss or gradient is not finite.
         DiskFullError: a file could not be written for lack of space.
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP; the state is saved.
     """
+    accelerator = make_accelerator(config)
     from accelerate.utils import broadcast_object_list
 
-    accelerator = make_accelerator(config)
     # The processes must agree on the directory, although their clocks may differ.
     [path] = broadcast_object_list([config.run_dir or _default_run_dir(config)])
     run = RunDirectory(path)
@@ -123,8 +124,10 @@ def make_accelerator(config: TrainConfig) -> Any:
 
     Raises:
         ValueError: the launcher asks for sharded training (FSDP, DeepSpeed, Megatron-LM) or for
-            fp8, or fp16 is asked for on a CPU, where Accelerate would ignore it.
+            fp8, or fp16 is asked for on a CPU, where Accelerate would ignore it; or Accelerate is
+            not installed.
     """
+    import_library("accelerate", "train", "training")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin

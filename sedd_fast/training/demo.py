@@ -23,6 +23,7 @@ from sedd_fast.data.prompts import Piece, Sample, decode_samples, lay_out
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.ngram import baseline_bits
+from sedd_fast.extras import MissingLibraryError
 from sedd_fast.files.writing import write_text
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.sampling.api import infill, sample
@@ -185,7 +186,10 @@ def evaluate_demo(run: TrainResult, on_stage: OnStage = lambda stage: None) -> D
     tokens, known = lay_out(pieces, tokenizer, length)
     filled = infill(model, *process, tokens[None], known[None], steps, generator=generator())
     [filled_text] = decode_samples(filled, known, tokenizer, model.graph.mask_index)
-    plot_training(directory.metrics, run.run_dir / PICTURE, baselines)
+    try:
+        plot_training(directory.metrics, run.run_dir / PICTURE, baselines)
+    except MissingLibraryError as error:
+        on_stage(f"no picture: {error}")
     report = DemoReport(bound, corpus.chars_per_token, baselines, samples, filled_text)
     _write(run.run_dir / RECORD, _record(report, run))
     return report
