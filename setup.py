@@ -220,7 +220,7 @@ def torch_without_cuda() -> bool:
     torch = PathFinder.find_spec("torch", paths)
     for folder in (torch and torch.submodule_search_locations) or ():
         with suppress(OSError):
-            return runpy.run_path(str(Path(folder) / "version.py")).get("cuda") is None
+            return runpy.run_path(str(Path(folder) / "version.py")).get("cuda", "") is None
     return False
 
 
