@@ -21,8 +21,9 @@ define stage
 	( s=0; while sleep 15 >/dev/null 2>&1; do s=$$((s + 15)); echo "    $$s s, $(VENV) has $$(du -sm $(VENV) | cut -f1) MB"; done ) & beat=$$!; \
 	$(2); status=$$?; kill $$beat; exit $$status
 endef
-# Temporary files are in $(VENV), so that its size shows what is downloaded, and /tmp may be small.
-PIP = mkdir -p $(VENV)/tmp && TMPDIR=$(abspath $(VENV)/tmp) $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Temporary files are in $(VENV), so that its size shows what is downloaded, and /tmp may be small. Compiling every
+# module of every package to bytecode takes as long as all else.
+PIP = mkdir -p $(VENV)/tmp && TMPDIR=$(abspath $(VENV)/tmp) $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 PACKAGE := .[train,plot]
 BUILD := $(BIN)/python setup.py --quiet build_ext --inplace --build-temp build/objects
 BUILD_TOOLS := 'setuptools>=77' 'pybind11>=2.12' 'ninja>=1.11'
@@ -31,14 +32,14 @@ $(VENV)/installed: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
 	@echo "install 1/3: virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { echo "a virtual environment could not be made: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
-	$(call stage,install 2/3: torch and other packages,$(PIP) install $(BUILD_TOOLS) && export SEDD_FAST_CPU=0 SEDD_FAST_CUDA=0 && $(PIP) install --no-build-isolation -c constraints.txt -e '$(PACKAGE)')
+	$(call stage,install 2/3: torch and other packages,$(PIP) $(BUILD_TOOLS) && export SEDD_FAST_CPU=0 SEDD_FAST_CUDA=0 && $(PIP) --no-build-isolation -c constraints.txt -e '$(PACKAGE)')
 	@rm -f sedd_fast/_cpu.*.so sedd_fast/_cuda.*.so  # where one no longer compiles, the old one would remain
 	$(call stage,install 3/3: compiling the kernels,$(BUILD))  # pip would hide its progress, and compile everything again
 	@$(BIN)/python -c 'from sedd_fast.backends import cpp; print("install done; C++ kernels:", cpp.unavailable() or "built")'
 	@touch $@
 
 $(VENV)/tools: pyproject.toml constraints.txt | $(VENV)/installed
-	$(call stage,tools: linters and test tools,$(PIP) install -c constraints.txt 'sedd-fast[test]')
+	$(call stage,tools: linters and test tools,$(PIP) -c constraints.txt 'sedd-fast[test]')
 	@touch $@
 
 demo: install ## train on this computer for five minutes, then evaluate, sample and infill
