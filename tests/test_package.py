@@ -120,3 +120,12 @@ def test_a_type_checker_finds_the_editable_install(tmp_path: Path):
     )  # fmt: skip
     (error, *_), count = done.stdout.splitlines(), done.stdout.count(": error: ")
     assert (error.startswith("script.py:4: error: "), count) == (True, 1), done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(("target", "tools"), [("install", 0), ("demo", 0), ("lint", 1)])
+def test_only_developers_commands_install_linters(target: str, tools: int, tmp_path: Path):
+    command = ["make", "--dry-run", f"VENV={tmp_path}", target]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.count("sedd-fast[test]") == tools
+    assert done.stdout.count("'.[train,plot]'") == 1
