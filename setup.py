@@ -20,18 +20,23 @@ from __future__ import annotations
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
+EDITABLE = ".editable"
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra"
 #: Multiplications and additions fuse, as in the C++ kernels; exp is the exact one, never __expf.
 NVCC_FLAGS = (
@@ -59,16 +64,18 @@ def is_x86() -> bool:
 
 
 def cpu_objects(x86: bool, compiler: str) -> dict[str, tuple[str, str]]:
-    """Object file -> (source, extra flags), without the bindings."""
+    """Object file -> (source, extra flags), without the bindings; the slowest first."""
     sources = sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))
     sets = {"baseline": "", **(X86_SETS if x86 else {})}
     if x86 and not accepts(compiler, "-mavx512bf16"):  # GCC before version 10
         del sets["avx512_bf16"]
     define = "-DSEDD_X86" if x86 else ""
     define += " -DSEDD_AVX512_BF16" if "avx512_bf16" in sets else ""
-    made = {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
-    for name, flags in sets.items():
-        made[f"rows_{name}"] = ("csrc/cpu/simd/rows.cpp", f"-DSEDD_ISA={name} {flags}")
+    made = {
+        f"rows_{name}": ("csrc/cpu/simd/rows.cpp", f"-DSEDD_ISA={name} {flags}")
+        for name, flags in sets.items()
+    }
+    made |= {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
     return {f"{name}.o": source for name, source in made.items()}
 
 
@@ -123,7 +130,7 @@ def linked(command: str, objects: list[str], target: Path) -> str:
 def cpu_ninja(compiler: str, target: Path) -> str:
     """build.ninja of the CPU module."""
     link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
-    objects = {**cpu_objects(is_x86(), compiler), "bindings.o": ("csrc/bindings.cpp", "")}
+    objects = {"bindings.o": ("csrc/bindings.cpp", ""), **cpu_objects(is_x86(), compiler)}
     lines = rule("compile", f"{compiler} {FLAGS} {includes()}")
     lines += builds("compile", objects)
     return "\n".join([*lines, linked(f"{compiler} {link} -pthread", list(objects), target)])
@@ -203,6 +210,20 @@ def known_archs(nvcc: str) -> set[int]:
     return {int(arch) for arch in re.findall(r"^compute_(\d+)$", done.stdout, re.MULTILINE)}
 
 
+def torch_without_cuda() -> bool:
+    """Whether torch is installed, and was built without CUDA; it is found but not imported.
+
+    pip builds in an environment of its own, from which sys.path does not lead to the torch that is
+    installed, but the paths of sysconfig do.
+    """
+    paths = [*sys.path, *map(sysconfig.get_path, ("purelib", "platlib"))]
+    torch = PathFinder.find_spec("torch", paths)
+    for folder in (torch and torch.submodule_search_locations) or ():
+        with suppress(OSError):
+            return runpy.run_path(str(Path(folder) / "version.py")).get("cuda", "") is None
+    return False
+
+
 def find_nvcc() -> str | None:
     """The compiler of CUDA_HOME, else that on PATH."""
     home = os.environ.get("CUDA_HOME")
@@ -247,6 +268,9 @@ class BuildKernels(build_ext):
         """Build a module; why that cannot be done, or None."""
         found = {"a C++ compiler": find_compiler(), "ninja": find_ninja()}
         if gpu:
+            asked = any(map(os.environ.get, ("SEDD_FAST_CUDA", "SEDD_FAST_CUDA_ARCHS")))
+            if not asked and torch_without_cuda():
+                return "torch is installed without CUDA (SEDD_FAST_CUDA=1 compiles them even so)"
             found["nvcc (the CUDA toolkit; set CUDA_HOME)"] = find_nvcc()
         if missing := [name for name, path in found.items() if path is None]:
             return f"there is no {missing[0].removeprefix('a ')}"
@@ -281,12 +305,34 @@ class BuildKernels(build_ext):
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
+class EditableWheel(editable_wheel):
+    """An entry of sys.path that leads to the package, in place of setuptools' import hook.
+
+    The entry is not the checkout, where kernels/, tests/ and benchmarks/ would become importable.
+    """
+
+    def run(self) -> None:
+        with suppress(OSError):  # without symbolic links the hook remains
+            link(ROOT / "sedd_fast" / "kernels", "../kernels")
+            link(ROOT / EDITABLE / "sedd_fast", "../sedd_fast")
+            self.package_dir = {"": EDITABLE}
+        super().run()
+
+
+def link(path: Path, target: str) -> None:
+    """Make a symbolic link, in place of one that is there."""
+    path.parent.mkdir(exist_ok=True)
+    if path.is_symlink():
+        path.unlink()
+    path.symlink_to(target, target_is_directory=True)
+
+
 setup(
-    packages=[*find_packages(include=["sedd_fast", "sedd_fast.*"]), "sedd_fast.kernels"],
+    packages=sorted({*find_packages(include=["sedd_fast", "sedd_fast.*"]), "sedd_fast.kernels"}),
     package_dir={"sedd_fast.kernels": "kernels"},
     package_data={"sedd_fast": ["py.typed", "training/presets/*.yaml"]},
     ext_modules=[
         Extension(f"sedd_fast.{name}", sources=[], optional=True) for name in ("_cpu", "_cuda")
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "editable_wheel": EditableWheel},
 )

@@ -7,7 +7,7 @@
 The first computes exact distributions in the toy world of the tests, without a draw; the second
 takes a trained absorbing model; the third computes how the original code draws from a Zipf
 distribution.
-Each prints tables; the seed is fixed. They need the test tools (`make install`).
+Each prints tables; the seed is fixed. They need the test tools (`make tools`).
 """
 
 import argparse

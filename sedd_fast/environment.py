@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sedd_fast.backends import cpp, registry
+from sedd_fast.extras import missing_libraries, pip_install
 from sedd_fast.version import __version__
 
 #: Names in /proc/cpuinfo -> those printed; the first two on x86-64, the others on Arm.
@@ -71,6 +72,8 @@ class Environment:
         threads: number of threads of an operation on the CPU; `torch.set_num_threads` sets it.
         pool: the thread pool of the C++ kernels, "shared OpenMP" (torch's) or "own"; None without
             them.
+        missing_libraries: extra of the package -> those of its libraries that are not installed;
+            Triton only where torch can use it.
         requested: the requested backend (`use_backend`, SEDD_FAST_BACKEND), or None.
         memory_reuse: whether `reuse_memory` is in force.
     """
@@ -82,6 +85,7 @@ class Environment:
     instruction_set: str | None
     threads: int
     pool: str | None
+    missing_libraries: dict[str, list[str]]
     requested: str | None
     memory_reuse: bool
 
@@ -98,6 +102,10 @@ class Environment:
                 rows.append(("", self._cpu_threads()))
             rows += [("", str(backend)) for backend in device.backends]
         rows += [(kind, f"none: {reason}") for kind, reason in self.missing.items()]
+        rows += [
+            ("missing", f"{', '.join(names)}: {pip_install(extra)}")
+            for extra, names in self.missing_libraries.items()
+        ]
         if self.requested:
             rows.append(("requested", f"backend {self.requested}, on every device"))
         reused = "large tensors keep their pages (reuse_memory is on)"
@@ -122,6 +130,9 @@ def info() -> Environment:
     """
     present, missing = _devices()
     compiled = cpp.unavailable() is None
+    libraries = missing_libraries()
+    if torch.version.cuda is None and torch.version.hip is None:
+        libraries.pop("cuda", None)
     return Environment(
         versions={
             "sedd_fast": __version__,
@@ -135,6 +146,7 @@ def info() -> Environment:
         instruction_set=cpp.kernels().instruction_set() if compiled else None,
         threads=torch.get_num_threads(),
         pool=cpp.pool() if compiled else None,
+        missing_libraries=libraries,
         requested=registry.requested(),
         memory_reuse=memory_is_reused(),
     )

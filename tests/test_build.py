@@ -27,8 +27,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     folder = tmp_path / "programs"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    for name in ("CUDA_HOME", "CXX", "SEDD_FAST_CUDA_ARCHS", "SEDD_FAST_CPU", "SEDD_FAST_CUDA"):
+    for name in ("CUDA_HOME", "CXX", "SEDD_FAST_CUDA_ARCHS", "SEDD_FAST_CPU"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SEDD_FAST_CUDA", "1")  # whatever torch is installed
 
     def put(name: str, script: str) -> Path:
         path = folder / name
@@ -76,6 +77,51 @@ def test_architecture_where_neither_program_answers(program, nvidia_smi):
     program("nvidia-smi", nvidia_smi)
     targets = setup_py()["cuda_targets"](str(nvcc))
     assert targets.flags() == "-gencode=arch=compute_80,code=compute_80"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "variables", "built"),
+    [
+        ("None", {}, False),
+        ("'12.8'", {}, True),
+        ("None", {"SEDD_FAST_CUDA": "1"}, True),
+        ("None", {"SEDD_FAST_CUDA_ARCHS": "90"}, True),
+        ("'12.8'", {"SEDD_FAST_CUDA": "0"}, False),
+    ],
+)
+def test_cuda_kernels_are_for_a_torch_with_cuda(
+    program, tmp_path, monkeypatch, cuda, variables, built
+):
+    program("nvcc", f'[ "$1" = --list-gpu-arch ] && echo "{KNOWN}"; {COMPILER}')
+    program("nvidia-smi", "echo 9.0")
+    program("c++", COMPILER)
+    torch = tmp_path / "path" / "torch"
+    torch.mkdir(parents=True)
+    (torch / "__init__.py").write_text("raise SystemExit('torch must not be imported')")
+    (torch / "version.py").write_text(f"cuda: str | None = {cuda}\nhip: str | None = None")
+    monkeypatch.setenv("PYTHONPATH", str(torch.parent))
+    monkeypatch.delenv("SEDD_FAST_CUDA")
+    for name, value in {"SEDD_FAST_CPU": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    printed = build(tmp_path / "lib")
+    assert modules(tmp_path / "lib") == ["_cuda"] * built
+    skipped = not built and variables.get("SEDD_FAST_CUDA") != "0"
+    line = "the CUDA kernels are left out: torch is installed without CUDA (SEDD_FAST_CUDA=1"
+    assert printed.count(line) == skipped
+
+
+def test_an_isolated_build_finds_the_torch_that_is_installed(tmp_path, monkeypatch):
+    function = setup_py()["torch_without_cuda"]
+    monkeypatch.setattr(sys, "path", [])
+    for text, without in (("cuda = None", True), ("cuda = '12.8'", False), ("", False)):
+        site = tmp_path / str(len(text))
+        (site / "torch").mkdir(parents=True)
+        (site / "torch" / "__init__.py").touch()
+        (site / "torch" / "version.py").write_text(text)
+        monkeypatch.setattr("sysconfig.get_path", lambda name, site=site: str(site))
+        assert function() == without
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert not function()  # no torch: the build cannot tell
 
 
 def build(target: Path, root: Path = ROOT) -> str:

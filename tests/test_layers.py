@@ -32,11 +32,11 @@ LAYERS = (
     ("ops",),
     ("environment",),
     ("backends",),
-    ("kernels", "_cpu", "_cuda", "files", "progress", "version"),
+    ("kernels", "_cpu", "_cuda", "extras", "files", "progress", "version"),
     ("terminal", "names"),
 )
 #: At most so many modules beside the packages.
-MOST_MODULES = 7
+MOST_MODULES = 8
 HEAVY = (
     "accelerate",
     "datasets",

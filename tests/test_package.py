@@ -1,11 +1,13 @@
 """The source distribution carries what it needs, and an install without a compiler still works."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,53 @@ def test_without_a_compiler_the_build_succeeds_and_says_so(sdist: Path, tmp_path
         names = archive.namelist()
     assert not [name for name in names if name.endswith(".so")]
     assert "sedd_fast/backends/reference/score_entropy.py" in names
+
+
+def test_an_editable_install_is_a_path_entry(sdist: Path, tmp_path: Path):
+    """Type checkers and editors read it; setuptools' import hook hides the package from them."""
+    source = shutil.copytree(sdist, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
+    command = [sys.executable, "setup.py", "--quiet", "editable_wheel", "--dist-dir", "dist"]
+    without = {"SEDD_FAST_CPU": "0", "SEDD_FAST_CUDA": "0"}
+    for _ in range(2):  # installing again replaces the links
+        subprocess.run(command, cwd=source, check=True, env={**os.environ, **without})
+    (wheel,) = (source / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = [name for name in archive.namelist() if ".dist-info/" not in name]
+        entry = Path(archive.read(path).decode().strip())
+    assert path.endswith(".pth")
+    assert [found.name for found in entry.iterdir()] == ["sedd_fast"]  # no tests, no benchmarks
+    for name in ("__init__.py", "py.typed", "kernels/settings.py"):
+        assert (entry / "sedd_fast" / name).samefile(source / "sedd_fast" / name)
+    assert (source / "sedd_fast" / "kernels").samefile(source / "kernels")
+
+
+def is_installed_editable() -> bool:
+    """Whether pip installed this checkout with -e."""
+    texts = (found.read_text("direct_url.json") for found in distributions(name="sedd-fast"))
+    records = [json.loads(text) for text in texts if text]
+    return any(r["url"] == ROOT.as_uri() and r["dir_info"].get("editable") for r in records)
+
+
+@pytest.mark.skipif(not is_installed_editable(), reason="the package is not installed with -e")
+def test_a_type_checker_finds_the_editable_install(tmp_path: Path):
+    names = ("sedd_fast", "sedd_fast.process.graphs", "sedd_fast.kernels.settings")
+    script = tmp_path / "script.py"
+    script.write_text("".join(f"import {name}\n" for name in (*names, "sedd_fast.no_such_module")))
+    # Imports are found but not followed: torch's would take a minute.
+    options = ("--config-file=", "--follow-imports=skip", f"--cache-dir={tmp_path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, script.name], cwd=tmp_path, check=False,
+        capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MYPYPATH")},
+    )  # fmt: skip
+    (error, *_), count = done.stdout.splitlines(), done.stdout.count(": error: ")
+    assert (error.startswith("script.py:4: error: "), count) == (True, 1), done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(("target", "tools"), [("install", 0), ("demo", 0), ("lint", 1)])
+def test_only_developers_commands_install_linters(target: str, tools: int, tmp_path: Path):
+    command = ["make", "--dry-run", f"VENV={tmp_path}", target]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.count("sedd-fast[test]") == tools
+    assert done.stdout.count("'.[train,plot]'") == 1

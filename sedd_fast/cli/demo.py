@@ -14,6 +14,7 @@ from rich.text import Text
 from sedd_fast.cli.options import SEED
 from sedd_fast.cli.output import heading, pairs, progress, results, show_text
 from sedd_fast.cli.train import commands
+from sedd_fast.extras import import_library
 from sedd_fast.terminal import symbol
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def demo(
     from sedd_fast.training.display import duration
 
     check_backend("cpu")
+    import_library("accelerate", "train", "demo")
     began = time.monotonic()
     settings = work.DemoSettings(work.demo_directory(run_dir), minutes, seed)
     verb = "Resuming" if work.is_interrupted(settings.run_dir) else "Training"
@@ -124,6 +126,7 @@ def _show(run: "TrainResult", report: "work.DemoReport") -> None:
         str(run.run_dir / work.PICTURE): "picture of the training curves",
         str(run.run_dir / work.RECORD): "the figures above",
     }
+    files = {path: text for path, text in files.items() if Path(path).exists()}  # without plots
     console.print("", pairs(files, styles=("cyan", "dim")), "", commands(run), sep="\n")
 
 

@@ -9,6 +9,7 @@ import typer
 from sedd_fast.cli import options as shared
 from sedd_fast.cli.output import Result, progress, writable
 from sedd_fast.cli.samples import read_samples
+from sedd_fast.extras import import_library
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def mauve(options: MauveOptions) -> None:
     """MAUVE: how alike samples and real texts are as a whole.
 
     Features are the judge's last hidden states at a text's last token. It
-    needs the library mauve-text. Both sets should be of equal size, thousands
+    needs sedd-fast\\[eval]. Both sets should be of equal size, thousands
     of texts, and cut at the same length.
 
     [bold]Examples[/]
@@ -88,6 +89,7 @@ def mauve(options: MauveOptions) -> None:
     limit = options.max_tokens or (stored.max_tokens if stored is not None else None)
     samples = read_samples(options.file).texts
     texts = [] if stored is not None else read_samples(reference, "--reference").texts
+    import_library("mauve", "eval", "the MAUVE score")  # before the judge has read anything
     judge = Judge.from_pretrained(options.judge, choose_device(options.device))
     progress().print(f"reading the samples with {judge.name} ...")
     drawn = Features.of(judge, samples, limit, options.batch_size)

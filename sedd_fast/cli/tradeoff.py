@@ -3,9 +3,11 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from sedd_fast.cli.errors import warn
 from sedd_fast.cli.options import expand_options
 from sedd_fast.cli.output import save_json, write_json
 from sedd_fast.cli.tradeoff_options import PICTURE, RECORD, Grid, TradeoffOptions
+from sedd_fast.extras import MissingLibraryError
 from sedd_fast.progress import counted
 
 if TYPE_CHECKING:
@@ -57,12 +59,17 @@ def tradeoff(options: TradeoffOptions) -> None:
     }
     folder = options.out or compared.folder
     folder.mkdir(parents=True, exist_ok=True)
-    picture = plot_tradeoff(points, baselines, metric, folder / PICTURE, real.get(options.metric))
     save_json(record, folder / RECORD)
+    files = [str(folder / RECORD)]
+    try:
+        reference = real.get(options.metric)
+        files.append(str(plot_tradeoff(points, baselines, metric, folder / PICTURE, reference)))
+    except MissingLibraryError as error:
+        warn(f"there is no picture: {error}")
     if options.as_json:
         write_json(record)
     else:
-        show(record, [str(folder / RECORD), str(picture)])
+        show(record, files)
 
 
 def _points(compared: "Compared", grid: Grid) -> tuple[list["Point"], dict[str, str]]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from sedd_fast.cli.errors import warn
 from sedd_fast.cli.output import pairs, progress, results
+from sedd_fast.extras import MissingLibraryError, import_library
 from sedd_fast.names import Preset
 from sedd_fast.progress import is_main_process
 
@@ -93,6 +94,7 @@ def train(
     from sedd_fast.training.display import TrainingDisplay
 
     check_backend("cpu")
+    import_library("accelerate", "train", "train")
     with_equals = [word for word in settings or [] if "=" in word]
     files = [_config_file(word) for word in settings or [] if "=" not in word]
     if resume is not None:
@@ -147,8 +149,8 @@ def _report(finished: "TrainResult") -> None:
         try:
             picture = plot_training(run.metrics, run.path / PICTURE)
             files[str(picture)] = "picture of the training curves"
-        except OSError as full:
-            warn(f"the run is complete, but its picture could not be written: {full}")
+        except (OSError, MissingLibraryError) as why:
+            warn(f"the run is complete, but its picture could not be written: {why}")
     if held := finished.held_out:
         unit, factor = unit_of(held)
         loss, error = factor * held.nats_per_token, factor * held.stderr

@@ -12,6 +12,7 @@ from typing import Any
 
 from sedd_fast.data.datasets import NAMED
 from sedd_fast.data.sources import HubDataset, load_rows, loading, read_documents
+from sedd_fast.extras import MissingLibraryError, import_library
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _SAVED = ("state.json", "dataset_dict.json")  # the files that save_to_disk leaves
@@ -36,6 +37,8 @@ def named_rows(name: str, split: str | None = None, copy: str | Path | None = No
         return list(source.clean(_raw_rows(source, Path(copy).expanduser())))
     try:
         return list(source.texts(source.load()))
+    except MissingLibraryError:
+        raise
     except ValueError as error:
         raise ValueError(
             f"{error}; where the hub is out of reach, give a copy of {name} with --data PATH"
@@ -46,6 +49,7 @@ def _raw_rows(source: HubDataset, path: Path) -> list[str]:
     if not path.is_dir() and path.suffix not in _BUILDERS:
         (text,) = read_documents([str(path)])
         return source.entry.rows(text)
+    import_library("datasets", "train", f"--data: reading {path}")
     with loading(f"--data: {path} could not be read", "check the file"):
         dataset = _load(source, path)
     if isinstance(dataset, dict):

@@ -20,7 +20,8 @@ from sedd_fast.data.basic_tokenizers import (
     write_marker,
 )
 from sedd_fast.data.files import read_text
-from sedd_fast.data.libraries import explained, import_library
+from sedd_fast.data.libraries import explained
+from sedd_fast.extras import MissingLibraryError, import_library
 from sedd_fast.files import hub
 
 if TYPE_CHECKING:
@@ -259,7 +260,8 @@ def load_from_hub(name: str) -> Tokenizer:
                 raise
             # No tokenizer.json there (or no network): transformers may build it from other files,
             # or from its own cache; its failure is the one to report.
-            return TransformersTokenizer.from_pretrained(name)
+            with _explained(name, MissingLibraryError):
+                return TransformersTokenizer.from_pretrained(name)
     return HubTokenizer.from_file(path)
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from sedd_fast.data.datasets import NAMED, NamedData
 from sedd_fast.data.files import read_text
 from sedd_fast.data.libraries import explained
+from sedd_fast.extras import import_library
 from sedd_fast.files import hub
 
 #: Directories of the standard library whose docstrings are left out: tests, tables, old copies.
@@ -57,8 +58,12 @@ class HubDataset:
         `cache_dir` is that of `datasets.load_dataset`.
 
         Raises:
-            ValueError: not found, no such split or configuration, or no text column; says which.
+            ValueError: not found, no such split or configuration, no text column, or `datasets` is
+                not installed; says which.
         """
+        import_library(
+            "datasets", "train", f"data: {self.name!r} is not a file here; reading a data set"
+        )
         what = f"{self.name!r}{hub.near(self.name, NAMED)}"
         what += f" (configuration {self.configuration}, split {self.split!r})"
         with loading(

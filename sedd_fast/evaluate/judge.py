@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sedd_fast.data.libraries import explained, import_library
+from sedd_fast.data.libraries import explained
+from sedd_fast.extras import import_library
 from sedd_fast.files import hub
 from sedd_fast.progress import Report
 
@@ -53,7 +54,7 @@ class Judge:
         Example:
             >>> judge = Judge.from_pretrained("gpt2-large", device="cuda")
         """
-        transformers = import_library("transformers", "transformers", f"--judge: {name!r}")
+        transformers = import_library("transformers", "eval", f"--judge: {name!r}")
         remedy = (
             "give the name of a causal language model on the hub, or a directory that holds one "
             "with its tokenizer"

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sedd_fast.data.libraries import explained, import_library
+from sedd_fast.data.libraries import explained
 from sedd_fast.evaluate.judge import Judge
+from sedd_fast.extras import import_library
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def mauve_score(
     vectors = len(drawn.values) + len(real.values)
     if clusters is not None and clusters > vectors:
         raise ValueError(f"clusters: {clusters} of only {vectors} texts; a tenth of them is usual")
-    mauve = import_library("mauve", "mauve-text", "mauve")
+    mauve = import_library("mauve", "eval", "the MAUVE score")
     found = mauve.compute_mauve(
         p_features=drawn.values, q_features=real.values, seed=seed,
         num_buckets="auto" if clusters is None else clusters,

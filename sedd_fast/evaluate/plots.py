@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_fast.evaluate.tradeoff import LABELS, Point
+from sedd_fast.extras import import_library
 
 _LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))  # so that curves that coincide can both be seen
 _COLOURS = ("#1f5fa8", "#2e8b57", "#8a4fb0", "#b8860b", "#4d4d4d")
@@ -78,9 +79,8 @@ def _value(point: Point, name: str) -> float:
 
 def two_panels() -> tuple[Any, Any, Any]:
     """A matplotlib figure with two axes side by side: (figure, left, right)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    pyplot = import_library("matplotlib.figure", "plot", "a picture")
+    figure = pyplot.Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
     return figure, *figure.subplots(1, 2)
 
 

@@ -22,6 +22,7 @@ from sedd_fast.data.prompts import Sample
 from sedd_fast.evaluate.ngram import baseline_bits
 from sedd_fast.evaluate.words import known_words
 from sedd_fast.evaluate.wrapping import Wrapped
+from sedd_fast.extras import MissingLibraryError
 from sedd_fast.files.writing import write_text
 from sedd_fast.sampling import SamplerConfig
 from sedd_fast.text.bound import TextBound, bound_text
@@ -239,7 +240,10 @@ def evaluate_demo(
         AUTOREGRESSIVE: [sample.text for sample in of_rival],
     }
     words = {name: known_words(texts, [known]) for name, texts in shares.items()}
-    plot_training(RunDirectory(run.run_dir).metrics, run.run_dir / PICTURE, baselines)
+    try:
+        plot_training(RunDirectory(run.run_dir).metrics, run.run_dir / PICTURE, baselines)
+    except MissingLibraryError as error:
+        on_stage(f"no picture: {error}")
     report = DemoReport(bound, text.name, baselines, words, samples[:SAMPLES], filled)
     _write(run.run_dir / RECORD, _record(report, run))
     return report

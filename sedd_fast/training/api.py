@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sedd_fast.extras import import_library
 from sedd_fast.files.hub import near
 from sedd_fast.names import MIXED_PRECISIONS, Preset
 from sedd_fast.training import saved_state
@@ -50,8 +51,8 @@ def train(
         The run directory, its newest checkpoint, its export, and the last held-out estimate.
 
     Raises:
-        ValueError: a setting or a text is unusable, or the directory already holds a run, or is in
-            use by another process.
+        ValueError: a setting or a text is unusable, the directory already holds a run or is in use
+            by another process, or `accelerate` is not installed.
         NonFiniteLossError: the loss or gradient is not finite.
         DiskFullError: a file could not be written for lack of space.
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP; the state is saved, and `resume(run_dir)`
@@ -61,10 +62,10 @@ def train(
         >>> result = train("book.txt", run_dir="runs/book", minutes=5, overrides={"optim.lr": 1e-3})
         >>> print(sedd_fast.load(result.run_dir).infill("The [8] fox"))
     """
-    from accelerate.utils import broadcast_object_list
-
     config = _settings(text, preset, run_dir, minutes, overrides)
     accelerator = make_accelerator(config)
+    from accelerate.utils import broadcast_object_list
+
     # The processes must agree on the directory, although their clocks may differ.
     [path] = broadcast_object_list([config.run_dir or _default_run_dir(config)])
     run = RunDirectory(path)
@@ -245,8 +246,10 @@ def make_accelerator(config: TrainConfig) -> Any:
 
     Raises:
         ValueError: the launcher asks for sharded training (FSDP, DeepSpeed, Megatron-LM) or for
-            fp8, or fp16 is asked for on a CPU, where Accelerate would ignore it.
+            fp8, or fp16 is asked for on a CPU, where Accelerate would ignore it; or Accelerate is
+            not installed.
     """
+    import_library("accelerate", "train", "training")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin

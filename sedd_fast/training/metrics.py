@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_fast.data.files import read_text, split_lines
-from sedd_fast.data.libraries import import_library
+from sedd_fast.extras import import_library
 from sedd_fast.files.writing import write_text
 from sedd_fast.training.run_directory import RunDirectory
 from sedd_fast.training.settings import TrainConfig
@@ -72,6 +72,7 @@ class MetricsLog(ExitStack):
         os.fsync(self._file.fileno())
 
     def _open_tensorboard(self, directory: Path, step: int) -> None:
+        import_library("tensorboard", "train", "log.tensorboard=true")
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(

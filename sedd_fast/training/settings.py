@@ -9,7 +9,7 @@ import math
 import reprlib
 import sys
 import types
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sedd_fast.data.config import DataConfig, fraction, limits
@@ -86,13 +86,14 @@ class ObjectiveSection:
     A setting of another type than the one chosen is refused unless it is the default.
 
     Args:
-        type: "score_entropy", "concrete_score", "d3pm", or (absorbing) "masked_cross_entropy".
+        type: "score_entropy", "concrete_score", "d3pm", "masked_cross_entropy" (absorbing); None:
+            masked_cross_entropy if graph and network allow it, else score_entropy.
         over: for masked_cross_entropy, the variable of the integral: "t", or "lambda" (RADD's
             lambda-DCE).
         steps: for d3pm, the number T of steps of its chain.
     """
 
-    type: ObjectiveName = "score_entropy"
+    type: ObjectiveName | None = "score_entropy"
     over: Variable = "t"
     steps: int = _at_least(1, 1000)
 
@@ -207,6 +208,10 @@ class TrainConfig:
                 raise ValueError(f"{section}: expected settings, got {reprlib.repr(own)}")
             for f in fields(own):
                 _check(f"{section}.{f.name}", getattr(own, f.name), f)
+        if self.objective.type is None:
+            fits = self.graph.type == "absorbing" and self.model.kind in (None, "posterior")
+            chosen: ObjectiveName = "masked_cross_entropy" if fits else "score_entropy"
+            object.__setattr__(self, "objective", replace(self.objective, type=chosen))
         _check_objective(self)
 
     @property

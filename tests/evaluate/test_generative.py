@@ -107,7 +107,7 @@ def test_judges_that_are_not_there(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"--judge: .* could not be loaded"):
         Judge.from_pretrained(str(tmp_path))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match="pip install transformers"):
+    with pytest.raises(ValueError, match=r"needs transformers: pip install 'sedd-fast\[eval\]'"):
         Judge.from_pretrained("gpt2-large")
 
 

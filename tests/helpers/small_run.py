@@ -12,7 +12,7 @@ SMALL = [
     "training.max_minutes=null", "training.log_freq=5", "training.eval_freq=0",
     "training.snapshot_freq=0", "training.cpu=true", "log.tensorboard=false",
     "data.tokenizer=characters", "optim.type=adamw", "optim.lr=1.5e-3", "optim.beta2=0.999",
-    "training.ema=0.999",
+    "training.ema=0.999", "objective.type=score_entropy",
 ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def settings(text_file: Path, run_dir: Path, *more: str) -> TrainConfig:
         "training.eval_sequences=8", "training.snapshot_freq=3", "training.cpu=true",
         "training.ema=0.999", "optim.type=adamw", "optim.lr=1.5e-3", "optim.beta2=0.999",
         "optim.warmup=4", "log.tensorboard=false", "data.random_offset=true",
-        "data.tokenizer=characters",
+        "data.tokenizer=characters", "objective.type=score_entropy",
     ]  # fmt: skip
     here = [f"run_dir={run_dir}", f"data.train={text_file}"]
     return load_config("tiny", overrides=[*tiny, *here, *more])

@@ -344,7 +344,7 @@ def test_tensorboard_files(text_file, tmp_path):
 
 def test_wandb_missing_is_explained(text_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="pip install wandb"):
+    with pytest.raises(ValueError, match=r"needs wandb: pip install 'sedd-fast\[wandb\]'"):
         train(settings(text_file, tmp_path / "run", "log.wandb=true"))
 
 

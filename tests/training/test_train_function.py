@@ -90,4 +90,4 @@ def test_the_progress_is_shown_unless_there_is_a_callback(tmp_path, capsys):
     sf.train(settings(text, tmp_path / "c", "training.n_iters=2"))
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 3)  # at the start, after the first step, and the last
-    assert "step 2: loss" in err
+    assert "step 2 of 2: loss" in err

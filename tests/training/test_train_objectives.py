@@ -100,11 +100,14 @@ def test_the_objective_is_the_one_named(text_file, tmp_path):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (["objective.type=mse"], r"objective\.type: expected one of score_entropy, .*, got 'mse'"),
+        (
+            ["objective.type=mse"],
+            r"objective\.type: expected one of None, score_entropy, .*, got 'mse'",
+        ),
         (["objective.over=k"], r"objective\.over: expected one of t, lambda, got 'k'"),
         (["objective.steps=0"], r"objective\.steps: expected at least 1, got 0"),
         (
-            ["objective.over=lambda"],
+            ["objective.type=score_entropy", "objective.over=lambda"],
             r"objective\.over: only valid with objective\.type=masked_cross_entropy, got lambda",
         ),
         (
@@ -128,6 +131,23 @@ def test_the_objective_is_the_one_named(text_file, tmp_path):
 def test_what_does_not_fit_is_refused_at_the_start(chosen, message):
     with pytest.raises(ValueError, match=message):
         load_config("tiny", overrides=chosen)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name", "kind"),
+    [
+        ([], "masked_cross_entropy", "posterior"),
+        (["model.kind=posterior"], "masked_cross_entropy", "posterior"),
+        (["model.kind=sedd"], "score_entropy", "sedd"),
+        (["graph.type=uniform"], "score_entropy", "sedd"),
+        (["model.kind=ar"], "score_entropy", "ar"),
+        (["graph.type=uniform", "objective.type=d3pm"], "d3pm", "posterior"),
+    ],
+)
+def test_an_objective_that_fits_is_chosen(chosen, name, kind):
+    config = load_config("tiny", overrides=chosen)
+    assert (config.objective.type, config.network_kind) == (name, kind)
+    assert config_from_dict(asdict(config)) == config
 
 
 def test_a_run_keeps_its_objective(text_file, tmp_path):

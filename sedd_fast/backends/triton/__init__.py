@@ -25,6 +25,7 @@ from sedd_fast.backends.triton.score_entropy import (
     score_entropy_backward,
     score_entropy_with_grad,
 )
+from sedd_fast.extras import pip_install
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,5 +39,5 @@ def devices() -> tuple[str, ...]:
 def unavailable() -> str | None:
     """Why this backend cannot be used, or None."""
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; run `pip install triton` (Linux)"
+        return f"Triton is not installed (on Linux: {pip_install('cuda')})"
     return None
