@@ -10,7 +10,7 @@ import typer
 
 from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.network import Baseline, Network
-from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed
+from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed, named_model
 from sedd_fast.cli.sampler_options import DEFAULT, SamplerMethod, Steps, TopP, text_option
 from sedd_fast.data.basic_tokenizers import utf8
 from sedd_fast.data.files import decode, read_bytes
@@ -34,6 +34,7 @@ ModelOrNone = Annotated[
         "--model",
         "-m",
         metavar="NAME",
+        callback=named_model,
         help="Draw from this run, weights or hub name.",
     ),
 ]
