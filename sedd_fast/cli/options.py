@@ -12,6 +12,7 @@ import typer
 from sedd_fast.cli.errors import warn
 from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.output import writable
+from sedd_fast.files.hub import check_model
 from sedd_fast.names import Precision
 
 #: A count above this is taken for a mistake of typing.
@@ -20,9 +21,23 @@ MOST = 1_000_000
 COUNT: dict[str, Any] = {"metavar": "N", "min": 1, "max": MOST}
 SEED: dict[str, Any] = {"metavar": "N", "min": 0, "max": 2**63 - 1}
 
+
+def named_model(name: str | None) -> str | None:
+    """The name of a model; a path where nothing is, is refused before torch is loaded."""
+    if name:
+        check_model(name)
+    return name
+
+
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", metavar="NAME", help="Run or weights directory, or hub name."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        callback=named_model,
+        help="Run or weights directory, or hub name.",
+    ),
 ]
 NumSamples = Annotated[int, typer.Option("--num-samples", "-n", **COUNT, help="Number of samples.")]
 BatchSize = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sedd_fast.cli.manual import RARE
-from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed
+from sedd_fast.cli.options import SEED, BatchSize, Length, NumSamples, Renamed, named_model
 from sedd_fast.cli.sampler_options import SamplerMethod, Steps, TopP, text_option
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ ModelOrNone = Annotated[
         "--model",
         "-m",
         metavar="NAME",
+        callback=named_model,
         help="Draw from this run, weights or hub name.",
     ),
 ]

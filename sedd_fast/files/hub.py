@@ -50,6 +50,16 @@ def near(name: str | Path, known: Iterable[str] = (), folders: bool = False) -> 
     return f" (did you mean {' or '.join(found[each] for each in close)}?)" if close else ""
 
 
+def check_model(name: str | Path) -> None:
+    """FileNotFoundError where a model's name is that of a path, and nothing is there."""
+    path = Path(name).expanduser()
+    if not path.exists() and not may_be_repository(name):
+        raise FileNotFoundError(
+            f"no directory {path}{near(path, folders=True)}; give one that holds config.json and "
+            "model.safetensors, or the name of a Hub repository such as louaaron/sedd-small"
+        )
+
+
 @contextmanager
 def access(name: str | Path, endpoint: str | None = None) -> Iterator[None]:
     """A context for calls that load `name`: a directory, or a repository of the Hub.

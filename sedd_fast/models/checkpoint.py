@@ -165,11 +165,7 @@ def _read(name_or_dir: str | Path, **options: Any) -> Checkpoint:
         return _read_run(path)
     if path.exists():
         raise ValueError(f"{path} is a file; give the directory that holds it and {CONFIG}")
-    if not hub.may_be_repository(name_or_dir):
-        raise FileNotFoundError(
-            f"no directory {path}{hub.near(path, folders=True)}; give one that holds {CONFIG} and "
-            f"{SAFETENSORS}, or the name of a Hub repository such as louaaron/sedd-small"
-        )
+    hub.check_model(name_or_dir)
     return _read_files(*_download(str(name_or_dir), **options), str(name_or_dir))
 
 

@@ -326,8 +326,7 @@ def test_metrics_are_read_while_they_are_written(tmp_path):
             log.write({"step": step, "loss": 0.5})
             if step == 1:
                 reader = run.metrics.open()
-            assert json.loads(reader.readline()) == {"step": step, "loss": 0.5}
-            assert reader.readline() == ""
+            assert [json.loads(line) for line in reader] == [{"step": step, "loss": 0.5}]
     reader.close()
 
 
