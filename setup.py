@@ -330,7 +330,7 @@ def link(path: Path, target: str) -> None:
 setup(
     packages=sorted({*find_packages(include=["sedd_fast", "sedd_fast.*"]), "sedd_fast.kernels"}),
     package_dir={"sedd_fast.kernels": "kernels"},
-    package_data={"sedd_fast": ["py.typed", "training/presets/*.yaml"]},
+    package_data={"sedd_fast": ["py.typed", "training/presets/*.yaml", "text/python_help/*"]},
     ext_modules=[
         Extension(f"sedd_fast.{name}", sources=[], optional=True) for name in ("_cpu", "_cuda")
     ],

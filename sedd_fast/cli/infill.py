@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sedd_fast.cli.options import Model, expand_options
+from sedd_fast.cli.options import BundledModel, expand_options
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
 
 if TYPE_CHECKING:
@@ -41,13 +41,14 @@ class GivenText:
 
 
 @expand_options
-def infill(model: Model, given: GivenText, options: SamplingOptions) -> None:
+def infill(model: BundledModel = None, *, given: GivenText, options: SamplingOptions) -> None:
     """Fill the gaps around given text, wherever it is.
 
     The given text is exact in the result, and bold on a terminal; the rest is
     drawn. A sample is cut at the first end-of-text after all given text.
 
     [bold]Examples[/]
+      sedd-fast infill --template "The [6] statement [10]."
       sedd-fast infill -m runs/demo --prefix "The " --suffix " is raised."
       sedd-fast infill -m runs/demo --middle "exception@40" -l 96 -n 4
       sedd-fast infill -m runs/demo --template "The [8] fox [12] dog."

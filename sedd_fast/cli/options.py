@@ -39,6 +39,17 @@ Model = Annotated[
         help="Run or weights directory, or hub name.",
     ),
 ]
+BundledModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        callback=named_model,
+        help="Run or weights directory, or hub name.",
+        show_default="the one in the package",
+    ),
+]
 NumSamples = Annotated[int, typer.Option("--num-samples", "-n", **COUNT, help="Number of samples.")]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", **COUNT, help="Sequences at a time: a matter of memory.")

@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from sedd_fast.cli.options import Model, expand_options
+from sedd_fast.cli.options import BundledModel, expand_options
 from sedd_fast.cli.sampler_options import SamplingOptions, text_option
 
 
 @expand_options
 def sample(
-    model: Model,
+    model: BundledModel = None,
     prompt: Annotated[str, text_option("--prompt", "-p", help="Text at the start.")] = "",
     *,
     options: SamplingOptions,
@@ -20,6 +20,7 @@ def sample(
     Samples go to stdout, progress to stderr.
 
     [bold]Examples[/]
+      sedd-fast sample -n 3                 the small model in the package
       sedd-fast sample --model runs/demo --num-samples 3 --seed 1
       sedd-fast sample --model louaaron/sedd-small --steps 1024
       sedd-fast sample --model runs/demo --prompt "The " --json > samples.jsonl

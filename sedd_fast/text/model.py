@@ -296,7 +296,7 @@ class TextModel:
 
 
 def load(
-    name: str | Path,
+    name: str | Path | None = None,
     *,
     tokenizer: str | Path | None = None,
     device: str | torch.device = "auto",
@@ -306,7 +306,8 @@ def load(
 
     Args:
         name: a run directory of :func:`sedd_fast.train`, a directory of weights, or a hub name,
-            such as "louaaron/sedd-small". The published checkpoints use GPT-2's tokenizer.
+            such as "louaaron/sedd-small". The published checkpoints use GPT-2's tokenizer. None:
+            the model that comes with the package, trained on Python's help texts.
         tokenizer: used in place of the one beside the weights: "bytes", a file, a directory or a
             hub name.
         device: "auto" (a GPU if available), "cpu", "cuda", "cuda:1", ... On a GPU the steps of
@@ -324,4 +325,5 @@ def load(
     """
     check_choice("dtype", dtype, get_args(Precision))
     words = None if tokenizer is None else str(tokenizer)
-    return TextModel(load_any(str(name), words, str(device), dtype))
+    source = None if name is None else str(name)
+    return TextModel(load_any(source, words, str(device), dtype))

@@ -19,6 +19,8 @@ from sedd_fast.names import Precision
 from sedd_fast.training.config import load_run_config
 from sedd_fast.training.run_directory import RunDirectory
 
+#: The model that comes with the package; its README says what it is.
+BUNDLED = Path(__file__).with_name("python_help")
 _TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
 _ATTEMPTS = 3  # at an export that changes while it is read
 GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2's
@@ -67,11 +69,14 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def load_network(name: str, tokenizer: str | None, device: str, precision: Precision) -> Network:
+def load_network(
+    name: str | None, tokenizer: str | None, device: str, precision: Precision
+) -> Network:
     """Read the weights and the tokenizer of a SEDD network.
 
     Args:
-        name: a run directory of `train`, a directory of weights, or a hub name.
+        name: a run directory of `train`, a directory of weights, or a hub name; None: the model
+            that comes with the package.
         tokenizer: used in place of the one beside the weights; None: the one beside the weights.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: the data type of the network's matrix products.
@@ -90,13 +95,14 @@ def load_network(name: str, tokenizer: str | None, device: str, precision: Preci
 
 
 def load_any(
-    name: str, tokenizer: str | None, device: str, precision: Precision
+    name: str | None, tokenizer: str | None, device: str, precision: Precision
 ) -> Network | Baseline:
     """As `load_network`, for a network of either kind.
 
     A run that is training replaces its export; where that happened meanwhile it is read again.
     """
     place = choose_device(device)
+    name = str(BUNDLED) if name is None else name
     if name == "":
         raise ValueError("model: got an empty name; give a run directory or a hub name")
     for _ in range(_ATTEMPTS):
