@@ -133,8 +133,8 @@ def _show(run: "TrainResult", report: "work.DemoReport") -> None:
 def _too_few(run: "TrainResult", minutes: float) -> str:
     """What to say of a model that is not better than the unigram model."""
     return (
-        f"{run.step:,} steps were too few: the model is no better than the unigram model. Train it "
-        f"on: sedd-fast train --resume {shlex.quote(str(run.run_dir))} "
+        f"{run.step:,} steps were too few: the model is no better than the unigram model. To "
+        f"train it longer: sedd-fast train --resume {shlex.quote(str(run.run_dir))} "
         f"training.max_minutes={minutes + max(5.0, 2 * minutes):g}"
     )
 

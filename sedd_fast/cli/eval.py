@@ -173,7 +173,7 @@ def _find_text(network: "Network | Baseline", options: EvalOptions) -> "Wrapped"
         raise ValueError(
             f"eval: {options.model} is no run directory with a held-out text; name a TEXT"
         )
-    name = f"the held-out part of {name}"
+    name = f"the held-out part of {name}: {corpus.held_out_source}"
     return Wrapped.of_blocks(corpus.held_out, corpus.chars_per_token, name)
 
 

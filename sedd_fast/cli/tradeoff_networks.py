@@ -116,7 +116,7 @@ def _of_runs(name: str, options: TradeoffOptions) -> Compared:
     network = load_network(name, None, options.device, options.dtype)
     model, tokenizer = network.model, network.tokenizer
     budget = options.budget(model.config.length)
-    train_tokens, held_out = _tokens(name, network, options.text or [])
+    train_tokens, held_out, source = _tokens(name, network, options.text or [])
     judge = Judge.from_pretrained(options.judge, network.device) if options.judge else None
     quality = Quality.of_text(
         train_tokens, held_out, model.config.vocab_size, partial(decode, tokenizer=tokenizer),
@@ -127,7 +127,7 @@ def _of_runs(name: str, options: TradeoffOptions) -> Compared:
     about: dict[str, Any] = {
         "model": network.source,
         "network": _describe(model, options.dtype),
-        "held_out": f"{len(held_out):,} tokens",
+        "held_out": f"{len(held_out):,} tokens, {source}",
         "judge": options.judge,
     }
     baseline = _baseline(network, options)
@@ -188,17 +188,17 @@ def _baseline(network: Network, options: TradeoffOptions) -> Baseline | None:
     return found
 
 
-def _tokens(name: str, network: Network, files: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of the training text (N,) and of the held-out text (M,), of files or of the run."""
+def _tokens(name: str, network: Network, files: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
+    """Tokens of the training text (N,) and of the held-out text (M,), and where that is from."""
     if files:
         split = DataConfig(held_out=_HELD_OUT)
-        *parts, _ = hold_out(read_documents(files), split, network.model.config.length)
+        *parts, source = hold_out(read_documents(files), split, network.model.config.length)
         train_tokens, held_out = (pack(part, network.tokenizer) for part in parts)
-        return train_tokens, held_out
+        return train_tokens, held_out, source
     _, corpus = corpus_of_run(name, network, network.model.config.length) or ("", None)
     if corpus is None or corpus.held_out is None or not isinstance(corpus.train, BlockOrder):
         raise ValueError(f"tradeoff: {name} is no run with a held-out text; name files: TEXT ...")
-    return corpus.train.blocks.tokens, corpus.held_out.tokens
+    return corpus.train.blocks.tokens, corpus.held_out.tokens, corpus.held_out_source
 
 
 def _likelihood(bound: LikelihoodBound) -> dict[str, Any]:

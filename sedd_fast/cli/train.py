@@ -155,7 +155,8 @@ def _report(finished: "TrainResult") -> None:
         unit, factor = unit_of(held)
         loss, error = factor * held.nats_per_token, factor * held.stderr
         figure = (f"{loss:.3f} ± {error:.3f} {unit}", "bold")
-        rest = ", training objective with the averaged weights.\n"
+        rest = ", training objective with the averaged weights, of "
+        rest += f"{finished.held_out_source}.\n"
         console.print(Text.assemble("\nHeld out: ", figure, rest))
     console.print(pairs(files, styles=("cyan", "dim")), "", commands(finished), sep="\n")
 

@@ -152,8 +152,9 @@ def _held_out(config: DataConfig, count: int, shortest: int) -> tuple[list[range
     share, passages = config.held_out, 1
     if config.held_out_at == "spread":
         passages = min(max(int(share * count / shortest), 1), _PASSAGES)
-    spread = f"{passages} passages spread over the text, {share:.3g} of it"
-    where = spread if passages > 1 else f"the last {share:.3g} of the text"
+    percent = f"{100 * share:.3g} %"
+    spread = f"{passages} passages spread over the text, {percent} of it"
+    where = spread if passages > 1 else f"the last {percent} of the text"
     return held_out_ranges(count, share, passages), where
 
 

@@ -130,7 +130,8 @@ class Trainer:
                     raise TrainingInterrupted(self.run.path, self.step, self._resume_command())
             self._evaluate()
             checkpoint = self._save()
-        return TrainResult(self.run.path, self.step, checkpoint, self.run.export, self.held_out)
+        export, source = self.run.export, self.corpus.held_out_source
+        return TrainResult(self.run.path, self.step, checkpoint, export, self.held_out, source)
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:

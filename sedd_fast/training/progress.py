@@ -51,13 +51,14 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run. `held_out` is None without held-out text."""
+    """A finished run. Without held-out text `held_out` is None; else its source is named."""
 
     run_dir: Path
     step: int
     checkpoint: Path
     export: Path
     held_out: HeldOut | None
+    held_out_source: str
 
 
 class NonFiniteLossError(ArithmeticError):

@@ -203,13 +203,13 @@ def test_where_the_held_out_text_is_from():
     train, rest, where = hold_out(text, spread, length=20)
     assert (len(rest), where) == (
         12,
-        "12 passages spread over the text, 0.2 of it",
+        "12 passages spread over the text, 20 % of it",
     )  # 160 characters
     assert sorted(set("".join(rest))) == sorted({part[0] for part in rest} | {p[-1] for p in rest})
     assert len(set("".join(rest))) >= 12 > len(set(text[0][-2000:]))
     train, rest, where = hold_out(text, end, length=20)
     assert (train, rest) == ([text[0][:-2000]], [text[0][-2000:]])
-    assert where == "the last 0.2 of the text"
+    assert where == "the last 20 % of the text"
     assert hold_out(text, spread, length=1000)[1:] == ([text[0][-2000:]], where)  # no room for two
 
 

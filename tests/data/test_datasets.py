@@ -42,7 +42,7 @@ def test_data_set_is_packed_once_and_mapped(rows, tmp_path):
     corpus = load_corpus(config, length=16)
     assert corpus.train.blocks.tokens.tolist() == expected_tokens(i for i in range(50) if i % 5 < 4)
     assert corpus.held_out.tokens.tolist() == expected_tokens(range(4, 50, 5))
-    assert corpus.held_out_source == "10 passages spread over the text, 0.2 of it"
+    assert corpus.held_out_source == "10 passages spread over the text, 20 % of it"
     files = sorted((tmp_path / "cache").glob("*.npy"))
     written = files[0].stat().st_mtime_ns
     again = load_corpus(config, length=16)
@@ -55,7 +55,7 @@ def test_the_last_rows_are_held_out(rows, tmp_path):
     corpus = load_corpus(hub_config(rows, tmp_path, held_out=0.2, held_out_at="end"), length=16)
     assert corpus.train.blocks.tokens.tolist() == expected_tokens(range(40))
     assert corpus.held_out.tokens.tolist() == expected_tokens(range(40, 50))
-    assert corpus.held_out_source == "the last 0.2 of the text"
+    assert corpus.held_out_source == "the last 20 % of the text"
 
 
 def test_a_damaged_cache_of_tokens_is_written_again(rows, tmp_path, caplog):
