@@ -33,7 +33,7 @@ def train(
         Preset | None,
         typer.Option(
             metavar="NAME",
-            help="tiny (characters, 5 minutes on a laptop), small (12 x 768, as published) or "
+            help="tiny (subwords, 5 minutes on a laptop), small (12 x 768, as published) or "
             "medium (24 x 1024).",
             show_default="tiny if no file",
         ),
@@ -67,14 +67,15 @@ def train(
 
     [bold]Settings most often changed[/]
       data.train=book.txt            a file, "books/*.txt", "\\[a.txt,b.txt]",
-                                     pydoc, or a data set's name
-      data.tokenizer=gpt2            characters, bytes, a file, a hub name
+                                     pydoc, docstrings, or a data set
+      data.tokenizer=gpt2            bpe:2048, characters, bytes, a file, a
+                                     hub name
       model.length=256               tokens per training block
       training.batch_size=32         blocks per step, over all processes
       training.n_iters=20000         steps
       training.max_minutes=30        stops earlier, after this time
       training.mixed_precision=bf16  no, bf16 or fp16
-      optim.lr=1e-3                  highest learning rate
+      optim.lr=1e-3                  highest learning rate of AdamW
       optim.schedule=cosine          constant or cosine
       graph.type=uniform             absorbing or uniform
       objective.type=d3pm            score_entropy, masked_cross_entropy, d3pm

@@ -39,7 +39,7 @@ def train(
         text: a file, a glob, a list of these, "pydoc" (the built-in text), or a data set's name; or
             all settings, from `load_config`.
         on_step: called in the main process after every step, in place of the display.
-        preset: the settings to start from: "tiny" (the default: characters, five minutes on a
+        preset: the settings to start from: "tiny" (the default: subwords, five minutes on a
             laptop), "small" (12 x 768, as published), "medium" (24 x 1024).
         run_dir: a new directory for all that the run writes; None: runs/NAME-DATE-TIME.
         minutes: training time in minutes; None: that of the preset.
