@@ -18,7 +18,7 @@ tools: $(VENV)/tools ## the same with linters and test tools
 # $(call stage,text,command): a line every 15 seconds, until the command ends, says that it goes on.
 define stage
 	@echo "$(1)"; \
-	( s=0; while sleep 15 >/dev/null 2>&1; do s=$$((s + 15)); echo "    $$s s, $(VENV) has $$(du -sm $(VENV) | cut -f1) MB"; done ) & beat=$$!; \
+	( s=0; while sleep 15 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do s=$$((s + 15)); echo "    $$s s, $(VENV) has $$(du -sm $(VENV) | cut -f1) MB"; done ) & beat=$$!; \
 	$(2); status=$$?; kill $$beat; exit $$status
 endef
 # Temporary files are in $(VENV), so that its size shows what is downloaded, and /tmp may be small. Compiling every

@@ -119,9 +119,9 @@ def move_by_rounding(learner: Learner) -> None:
 def measure(overrides: Sequence[str], steps: int, dtypes: Sequence[str]) -> dict[str, Any]:
     """Every variant in every precision, and its differences from the dense one."""
     config = load_config("tiny", overrides=[f"training.n_iters={steps}", *_SETTINGS, *overrides])
-    if (config.objective.type, config.network_kind) != ("score_entropy", "sedd"):
+    if (config.objective_type, config.network_kind) != ("score_entropy", "sedd"):
         raise ValueError(
-            f"objective.type={config.objective.type} of model.kind={config.network_kind} has no "
+            f"objective.type={config.objective_type} of model.kind={config.network_kind} has no "
             "fused head to compare; leave both out"
         )
     corpus = load_corpus(config.data, config.model.length, config.training.seed)

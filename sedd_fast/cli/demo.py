@@ -2,9 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -19,9 +18,7 @@ from sedd_fast.terminal import symbol
 
 if TYPE_CHECKING:
     from sedd_fast.text import demo as work
-    from sedd_fast.training.progress import OnStep, TrainResult
-
-Trained = TypeVar("Trained")
+    from sedd_fast.training.progress import TrainResult
 
 _BAR = 36  # columns of the longest bar in the table of bits
 
@@ -69,18 +66,20 @@ def demo(
     from sedd_fast.text import demo as work
     from sedd_fast.text.network import check_backend
     from sedd_fast.training.display import duration
+    from sedd_fast.training.progress import TrainingInterrupted
+    from sedd_fast.training.run_directory import RunDirectory
 
     check_backend("cpu")
     import_library("accelerate", "train", "demo")
     began = time.monotonic()
     settings = work.DemoSettings(work.demo_directory(run_dir), minutes, seed)
-    verb = "Resuming" if work.is_interrupted(settings.run_dir) else "Training"
-    _say(f"{verb} a model on Python's own help texts, {minutes:g} minutes, in {settings.run_dir}")
-    run = _with_display(settings, settings.run_dir, lambda show: work.train_demo(settings, show))
-    _say("Training the autoregressive baseline, a fifth of the time")
-    path = run.run_dir.with_name(run.run_dir.name + "-ar")
-    baseline = _with_display(settings, path, lambda show: work.train_demo_baseline(run, show))
-    report = work.evaluate_demo(run, baseline, progress=True, on_stage=lambda s: _say(f"{s} ..."))
+    try:
+        run, report = _train_and_evaluate(settings)
+    except KeyboardInterrupt as stop:
+        path = settings.run_dir
+        again = f"sedd-fast demo --minutes {minutes:g} --run-dir {shlex.quote(str(path))}"
+        step = max(RunDirectory(path).steps(), default=0)
+        raise TrainingInterrupted(path, step, again) from stop
     _show(run, report)
     took = f"\nThe whole demo took {duration(time.monotonic() - began)}."
     results().print(took, style="dim")
@@ -89,24 +88,26 @@ def demo(
         raise typer.Exit(1)
 
 
+def _train_and_evaluate(
+    settings: "work.DemoSettings",
+) -> "tuple[TrainResult, work.DemoReport]":
+    from sedd_fast.text import demo as work
+    from sedd_fast.training.display import TrainingDisplay
+
+    path, minutes = settings.run_dir, settings.minutes
+    verb = "Resuming" if work.is_interrupted(path) else "Training"
+    _say(f"{verb} a model on Python's own help texts, {minutes:g} minutes, in {path}")
+    with TrainingDisplay(str(path)) as display:
+        run = work.train_demo(settings, display)
+    _say("Training the autoregressive baseline, a fifth of the time")
+    with TrainingDisplay(str(path / work.BASELINE)) as display:
+        work.train_demo_baseline(run, display)
+    report = work.evaluate_demo(run, progress=True, on_stage=lambda stage: _say(f"{stage} ..."))
+    return run, report
+
+
 def _say(line: str) -> None:
     progress().print(line, soft_wrap=True)
-
-
-def _with_display(
-    settings: "work.DemoSettings", path: Path, training: "Callable[[OnStep], Trained]"
-) -> Trained:
-    """The result of a training whose progress is shown."""
-    from sedd_fast.training.display import TrainingDisplay
-    from sedd_fast.training.progress import TrainingInterrupted
-
-    try:
-        with TrainingDisplay(str(path)) as display:
-            return training(display)
-    except TrainingInterrupted as stop:
-        run = shlex.quote(str(settings.run_dir))
-        again = f"sedd-fast demo --minutes {settings.minutes:g} --run-dir {run}"
-        raise TrainingInterrupted(stop.run_dir, stop.step, again) from stop
 
 
 def _show(run: "TrainResult", report: "work.DemoReport") -> None:
@@ -127,14 +128,16 @@ def _show(run: "TrainResult", report: "work.DemoReport") -> None:
         str(run.run_dir / work.RECORD): "the figures above",
     }
     files = {path: text for path, text in files.items() if Path(path).exists()}  # without plots
-    console.print("", pairs(files, styles=("cyan", "dim")), "", commands(run), sep="\n")
+    further = commands(run, longer=report.gain > 0)  # else the last line says how
+    console.print("", pairs(files, styles=("cyan", "dim")), "", further, sep="\n")
 
 
 def _too_few(run: "TrainResult", minutes: float) -> str:
     """What to say of a model that is not better than the unigram model."""
+    steps = f"{run.step:,} steps were" if run.step > 1 else "1 step was"
     return (
-        f"{run.step:,} steps were too few: the model is no better than the unigram model. To "
-        f"train it longer: sedd-fast train --resume {shlex.quote(str(run.run_dir))} "
+        f"{steps} too few: the model is no better than the unigram model. To train it longer: "
+        f"sedd-fast train --resume {shlex.quote(str(run.run_dir))} "
         f"training.max_minutes={minutes + max(5.0, 2 * minutes):g}"
     )
 

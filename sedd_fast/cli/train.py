@@ -162,9 +162,9 @@ def _report(finished: "TrainResult") -> None:
     console.print(pairs(files, styles=("cyan", "dim")), "", commands(finished), sep="\n")
 
 
-def commands(finished: "TrainResult") -> Text:
-    """Commands for a finished run, ready to paste."""
-    from sedd_fast.training.api import longer
+def commands(finished: "TrainResult", longer: bool = True) -> Text:
+    """Commands for a finished run, ready to paste; `longer`: also one that trains it longer."""
+    from sedd_fast.training import api as trainer
     from sedd_fast.training.config import load_run_config
     from sedd_fast.training.run_directory import RunDirectory
 
@@ -177,10 +177,10 @@ def commands(finished: "TrainResult") -> Text:
             "sample": f"sedd-fast sample --model {run}",
             "infill": f"sedd-fast infill --model {run} --prefix {_prefix(finished)}",
         }
-    rows |= {
-        "bound": f"sedd-fast eval --model {run}",
-        "train longer": f"sedd-fast train --resume {run} {longer(config, finished.step)}",
-    }
+    rows["bound"] = f"sedd-fast eval --model {run}"
+    if longer:
+        setting = trainer.longer(config, finished.step)
+        rows["train longer"] = f"sedd-fast train --resume {run} {setting}"
     return pairs(rows, styles=("dim", "bold"))
 
 

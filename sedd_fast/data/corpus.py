@@ -76,7 +76,11 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def load_corpus(
-    config: DataConfig, length: int, seed: int = 0, tokenizer: Tokenizer | None = None
+    config: DataConfig,
+    length: int,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    trained_length: int | None = None,
 ) -> Corpus:
     """Read, split, tokenise and pack what `config` names.
 
@@ -85,6 +89,8 @@ def load_corpus(
         length: tokens per block.
         seed: random seed of the order of the blocks.
         tokenizer: the tokenizer of a resumed run; None: make the one of `config.tokenizer`.
+        trained_length: tokens per block of the run whose held-out text this is, which the place
+            of the held-out passages depends on; None: `length`.
     """
     hub = is_hub_name(config.train)
     separate = config.valid is not None or (hub and config.valid_split is not None)
@@ -99,7 +105,7 @@ def load_corpus(
     else:
         load = _load_rows if hub else _load_files
         cut = replace(config, held_out=0.0) if separate else config
-        tokenizer, tokens, rest, cut_from = load(cut, tokenizer, length)
+        tokenizer, tokens, rest, cut_from = load(cut, tokenizer, trained_length or length)
         blocks = Blocks(tokens, length, "the training text")
         order = BlockOrder(blocks, seed, config.random_offset)
     documents = _valid_documents(config) if separate else rest

@@ -220,17 +220,17 @@ BUILT_IN: dict[str, Callable[[], list[str]]] = {
 def held_out_ranges(count: int, share: float, passages: int) -> list[range]:
     """The positions that are held out of 0 .. count - 1: `passages` ranges spread evenly over them.
 
-    Each is the end of one of `passages` equal parts; one passage is the end of the whole. Together
-    they have round(share * count) positions.
+    Each is the end of one of `passages` equal parts; one passage is the end of the whole. What is
+    left of the first n positions is round((1 - share) * n), at the end of each part.
     """
     if not 0 <= share < 1:
         raise ValueError(
             f"data.held_out: expected a fraction from 0 up to, not including, 1, got {share}"
         )
-    total = round(count * share)
-    ends = [count * number // passages for number in range(1, passages + 1)]
-    sizes = [total * number // passages for number in range(passages + 1)]
-    ranges = (range(end - b + a, end) for end, (a, b) in zip(ends, pairwise(sizes), strict=True))
+    ends = [count * number // passages for number in range(passages + 1)]
+    kept = [round(end * (1 - share)) for end in ends]
+    parts = zip(pairwise(ends), pairwise(kept), strict=True)
+    ranges = (range(start + b - a, end) for (start, end), (a, b) in parts)
     return [each for each in ranges if each]
 
 

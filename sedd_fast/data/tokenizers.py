@@ -16,6 +16,7 @@ weights, and `load_tokenizer(directory)` reads it back. The mask state of an abs
 a token: it has index vocab_size, and only the graph knows of it.
 """
 
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from sedd_fast.data.libraries import explained
 from sedd_fast.files import checksums, hub
 from sedd_fast.files.documents import read_json
 
-_SMALLEST_BPE = 257
+_BPE_SIZES = range(257, 2**20 + 1)
 
 
 def make_tokenizer(spec: str, texts: Iterable[str] | None = None) -> Tokenizer:
@@ -43,10 +44,10 @@ def make_tokenizer(spec: str, texts: Iterable[str] | None = None) -> Tokenizer:
     if spec != "characters" and not spec.startswith("bpe:"):
         return load_tokenizer(spec)
     size = spec.removeprefix("bpe:")
-    if spec != "characters" and not (size.isdecimal() and int(size) >= _SMALLEST_BPE):
+    if spec != "characters" and not (size.isdecimal() and int(size[:10]) in _BPE_SIZES):
         raise ValueError(
-            f"tokenizer: expected bpe:N with at least {_SMALLEST_BPE} tokens (256 bytes and "
-            f"end-of-text), such as bpe:2048, got {spec!r}"
+            f"tokenizer: expected bpe:N with {_BPE_SIZES[0]} (256 bytes and end-of-text) to "
+            f"{_BPE_SIZES[-1]} tokens, such as bpe:2048, got {reprlib.repr(spec)}"
         )
     if texts is None:
         raise ValueError(

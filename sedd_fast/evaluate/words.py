@@ -7,12 +7,14 @@ starts near 0, that of random subwords near a half, and that of held-out text is
 import re
 from collections.abc import Iterable
 
+from sedd_fast.data.basic_tokenizers import END_OF_TEXT
+
 _WORD = re.compile(r"[^\W\d_]+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in order."""
-    return _WORD.findall(text)
+    """The words of a text, in order; end-of-text is none."""
+    return _WORD.findall(text.replace(END_OF_TEXT, " "))
 
 
 def known_words(samples: Iterable[str], texts: Iterable[str]) -> float:

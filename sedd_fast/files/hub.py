@@ -45,7 +45,11 @@ def near(name: str | Path, known: Iterable[str] = (), folders: bool = False) -> 
             beside = [path for path in folder.iterdir() if path.is_dir() or not folders]
         except OSError:
             continue
-        found |= {path.name: str(path) for path in beside if not path.name.startswith(".")}
+        found |= {
+            path.name: str(path)
+            for path in beside
+            if not path.name.startswith(".") and path != wanted
+        }
     close = difflib.get_close_matches(wanted.name, found, cutoff=0.7)
     return f" (did you mean {' or '.join(found[each] for each in close)}?)" if close else ""
 

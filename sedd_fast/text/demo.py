@@ -1,8 +1,8 @@
 """The demo: train a model on the help texts that come with Python, and evaluate it.
 
     run = train_demo(DemoSettings(demo_directory(), minutes=5))
-    baseline = train_demo_baseline(run)
-    report = evaluate_demo(run, baseline)
+    train_demo_baseline(run)
+    report = evaluate_demo(run)
 
 It creates run directories as any training does, and adds a picture of the curves and the figures
 of the report (demo.json). `sedd-fast demo` prints the report.
@@ -31,12 +31,13 @@ from sedd_fast.text.network import Baseline, Network, load_any, load_network
 from sedd_fast.text.requests import Request, from_record
 from sedd_fast.training.api import is_finished, resume, train
 from sedd_fast.training.config import load_config, load_run_config
+from sedd_fast.training.lock import is_locked
 from sedd_fast.training.plots import plot_training
 from sedd_fast.training.progress import OnStep, TrainResult
 from sedd_fast.training.run_directory import RunDirectory
 from sedd_fast.training.settings import ObjectiveSection
 
-RECORD, PICTURE = "demo.json", "curves.png"
+RECORD, PICTURE, BASELINE = "demo.json", "curves.png", "ar"
 #: The text of the infill: 64 tokens or so with given start, middle and end.
 TEMPLATE = "The [6] statement [24] exception [20] is raised.\n"
 SAMPLES = 3  # shown
@@ -119,7 +120,8 @@ def demo_directory(run_dir: Path | None = None) -> Path:
     """
     if run_dir is None:
         names = chain(["demo"], (f"demo-{number}" for number in count(2)))
-        return next(path for name in names if is_usable(path := Path("runs") / name))
+        paths = (Path("runs") / name for name in names)
+        return next(path for path in paths if is_usable(path) and not is_locked(path))
     if not is_usable(run_dir):
         raise ValueError(
             f"run_dir: {run_dir} already holds a finished run; choose another directory, "
@@ -159,17 +161,17 @@ def train_demo(settings: DemoSettings, on_step: OnStep | None = None) -> TrainRe
     return train(replace(config, run_dir=str(path)), on_step, progress=False)
 
 
-def train_demo_baseline(run: TrainResult, on_step: OnStep | None = None) -> Path:
-    """Train the autoregressive baseline of a demo for a fifth of its time, beside it, in RUN-ar.
+def train_demo_baseline(run: TrainResult, on_step: OnStep | None = None) -> None:
+    """Train the autoregressive baseline of a demo for a fifth of its time, in RUN/ar.
 
-    One that is there is used, and one that was interrupted is resumed.
-
-    Raises:
-        ValueError: another run is there.
+    One that was trained as long is used as it is; any other is trained to that time.
     """
     config = load_run_config(RunDirectory(run.run_dir).config)
     minutes = _BASELINE_SHARE * (config.training.max_minutes or 0)
-    path = run.run_dir.with_name(run.run_dir.name + "-ar")
+    path = run.run_dir / BASELINE
+    if RunDirectory(path).config.is_file():
+        resume(path, {"training.max_minutes": minutes}, on_step, progress=False)
+        return
     config = replace(
         config,
         model=replace(config.model, kind="ar"),
@@ -177,27 +179,16 @@ def train_demo_baseline(run: TrainResult, on_step: OnStep | None = None) -> Path
         training=replace(config.training, max_minutes=minutes),
         run_dir=str(path),
     )
-    found = RunDirectory(path)
-    if not found.config.is_file():
-        train(config, on_step, progress=False)
-    elif replace(load_run_config(found.config), training=config.training) != config:
-        raise ValueError(
-            f"run_dir: {path} holds another run than the demo's baseline; move it away, or choose "
-            "another directory for the demo"
-        )
-    elif not is_finished(path):
-        resume(path, on_step=on_step, progress=False)
-    return path
+    train(config, on_step, progress=False)
 
 
 def evaluate_demo(
-    run: TrainResult, baseline: Path, progress: bool = False, on_stage: OnStage = lambda stage: None
+    run: TrainResult, progress: bool = False, on_stage: OnStage = lambda stage: None
 ) -> DemoReport:
     """Bounds, n-grams, samples, infill and picture of a finished demo.
 
     Args:
-        run: the result of `train_demo`.
-        baseline: the directory that `train_demo_baseline` returned.
+        run: the result of `train_demo`, with the network of `train_demo_baseline` in it.
         progress: show the progress of each stage on stderr.
         on_stage: called with the name of each stage when it begins.
     """
@@ -206,7 +197,7 @@ def evaluate_demo(
     steps, levels = max(16, round(_STEPS * effort)), max(2, round(_LEVELS * effort))
     length, seed = config.model.length, config.training.seed
     network = load_network(str(run.run_dir), None, "auto", "float32")
-    rival = load_any(str(baseline), None, "auto", "float32")
+    rival = load_any(str(run.run_dir / BASELINE), None, "auto", "float32")
     tokenizer = network.tokenizer
     corpus = load_corpus(config.data, length, seed, tokenizer)
     assert isinstance(corpus.train, BlockOrder)

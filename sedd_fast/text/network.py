@@ -150,7 +150,9 @@ def corpus_of_run(name: str, network: Network | Baseline, length: int) -> tuple[
     if not run.config.is_file():
         return None
     config = load_run_config(run.config)
-    corpus = load_corpus(config.data, length, config.training.seed, network.tokenizer)
+    corpus = load_corpus(
+        config.data, length, config.training.seed, network.tokenizer, config.model.length
+    )
     return str(config.data.train), corpus
 
 

@@ -210,11 +210,12 @@ def outlook(run_dir: str | Path, overrides: Sequence[str] = ()) -> str | None:
             config.optim.lr * rate_factor(config.optim, step, part)
             for config, part in zip((before, after), parts, strict=True)
         )
+        constant = " ".join(f"{name}=RATE" for name in now.optim.rates)
         change = (
             f"optim.schedule=cosine is stretched from {min(parts[0], 1):.0%} to {parts[1]:.0%} "
             f"done, so the learning rate {'rises' if new > old else 'falls'} from {old:.2g} to "
             f"{new:.2g} at once and is {now.optim.lr * now.optim.lr_min:.2g} at the new end; "
-            "optim.schedule=constant optim.lr=RATE keeps one rate"
+            f"optim.schedule=constant {constant} keeps one rate"
         )
     if done < 1:
         return change or None

@@ -25,6 +25,15 @@ NAME = "run.lock"
 _held: set[Path] = set()
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether another process, or another run in this one, holds the lock of the directory now."""
+    try:
+        with run_lock(directory):
+            return False
+    except ValueError:
+        return True
+
+
 @contextmanager
 def run_lock(directory: Path) -> Iterator[None]:
     """Hold the lock of a run directory, which is created; if it stays empty it is removed again.

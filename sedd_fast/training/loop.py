@@ -209,7 +209,8 @@ class Trainer:
         times = (t[bad] if bool(bad.any()) else t).tolist()
         steps = self.run.steps()
         start = f"the checkpoint of step {steps[-1]}" if steps else "the start"
-        advice = f"To resume from {start} with a lower rate: {self._resume_command()} optim.lr=..."
+        rates = " ".join(f"{name}=..." for name in self.config.optim.rates)
+        advice = f"To resume from {start} with a lower rate: {self._resume_command()} {rates}"
         raise NonFiniteLossError(what, step, times, path, advice)
 
     def _resume_command(self) -> str:
@@ -363,15 +364,20 @@ class Trainer:
 
 def _check_same_model(config: TrainConfig, saved: TrainConfig) -> None:
     # The objective first: a changed objective changes the kind of network that it needs.
-    for section in ("objective", "model", "graph", "noise"):
+    for section in ("objective", "model", "graph", "noise", "optim"):
         now, before = (asdict(getattr(c, section)) for c in (config, saved))
         if section == "model":
             now["kind"], before["kind"] = config.network_kind, saved.network_kind
+        elif section == "objective":
+            now["type"], before["type"] = config.objective_type, saved.objective_type
+        elif section == "optim":
+            now, before = ({"type": each["type"]} for each in (now, before))
         for key, value in before.items():
             if now[key] != value and key != "dropout":
                 raise ValueError(
                     f"{section}.{key}: the run was trained with {value}, got {now[key]}; a resumed "
-                    "run keeps its model and objective: start a new one with another run_dir"
+                    "run keeps its model, objective and kind of optimiser: start a new one with "
+                    "another run_dir"
                 )
 
 

@@ -14,7 +14,7 @@ def new_network(config: TrainConfig, vocab_size: int) -> tuple[AnyNetwork, AnyOb
     if isinstance(model, Autoregressive):
         return model, losses.NextTokenLoss()
     graph, noise, section = model.graph, model.noise, config.objective
-    match section.type:
+    match config.objective_type:
         case "masked_cross_entropy":
             return model, losses.MaskedCrossEntropy(graph, noise, over=section.over)
         case "d3pm":

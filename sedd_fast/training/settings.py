@@ -9,7 +9,7 @@ import math
 import reprlib
 import sys
 import types
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sedd_fast.data.config import DataConfig, fraction, limits
@@ -125,6 +125,11 @@ class OptimConfig:
     schedule: LearningRate = "constant"
     lr_min: float = fraction(0.0)
 
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """The settings that are learning rates."""
+        return ("optim.lr", "optim.muon_lr") if self.type == "muon" else ("optim.lr",)
+
 
 @dataclass(frozen=True)
 class TrainingSection:
@@ -208,10 +213,6 @@ class TrainConfig:
                 raise ValueError(f"{section}: expected settings, got {reprlib.repr(own)}")
             for f in fields(own):
                 _check(f"{section}.{f.name}", getattr(own, f.name), f)
-        if self.objective.type is None:
-            fits = self.graph.type == "absorbing" and self.model.kind in (None, "posterior")
-            chosen: ObjectiveName = "masked_cross_entropy" if fits else "score_entropy"
-            object.__setattr__(self, "objective", replace(self.objective, type=chosen))
         _check_objective(self)
 
     @property
@@ -219,7 +220,15 @@ class TrainConfig:
         """ "sedd", "posterior" or "ar": `model.kind`, or what the objective needs."""
         if self.model.kind is not None:
             return self.model.kind
-        return "posterior" if self.objective.type in _POSTERIOR_OBJECTIVES else "sedd"
+        return "posterior" if self.objective_type in _POSTERIOR_OBJECTIVES else "sedd"
+
+    @property
+    def objective_type(self) -> ObjectiveName:
+        """`objective.type`, or what fits where that is None; "score_entropy" for kind "ar"."""
+        if self.objective.type is not None:
+            return self.objective.type
+        fits = self.graph.type == "absorbing" and self.model.kind in (None, "posterior")
+        return "masked_cross_entropy" if fits else "score_entropy"
 
     def model_config(self, vocab_size: int) -> SEDDConfig:
         """The architecture for a tokenizer of `vocab_size` tokens."""
@@ -285,7 +294,7 @@ def _is_a(kind: Any, value: Any) -> bool:
 
 def _check_objective(config: TrainConfig) -> None:
     """ValueError where graph or network do not fit the objective."""
-    kind, name = config.model.kind, config.objective.type
+    kind, name = config.model.kind, config.objective_type
     for key, owner in (("over", "masked_cross_entropy"), ("steps", "d3pm")):
         value, usual = (getattr(o, key) for o in (config.objective, ObjectiveSection()))
         if name != owner and value != usual:

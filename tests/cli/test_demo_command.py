@@ -27,7 +27,7 @@ def test_demo_in_seconds(call, tmp_path, monkeypatch):
     assert list(shares) == ["held-out text", "SEDD, this model", "autoregressive"]
     assert 0 < shares["SEDD, this model"] < shares["held-out text"] < 1
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert RunDirectory(tmp_path / "runs" / "demo-ar").export.is_dir()
+    assert RunDirectory(tmp_path / "runs" / "demo" / "ar").export.is_dir()
     for word in (
         "uniform",
         "unigram",

@@ -11,6 +11,7 @@ def test_words_are_runs_of_letters():
     assert words('The "if" statement: don\'t x_1, größe 12 __eq__') == [
         "The", "if", "statement", "don", "t", "x", "größe", "eq",
     ]  # fmt: skip
+    assert words("the end<|endoftext|>The") == ["the", "end", "The"]
 
 
 def test_the_share_counts_every_occurrence_and_minds_case():

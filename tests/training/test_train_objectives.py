@@ -13,7 +13,7 @@ from sedd_fast.cli import main
 from sedd_fast.models import networks
 from sedd_fast.names import OBJECTIVES
 from sedd_fast.training.api import resume, train
-from sedd_fast.training.config import config_from_dict, load_config
+from sedd_fast.training.config import changed, config_from_dict, load_config
 from sedd_fast.training.metrics import read_metrics
 from sedd_fast.training.networks import new_network
 
@@ -146,8 +146,10 @@ def test_what_does_not_fit_is_refused_at_the_start(chosen, message):
 )
 def test_an_objective_that_fits_is_chosen(chosen, name, kind):
     config = load_config("tiny", overrides=chosen)
-    assert (config.objective.type, config.network_kind) == (name, kind)
+    assert (config.objective_type, config.network_kind) == (name, kind)
     assert config_from_dict(asdict(config)) == config
+    settings = dict(text.split("=") for text in chosen)
+    assert changed(load_config("tiny"), settings) == config
 
 
 def test_a_run_keeps_its_objective(text_file, tmp_path):
