@@ -46,7 +46,41 @@ def test_users_scripts_pass_mypy_strict(tmp_path, pytestconfig, monkeypatch):
     assert code == 0, out + err
 
 
+def test_the_table_is_that_of_the_imports():
+    tree = ast.parse(Path(sedd_fast.__file__).read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    listed = {a.asname: node.module for node in found for a in node.names if a.asname}
+    assert listed.pop("__version__") == "sedd_fast.version"
+    assert listed == sedd_fast._MODULES
+
+
+def test_threads_that_are_the_first_to_use_a_name():
+    """Modules that import each other must not be seen half made."""
+    code = """if True:
+        import sys, threading
+        sys.setswitchinterval(1e-6)
+        import sedd_fast as sf
+        errors, start = [], threading.Barrier(4)
+        def use(name):
+            start.wait()
+            try:
+                getattr(sf, name)
+            except BaseException as error:
+                errors.append((name, repr(error)))
+        names = ["sample", "ScoreEntropyLoss", "load", "SEDD"]
+        threads = [threading.Thread(target=use, args=(name,)) for name in names]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        print(errors)
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_names_are_there_when_asked_for():
+    assert {"sampling", "training", "ops", "text"} <= set(dir(sedd_fast))
+    assert not hasattr(sedd_fast, "sampling.api")
+    assert not hasattr(sedd_fast, "__wrapped__")
     for name in sedd_fast.__all__:
         assert getattr(sedd_fast, name) is not None
     assert set(sedd_fast.__all__) <= set(dir(sedd_fast))

@@ -15,7 +15,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="One JSON object."
     where it cannot run, and whether memory is reused.
 
     [bold]Environment[/]
-      SEDD_FAST_BACKEND=reference|cpp   run everything on one backend
+      SEDD_FAST_BACKEND=NAME            reference, cpp, triton or cuda alone
       OMP_NUM_THREADS=N                 threads on the CPU
       SEDD_FAST_CHECK=1                 check values on a GPU too (slow)
 

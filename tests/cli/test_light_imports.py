@@ -29,7 +29,7 @@ CALLS = [
     *(([command, "--help"], 0, f"sedd-fast {command}") for command in COMMANDS),
     (["smaple"], 2, "no such command"),
     (["sample", "--stps", "3"], 2, "no such option"),
-    (["sample"], 2, "missing option"),
+    (["eval"], 2, "missing option"),
     (["eval", "--model", "x", "--mode", "best"], 2, "normalised"),
     (["mauve", "x.jsonl", "--reference", "y", "--keep", "none/there.npz"], 2, "there is no folder"),
 ]
