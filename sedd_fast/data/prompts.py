@@ -15,6 +15,7 @@ front of a bracket ``\\``.
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -198,7 +199,9 @@ def read_template(
 ) -> tuple[list[Piece], int]:
     """The pieces of a template at their places, and its length in tokens.
 
-    Every stretch of text is encoded on its own.
+    Every stretch of text is encoded on its own. Where the tokenizer puts a space at the start of
+    the word after it, as GPT-2's does, the space before a gap is left to the gap: a space by itself
+    is followed by no word in training.
 
     Args:
         template: text and gaps.
@@ -210,14 +213,24 @@ def read_template(
             be encoded.
     """
     pieces, at = [], 0
-    for part in split_template(template, name):
+    parts = split_template(template, name)
+    for part, after in zip(parts, [*parts[1:], ""], strict=True):
         if isinstance(part, int):
             at += part
             continue
+        if isinstance(after, int) and re.search(r"\S $", part) and _joins_spaces(tokenizer):
+            part = part[:-1]
         piece = Piece(part, at, f"{name} {part!r}")
         pieces.append(piece)
         at += len(piece.encode(tokenizer))
     return pieces, at
+
+
+def _joins_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether a space and the word after it are one token."""
+    with suppress(ValueError):  # a vocabulary without these characters
+        return len(tokenizer.encode(" a")) == 1
+    return False
 
 
 def split_template(template: str, name: str = "template") -> list[str | int]:

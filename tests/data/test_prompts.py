@@ -9,7 +9,7 @@ from sedd_fast.data.prompts import (
     read_template,
     split_template,
 )
-from sedd_fast.data.tokenizers import CharTokenizer
+from sedd_fast.data.tokenizers import ByteTokenizer, CharTokenizer, make_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,15 @@ def test_pieces_stand_where_the_gaps_leave_them() -> None:
     assert tokenizer.decode(tokens[known].tolist()) == "abc[9]"
     with pytest.raises(ValueError, match="mine 'é'"):
         read_template("é[3]", tokenizer, "mine")
+
+
+def test_the_space_before_a_gap_belongs_to_the_word_in_it():
+    texts = ["a b", "the cat and a hat " * 50]
+    for tokenizer, joined in ((make_tokenizer("bpe:300", texts), True), (ByteTokenizer(), False)):
+        pieces, length = read_template("the [2] cat[1] a  [1] hat ", tokenizer)
+        given = ["the", " cat", " a  ", " hat "] if joined else ["the ", " cat", " a  ", " hat "]
+        assert [piece.text for piece in pieces] == given
+        assert length == 4 + sum(len(tokenizer.encode(text)) for text in given)
     assert Piece("ab").encode(tokenizer) == tokenizer.encode("ab")
 
 
