@@ -51,6 +51,7 @@ def train(
         The run directory, its newest checkpoint, its export, and the last held-out estimate.
 
     Raises:
+        TypeError: `text` is none of these.
         ValueError: a setting or a text is unusable, the directory already holds a run or is in use
             by another process, or `accelerate` is not installed.
         NonFiniteLossError: the loss or gradient is not finite.
@@ -127,13 +128,28 @@ def _settings(
             raise ValueError(f"preset: all settings are given; leave out preset={preset!r}")
     else:
         config = load_config(preset or "tiny")
-        one = isinstance(text, str | Path)
-        changes["data.train"] = str(text) if one else [str(path) for path in text]
+        names = [text] if isinstance(text, str | Path) else text
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str | Path) for n in names):
+            raise TypeError(
+                "text must be a file's name, a list of them, or settings of load_config, got "
+                f"{type(text).__name__}"
+            )
+        changes["data.train"] = str(text) if names is not text else [*map(str, names)]
     if run_dir is not None:
         changes["run_dir"] = str(run_dir)
     if minutes is not None:
         changes["training.max_minutes"] = minutes
-    return changed(config, changes, overrides)
+    config = changed(config, changes, overrides)
+    for name, given in (("text", config.data.train), ("data.valid", config.data.valid or [])):
+        if any(map(_is_text_itself, [given] if isinstance(given, str) else given)):
+            raise ValueError(f"{name}: a file's name is expected; write the text to a file")
+    return config
+
+
+def _is_text_itself(name: str) -> bool:
+    """Whether a name of files must be meant as their content."""
+    longest = max(map(len, name.split(os.sep)))
+    return longest > 255 or ("\n" in name and not Path(name).exists())
 
 
 @contextmanager
@@ -289,5 +305,5 @@ def make_accelerator(config: TrainConfig) -> Any:
 
 def _default_run_dir(config: TrainConfig) -> str:
     first = config.data.train if isinstance(config.data.train, str) else config.data.train[0]
-    name = "".join(c if c.isalnum() else "-" for c in Path(first).stem).strip("-") or "run"
+    name = "".join(c if c.isalnum() else "-" for c in Path(first).stem)[:80].strip("-") or "run"
     return f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
