@@ -179,8 +179,8 @@ def commands(finished: "TrainResult", longer: bool = True) -> Text:
         }
     rows["bound"] = f"sedd-fast eval --model {run}"
     if longer:
-        setting = trainer.longer(config, finished.step)
-        rows["train longer"] = f"sedd-fast train --resume {run} {setting}"
+        settings = trainer.longer(finished.run_dir)
+        rows["train longer"] = f"sedd-fast train --resume {run} {settings}"
     return pairs(rows, styles=("dim", "bold"))
 
 
