@@ -276,8 +276,9 @@ class TextModel:
         sampler: dict[str, Any] = {**options}
         known = [*DrawOptions.__annotations__]
         for name in sampler.keys() - known:
-            close = difflib.get_close_matches(name, known) or known
-            raise TypeError(f"unknown option {name!r}; did you mean {' or '.join(close)}?")
+            close = " or ".join(difflib.get_close_matches(name, known))
+            hint = f"did you mean {close}?" if close else f"there are {', '.join(known)}"
+            raise TypeError(f"unknown option {name!r}; {hint}")
         seed, batch_size = sampler.pop("seed", None), sampler.pop("batch_size", 16)
         more = {name: sampler.pop(name, False) for name in ("keep_after_eot", "progress")}
         drawn = draw(

@@ -140,7 +140,7 @@ def test_steps_are_those_of_the_network_that_is_sampled(model, monkeypatch):
         (lambda m: m.sample(method="fast"), "method must be one of 'analytic'"),
         (lambda m: m.sample(temperature=0), "temperature must be positive"),
         (lambda m: m.sample(step=3), "unknown option 'step'; did you mean steps\\?"),
-        (lambda m: m.infill("a [2]", request=1), "unknown option 'request'"),
+        (lambda m: m.infill("a [2]", request=1), "unknown option 'request'; there are steps, "),
         (lambda m: m.sample(prompt=3), "prompt must be a text, got int"),
         (lambda m: m.sample(prompt=b"x"), "prompt must be a text, got bytes"),
         (lambda m: m.sample(seed=2**64), "seed must be at most 18446744073709551615"),
