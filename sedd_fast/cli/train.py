@@ -135,7 +135,7 @@ def _refuse_with_resume(files: list[str], preset: Preset | None, run_dir: Path |
 
 
 def _report(finished: "TrainResult") -> None:
-    from sedd_fast.training.display import unit_of
+    from sedd_fast.training.display import unit_of, with_error
     from sedd_fast.training.metrics import read_metrics
     from sedd_fast.training.plots import plot_training
     from sedd_fast.training.run_directory import RunDirectory
@@ -153,9 +153,7 @@ def _report(finished: "TrainResult") -> None:
         except (OSError, MissingLibraryError) as why:
             warn(f"the run is complete, but its picture could not be written: {why}")
     if held := finished.held_out:
-        unit, factor = unit_of(held)
-        loss, error = factor * held.nats_per_token, factor * held.stderr
-        figure = (f"{loss:.3f} ± {error:.3f} {unit}", "bold")
+        figure = (f"{with_error(held)} {unit_of(held)[0]}", "bold")
         rest = ", training objective with the averaged weights, of "
         rest += f"{finished.held_out_source}.\n"
         console.print(Text.assemble("\nHeld out: ", figure, rest))
@@ -179,8 +177,8 @@ def commands(finished: "TrainResult", longer: bool = True) -> Text:
         }
     rows["bound"] = f"sedd-fast eval --model {run}"
     if longer:
-        setting = trainer.longer(config, finished.step)
-        rows["train longer"] = f"sedd-fast train --resume {run} {setting}"
+        settings = trainer.longer(finished.run_dir)
+        rows["train longer"] = f"sedd-fast train --resume {run} {settings}"
     return pairs(rows, styles=("dim", "bold"))
 
 

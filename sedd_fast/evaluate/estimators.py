@@ -19,7 +19,7 @@ from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
 from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer, evaluating
 from sedd_fast.names import MODES, TIMES, Mode, Times
 from sedd_fast.ops import reverse_probs
-from sedd_fast.ops._arguments import check_choice, check_graph, check_tokens
+from sedd_fast.ops._arguments import check_choice, check_graph, check_tokens, whole
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 
@@ -51,10 +51,11 @@ class Estimator:
             )
         for name, least in (("samples", 2), ("batch_size", 1)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
+            if (number := whole(value)) is None or number < least:
                 raise ValueError(
                     f"{name} must be a whole number of at least {least}, got {value!r}"
                 )
+            object.__setattr__(self, name, number)
         if self.times == "antithetic" and self.samples % 4:
             raise ValueError(
                 "samples must be a multiple of 4 with times='antithetic' (pairs, and two of them "

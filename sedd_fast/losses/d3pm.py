@@ -57,7 +57,7 @@ class D3PMLoss(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("steps", self.steps)
+        object.__setattr__(self, "steps", check_count("steps", self.steps))
 
     def _level(self, t: Tensor) -> Level:
         t = t.double()

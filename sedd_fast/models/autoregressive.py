@@ -114,9 +114,8 @@ def generate(
         TypeError, ValueError: top_p outside (0, 1], temperature not positive and finite, a shape
             that is not (B, L).
     """
-    arguments.check_shape(shape, 1)
+    batch, length = shape = arguments.check_shape(shape, 1)
     arguments.check_shares(temperature, top_p)
-    batch, length = shape
     device = device_of(model)
     source = for_rows(generator, batch)
     tokens = torch.empty(batch, length, dtype=torch.int64, device=device)

@@ -4,6 +4,7 @@ Each check names the argument, what came, what was expected and the remedy. Valu
 inside the operations (``sedd_fast.backends.values``): reading one here would synchronise a GPU.
 """
 
+import operator
 import reprlib
 from collections.abc import Sequence
 from typing import Protocol
@@ -68,12 +69,32 @@ def check_floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
 
 
-def check_count(name: str, value: object, least: int = 1, hint: str = "") -> None:
-    """TypeError unless ``value`` is an int, ValueError below ``least``; ``hint`` is a remedy."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def whole(value: object) -> int | None:
+    """An int, or an integer of NumPy as an int; None for anything else, a bool and a tensor too."""
+    if isinstance(value, (bool, Tensor)):
+        return None
+    try:
+        return value if isinstance(value, int) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def check_count(
+    name: str, value: object, least: int = 1, hint: str = "", most: float = float("inf")
+) -> int:
+    """The value as an int; ``hint`` is a remedy.
+
+    Raises:
+        TypeError: it is not an int, nor an integer of NumPy.
+        ValueError: it is below ``least`` or above ``most``.
+    """
+    if (number := whole(value)) is None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}{hint}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}{hint}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}{hint}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}{hint}")
+    return number
 
 
 def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
@@ -95,12 +116,14 @@ def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
     check_all_tokens(tokens, log_score, "log_score")
 
 
-def check_shape(shape: tuple[int, int], least: int) -> None:
-    """ValueError unless ``shape`` is a pair (B, L) of int of at least ``least``."""
-    is_pair = isinstance(shape, (tuple, list)) and len(shape) == 2
-    if not is_pair or any(type(n) is not int or n < least for n in shape):
+def check_shape(shape: tuple[int, int], least: int) -> tuple[int, int]:
+    """(B, L) as two int; ValueError unless ``shape`` is a pair of them, of at least ``least``."""
+    sizes = [whole(n) for n in shape] if isinstance(shape, (tuple, list)) else []
+    numbers = [n for n in sizes if n is not None and n >= least]
+    if len(sizes) != 2 or len(numbers) != 2:
         expected = f"two whole numbers of at least {least}"
         raise ValueError(f"shape must be (B, L), {expected}, got {shape!r}")
+    return numbers[0], numbers[1]
 
 
 def check_tokens(name: str, tokens: Tensor, shape: Sequence[int] | None = None) -> None:
@@ -222,11 +245,16 @@ def noise_removed(
     return per_sequence("sigma", sigma, x_t), per_sequence("dsigma", dsigma, x_t)
 
 
-def check_shares(temperature: float, top_p: float) -> tuple[float, float]:
-    """Both as float; TypeError for what is no number, ValueError for what is out of range."""
-    for name, value in (("temperature", temperature), ("top_p", top_p)):
+def check_numbers(**values: object) -> None:
+    """TypeError unless every value is an int or a float."""
+    for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def check_shares(temperature: float, top_p: float) -> tuple[float, float]:
+    """Both as float; TypeError for what is no number, ValueError for what is out of range."""
+    check_numbers(temperature=temperature, top_p=top_p)
     if not 0 < temperature < float("inf"):
         raise ValueError(
             f"temperature must be positive, got {temperature}; 1 is the model's own distribution"

@@ -73,7 +73,7 @@ def touched_rows(
     weight = arguments.per_position("row_weight", row_weight, x_t)
     where = touched(x_t, weight, graph.kind, graph.vocab_size).flatten()
     if max_rows is not None:
-        arguments.check_count("max_rows", max_rows, hint="; B * L always suffices")
+        max_rows = arguments.check_count("max_rows", max_rows, hint="; B * L always suffices")
         number, rows = where.sum(), _touched_first(where)[:max_rows]
         index = torch.arange(len(rows), device=rows.device)
         rows = torch.where(index < number, rows, -1)

@@ -38,7 +38,8 @@ class Graph:
 
     def __post_init__(self) -> None:
         remedy = "; pass the number of real tokens, the mask not counted, e.g. Absorbing(50257)"
-        check_count("vocab_size", self.vocab_size, 2, remedy)
+        size = check_count("vocab_size", self.vocab_size, 2, remedy)
+        object.__setattr__(self, "vocab_size", size)
 
     @property
     def dim(self) -> int:

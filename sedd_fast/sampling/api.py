@@ -123,7 +123,7 @@ def sample(
         method=method, steps=steps, denoise=denoise, eps=eps, theta=theta, remask=remask,
         temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
     )  # fmt: skip
-    arguments.check_shape(shape, 0)
+    shape = arguments.check_shape(shape, 0)
     process = ReverseProcess(model, graph, noise, config, for_rows(generator, shape[0]))
     start = graph.sample_limit(shape, device or device_of(model), process.generator)
     return _run(process, start, None, callback, progress)

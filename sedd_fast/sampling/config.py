@@ -47,7 +47,10 @@ class SamplerConfig:
     legacy_fp32_gumbel: bool = False
 
     def __post_init__(self) -> None:
-        timesteps(1 if self.steps is None else self.steps, self.eps)
+        arguments.check_numbers(theta=self.theta)
+        grid = timesteps(1 if self.steps is None else self.steps, self.eps)
+        if self.steps is not None:
+            object.__setattr__(self, "steps", len(grid) - 1)
         arguments.check_shares(self.temperature, self.top_p)
         if not 0 < self.theta < 1:
             raise ValueError(
@@ -110,10 +113,11 @@ def timesteps(steps: int, eps: float = 1e-5, device: torch.device | str | None =
     """The time grid of a sampler: (steps + 1,) float64, evenly spaced from 1 down to ``eps``.
 
     Raises:
-        TypeError: ``steps`` is not an int.
+        TypeError: ``steps`` is not an int, or ``eps`` not a number.
         ValueError: ``steps`` below 1, ``eps`` outside (0, 1).
     """
-    arguments.check_count("steps", steps, hint="; 64 to 1024 are usual")
+    steps = arguments.check_count("steps", steps, hint="; 64 to 1024 are usual")
+    arguments.check_numbers(eps=eps)
     if not 0 < eps < 1:
         raise ValueError(f"eps must lie in (0, 1), got {eps}; the usual value is 1e-5")
     return torch.linspace(1, eps, steps + 1, dtype=torch.float64, device=device)

@@ -9,7 +9,9 @@ from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
 from sedd_fast.evaluate.likelihood import exact_likelihood
 from sedd_fast.evaluate.wrapping import Wrapped
 from sedd_fast.names import Mode, Times
+from sedd_fast.ops._arguments import check_count
 from sedd_fast.progress import Report, reported
+from sedd_fast.text.drawing import check_seed
 from sedd_fast.text.network import Baseline, Network
 
 EPS = 1e-3  # the lowest time of training
@@ -86,7 +88,7 @@ def bound_text(
         text: from :func:`sedd_fast.evaluate.wrapping.wrap`.
         mode, samples, times: those of :func:`sedd_fast.likelihood_bound`, for each block.
         max_blocks: number of blocks to evaluate, evenly spaced over the text; None: all.
-        seed: random seed for the noise.
+        seed: random seed for the noise, 0 .. 2^64 - 1.
         batch_size: blocks at a time; it does not change the noise.
         progress: True: show the number of blocks on stderr. A function: it is called with the
             number of blocks done and their total.
@@ -94,11 +96,14 @@ def bound_text(
     Raises:
         TypeError, ValueError: as :func:`sedd_fast.likelihood_bound`.
     """
-    generator, parts = torch.Generator().manual_seed(seed), []
+    samples, batch_size = check_count("samples", samples), check_count("batch_size", batch_size)
+    if max_blocks is not None:
+        max_blocks = check_count("max_blocks", max_blocks)
+    generator, parts = torch.Generator().manual_seed(check_seed(seed)), []
     groups = text.blocks(max_blocks)
     total, done = sum(map(len, groups)), 0
     with network.autocast(), reported(progress, "bounding", "blocks") as report:
-        for blocks in (b for g in groups for b in g.split(max(1, _ROWS // max(samples, 1)))):
+        for blocks in (b for g in groups for b in g.split(max(1, _ROWS // samples))):
             if isinstance(network, Baseline):
                 part = exact_likelihood(network.model, blocks, batch_size)
             else:

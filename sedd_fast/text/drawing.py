@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sedd_fast.data.prompts import Sample, decode_samples
 from sedd_fast.models.autoregressive import generate
+from sedd_fast.ops._arguments import check_count
 from sedd_fast.progress import Report, reported
 from sedd_fast.sampling import RowStreams, SamplerConfig
 from sedd_fast.sampling.api import infill as fill
@@ -22,6 +23,11 @@ Keyed = tuple[Request, int]
 def new_seed() -> int:
     """A seed for samples, drawn from torch's own generator: 0 .. 2^31 - 1."""
     return int(torch.randint(2**31, ()))
+
+
+def check_seed(seed: object) -> int:
+    """The seed as an int; TypeError, ValueError unless it is one of 0 .. 2^64 - 1."""
+    return check_count("seed", seed, 0, most=2**64 - 1)
 
 
 def draw(

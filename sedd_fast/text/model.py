@@ -9,7 +9,8 @@
 The command line calls the same functions: the same seed gives the same samples and figures.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, get_args, overload
@@ -26,7 +27,7 @@ from sedd_fast.progress import Report
 from sedd_fast.sampling import SamplerConfig
 from sedd_fast.sampling.remask import Remask
 from sedd_fast.text.bound import TextBound, bound_text
-from sedd_fast.text.drawing import draw, new_seed
+from sedd_fast.text.drawing import check_seed, draw, new_seed
 from sedd_fast.text.network import Baseline, Network, Precision, load_any
 from sedd_fast.text.requests import Request, from_prompt, from_record
 
@@ -43,7 +44,7 @@ class DrawOptions(TypedDict, total=False):
             position at a time.
         method, temperature, top_p, denoise, eps, theta, remask, legacy_fp32_gumbel: those of
             :class:`sedd_fast.sampling.SamplerConfig`.
-        seed: random seed, at least 0; None: a new one from torch's generator, so that
+        seed: random seed, 0 .. 2^64 - 1; None: a new one from torch's generator, so that
             ``torch.manual_seed`` repeats it.
         batch_size: sequences at a time, 16 by default. It does not change the samples.
         keep_after_eot: do not cut a sample at its first end-of-text after all given text.
@@ -128,7 +129,7 @@ class TextModel:
             ...     print(text)
         """
         request = from_prompt(prompt, self.tokenizer, self._length(length))
-        return self._draw(request, n, **options)
+        return self._draw(request, n, options)
 
     @overload
     def infill(
@@ -193,7 +194,7 @@ class TextModel:
             >>> load("runs/book").infill("The [8] fox [12] dog.", seed=1)
         """
         record: dict[str, Any] = {"template": template, "prefix": prefix, "suffix": suffix}
-        record["middle"] = [list(pair) for pair in middle]
+        record["middle"] = _as_lists(middle)
         given = {name: value for name, value in record.items() if value}
         if not given:
             raise ValueError(
@@ -203,7 +204,7 @@ class TextModel:
         if length is not None:
             given["length"] = length
         request = from_record(given, self.tokenizer, self._length(None))
-        texts = self._draw(request, 1 if n is None else n, **options)
+        texts = self._draw(request, 1 if n is None else n, options)
         return texts[0] if n is None else texts
 
     def bits_per_token(
@@ -238,7 +239,7 @@ class TextModel:
                 end-of-text at both ends of a block.
             length: tokens of a block; None: as trained. A shorter text is one shorter block.
             max_blocks: number of blocks to evaluate, evenly spaced over the text; None: all.
-            seed: random seed for the noise.
+            seed: random seed for the noise, 0 .. 2^64 - 1.
             batch_size: blocks at a time; the noise does not depend on it.
             progress: True: show the number of blocks on stderr. A function: it is called with the
                 number of blocks done and their total.
@@ -261,8 +262,6 @@ class TextModel:
             )
         if not any(documents):
             raise ValueError("text: it is empty; give at least one character")
-        if max_blocks is not None:
-            check_count("max_blocks", max_blocks)
         blocks = wrap_text(documents, self.tokenizer, self._length(length), wrap, "text")
         return bound_text(
             self.network, blocks, mode, samples, times, max_blocks, seed, batch_size, progress
@@ -271,28 +270,37 @@ class TextModel:
     def _length(self, length: int | None) -> int:
         if length is None:
             return self.model.config.length
-        check_count("length", length)
-        return length
+        return check_count("length", length)
 
-    def _draw(
-        self,
-        request: Request,
-        n: int,
-        *,
-        seed: int | None = None,
-        batch_size: int = 16,
-        keep_after_eot: bool = False,
-        progress: bool | Report = False,
-        **sampler: Any,
-    ) -> list[str]:
-        seed = new_seed() if seed is None else seed
-        for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-            check_count(name, value, least)
+    def _draw(self, request: Request, n: int, options: DrawOptions) -> list[str]:
+        sampler: dict[str, Any] = {**options}
+        known = [*DrawOptions.__annotations__]
+        for name in sampler.keys() - known:
+            close = " or ".join(difflib.get_close_matches(name, known))
+            hint = f"did you mean {close}?" if close else f"there are {', '.join(known)}"
+            raise TypeError(f"unknown option {name!r}; {hint}")
+        seed, batch_size = sampler.pop("seed", None), sampler.pop("batch_size", 16)
+        more = {name: sampler.pop(name, False) for name in ("keep_after_eot", "progress")}
         drawn = draw(
-            [request], self.network, SamplerConfig(**sampler), n, seed, batch_size,
-            keep_after_eot, progress,
-        )  # fmt: skip
+            [request],
+            self.network,
+            SamplerConfig(**sampler),
+            check_count("n", n),
+            new_seed() if seed is None else check_seed(seed),
+            check_count("batch_size", batch_size),
+            **more,
+        )
         return [sample.text for _, sample in drawn]
+
+
+def _as_lists(pairs: Any) -> Any:
+    """The pairs of `middle` as in JSON; what is no pair is left for `from_record` to refuse."""
+    if not isinstance(pairs, Iterable):
+        return pairs
+    return [
+        [*pair] if isinstance(pair, Iterable) and not isinstance(pair, str) else pair
+        for pair in pairs
+    ]
 
 
 def load(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sedd_fast.data.prompts import LARGEST, Piece, Placed, as_tensors, place, read_template
 from sedd_fast.data.tokenizers import Tokenizer
+from sedd_fast.ops._arguments import whole
 
 _SHOWN = 80  # characters of a wrong value in an error message
 
@@ -35,10 +36,14 @@ def from_prompt(prompt: str, tokenizer: Tokenizer, length: int, name: str = "pro
     """The request of a text of `length` tokens that starts with `prompt`, which may be empty.
 
     Raises:
-        ValueError: the prompt cannot be encoded, or is too long; the message calls it `name`.
+        TypeError: the prompt is not a text; the message calls it `name`.
+        ValueError: it cannot be encoded, or is too long.
     """
+    if not isinstance(prompt, str):
+        raise TypeError(f"{name} must be a text, got {type(prompt).__name__}")
     pieces = [Piece(prompt, 0, name)] if prompt else []
-    return Request(place(pieces, tokenizer, _length(length)), length)
+    length = _length(length)
+    return Request(place(pieces, tokenizer, length), length)
 
 
 def from_record(
@@ -77,12 +82,12 @@ def from_record(
 
 
 def _length(value: object) -> int:
-    if type(value) is not int or not 1 <= value <= LARGEST:
+    if (number := whole(value)) is None or not 1 <= number <= LARGEST:
         raise ValueError(
             f"length: expected a number of tokens of at least 1 and at most {LARGEST:,}, got "
             f"{short(value)}"
         )
-    return value
+    return number
 
 
 def short(value: object) -> str:
@@ -94,8 +99,9 @@ def short(value: object) -> str:
 def _placed(pair: object, dashes: str) -> Piece:
     if isinstance(pair, list) and len(pair) == 2:
         text, at = pair
-        if isinstance(text, str) and type(at) is int and at >= 0:
-            return Piece(text, at, f"{dashes}middle {text!r}")
+        first = whole(at)
+        if isinstance(text, str) and first is not None and first >= 0:
+            return Piece(text, first, f"{dashes}middle {text!r}")
     raise ValueError(
         f"middle: expected pairs [TEXT, POS], POS a token number from 0, got {short(pair)}"
     )

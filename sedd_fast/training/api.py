@@ -1,6 +1,7 @@
 """Starting and resuming training runs."""
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from sedd_fast.training.lock import run_lock
 from sedd_fast.training.loop import Trainer
 from sedd_fast.training.progress import OnStep, TrainResult, resume_command
 from sedd_fast.training.run_directory import RunDirectory, load_file
-from sedd_fast.training.settings import TrainConfig
+from sedd_fast.training.settings import TrainConfig, TrainingSection
 from sedd_fast.training.step import rate_factor
 
 
@@ -51,6 +52,7 @@ def train(
         The run directory, its newest checkpoint, its export, and the last held-out estimate.
 
     Raises:
+        TypeError: `text` is none of these.
         ValueError: a setting or a text is unusable, the directory already holds a run or is in use
             by another process, or `accelerate` is not installed.
         NonFiniteLossError: the loss or gradient is not finite.
@@ -127,13 +129,28 @@ def _settings(
             raise ValueError(f"preset: all settings are given; leave out preset={preset!r}")
     else:
         config = load_config(preset or "tiny")
-        one = isinstance(text, str | Path)
-        changes["data.train"] = str(text) if one else [str(path) for path in text]
+        names = [text] if isinstance(text, str | Path) else text
+        if not isinstance(names, list | tuple) or not all(isinstance(n, str | Path) for n in names):
+            raise TypeError(
+                "text must be a file's name, a list of them, or settings of load_config, got "
+                f"{type(text).__name__}"
+            )
+        changes["data.train"] = str(text) if names is not text else [*map(str, names)]
     if run_dir is not None:
         changes["run_dir"] = str(run_dir)
     if minutes is not None:
         changes["training.max_minutes"] = minutes
-    return changed(config, changes, overrides)
+    config = changed(config, changes, overrides)
+    for name, given in (("text", config.data.train), ("data.valid", config.data.valid or [])):
+        if any(map(_is_text_itself, [given] if isinstance(given, str) else given)):
+            raise ValueError(f"{name}: a file's name is expected; write the text to a file")
+    return config
+
+
+def _is_text_itself(name: str) -> bool:
+    """Whether a name of files must be meant as their content."""
+    longest = max(map(len, name.split(os.sep)))
+    return longest > 255 or ("\n" in name and not Path(name).exists())
 
 
 @contextmanager
@@ -178,12 +195,17 @@ def is_finished(run_dir: str | Path) -> bool:
     steps = run.steps() if run.config.is_file() else []
     if not steps:
         return False
-    file = run.checkpoint(steps[-1]) / "state.pt"
-    saved = load_file(file, mmap=True)
-    with saved_state.blamed_on(file):
-        step, elapsed = saved_state.progress(saved, steps[-1])
+    step, elapsed = _reached(run, steps[-1])
     section = load_run_config(run.config).training
     return section.is_over(step, elapsed) and run.exported_step() == step
+
+
+def _reached(run: RunDirectory, step: int) -> tuple[int, float]:
+    """The steps and the seconds of training of a checkpoint; ValueError if it is damaged."""
+    file = run.checkpoint(step) / "state.pt"
+    saved = load_file(file, mmap=True)
+    with saved_state.blamed_on(file):
+        return saved_state.progress(saved, step)
 
 
 def outlook(run_dir: str | Path, overrides: Sequence[str] = ()) -> str | None:
@@ -196,42 +218,54 @@ def outlook(run_dir: str | Path, overrides: Sequence[str] = ()) -> str | None:
         return None
     before, now = (load_run_config(run.config, each) for each in ((), overrides))
     try:
-        saved = load_file(run.checkpoint(steps[-1]) / "state.pt", mmap=True)
-        step, elapsed = saved_state.progress(saved, steps[-1])
+        step, elapsed = _reached(run, steps[-1])
     except ValueError:  # resume says what is wrong
         return None
     done = now.training.progress(step, elapsed)
-    setting = longer(now, step)
-    after = now if done < 1 else load_run_config(run.config, [*overrides, setting])
+    settings = _longer(now.training, step, elapsed)
+    after = now if done < 1 else load_run_config(run.config, [*overrides, *settings])
     parts = [before.training.progress(step, elapsed), after.training.progress(step, elapsed)]
     change = ""
-    if now.optim.schedule == "cosine" and parts[0] != parts[1]:
+    stretched = before.optim.schedule == "cosine"
+    if now.optim.schedule == "cosine" and (parts[0] != parts[1] or not stretched):
         old, new = (
             config.optim.lr * rate_factor(config.optim, step, part)
             for config, part in zip((before, after), parts, strict=True)
         )
+        how = f"stretched from {min(parts[0], 1):.0%} to" if stretched else "set, at"
         constant = " ".join(f"{name}=RATE" for name in now.optim.rates)
         change = (
-            f"optim.schedule=cosine is stretched from {min(parts[0], 1):.0%} to {parts[1]:.0%} "
+            f"optim.schedule=cosine is {how} {parts[1]:.0%} "
             f"done, so the learning rate {'rises' if new > old else 'falls'} from {old:.2g} to "
             f"{new:.2g} at once and is {now.optim.lr * now.optim.lr_min:.2g} at the new end; "
             f"optim.schedule=constant {constant} keeps one rate"
-        )
+        ) * (new != old)
     if done < 1:
         return change or None
-    command = f"{resume_command(run.path)} {setting}"
+    names = {setting.partition("=")[0] for setting in settings}
+    kept = [shlex.quote(each) for each in overrides if each.partition("=")[0] not in names]
+    command = " ".join([resume_command(run.path), *kept, *settings])
     return (
         f"nothing is left to train: the run ended at step {step:,}; to go on: {command}"
         + f" ({change})" * bool(change)
     )
 
 
-def longer(config: TrainConfig, step: int) -> str:
-    """The setting that doubles the length of a run that ended at `step`."""
-    limit = config.training.max_minutes
-    if limit is not None and step < config.training.n_iters:
-        return f"training.max_minutes={2 * limit:g}"
-    return f"training.n_iters={2 * step}"
+def longer(run_dir: str | Path) -> str:
+    """The settings that double the length of a run that has ended."""
+    run = RunDirectory(run_dir)
+    reached = _reached(run, run.steps()[-1])
+    return " ".join(_longer(load_run_config(run.config).training, *reached))
+
+
+def _longer(section: TrainingSection, step: int, elapsed: float) -> list[str]:
+    """Every limit that `step` steps and `elapsed` seconds have reached, doubled."""
+    settings, limit = [], section.max_minutes
+    if limit is not None and elapsed >= 60 * limit:
+        settings.append(f"training.max_minutes={2 * max(limit, elapsed / 60) or 1:g}")
+    if step >= section.n_iters:
+        settings.append(f"training.n_iters={2 * step}")
+    return settings
 
 
 #: Environment variables by which `accelerate launch` asks for training that is not supported here.
@@ -289,5 +323,5 @@ def make_accelerator(config: TrainConfig) -> Any:
 
 def _default_run_dir(config: TrainConfig) -> str:
     first = config.data.train if isinstance(config.data.train, str) else config.data.train[0]
-    name = "".join(c if c.isalnum() else "-" for c in Path(first).stem).strip("-") or "run"
+    name = "".join(c if c.isalnum() else "-" for c in Path(first).stem)[:80].strip("-") or "run"
     return f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"

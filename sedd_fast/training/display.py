@@ -171,8 +171,14 @@ def unit_of(info: StepInfo | HeldOut) -> tuple[str, float]:
     return "loss/token", 1.0
 
 
+def with_error(held: HeldOut) -> str:
+    """A held-out loss in its unit, with its standard error where there is one."""
+    _, factor = unit_of(held)
+    error = "" if held.stderr is None else f" ± {factor * held.stderr:.3f}"
+    return f"{factor * held.nats_per_token:.3f}{error}"
+
+
 def _held_out(info: StepInfo) -> str:
     if (held := info.held_out) is None:
         return ""
-    _, factor = unit_of(held)
-    return f"held out {factor * held.nats_per_token:.3f} ± {factor * held.stderr:.3f}"
+    return f"held out {with_error(held)}"

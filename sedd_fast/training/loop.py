@@ -265,14 +265,19 @@ class Trainer:
         if blocks is None or (self.held_out is not None and self.held_out.step == self.step):
             return
         with self.learner.averaged_weights():
-            losses = self.learner.held_out_losses(blocks).double()
+            losses = self.learner.held_out_losses(blocks).double().cpu()
         n, spread, degrees = len(losses), 0.0, 1.0
         if n > 1:  # neighbours have neighbouring times, which are stratified
-            variance, of_freedom = variance_of_mean(losses.cpu()[None])
+            variance, of_freedom = variance_of_mean(losses[None])
             spread, degrees = float(variance) * n**2, float(of_freedom)
-        counts, sums, spreads, freedom = self._gather(n, float(losses.sum()), spread, degrees).T
-        mean = float(sums.sum() / counts.sum())
-        error = float(covering_error(*total(spreads, freedom)) / counts.sum())
+        sums = float(losses.sum()), float(losses.square().sum())
+        counts, ones, squares, spreads, freedom = self._gather(n, *sums, spread, degrees).T
+        count, mean = int(counts.sum()), float(ones.sum() / counts.sum())
+        variance, of_freedom = total(spreads, freedom)
+        if 1 in counts and count > 1:  # a loss has no neighbour: the spread of all, without strata
+            of_freedom = counts.sum() - 1
+            variance = (squares.sum() - count * mean**2).clamp(min=0) * count / of_freedom
+        error = float(covering_error(variance, of_freedom)) / count if count > 1 else None
         bits = self._bits(mean)
         self.held_out = HeldOut(self.step, mean, error, **bits)
         figures = {"loss": mean, "stderr": self.held_out.stderr, **bits}

@@ -7,8 +7,8 @@ A line of metrics.jsonl is one JSON object with "step" and any of
     held_out_loss, held_out_bits_per_token, held_out_bits_per_char, held_out_stderr
 
 Held-out figures are those of the averaged weights. Losses are in nats per token;
-`held_out_stderr` is the standard error of `held_out_loss` over sequences. An objective that is not
-in nats has its own unit, and null for bits.
+`held_out_stderr` is the standard error of `held_out_loss` over sequences, null for one. An
+objective that is not in nats has its own unit, and null for bits.
 """
 
 import json

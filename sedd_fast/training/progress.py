@@ -15,13 +15,13 @@ class HeldOut:
 
     It is the training objective, averaged over its own distribution of times, for monitoring a
     run; the bound to report is `likelihood_bound`. `stderr` is the standard error of
-    `nats_per_token` over sequences and their noise. An objective that is not in nats has its own
-    unit there, and None for bits.
+    `nats_per_token` over sequences and their noise, None for one sequence. An objective that is not
+    in nats has its own unit there, and None for bits.
     """
 
     step: int
     nats_per_token: float
-    stderr: float
+    stderr: float | None
     bits_per_token: float | None
     bits_per_char: float | None
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _MOMENTUM = "momentum_buffer"  # of Muon
-_ESTIMATES, _BITS = ("nats_per_token", "stderr"), ("bits_per_token", "bits_per_char")
+_ESTIMATE, _OPTIONAL = "nats_per_token", ("stderr", "bits_per_token", "bits_per_char")
 _WORDS, _WORD = 624, 2**32  # of numpy's Mersenne twister
 
 
@@ -92,12 +92,11 @@ def held_out(saved: Any) -> dict[str, Any] | None:
     if entry(saved, "held_out", _is_mapping_or_none, "an estimate or None") is None:
         return None
     found = mapping(saved, "held_out")
-    if unknown := found.keys() - {"step", *_ESTIMATES, *_BITS}:
+    if unknown := found.keys() - {"step", _ESTIMATE, *_OPTIONAL}:
         raise ValueError(f"held_out: unknown entries {reprlib.repr(sorted(unknown))}")
     count(found, "step", "held_out")
-    for name in _ESTIMATES:
-        entry(found, name, lambda v: type(v) is float, "a number", "held_out")
-    for name in _BITS:
+    entry(found, _ESTIMATE, lambda v: type(v) is float, "a number", "held_out")
+    for name in _OPTIONAL:
         entry(found, name, lambda v: v is None or type(v) is float, "a number or None", "held_out")
     return found
 

@@ -1,11 +1,14 @@
 """`sedd-fast train`: its report, and Ctrl-C."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 
-from helpers.small_run import SMALL
+import pytest
+
+from helpers.small_run import SMALL, train_small
 from sedd_fast.training.api import outlook
 from sedd_fast.training.metrics import read_metrics
 
@@ -38,9 +41,34 @@ def test_resuming_says_what_the_learning_rate_will_do(run_dir, call, tmp_path):
     assert "nothing is left" not in (longer := outlook(run, ["training.n_iters=50"]))
     assert stretch in longer
     assert outlook(run, ["training.n_iters=60", "optim.schedule=constant"]) is None
-    assert "optim.schedule" not in outlook(run, ["optim.schedule=constant"])
+    assert "schedule=cosine" not in outlook(run, ["optim.schedule=constant"])
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(": 25", ": 30"))
     assert outlook(run) is None  # interrupted, and resumed with its own settings
+
+
+@pytest.mark.parametrize(
+    ("limits", "given"),
+    [
+        (["training.max_minutes=1e-6"], []),  # less than the first step takes
+        (["training.max_minutes=1e-6", "training.n_iters=1"], ["optim.lr=1e-5"]),
+        (["training.max_minutes=0"], ["data.valid=a b.txt"]),
+    ],
+)
+def test_the_command_to_go_on_trains(limits, given, text_file, tmp_path, capsys):
+    run = train_small(tmp_path / "run", text_file, *limits)
+    report = capsys.readouterr().out
+    for line in (report[report.index("train longer") :], outlook(run, given)):
+        command = line.partition(f"--resume {run} ")[2].partition(" (opt")[0].partition("\n")[0]
+        assert "nothing is left" not in (outlook(run, shlex.split(command)) or "")
+    kept = [word for word in given if not word.startswith("training")]
+    assert shlex.split(command)[: len(kept)] == kept
+
+
+def test_a_schedule_that_was_another_is_set(text_file, tmp_path):
+    run = train_small(tmp_path / "run", text_file, "optim.schedule=constant", "training.n_iters=2")
+    said = outlook(run, ["optim.schedule=cosine", "training.n_iters=4"])
+    assert said.startswith("optim.schedule=cosine is set, at 50% done, so the learning rate falls")
+    assert "is set, at 50% done" in outlook(run, ["optim.schedule=cosine"])
 
 
 #: The command line in a process that presses its own Ctrl-C after its first metrics line.

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from sedd_fast.cli.requests import from_file
 from sedd_fast.cli.samples import read_samples
 from sedd_fast.data.basic_tokenizers import MARKER
 from sedd_fast.data.copies import named_rows
-from sedd_fast.data.files import read_text, split_lines
+from sedd_fast.data.files import decode, read_text, split_lines
 from sedd_fast.data.sources import HubDataset, read_documents
 from sedd_fast.data.tokenizers import ByteTokenizer, load_tokenizer
 
@@ -88,6 +89,36 @@ def test_another_encoding_is_named_with_the_remedy(encoding, tmp_path):
     assert f"iconv -f {encoding.replace('-le', 'le').replace('-be', 'be')} -t utf-8" in str(
         found.value
     )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "“A fox” has 5 €.\n" * 9,
+        "Привет, мир.\n" * 9,
+        "日本語の文。これは狐。\r\n" * 9,
+        "\u3000一二三\n" * 9,
+        "最一一。",
+        "fox",
+    ],
+)
+def test_utf16_without_a_mark_is_known_in_any_script(text, encoding):
+    with pytest.raises(ValueError, match=f"looks like UTF-16.*-f {encoding.replace('16-', '16')} "):
+        decode(text.encode(encoding), "a.txt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.arange(500, dtype="<f4").tobytes(), np.arange(500, dtype="<i4").tobytes(),
+        np.arange(500, dtype=">i2").tobytes(), b"a fox and\0a dog", bytes(100),
+        b"\x7fELF\2\1\1" + bytes(9) + b"\3\0\x3e\0\1\0\0\0\xc0\x10\0\0\0\0",
+    ],
+)  # fmt: skip
+def test_numbers_are_no_text(content):
+    with pytest.raises(ValueError, match=r"is not text \(byte \d+ is 0"):
+        decode(content, "a.bin")
 
 
 @pytest.mark.parametrize(

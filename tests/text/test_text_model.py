@@ -3,11 +3,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import sedd_fast as sf
 from sedd_fast.cli import main
+from sedd_fast.sampling import SamplerConfig
 from sedd_fast.text import drawing
 
 SHORT = "the cat sat on a mat. "
@@ -137,7 +139,15 @@ def test_steps_are_those_of_the_network_that_is_sampled(model, monkeypatch):
         (lambda m: m.sample(batch_size=0), "batch_size must be at least 1"),
         (lambda m: m.sample(method="fast"), "method must be one of 'analytic'"),
         (lambda m: m.sample(temperature=0), "temperature must be positive"),
-        (lambda m: m.sample(step=3), "unexpected keyword argument 'step'"),
+        (lambda m: m.sample(step=3), "unknown option 'step'; did you mean steps\\?"),
+        (lambda m: m.infill("a [2]", request=1), "unknown option 'request'; there are steps, "),
+        (lambda m: m.sample(prompt=3), "prompt must be a text, got int"),
+        (lambda m: m.sample(prompt=b"x"), "prompt must be a text, got bytes"),
+        (lambda m: m.sample(seed=2**64), "seed must be at most 18446744073709551615"),
+        (lambda m: m.sample(theta="x"), "theta must be a number, got str"),
+        (lambda m: m.sample(eps=None), "eps must be a number, got NoneType"),
+        (lambda m: m.infill(middle=("then", 5)), 'middle: expected pairs .*, got "then"'),
+        (lambda m: m.infill(middle=5), "middle: expected a list of pairs"),
         (lambda m: m.sample(1.5), "n must be an int"),
         (lambda m: m.bits_per_token(""), "text: it is empty"),
         (lambda m: m.bits_per_token([]), "text: it is empty"),
@@ -147,11 +157,37 @@ def test_steps_are_those_of_the_network_that_is_sampled(model, monkeypatch):
         (lambda m: m.bits_per_token("cat", mode="best"), "mode"),
         (lambda m: m.bits_per_token("cat", wrap="none"), "wrap must be one of"),
         (lambda m: m.bits_per_token("cat", max_blocks=0), "max_blocks must be at least 1"),
+        (lambda m: m.bits_per_token("cat", samples=1.5), "samples must be an int, got float"),
+        (lambda m: m.bits_per_token("cat", samples="x"), "samples must be an int, got str"),
+        (lambda m: m.bits_per_token("cat", batch_size=2.0), "batch_size must be an int"),
+        (lambda m: m.bits_per_token("cat", seed=None), "seed must be an int, got NoneType"),
+        (lambda m: m.bits_per_token("cat", seed=-1), "seed must be at least 0"),
+        (lambda m: m.bits_per_token("cat", seed=2**64), "seed must be at most 1844674407370955161"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message, model):
     with pytest.raises((ValueError, TypeError), match=message):
         call(model)
+
+
+def test_integers_of_numpy_count(model):
+    two, eight = np.int64(2), np.int32(8)
+    for kept in (sf.Absorbing(eight).vocab_size, SamplerConfig(steps=eight).steps):
+        assert (kept, type(kept)) == (8, int)
+    drawn = sf.sample(model.model, model.model.graph, model.model.noise, (two, eight), steps=two)
+    assert drawn.shape == (2, 8)
+    assert model.sample(two, length=eight, steps=two, seed=two, batch_size=two) == model.sample(
+        2, length=8, steps=2, seed=2, batch_size=2
+    )
+    given = {"prefix": "cat", "steps": 2, "seed": 1}
+    assert model.infill(middle=[("dog", eight)], length=np.int64(16), **given) == model.infill(
+        middle=[("dog", 8)], length=16, **given
+    )
+    found, same = (
+        model.bits_per_token(SHORT, samples=n, batch_size=n, max_blocks=n, seed=n, length=m)
+        for n, m in ((two, eight), (2, 8))
+    )
+    assert found.value == same.value
 
 
 @pytest.mark.parametrize(

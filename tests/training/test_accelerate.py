@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from helpers.tiny_run import losses, settings, write_text
+from sedd_fast.evaluate.standard_error import student_factor
 from sedd_fast.training import api
 from sedd_fast.training.api import make_accelerator, resume, train
 from sedd_fast.training.config import load_config
+from sedd_fast.training.loop import Trainer
 from sedd_fast.training.step import Learner
 
 TOKENS = 20
@@ -53,6 +55,25 @@ def test_half_done_accumulation_of_the_caller_is_left_behind(text_file, x_0, tmp
     with theirs.accumulate(model):
         assert not theirs.sync_gradients  # AcceleratedOptimizer.step would do nothing
     assert all(map(torch.equal, updated(config, x_0)[1], expected))
+
+
+def test_one_held_out_block_of_each_process_has_an_error(text_file, tmp_path, monkeypatch):
+    one = ["training.n_iters=1", "training.eval_sequences=1"]
+    alone = train(settings(text_file, tmp_path / "alone", *one))
+    assert alone.held_out.stderr is None
+    assert resume(alone.run_dir).held_out == alone.held_out  # read back from its checkpoint
+
+    def gather(self, *values):
+        rows = [values]
+        if len(values) == 5:  # of the estimate: the other process has one block too
+            other = values[1] + 2
+            rows.append((1, other, other**2, *values[3:]))
+        return torch.tensor(rows, dtype=torch.float64)
+
+    monkeypatch.setattr(Trainer, "_gather", gather)
+    two = train(settings(text_file, tmp_path / "two", *one)).held_out
+    assert two.nats_per_token == pytest.approx(alone.held_out.nats_per_token + 1)
+    assert two.stderr == pytest.approx(float(student_factor(torch.tensor(1.0))))  # s^2 / 2 is 1
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -28,6 +29,8 @@ def test_plain_line_of_progress():
         "step 7 of 100: loss 1.000 nats/token, 1.443 bits/token, held out 2.885 ± 0.144, "
         "1,234 tokens/s, 1:05 left"
     )
+    of_one = replace(held, stderr=None)
+    assert ", held out 2.885, 1,234" in plain_line(info_at(7, held_out=of_one), 1.0)
     assert plain_line(info_at(7, expected=31), 1.0).startswith("step 7 of about 31: loss")
 
 

@@ -76,6 +76,31 @@ def test_unknown_settings_are_named(options, message):
         sf.train("book.txt", **options)
 
 
+@pytest.mark.parametrize("text", [None, 5, b"book.txt", ["book.txt", None]])
+def test_the_text_is_named(text):
+    with pytest.raises(TypeError, match="text must be a file's name, a list of them, or settings"):
+        sf.train(text)
+
+
+@pytest.mark.parametrize("text", ["The quick brown fox.\n" * 100, "fox " * 100, "A line\n"])
+def test_a_text_itself_is_no_name(text):
+    for given in (text, [text]):
+        with pytest.raises(ValueError, match="text: a file's name is expected; write the text"):
+            sf.train(given)
+        with pytest.raises(ValueError, match=r"data.valid: a file's name is expected"):
+            sf.train("book.txt", overrides={"data.valid": given})
+
+
+def test_names_that_are_odd_or_long_are_no_text(asked_for, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = write_text(tmp_path / "two\nlines.txt")
+    assert asked_for(odd).data.train == str(odd)
+    deep = "/".join(["folder"] * 60) + "/*.txt"
+    assert asked_for(deep).data.train == deep
+    config = load_config("tiny", overrides=["data.train=" + "b" * 250 + ".txt"])
+    assert len(api._default_run_dir(config)) < 120  # of a file's name, 255 are the most
+
+
 def test_a_preset_beside_all_settings_is_refused():
     with pytest.raises(ValueError, match="leave out preset='tiny'"):
         sf.train(load_config("tiny"), preset="tiny")
