@@ -12,10 +12,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 #: Modules whose HF_HUB_OFFLINE the libraries look at, transformers at the first.
 _SETTINGS = ("huggingface_hub.constants", "datasets.config")
+#: What the contexts of `_offline` of all threads share: the lock, and what the user has set.
+_LOCK = Lock()
+_users_setting: dict[str, bool] = {}
+_contexts = 0
 #: Within `access`: why the Hub cannot be asked.
 _CAUSE: ContextVar[str | None] = ContextVar("_CAUSE", default=None)
 _SECONDS = 5.0  # for an answer of the Hub
@@ -87,19 +93,43 @@ def access(name: str | Path, endpoint: str | None = None) -> Iterator[None]:
     if (cause := unreachable(endpoint)) is None:
         yield
         return
-    # Not the environment: it is read when a library is imported.
-    settings = [vars(sys.modules[name]) for name in _SETTINGS if name in sys.modules]
-    before, token = [each["HF_HUB_OFFLINE"] for each in settings], _CAUSE.set(cause)
+    token = _CAUSE.set(cause)
     try:
-        for each in settings:
-            each["HF_HUB_OFFLINE"] = True
-        yield
+        with _offline():
+            yield
     except OSError as error:
         raise ConnectionError(f"{cause}, and the cache has no {name}") from error
     finally:
         _CAUSE.reset(token)
-        for each, value in zip(settings, before, strict=True):
-            each["HF_HUB_OFFLINE"] = value
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Set HF_HUB_OFFLINE in the libraries until the last of these contexts in any thread ends."""
+    global _contexts
+    with _LOCK:
+        _contexts += 1
+        # Not the environment: it is read when a library is imported.
+        for name, settings in _loaded():
+            _users_setting.setdefault(name, settings["HF_HUB_OFFLINE"])
+            settings["HF_HUB_OFFLINE"] = True
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _contexts -= 1
+            if _contexts == 0:
+                # A library that was imported meanwhile has copied the value of the first.
+                default = _users_setting.get(_SETTINGS[0], False)
+                for name, settings in _loaded():
+                    settings["HF_HUB_OFFLINE"] = _users_setting.get(name, default)
+                _users_setting.clear()
+
+
+def _loaded() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in _SETTINGS:
+        if name in sys.modules and "HF_HUB_OFFLINE" in (settings := vars(sys.modules[name])):
+            yield name, settings
 
 
 def unreachable(endpoint: str | None = None) -> str | None:
@@ -109,7 +139,9 @@ def unreachable(endpoint: str | None = None) -> str | None:
 
     if (cause := _CAUSE.get()) is not None:
         return cause
-    if constants.HF_HUB_OFFLINE:
+    with _LOCK:
+        offline = _users_setting.get(constants.__name__, constants.HF_HUB_OFFLINE)
+    if offline:
         return "HF_HUB_OFFLINE is set"
     address = endpoint or constants.ENDPOINT
     try:

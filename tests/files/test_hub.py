@@ -1,6 +1,9 @@
 """Mistyped names, and the Hub out of reach: one line at once, and the cache keeps working."""
 
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -102,6 +105,27 @@ def test_a_setting_without_the_hub_is_named(offline, monkeypatch):
     with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set, and the cache has no"):
         sf.SEDD.from_pretrained("owner/x")
     assert offline == []
+
+
+def test_two_threads_leave_the_setting_of_the_user(offline):
+    """The second enters while the first is inside, and leaves after it."""
+    first, second = ExitStack(), ExitStack()
+    with ThreadPoolExecutor(1) as a, ThreadPoolExecutor(1) as b:
+        a.submit(first.enter_context, hub.access("owner/a")).result()
+        assert CAUSE in b.submit(hub.unreachable).result()  # not "HF_HUB_OFFLINE is set"
+        b.submit(second.enter_context, hub.access("owner/b")).result()
+        a.submit(first.close).result()
+        assert constants.HF_HUB_OFFLINE is True  # the second is still inside
+        b.submit(second.close).result()
+    assert constants.HF_HUB_OFFLINE is False
+    assert offline == [constants.ENDPOINT] * 3
+
+
+def test_a_library_imported_meanwhile_has_the_setting_of_the_user(offline, monkeypatch):
+    with hub.access("owner/a"):
+        late = SimpleNamespace(HF_HUB_OFFLINE=constants.HF_HUB_OFFLINE)
+        monkeypatch.setitem(sys.modules, "datasets.config", late)
+    assert late.HF_HUB_OFFLINE is False
 
 
 def test_a_hub_that_fails_is_out_of_reach(monkeypatch):
