@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sedd_fast import terminal
+from sedd_fast.files.paths import expanded
 from sedd_fast.progress import stderr_console
 
 
@@ -22,7 +23,7 @@ def writable(path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    path = path.expanduser()
+    path = expanded(path)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
     if path.is_dir():
@@ -36,7 +37,7 @@ def creatable(folder: Path | None) -> Path | None:
     """The folder, if it may be written to or can be made; ValueError otherwise."""
     if folder is None:
         return None
-    folder = folder.expanduser()
+    folder = expanded(folder)
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise ValueError(f"{folder}: {nearest} is a file; name a folder")

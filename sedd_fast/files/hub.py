@@ -15,6 +15,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from sedd_fast.files.paths import expanded
+
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 #: Modules whose HF_HUB_OFFLINE the libraries look at, transformers at the first.
 _SETTINGS = ("huggingface_hub.constants", "datasets.config")
@@ -43,7 +45,7 @@ def near(name: str | Path, known: Iterable[str] = (), folders: bool = False) -> 
         known: further names to compare with.
         folders: leave files out.
     """
-    wanted, found = Path(name).expanduser(), {each: each for each in known}
+    wanted, found = expanded(name), {each: each for each in known}
     if str(name) in found:
         return ""
     for folder in (_RUNS, wanted.parent):
@@ -62,7 +64,7 @@ def near(name: str | Path, known: Iterable[str] = (), folders: bool = False) -> 
 
 def check_model(name: str | Path) -> None:
     """FileNotFoundError where a model's name is that of a path, and nothing is there."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.exists() and not may_be_repository(name):
         raise FileNotFoundError(
             f"no directory {path}{near(path, folders=True)}; give one that holds config.json and "
@@ -85,7 +87,7 @@ def access(name: str | Path, endpoint: str | None = None) -> Iterator[None]:
         FileNotFoundError: the name is that of a path, and nothing is there.
         ConnectionError: the Hub does not answer, and no cache holds the name.
     """
-    if Path(name).expanduser().exists():
+    if expanded(name).exists():
         yield
         return
     if not may_be_repository(name):

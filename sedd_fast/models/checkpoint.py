@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from sedd_fast.files import checksums, hub
 from sedd_fast.files.documents import read_json
+from sedd_fast.files.paths import expanded
 from sedd_fast.files.pickles import check_weights, load_pickle
 from sedd_fast.files.writing import write_files
 from sedd_fast.models.config import SEDDConfig
@@ -157,7 +158,7 @@ def read(name_or_dir: str | Path, kind: str | None = "sedd", **options: Any) -> 
 
 
 def _read(name_or_dir: str | Path, **options: Any) -> Checkpoint:
-    path = Path(name_or_dir).expanduser()
+    path = expanded(name_or_dir)
     if path.is_dir():
         for folder in (path, path / EXPORT):
             if (folder / CONFIG).is_file():
@@ -364,7 +365,7 @@ def write(
     directory: str | Path, config: SEDDConfig, weights: Mapping[str, Tensor], kind: str = "sedd"
 ) -> None:
     """Write config.json and model.safetensors, and the list of their sums, model.sha256."""
-    directory = Path(directory).expanduser()
+    directory = expanded(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; give a directory to save into")
     text = json.dumps(config_to_original(config, kind), indent=2) + "\n"
