@@ -76,7 +76,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         return HubTokenizer.from_file(path)
     if path.suffix == ".json" or not hub.may_be_repository(name):
         raise ValueError(
-            f"tokenizer: no file or directory {name!r}{hub.near(path)}; check the path"
+            f"tokenizer: no file or directory {name!r}{hub.near(path)}{hub.not_asked(name)}; "
+            "check the path"
         )
     return load_from_hub(name)
 

@@ -1,6 +1,6 @@
 """Names of models, tokenizers and data sets: a path here, or a repository of the Hugging Face Hub.
 
-may_be_repository("runs/x")    False beside a folder runs: a mistyped path never asks the Hub
+may_be_repository("runs/x")    False beside a folder of runs: a mistyped path never asks the Hub
 near("runs/dmo")               " (did you mean runs/demo?)"
 with access("owner/name"):     calls of a library that downloads; without the Hub, its cache
 """
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeGuard
 
 from sedd_fast.files.paths import expanded
 
@@ -27,14 +27,45 @@ _contexts = 0
 #: Within `access`: why the Hub cannot be asked.
 _CAUSE: ContextVar[str | None] = ContextVar("_CAUSE", default=None)
 _SECONDS = 5.0  # for an answer of the Hub
+_LIKENESS = 0.7  # of nearly equal names, as `difflib` measures it
 _RUNS = Path("runs")  # where `sedd-fast train` puts runs
 
 
 def may_be_repository(name: str | Path) -> bool:
-    """Whether a name is not that of a path: "name", or "owner/name" beside no folder `owner`."""
-    if isinstance(name, Path) or _REPOSITORY.fullmatch(name) is None:
-        return False
-    return "/" not in name or not Path(name).parent.is_dir()
+    """Whether a name is not that of a path: "name", or "owner/name".
+
+    "owner/name" is taken for a mistyped path where a folder `owner` is called runs, holds run
+    directories, or holds something that is nearly called `name`.
+    """
+    return _has_form(name) and not _folder_of(name)
+
+
+def not_asked(name: str | Path) -> str:
+    """What an error says of a path that could be a repository's name; "" for any other name."""
+    if not _has_form(name) or not (folder := _folder_of(name)):
+        return ""
+    return f", and the Hub is not asked, because the folder {folder} exists here"
+
+
+def _has_form(name: str | Path) -> TypeGuard[str]:
+    return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None
+
+
+def _folder_of(name: str) -> str:
+    """The folder here in which a path `name` would be; "" where it is not taken for a path."""
+    folder, _, last = name.rpartition("/")
+    if not folder or not Path(folder).is_dir():
+        return ""
+    try:
+        inside = list(Path(folder).iterdir())
+        known = folder == str(_RUNS) or any((path / "config.yaml").is_file() for path in inside)
+    except OSError:  # it may not be read: nothing says that the name is a path
+        return ""
+    return folder if known or _close(last, [path.name for path in inside]) else ""
+
+
+def _close(name: str, names: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, names, cutoff=_LIKENESS)
 
 
 def near(name: str | Path, known: Iterable[str] = (), folders: bool = False) -> str:
@@ -58,7 +89,7 @@ def near(name: str | Path, known: Iterable[str] = (), folders: bool = False) -> 
             for path in beside
             if not path.name.startswith(".") and path != wanted
         }
-    close = difflib.get_close_matches(wanted.name, found, cutoff=0.7)
+    close = _close(wanted.name, found)
     return f" (did you mean {' or '.join(found[each] for each in close)}?)" if close else ""
 
 
@@ -67,8 +98,9 @@ def check_model(name: str | Path) -> None:
     path = expanded(name)
     if not path.exists() and not may_be_repository(name):
         raise FileNotFoundError(
-            f"no directory {path}{near(path, folders=True)}; give one that holds config.json and "
-            "model.safetensors, or the name of a Hub repository such as louaaron/sedd-small"
+            f"no directory {path}{near(path, folders=True)}{not_asked(name)}; give one that holds "
+            "config.json and model.safetensors, or the name of a Hub repository such as "
+            "louaaron/sedd-small"
         )
 
 
@@ -91,7 +123,9 @@ def access(name: str | Path, endpoint: str | None = None) -> Iterator[None]:
         yield
         return
     if not may_be_repository(name):
-        raise FileNotFoundError(f"there is no file or directory {name}{near(name)}")
+        raise FileNotFoundError(
+            f"there is no file or directory {name}{near(name)}{not_asked(name)}"
+        )
     if (cause := unreachable(endpoint)) is None:
         yield
         return

@@ -49,6 +49,26 @@ def test_what_may_be_a_repository(offline):
     assert not is_hub_name("runs/book")
 
 
+def test_a_folder_of_the_owner_is_no_reason_to_refuse_a_name(offline, tmp_path):
+    reason = ", and the Hub is not asked, because the folder {} exists here"
+    (tmp_path / "owner" / "notes").mkdir(parents=True)
+    assert hub.may_be_repository("owner/name")
+    assert hub.not_asked("owner/name") == ""
+    with pytest.raises(FileNotFoundError, match=f"'owner/name' here, .*{CAUSE}"):
+        sf.SEDD.from_pretrained("owner/name")
+    assert offline == [constants.ENDPOINT]
+    (tmp_path / "owner" / "nane").touch()  # a name that differs in a letter
+    assert not hub.may_be_repository("owner/name")
+    assert hub.may_be_repository("owner/else")
+    with pytest.raises(FileNotFoundError, match=f"owner/notes.*{reason.format('owner')}"):
+        hub.check_model("owner/note")
+    (tmp_path / "owner" / "notes" / "config.yaml").touch()  # a run
+    assert not hub.may_be_repository("owner/else")
+    assert hub.not_asked("owner/else") == reason.format("owner")
+    assert hub.not_asked("runs/x") == reason.format("runs")
+    assert hub.not_asked("./runs/x") == hub.not_asked("else") == ""
+
+
 def test_near_names(offline):
     assert hub.near("runs/dmo") == " (did you mean runs/demo?)"
     assert hub.near("rnus/demo-ar") == " (did you mean runs/demo-ar or runs/demo?)"
@@ -63,7 +83,7 @@ def test_near_names(offline):
         (
             sf.SEDD.from_pretrained,
             "runs/dmo",
-            r"no directory runs/dmo \(did you mean runs/demo\?\)",
+            r"no directory runs/dmo \(did you mean runs/demo\?\), and the Hub is not asked",
         ),
         (networks.load, "runs/dmo", r"did you mean runs/demo\?"),
         (load_tokenizer, "runs/dmo", r"no file or directory 'runs/dmo' \(did you mean runs/demo"),
@@ -149,6 +169,7 @@ def test_what_the_cache_has_needs_no_hub(setting, offline, tmp_path, monkeypatch
     (cache / "models--owner--x" / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", setting)
+    (tmp_path / "owner").mkdir()  # is not taken for the place of a model
     loaded = sf.SEDD.from_pretrained("owner/x", cache_dir=cache)
     assert loaded.config == model.config
     download = huggingface_hub.hf_hub_download
