@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sedd_fast import terminal
 from sedd_fast.files.paths import expanded
+from sedd_fast.files.writing import as_os_error
 from sedd_fast.progress import stderr_console
 
 
@@ -64,7 +65,8 @@ def save_json(record: dict[str, Any], path: Path) -> None:
     """Write one JSON object into a file, indented for a reader."""
     text = _dumps(record, indent=2) + "\n"
     # A surrogate without its pair, as in the name of a file, is an escape within a JSON string.
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with as_os_error(path):
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _dumps(record: dict[str, Any], indent: int | None = None) -> str:
