@@ -89,6 +89,7 @@ def warn(message: str) -> None:
 def _usage(error: Any) -> str:
     """The message of typer, with the command whose help says more."""
     message = " ".join(error.format_message().split()).rstrip(".")
+    message = message.replace(": Value error, ", ": ")  # what some versions put before the reason
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "sedd-fast"
     if message.startswith("No such command") and not message.endswith("?") and context:

@@ -65,7 +65,7 @@ class HubDataset:
         import_library(
             "datasets", "train", f"data: {self.name!r} is not a file here; reading a data set"
         )
-        what = f"{self.name!r}{hub.near(self.name, NAMED)}"
+        what = f"{self.name!r}{hub.near(self.name, (*NAMED, *BUILT_IN))}"
         what += f" (configuration {self.configuration}, split {self.split!r})"
         with loading(
             f"data: {what} is neither a file here nor a data set that could be loaded",
@@ -275,7 +275,7 @@ def _expand(name: str) -> list[Path]:
         raise ValueError(f"data: no file matches {name!r}; check the pattern (** is recursive)")
     if found:
         raise ValueError(f"data: {name!r} is a directory; name its files, as in '{name}/*.txt'")
-    near = hub.near(name, NAMED)
+    near = hub.near(name, (*NAMED, *BUILT_IN))
     raise ValueError(f"data: no file {name!r}{near}, seen from {Path.cwd()}; check the path")
 
 

@@ -68,6 +68,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
             what was looked for.
     """
     name, path = str(source), expanded(source)
+    if name == "":
+        raise ValueError("tokenizer: got an empty name; give bytes, a path or a hub name")
     if name.startswith("transformers:"):
         return TransformersTokenizer.from_pretrained(name.removeprefix("transformers:"))
     if path.is_dir():

@@ -98,8 +98,8 @@ def check_model(name: str | Path) -> None:
     path = expanded(name)
     if not path.exists() and not may_be_repository(name):
         raise FileNotFoundError(
-            f"no directory {path}{near(path, folders=True)}{not_asked(name)}; give one that holds "
-            "config.json and model.safetensors, or the name of a Hub repository such as "
+            f"no directory {str(path)!r}{near(path, folders=True)}{not_asked(name)}; give one that "
+            "holds config.json and model.safetensors, or the name of a Hub repository such as "
             "louaaron/sedd-small"
         )
 
@@ -116,15 +116,18 @@ def access(name: str | Path, endpoint: str | None = None) -> Iterator[None]:
         endpoint: address of the Hub; None: that of `huggingface_hub`.
 
     Raises:
+        ValueError: the name is empty.
         FileNotFoundError: the name is that of a path, and nothing is there.
         ConnectionError: the Hub does not answer, and no cache holds the name.
     """
+    if name == "":
+        raise ValueError("got an empty name")
     if expanded(name).exists():
         yield
         return
     if not may_be_repository(name):
         raise FileNotFoundError(
-            f"there is no file or directory {name}{near(name)}{not_asked(name)}"
+            f"there is no file or directory {str(name)!r}{near(name)}{not_asked(name)}"
         )
     if (cause := unreachable(endpoint)) is None:
         yield

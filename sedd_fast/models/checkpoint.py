@@ -35,6 +35,7 @@ from sedd_fast.models.ema import check_shapes
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 EXPORT = "export"  # the folder of a run directory of this package that holds them
+_MOST_RUNS = 5  # that an error names
 RUN_CONFIG, RUN_STATE = ".hydra/config.yaml", "checkpoints-meta/checkpoint.pth"
 
 # the original's key -> SEDDConfig's field; those with True may be absent
@@ -190,6 +191,9 @@ def _read_files(config: Path, weights: Path, source: str) -> Checkpoint:
 def _read_run(directory: Path) -> Checkpoint:
     missing = [name for name in (RUN_CONFIG, RUN_STATE) if not (directory / name).is_file()]
     if missing:
+        if inside := sorted(str(path.parent) for path in directory.glob(f"[!.]*/{EXPORT}")):
+            names = ", ".join(inside[:_MOST_RUNS]) + ", ..." * (len(inside) > _MOST_RUNS)
+            raise FileNotFoundError(f"{directory} holds runs and is none itself; name one: {names}")
         raise FileNotFoundError(
             f"{directory} holds no {CONFIG}, and as a run directory of the original trainer it "
             f"lacks {' and '.join(missing)}"

@@ -35,7 +35,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name in ("runs/demo", "runs/demo-ar", "runs/.hidden"):
-        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "export").mkdir(parents=True)
     (tmp_path / "book.txt").write_text("a fox")
     monkeypatch.chdir(tmp_path)
     return asked
@@ -83,12 +83,21 @@ def test_near_names(offline):
         (
             sf.SEDD.from_pretrained,
             "runs/dmo",
-            r"no directory runs/dmo \(did you mean runs/demo\?\), and the Hub is not asked",
+            r"no directory 'runs/dmo' \(did you mean runs/demo\?\), and the Hub is not asked",
         ),
         (networks.load, "runs/dmo", r"did you mean runs/demo\?"),
         (load_tokenizer, "runs/dmo", r"no file or directory 'runs/dmo' \(did you mean runs/demo"),
         (load_tokenizer, "tokenizr.json", "no file or directory"),
-        (Judge.from_pretrained, "./judge", "there is no file or directory ./judge"),
+        (Judge.from_pretrained, "./judge", "there is no file or directory './judge'"),
+        (Judge.from_pretrained, "", "'' could not be loaded .got an empty name"),
+        (load_tokenizer, "", "tokenizer: got an empty name; give"),
+        (sf.SEDD.from_pretrained, " runs/demo", r"no directory ' runs/demo' \(did you mean runs/d"),
+        (
+            sf.SEDD.from_pretrained,
+            "runs",
+            "runs and is none itself; name one: runs/demo, runs/demo-a",
+        ),
+        (read_documents, "docstring", r"no file 'docstring' \(did you mean docstrings\?\)"),
         (read_documents, "bok.txt", r"no file 'bok.txt' \(did you mean book.txt\?\)"),
         (read_documents, "wikitxt2", r"no file 'wikitxt2' \(did you mean wikitext2 or wikitext103"),
     ],
@@ -108,6 +117,7 @@ def test_a_mistyped_path_asks_nobody(load, name, message, offline):
         (load_tokenizer, "transformers:owner/x", CAUSE),
         (Judge.from_pretrained, "gpt2-lrge", rf"'gpt2-lrge' \(did you mean gpt2-large .*{CAUSE}"),
         (lambda name: HubDataset(name).load(), "wikitxt2", f"did you mean wikitext2 .*{CAUSE}"),
+        (lambda name: HubDataset(name).load(), "pydocs", rf"did you mean pydoc\?.*{CAUSE}"),
     ],
 )
 def test_without_the_hub_a_name_is_asked_for_once(load, name, message, offline, capfd, monkeypatch):
