@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeGuard
@@ -20,12 +19,12 @@ from sedd_fast.files.paths import expanded
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 #: Modules whose HF_HUB_OFFLINE the libraries look at, transformers at the first.
 _SETTINGS = ("huggingface_hub.constants", "datasets.config")
-#: What the contexts of `_offline` of all threads share: the lock, and what the user has set.
+#: What the contexts of `_offline` of all threads share: the lock, their number, why the Hub
+#: cannot be asked, and what the user has set.
 _LOCK = Lock()
-_users_setting: dict[str, bool] = {}
 _contexts = 0
-#: Within `access`: why the Hub cannot be asked.
-_CAUSE: ContextVar[str | None] = ContextVar("_CAUSE", default=None)
+_cause: str | None = None
+_users_setting: dict[str, bool] = {}
 _SECONDS = 5.0  # for an answer of the Hub
 _LIKENESS = 0.7  # of nearly equal names, as `difflib` measures it
 _RUNS = Path("runs")  # where `sedd-fast train` puts runs
@@ -132,22 +131,19 @@ def access(name: str | Path, endpoint: str | None = None) -> Iterator[None]:
     if (cause := unreachable(endpoint)) is None:
         yield
         return
-    token = _CAUSE.set(cause)
     try:
-        with _offline():
+        with _offline(cause):
             yield
     except OSError as error:
         raise ConnectionError(f"{cause}, and the cache has no {name}") from error
-    finally:
-        _CAUSE.reset(token)
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def _offline(cause: str) -> Iterator[None]:
     """Set HF_HUB_OFFLINE in the libraries until the last of these contexts in any thread ends."""
-    global _contexts
+    global _contexts, _cause
     with _LOCK:
-        _contexts += 1
+        _contexts, _cause = _contexts + 1, _cause or cause
         # Not the environment: it is read when a library is imported.
         for name, settings in _loaded():
             _users_setting.setdefault(name, settings["HF_HUB_OFFLINE"])
@@ -163,6 +159,7 @@ def _offline() -> Iterator[None]:
                 for name, settings in _loaded():
                     settings["HF_HUB_OFFLINE"] = _users_setting.get(name, default)
                 _users_setting.clear()
+                _cause = None
 
 
 def _loaded() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -176,10 +173,10 @@ def unreachable(endpoint: str | None = None) -> str | None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    if (cause := _CAUSE.get()) is not None:
-        return cause
-    with _LOCK:
-        offline = _users_setting.get(constants.__name__, constants.HF_HUB_OFFLINE)
+    with _LOCK:  # the setting is the user's where no thread has found a cause
+        if _cause is not None:
+            return _cause
+        offline = constants.HF_HUB_OFFLINE
     if offline:
         return "HF_HUB_OFFLINE is set"
     address = endpoint or constants.ENDPOINT
