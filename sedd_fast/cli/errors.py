@@ -19,6 +19,8 @@ UsageError: type[Exception] = next(
 #: `exit_code`, such as a diverged training's: their classes need not be imported here.
 EXPECTED = (UsageError, ValueError, TypeError, OSError)
 
+#: Numbers of the errors of a disk, or of the user's share of it, that is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Parts of the RuntimeError that torch raises when memory runs out.
 _NO_MEMORY = ("can't allocate memory", "out of memory")
 
@@ -34,6 +36,14 @@ def is_expected(error: Exception) -> bool:
 def _is_out_of_memory(error: BaseException) -> bool:
     by_torch = isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
     return by_torch or isinstance(error, MemoryError)
+
+
+def _is_of_full_disk(error: BaseException) -> bool:
+    """Whether a full disk caused the error: a library may explain it by an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) not in _FULL:
+        cause = cause.__cause__
+    return cause is not None
 
 
 def report(error: BaseException) -> int:
@@ -52,13 +62,15 @@ def report(error: BaseException) -> int:
         message, code = str(error), error.exit_code
     elif _is_out_of_memory(error):
         message, code = "out of memory; make batch, length or model smaller", FAILED
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    elif isinstance(error, OSError) and error.errno in _FULL:
         where = error.filename or "the output"
         message = f"{where}: {error.strerror}; make room there, or name another place"
+        code = FAILED
     elif isinstance(error, OSError) and error.strerror and error.filename:
         message = f"{error.filename}: {error.strerror}; check the path and its permissions"
     else:
         message = str(error) or type(error).__name__
+        code = FAILED if _is_of_full_disk(error) else BAD_INPUT
     warn(message)
     return code
 
@@ -77,6 +89,7 @@ def warn(message: str) -> None:
 def _usage(error: Any) -> str:
     """The message of typer, with the command whose help says more."""
     message = " ".join(error.format_message().split()).rstrip(".")
+    message = message.replace(": Value error, ", ": ")  # what some versions put before the reason
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "sedd-fast"
     if message.startswith("No such command") and not message.endswith("?") and context:

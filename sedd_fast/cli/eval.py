@@ -10,6 +10,7 @@ import typer
 from sedd_fast.cli import options as shared
 from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.output import Result, figure
+from sedd_fast.files.paths import expanded
 from sedd_fast.names import DATA_SETS, Mode, Times, Wrap
 from sedd_fast.version import __version__
 
@@ -154,7 +155,7 @@ def _find_text(network: "Network | Baseline", options: EvalOptions) -> "Wrapped"
             f"{' '.join(names) or 'no name'}; a file needs no option: sedd-fast eval FILE"
         )
     if named:
-        if split and copy and Path(copy).expanduser().is_file():
+        if split and copy and expanded(copy).is_file():
             raise ValueError(f"--split: {copy} is a file, all of it is read; leave out --split")
         name = f"{names[0]}, {split or NAMED[names[0]].evaluated}"
         name += f", from {copy}" if copy else ""
@@ -181,7 +182,7 @@ def _check_files(names: list[str]) -> None:
     """Raise ValueError for a file that does not exist and is nearly the name of a data set."""
     for name in names:
         close = difflib.get_close_matches(name, DATA_SETS, n=1, cutoff=0.8)
-        if close and not Path(name).expanduser().exists():
+        if close and not expanded(name).exists():
             raise ValueError(
                 f"eval: there is no file {name!r}; did you mean the data set {close[0]}? It is "
                 f"named alone: sedd-fast eval {close[0]}"

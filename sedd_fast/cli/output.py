@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from sedd_fast import terminal
+from sedd_fast.files.paths import expanded
+from sedd_fast.files.writing import as_os_error
 from sedd_fast.progress import stderr_console
 
 
@@ -22,7 +24,7 @@ def writable(path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    path = path.expanduser()
+    path = expanded(path)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
     if path.is_dir():
@@ -36,7 +38,7 @@ def creatable(folder: Path | None) -> Path | None:
     """The folder, if it may be written to or can be made; ValueError otherwise."""
     if folder is None:
         return None
-    folder = folder.expanduser()
+    folder = expanded(folder)
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise ValueError(f"{folder}: {nearest} is a file; name a folder")
@@ -63,7 +65,8 @@ def save_json(record: dict[str, Any], path: Path) -> None:
     """Write one JSON object into a file, indented for a reader."""
     text = _dumps(record, indent=2) + "\n"
     # A surrogate without its pair, as in the name of a file, is an escape within a JSON string.
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with as_os_error(path):
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _dumps(record: dict[str, Any], indent: int | None = None) -> str:

@@ -137,7 +137,7 @@ def _of_runs(name: str, options: TradeoffOptions) -> Compared:
         if baseline is not None:
             about["baseline_likelihood"] = _likelihood(exact_likelihood(baseline.model, rows))
             about["baseline"] = baseline.source
-    run = RunDirectory(Path(name).expanduser())
+    run = RunDirectory(name)
     folder = run.path if run.config.is_file() else Path()
     ar = baseline.model if baseline else None
     return Compared(model, ar, budget, quality, network.autocast, folder, about)
@@ -149,7 +149,7 @@ def _train_baseline(name: str, path: Path) -> None:
     An interrupted training with exactly these settings is resumed; any other network is used as it
     is.
     """
-    run, baseline = (RunDirectory(Path(place).expanduser()) for place in (name, path))
+    run, baseline = (RunDirectory(place) for place in (name, path))
     if baseline.path.exists() and not (run.config.is_file() and baseline.config.is_file()):
         return
     if not run.config.is_file():

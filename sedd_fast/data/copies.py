@@ -13,6 +13,7 @@ from typing import Any
 from sedd_fast.data.datasets import NAMED
 from sedd_fast.data.sources import HubDataset, load_rows, loading, read_documents
 from sedd_fast.extras import MissingLibraryError, import_library
+from sedd_fast.files.paths import expanded
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _SAVED = ("state.json", "dataset_dict.json")  # the files that save_to_disk leaves
@@ -34,7 +35,7 @@ def named_rows(name: str, split: str | None = None, copy: str | Path | None = No
         raise ValueError(f"data set: expected one of {', '.join(NAMED)}, got {name!r}")
     source = HubDataset(name, split=split or NAMED[name].evaluated)
     if copy is not None:
-        return list(source.clean(_raw_rows(source, Path(copy).expanduser())))
+        return list(source.clean(_raw_rows(source, expanded(copy))))
     try:
         return list(source.texts(source.load()))
     except MissingLibraryError:

@@ -33,6 +33,7 @@ from sedd_fast.data.sources import (
     split_documents,
 )
 from sedd_fast.data.tokenizers import Tokenizer, make_tokenizer
+from sedd_fast.files.paths import expanded
 from sedd_fast.files.writing import as_os_error
 
 _log = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ def cached_tokens(
     ~/.cache/sedd_fast (or $XDG_CACHE_HOME/sedd_fast).
     """
     root = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    folder = Path(cache_dir or Path(root) / "sedd_fast").expanduser()
+    folder = expanded(cache_dir or Path(root) / "sedd_fast")
     key = f"{dataset._fingerprint} {source.treatment} {tokenizer.fingerprint}"
     path = folder / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     tokens = _read_tokens(path)

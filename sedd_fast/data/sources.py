@@ -28,6 +28,7 @@ from sedd_fast.data.files import read_text
 from sedd_fast.data.libraries import explained
 from sedd_fast.extras import import_library
 from sedd_fast.files import hub
+from sedd_fast.files.paths import expanded
 
 #: Directories of the standard library whose docstrings are left out: tests, tables, old copies.
 _NO_DOCSTRINGS = frozenset(
@@ -64,7 +65,7 @@ class HubDataset:
         import_library(
             "datasets", "train", f"data: {self.name!r} is not a file here; reading a data set"
         )
-        what = f"{self.name!r}{hub.near(self.name, NAMED)}"
+        what = f"{self.name!r}{hub.near(self.name, (*NAMED, *BUILT_IN))}"
         what += f" (configuration {self.configuration}, split {self.split!r})"
         with loading(
             f"data: {what} is neither a file here nor a data set that could be loaded",
@@ -136,7 +137,7 @@ def is_hub_name(source: str | Sequence[str]) -> bool:
         return False
     if source.startswith("hf:"):
         return True
-    path = Path(source).expanduser()
+    path = expanded(source)
     looks_local = (
         path.is_file()
         or glob.has_magic(source)
@@ -264,17 +265,17 @@ def _within(documents: Sequence[str], ranges: Sequence[range]) -> list[str]:
 
 
 def _expand(name: str) -> list[Path]:
-    expanded = str(Path(name).expanduser())
-    if Path(expanded).is_file():
-        return [Path(expanded)]
-    found = [Path(path) for path in sorted(glob.glob(expanded, recursive=True))]
+    full = str(expanded(name))
+    if Path(full).is_file():
+        return [Path(full)]
+    found = [Path(path) for path in sorted(glob.glob(full, recursive=True))]
     if files := [path for path in found if path.is_file()]:
         return files
-    if glob.has_magic(expanded):
+    if glob.has_magic(full):
         raise ValueError(f"data: no file matches {name!r}; check the pattern (** is recursive)")
     if found:
         raise ValueError(f"data: {name!r} is a directory; name its files, as in '{name}/*.txt'")
-    near = hub.near(name, NAMED)
+    near = hub.near(name, (*NAMED, *BUILT_IN))
     raise ValueError(f"data: no file {name!r}{near}, seen from {Path.cwd()}; check the path")
 
 
@@ -282,7 +283,7 @@ def load_rows(path: str, configuration: str | None = None, **options: Any) -> An
     """`datasets.load_dataset`, which reads text files of a directory without byte order mark."""
     import datasets
 
-    if Path(path).expanduser().is_dir():
+    if expanded(path).is_dir():
         with tempfile.TemporaryDirectory() as cache:  # whose files could be within the directory
             builder = datasets.load_dataset_builder(path, configuration, cache_dir=cache)
         if hasattr(builder.config, "keep_linebreaks"):  # the one that reads text by lines

@@ -25,6 +25,7 @@ from sedd_fast.data.hub_tokenizers import HubTokenizer, TransformersTokenizer, l
 from sedd_fast.data.libraries import explained
 from sedd_fast.files import checksums, hub
 from sedd_fast.files.documents import read_json
+from sedd_fast.files.paths import expanded
 
 _BPE_SIZES = range(257, 2**20 + 1)
 
@@ -66,7 +67,9 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         ValueError: nothing of that name, or a file that is not a tokenizer; the message says
             what was looked for.
     """
-    name, path = str(source), Path(source).expanduser()
+    name, path = str(source), expanded(source)
+    if name == "":
+        raise ValueError("tokenizer: got an empty name; give bytes, a path or a hub name")
     if name.startswith("transformers:"):
         return TransformersTokenizer.from_pretrained(name.removeprefix("transformers:"))
     if path.is_dir():
@@ -75,7 +78,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         return HubTokenizer.from_file(path)
     if path.suffix == ".json" or not hub.may_be_repository(name):
         raise ValueError(
-            f"tokenizer: no file or directory {name!r}{hub.near(path)}; check the path"
+            f"tokenizer: no file or directory {name!r}{hub.near(path)}{hub.not_asked(name)}; "
+            "check the path"
         )
     return load_from_hub(name)
 

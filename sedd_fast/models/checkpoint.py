@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from sedd_fast.files import checksums, hub
 from sedd_fast.files.documents import read_json
+from sedd_fast.files.paths import expanded
 from sedd_fast.files.pickles import check_weights, load_pickle
 from sedd_fast.files.writing import write_files
 from sedd_fast.models.config import SEDDConfig
@@ -34,6 +35,7 @@ from sedd_fast.models.ema import check_shapes
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 EXPORT = "export"  # the folder of a run directory of this package that holds them
+_MOST_RUNS = 5  # that an error names
 RUN_CONFIG, RUN_STATE = ".hydra/config.yaml", "checkpoints-meta/checkpoint.pth"
 
 # the original's key -> SEDDConfig's field; those with True may be absent
@@ -157,7 +159,7 @@ def read(name_or_dir: str | Path, kind: str | None = "sedd", **options: Any) -> 
 
 
 def _read(name_or_dir: str | Path, **options: Any) -> Checkpoint:
-    path = Path(name_or_dir).expanduser()
+    path = expanded(name_or_dir)
     if path.is_dir():
         for folder in (path, path / EXPORT):
             if (folder / CONFIG).is_file():
@@ -189,6 +191,9 @@ def _read_files(config: Path, weights: Path, source: str) -> Checkpoint:
 def _read_run(directory: Path) -> Checkpoint:
     missing = [name for name in (RUN_CONFIG, RUN_STATE) if not (directory / name).is_file()]
     if missing:
+        if inside := sorted(str(path.parent) for path in directory.glob(f"[!.]*/{EXPORT}")):
+            names = ", ".join(inside[:_MOST_RUNS]) + ", ..." * (len(inside) > _MOST_RUNS)
+            raise FileNotFoundError(f"{directory} holds runs and is none itself; name one: {names}")
         raise FileNotFoundError(
             f"{directory} holds no {CONFIG}, and as a run directory of the original trainer it "
             f"lacks {' and '.join(missing)}"
@@ -364,7 +369,7 @@ def write(
     directory: str | Path, config: SEDDConfig, weights: Mapping[str, Tensor], kind: str = "sedd"
 ) -> None:
     """Write config.json and model.safetensors, and the list of their sums, model.sha256."""
-    directory = Path(directory).expanduser()
+    directory = expanded(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; give a directory to save into")
     text = json.dumps(config_to_original(config, kind), indent=2) + "\n"

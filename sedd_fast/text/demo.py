@@ -23,6 +23,7 @@ from sedd_fast.evaluate.ngram import baseline_bits
 from sedd_fast.evaluate.words import known_words
 from sedd_fast.evaluate.wrapping import Wrapped
 from sedd_fast.extras import MissingLibraryError
+from sedd_fast.files.paths import expanded
 from sedd_fast.files.writing import write_text
 from sedd_fast.sampling import SamplerConfig
 from sedd_fast.text.bound import TextBound, bound_text
@@ -122,6 +123,7 @@ def demo_directory(run_dir: Path | None = None) -> Path:
         names = chain(["demo"], (f"demo-{number}" for number in count(2)))
         paths = (Path("runs") / name for name in names)
         return next(path for path in paths if is_usable(path) and not is_locked(path))
+    run_dir = expanded(run_dir)
     if not is_usable(run_dir):
         raise ValueError(
             f"run_dir: {run_dir} already holds a finished run; choose another directory, "

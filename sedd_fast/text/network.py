@@ -118,7 +118,7 @@ def load_any(
 def _identity(name: str) -> tuple[int, int] | None:
     """What tells the export of a run from the one that replaces it; None where there is none."""
     try:
-        found = RunDirectory(Path(name).expanduser()).export.stat()
+        found = RunDirectory(name).export.stat()
     except OSError:
         return None
     return found.st_ino, found.st_ctime_ns
@@ -146,7 +146,7 @@ def _load(
 
 def corpus_of_run(name: str, network: Network | Baseline, length: int) -> tuple[str, Corpus] | None:
     """The name of a run's training text and its blocks; None where `name` is no run directory."""
-    run = RunDirectory(Path(name).expanduser())
+    run = RunDirectory(name)
     if not run.config.is_file():
         return None
     config = load_run_config(run.config)
@@ -158,7 +158,7 @@ def corpus_of_run(name: str, network: Network | Baseline, length: int) -> tuple[
 
 def weights_of(name: str) -> str:
     """The directory of weights in a run directory; any other name unchanged."""
-    run = RunDirectory(Path(name).expanduser())
+    run = RunDirectory(name)
     if run.export.is_dir():
         return str(run.export)
     if run.config.is_file() and not (run.path / CONFIG).is_file():

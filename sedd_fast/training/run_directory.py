@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sedd_fast.files.paths import expanded
 from sedd_fast.files.pickles import load_pickle, save_pickle
 from sedd_fast.files.writing import flush
 from sedd_fast.models.checkpoint import CONFIG, SAFETENSORS
@@ -41,7 +42,7 @@ class RunDirectory:
     """The paths of a run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = path = Path(path)
+        self.path = path = expanded(path)
         self.config, self.tokenizer = path / "config.yaml", path / "tokenizer"
         self.metrics, self.tensorboard = path / "metrics.jsonl", path / "tensorboard"
         self.checkpoints, self.export = path / "checkpoints", path / "export"

@@ -1,12 +1,15 @@
 """Wrong input: one line, exit code 2, no traceback."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from sedd_fast.cli import errors
+from sedd_fast.cli import errors, main
+from sedd_fast.cli.output import save_json
 from sedd_fast.training.progress import DiskFullError, TrainingInterrupted
 
 
@@ -20,7 +23,7 @@ from sedd_fast.training.progress import DiskFullError, TrainingInterrupted
         (["sample", "--model", "x", "--steps", "many"], "--steps"),
         (["sample", "--model", "x", "--steps", "0"], "--steps"),
         (["sample", "--model", "x", "--method", "midpoint"], "analytic"),
-        (["sample", "--model", "/no/such/run"], "no directory /no/such/run; give one that holds"),
+        (["sample", "--model", "/no/such/run"], "no directory '/no/such/run'; give one that"),
         (["sample", "--model", "x", "--device", "tpu"], "device: expected auto, cpu, cuda"),
         (["sample", "--model", ""], "model: got an empty name"),
         (["eval", "--model", "x", "--mode", "best"], "normalised"),
@@ -30,7 +33,10 @@ from sedd_fast.training.progress import DiskFullError, TrainingInterrupted
         (["train", "optim.lr=fast"], "optim.lr"),
         (["train", "graph.type=masked"], "expected one of absorbing"),
         (["train", "data.train=./none.txt"], "no file './none.txt'"),
-        (["train", "--preset", "huge"], "medium"),
+        (
+            ["train", "--preset", "huge"],
+            "value for '--preset': 'huge' is not one of 'tiny', 'small', 'me",
+        ),
         (["train", "--resume", "/no/run"], "holds no run"),
         (["train", "--resume", "r", "--preset", "tiny"], "--preset cannot be combined with it"),
         (["demo", "--minutes", "-1"], "minutes: expected a positive number"),
@@ -56,6 +62,34 @@ def test_debug_shows_the_traceback(call, monkeypatch):
     result = call("sample", "--model", "/no/such/run")
     assert result.code == 2
     assert "Traceback" in result.err
+
+
+def test_a_full_disk_is_no_wrong_input(capsys, tmp_path, monkeypatch):
+    """In the output, in a file, and within a library that explains it by an error of its own."""
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(write=full, flush=full, encoding="utf-8"))
+    for command in (["--version"], ["--help"], ["sample", "--help"], ["info"]):
+        assert main(command) == errors.FAILED
+    monkeypatch.undo()
+    assert (
+        capsys.readouterr().err.splitlines()
+        == [
+            "sedd-fast: the output: No space left on device; make room there, or name another place"
+        ]
+        * 4
+    )
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space") as found:
+        save_json({}, tmp_path / "result.json")
+    assert errors.report(found.value) == errors.FAILED
+    assert f"{tmp_path}/result.json: No space left" in capsys.readouterr().err
+    quota = ValueError("data: it could not be loaded")
+    quota.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded")
+    assert errors.report(quota) == errors.report(quota.__cause__) == errors.FAILED
+    assert errors.report(ValueError("data: it could not be loaded")) == errors.BAD_INPUT
 
 
 def test_backend_that_cannot_run_is_one_line(call, monkeypatch):

@@ -153,7 +153,7 @@ def test_tradeoff_on_files(run_dir, call, tmp_path, monkeypatch):
         (["-m", "x", "--steps", "0"], "--steps: expected positive numbers"),
         (["-m", "x", "--metric", "genppl"], "needs --judge"),
         (["-m", "none", "--ar", "neither"], "--ar: nothing at neither"),
-        (["-m", "./none", "--ar", "neither"], "no directory none"),
+        (["-m", "./none", "--ar", "neither"], "no directory 'none'"),
     ],
 )
 def test_tradeoff_refuses(args, message, call, tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """Mistyped names, and the Hub out of reach: one line at once, and the cache keeps working."""
 
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -32,7 +35,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: SimpleNamespace(head=head))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name in ("runs/demo", "runs/demo-ar", "runs/.hidden"):
-        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "export").mkdir(parents=True)
     (tmp_path / "book.txt").write_text("a fox")
     monkeypatch.chdir(tmp_path)
     return asked
@@ -44,6 +47,26 @@ def test_what_may_be_a_repository(offline):
     assert not any(map(hub.may_be_repository, paths))
     assert is_hub_name("runs")  # a directory that `datasets` reads
     assert not is_hub_name("runs/book")
+
+
+def test_a_folder_of_the_owner_is_no_reason_to_refuse_a_name(offline, tmp_path):
+    reason = ", and the Hub is not asked, because the folder {} exists here"
+    (tmp_path / "owner" / "notes").mkdir(parents=True)
+    assert hub.may_be_repository("owner/name")
+    assert hub.not_asked("owner/name") == ""
+    with pytest.raises(FileNotFoundError, match=f"'owner/name' here, .*{CAUSE}"):
+        sf.SEDD.from_pretrained("owner/name")
+    assert offline == [constants.ENDPOINT]
+    (tmp_path / "owner" / "nane").touch()  # a name that differs in a letter
+    assert not hub.may_be_repository("owner/name")
+    assert hub.may_be_repository("owner/else")
+    with pytest.raises(FileNotFoundError, match=f"owner/notes.*{reason.format('owner')}"):
+        hub.check_model("owner/note")
+    (tmp_path / "owner" / "notes" / "config.yaml").touch()  # a run
+    assert not hub.may_be_repository("owner/else")
+    assert hub.not_asked("owner/else") == reason.format("owner")
+    assert hub.not_asked("runs/x") == reason.format("runs")
+    assert hub.not_asked("./runs/x") == hub.not_asked("else") == ""
 
 
 def test_near_names(offline):
@@ -60,12 +83,21 @@ def test_near_names(offline):
         (
             sf.SEDD.from_pretrained,
             "runs/dmo",
-            r"no directory runs/dmo \(did you mean runs/demo\?\)",
+            r"no directory 'runs/dmo' \(did you mean runs/demo\?\), and the Hub is not asked",
         ),
         (networks.load, "runs/dmo", r"did you mean runs/demo\?"),
         (load_tokenizer, "runs/dmo", r"no file or directory 'runs/dmo' \(did you mean runs/demo"),
         (load_tokenizer, "tokenizr.json", "no file or directory"),
-        (Judge.from_pretrained, "./judge", "there is no file or directory ./judge"),
+        (Judge.from_pretrained, "./judge", "there is no file or directory './judge'"),
+        (Judge.from_pretrained, "", "'' could not be loaded .got an empty name"),
+        (load_tokenizer, "", "tokenizer: got an empty name; give"),
+        (sf.SEDD.from_pretrained, " runs/demo", r"no directory ' runs/demo' \(did you mean runs/d"),
+        (
+            sf.SEDD.from_pretrained,
+            "runs",
+            "runs and is none itself; name one: runs/demo, runs/demo-a",
+        ),
+        (read_documents, "docstring", r"no file 'docstring' \(did you mean docstrings\?\)"),
         (read_documents, "bok.txt", r"no file 'bok.txt' \(did you mean book.txt\?\)"),
         (read_documents, "wikitxt2", r"no file 'wikitxt2' \(did you mean wikitext2 or wikitext103"),
     ],
@@ -85,6 +117,7 @@ def test_a_mistyped_path_asks_nobody(load, name, message, offline):
         (load_tokenizer, "transformers:owner/x", CAUSE),
         (Judge.from_pretrained, "gpt2-lrge", rf"'gpt2-lrge' \(did you mean gpt2-large .*{CAUSE}"),
         (lambda name: HubDataset(name).load(), "wikitxt2", f"did you mean wikitext2 .*{CAUSE}"),
+        (lambda name: HubDataset(name).load(), "pydocs", rf"did you mean pydoc\?.*{CAUSE}"),
     ],
 )
 def test_without_the_hub_a_name_is_asked_for_once(load, name, message, offline, capfd, monkeypatch):
@@ -102,6 +135,28 @@ def test_a_setting_without_the_hub_is_named(offline, monkeypatch):
     with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set, and the cache has no"):
         sf.SEDD.from_pretrained("owner/x")
     assert offline == []
+
+
+def test_two_threads_leave_the_setting_of_the_user(offline):
+    """The second enters while the first is inside, and leaves after it."""
+    first, second = ExitStack(), ExitStack()
+    with ThreadPoolExecutor(1) as a, ThreadPoolExecutor(1) as b:
+        a.submit(first.enter_context, hub.access("owner/a")).result()
+        assert CAUSE in b.submit(hub.unreachable).result()  # not "HF_HUB_OFFLINE is set"
+        b.submit(second.enter_context, hub.access("owner/b")).result()
+        a.submit(first.close).result()
+        assert constants.HF_HUB_OFFLINE is True  # the second is still inside
+        b.submit(second.close).result()
+    assert constants.HF_HUB_OFFLINE is False
+    assert hub.unreachable().endswith(CAUSE)
+    assert offline == [constants.ENDPOINT] * 2  # by the first thread, and now
+
+
+def test_a_library_imported_meanwhile_has_the_setting_of_the_user(offline, monkeypatch):
+    with hub.access("owner/a"):
+        late = SimpleNamespace(HF_HUB_OFFLINE=constants.HF_HUB_OFFLINE)
+        monkeypatch.setitem(sys.modules, "datasets.config", late)
+    assert late.HF_HUB_OFFLINE is False
 
 
 def test_a_hub_that_fails_is_out_of_reach(monkeypatch):
@@ -125,6 +180,7 @@ def test_what_the_cache_has_needs_no_hub(setting, offline, tmp_path, monkeypatch
     (cache / "models--owner--x" / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", setting)
+    (tmp_path / "owner").mkdir()  # is not taken for the place of a model
     loaded = sf.SEDD.from_pretrained("owner/x", cache_dir=cache)
     assert loaded.config == model.config
     download = huggingface_hub.hf_hub_download
