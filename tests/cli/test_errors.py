@@ -71,9 +71,9 @@ def test_a_full_disk_is_no_wrong_input(capsys, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("sys.stdout", SimpleNamespace(write=full, flush=full, encoding="utf-8"))
-    for command in (["--version"], ["--help"], ["sample", "--help"], ["info"]):
-        assert main(command) == errors.FAILED
+    codes = [main(words.split()) for words in ("--version", "--help", "sample --help", "info")]
     monkeypatch.undo()
+    assert codes == [errors.FAILED] * 4
     assert (
         capsys.readouterr().err.splitlines()
         == [
