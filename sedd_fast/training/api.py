@@ -65,6 +65,8 @@ def train(
         >>> print(sedd_fast.load(result.run_dir).infill("The [8] fox"))
     """
     config = _settings(text, preset, run_dir, minutes, overrides)
+    if config.run_dir == "":
+        raise ValueError("run_dir: got an empty name; leave it out for runs/NAME-DATE-TIME")
     accelerator = make_accelerator(config)
     from accelerate.utils import broadcast_object_list
 

@@ -19,7 +19,7 @@ from sedd_fast.training.progress import DiskFullError, TrainingInterrupted
         (["trian"], "no such command 'trian'. Did you mean 'train'? see sedd-fast --help"),
         (["train", "--preste", "tiny"], "no such option: --preste"),
         (["train", "--preste", "tiny"], "--preset"),
-        (["sample"], "--model"),
+        (["eval"], "--model"),
         (["sample", "--model", "x", "--steps", "many"], "--steps"),
         (["sample", "--model", "x", "--steps", "0"], "--steps"),
         (["sample", "--model", "x", "--method", "midpoint"], "analytic"),

@@ -116,3 +116,10 @@ def test_the_progress_is_shown_unless_there_is_a_callback(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 3)  # at the start, after the first step, and the last
     assert "step 2 of 2: loss" in err
+
+
+def test_an_empty_run_dir_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="run_dir: got an empty name"):
+        sf.train("pydoc", run_dir="", progress=False)
+    assert not list(tmp_path.iterdir())
