@@ -264,7 +264,7 @@ def _longer(section: TrainingSection, step: int, elapsed: float) -> list[str]:
     """Every limit that `step` steps and `elapsed` seconds have reached, doubled."""
     settings, limit = [], section.max_minutes
     if limit is not None and elapsed >= 60 * limit:
-        settings.append(f"training.max_minutes={2 * max(limit, elapsed / 60) or 1:g}")
+        settings.append(f"training.max_minutes={2 * max(limit, elapsed / 60) or 1:.3g}")
     if step >= section.n_iters:
         settings.append(f"training.n_iters={2 * step}")
     return settings
