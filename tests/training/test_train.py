@@ -287,8 +287,7 @@ def test_warm_up_and_cosine():
     constant = OptimConfig(lr=2.0, warmup=4)
     assert [rate_factor(constant, s, 0.9) for s in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
     cosine = OptimConfig(lr=2.0, warmup=0, schedule="cosine", lr_min=0.1)
-    factors = [rate_factor(cosine, 1, p) for p in (0, 0.5, 1, 2)]
-    assert factors == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    assert [rate_factor(cosine, 1, p) for p in (0, 0.5, 2)] == pytest.approx([1.0, 0.55, 0.1])
 
 
 def test_resume_command_quotes_and_launches(monkeypatch):
