@@ -42,6 +42,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "name",
     ["csrc/common/coefficients.h", "csrc/cpu/simd/rows.cpp", "kernels/__init__.py", "setup.py",
      "sedd_fast/py.typed", "sedd_fast/training/presets/tiny.yaml",
+     "sedd_fast/text/python_help/model.safetensors",
      "tests/golden/process.safetensors",
      "benchmarks/run.py", "README.md", "LICENSE", "constraints.txt"],
 )  # fmt: skip
