@@ -148,7 +148,9 @@ def _report(finished: "TrainResult") -> None:
     }
     if any("loss" in record for record in read_metrics(run.metrics)):
         try:
-            picture = plot_training(run.metrics, run.path / PICTURE)
+            picture = plot_training(
+                run.metrics, run.path / PICTURE, held_out_source=finished.held_out_source
+            )
             files[str(picture)] = "picture of the training curves"
         except (OSError, MissingLibraryError) as why:
             warn(f"the run is complete, but its picture could not be written: {why}")

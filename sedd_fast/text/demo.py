@@ -234,7 +234,8 @@ def evaluate_demo(
     }
     words = {name: known_words(texts, [known]) for name, texts in shares.items()}
     try:
-        plot_training(RunDirectory(run.run_dir).metrics, run.run_dir / PICTURE, baselines)
+        metrics = RunDirectory(run.run_dir).metrics
+        plot_training(metrics, run.run_dir / PICTURE, baselines, text.name)
     except MissingLibraryError as error:
         on_stage(f"no picture: {error}")
     report = DemoReport(bound, text.name, baselines, words, samples[:SAMPLES], filled)

@@ -11,7 +11,10 @@ from sedd_fast.training.metrics import read_metrics
 
 
 def plot_training(
-    metrics: str | Path, png: str | Path, baselines: Mapping[str, float] | None = None
+    metrics: str | Path,
+    png: str | Path,
+    baselines: Mapping[str, float] | None = None,
+    held_out_source: str = "",
 ) -> Path:
     """Plot the loss per token by step and, if it is in nats, bits per character (or token).
 
@@ -19,6 +22,7 @@ def plot_training(
         metrics: a run's metrics.jsonl.
         png: path of the picture.
         baselines: name -> bits per character (or token), drawn as horizontal lines.
+        held_out_source: where the held-out text is from, for a line under the panels.
 
     Raises:
         ValueError: no such file, or no training loss in it.
@@ -30,6 +34,8 @@ def plot_training(
     if not any("loss" in record for record in records):
         raise ValueError(f"plot: {metrics} holds no training loss yet")
     figure, left, right = two_panels()
+    if held_out_source:
+        figure.supxlabel(f"held out: {held_out_source}", fontsize="small")
     _draw(left, records, "loss", "held_out_loss")
     known = [u for u in ("char", "token") if len(_series(records, f"bits_per_{u}")[0])]
     left.set(title="Loss", ylabel=f"{'nats' if known else 'loss'} per token", xlabel="step")
