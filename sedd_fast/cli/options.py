@@ -29,27 +29,19 @@ def named_model(name: str | None) -> str | None:
     return name
 
 
-Model = Annotated[
-    str,
-    typer.Option(
+def _model_option(**more: Any) -> Any:
+    return typer.Option(
         "--model",
         "-m",
         metavar="NAME",
         callback=named_model,
         help="Run or weights directory, or hub name.",
-    ),
-]
-BundledModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        callback=named_model,
-        help="Run or weights directory, or hub name.",
-        show_default="the one in the package",
-    ),
-]
+        **more,
+    )
+
+
+Model = Annotated[str, _model_option()]
+BundledModel = Annotated[str | None, _model_option(show_default="the one in the package")]
 NumSamples = Annotated[int, typer.Option("--num-samples", "-n", **COUNT, help="Number of samples.")]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", **COUNT, help="Sequences at a time: a matter of memory.")

@@ -36,10 +36,9 @@ from sedd_fast.text.network import (
     load_network,
 )
 from sedd_fast.training.api import is_finished, resume, train
-from sedd_fast.training.config import load_config, load_run_config
+from sedd_fast.training.config import baseline_config, load_config, load_run_config
 from sedd_fast.training.display import TrainingDisplay
 from sedd_fast.training.run_directory import RunDirectory
-from sedd_fast.training.settings import ObjectiveSection
 
 _HELD_OUT = 0.1  # share of the texts given as files
 _LEVELS, _BLOCKS = 16, 64  # noise levels a block and blocks of the bounds in the record
@@ -157,13 +156,7 @@ def _train_baseline(name: str, path: Path) -> None:
             f"--ar: nothing at {path}, and --model {name} is no run whose settings and text a "
             "baseline could be trained with; train one: sedd-fast train model.kind=ar ..."
         )
-    config = load_run_config(run.config)
-    config = replace(
-        config,
-        model=replace(config.model, kind="ar"),
-        objective=ObjectiveSection(),
-        run_dir=str(baseline.path),
-    )
+    config = baseline_config(load_run_config(run.config), baseline.path)
     if not baseline.config.is_file():
         progress().print(f"training the autoregressive baseline as {run.path} was, in {path}")
         with TrainingDisplay(str(path)) as display:

@@ -31,12 +31,11 @@ from sedd_fast.text.drawing import draw
 from sedd_fast.text.network import Baseline, Network, load_any, load_network
 from sedd_fast.text.requests import Request, from_record
 from sedd_fast.training.api import is_finished, resume, train
-from sedd_fast.training.config import load_config, load_run_config
+from sedd_fast.training.config import baseline_config, load_config, load_run_config
 from sedd_fast.training.lock import is_locked
 from sedd_fast.training.plots import plot_training
 from sedd_fast.training.progress import OnStep, TrainResult
 from sedd_fast.training.run_directory import RunDirectory
-from sedd_fast.training.settings import ObjectiveSection
 
 RECORD, PICTURE, BASELINE = "demo.json", "curves.png", "ar"
 #: The text of the infill: 64 tokens or so with given start, middle and end.
@@ -174,13 +173,8 @@ def train_demo_baseline(run: TrainResult, on_step: OnStep | None = None) -> None
     if RunDirectory(path).config.is_file():
         resume(path, {"training.max_minutes": minutes}, on_step, progress=False)
         return
-    config = replace(
-        config,
-        model=replace(config.model, kind="ar"),
-        objective=ObjectiveSection(),
-        training=replace(config.training, max_minutes=minutes),
-        run_dir=str(path),
-    )
+    config = baseline_config(config, path)
+    config = replace(config, training=replace(config.training, max_minutes=minutes))
     train(config, on_step, progress=False)
 
 

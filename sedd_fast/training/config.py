@@ -12,7 +12,7 @@ import reprlib
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import Field, asdict, fields, is_dataclass
+from dataclasses import Field, asdict, fields, is_dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sedd_fast.files.documents import parse_yaml, read_yaml
 from sedd_fast.files.writing import write_text
 from sedd_fast.names import PRESETS, Preset
 from sedd_fast.training.setting_text import text_value
-from sedd_fast.training.settings import TrainConfig, expected, kinds
+from sedd_fast.training.settings import ObjectiveSection, TrainConfig, expected, kinds
 
 #: Settings to change: "section.key=value" texts, or "section.key" -> value.
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -61,6 +61,12 @@ def changed(config: TrainConfig, *overrides: Overrides) -> TrainConfig:
         >>> changed(load_config("tiny"), {"optim.lr": 1e-3, "model": {"length": 256}})
     """
     return config_from_dict(asdict(config), *chain.from_iterable(map(_layers, overrides)))
+
+
+def baseline_config(config: TrainConfig, run_dir: Path) -> TrainConfig:
+    """The settings of the autoregressive baseline that is trained as `config` is."""
+    model = replace(config.model, kind="ar")
+    return replace(config, model=model, objective=ObjectiveSection(), run_dir=str(run_dir))
 
 
 def load_run_config(path: str | Path, overrides: Overrides = ()) -> TrainConfig:

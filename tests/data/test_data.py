@@ -32,18 +32,8 @@ TEXT = "Hello, wörld!\n\tTwo  spaces; 日本 <|endoftext|> end."
 
 def bpe_file(folder):
     """A small byte-level BPE, as the `tokenizers` library writes it."""
-    tokenizers = pytest.importorskip("tokenizers")
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.train_from_iterator(["the cat sat on the mat " * 20], trainer)
-    backend.save(str(folder / "tokenizer.json"))
+    made = HubTokenizer.from_text(["the cat sat on the mat " * 20], 300)
+    made.backend.save(str(folder / "tokenizer.json"))
     return folder / "tokenizer.json"
 
 
