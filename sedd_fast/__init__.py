@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from sedd_fast.models.posterior import score_from_posterior as score_from_posterior
     from sedd_fast.models.posterior_sedd import PosteriorSEDD as PosteriorSEDD
     from sedd_fast.models.sedd import SEDD as SEDD
+    from sedd_fast.ops import linear_cross_entropy as linear_cross_entropy
+    from sedd_fast.ops import linear_denoise as linear_denoise
     from sedd_fast.ops import linear_reverse_step as linear_reverse_step
     from sedd_fast.ops import linear_score_entropy as linear_score_entropy
     from sedd_fast.ops import reverse_probs as reverse_probs
@@ -76,8 +78,9 @@ else:
         "models.posterior": "PosteriorModel posterior_from_score score_from_posterior",
         "models.posterior_sedd": "PosteriorSEDD",
         "models.sedd": "SEDD",
-        "ops": "linear_reverse_step linear_score_entropy reverse_probs reverse_step row_sums "
-        "sample_transition score_entropy score_entropy_with_grad touched_rows",
+        "ops": "linear_cross_entropy linear_denoise linear_reverse_step linear_score_entropy "
+        "reverse_probs reverse_step row_sums sample_transition score_entropy "
+        "score_entropy_with_grad touched_rows",
         "process.dense_graph": "DenseGraph",
         "process.graphs": "Absorbing Graph Uniform",
         "process.noise": "GeometricNoise LogLinearNoise Noise",

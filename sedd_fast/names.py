@@ -34,6 +34,19 @@ REMASK_SCHEDULES: tuple[RemaskSchedule, ...] = get_args(RemaskSchedule)
 Term = Literal["affine", "square", "log"]
 TERMS: tuple[Term, ...] = get_args(Term)
 
+#: What ``linear_denoise`` tells of a row.
+Wanted = Literal[
+    "token",
+    "log_prob",
+    "argmax",
+    "max_log_prob",
+    "margin",
+    "entropy",
+    "log_sum_exp",
+    "embedding",
+]
+WANTED: tuple[Wanted, ...] = get_args(Wanted)
+
 Reduction = Literal["none", "sum", "mean"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 

@@ -7,20 +7,37 @@ and means no position.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sedd_fast.backends.coefficients import EntropyCoefficients, head_coefficients
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
-from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
+from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.backends.products import product_dtype
 
 
 def workspace(device: torch.device) -> int:
     """Bytes of workspace on that device by default, besides what an operation returns."""
     return (32 if device.type == "cpu" else 64) << 20
+
+
+def softmax_workspace(hidden: Tensor, states: int) -> int:
+    """The same for operations that must know a row's sum before its gradient, which keep rows.
+
+    On a CPU also at most a tenth of the output that they do not make, which may be small.
+    """
+    if hidden.device.type != "cpu":
+        return 256 << 20
+    logits = hidden.shape[:-1].numel() * states * hidden.dtype.itemsize
+    return min(32 << 20, max(1 << 20, logits // 10))
+
+
+class HasTouched(Protocol):
+    """Inputs of an operation that knows which positions carry a loss, or may move."""
+
+    def touched(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -57,11 +74,17 @@ class Linear:
         bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
         return bias.to(fp32_or_fp64(self.dtype)).contiguous()
 
-    def read(self, inputs: EntropyInputs | ReverseInputs) -> Tensor:
+    def read(self, inputs: HasTouched) -> Tensor:
         """(R,) the rows listed, else all touched; then it synchronises the device to count them."""
         if self.rows is not None:
             return self.rows
         return inputs.touched().flatten().nonzero().squeeze(-1)
+
+    def listed(self) -> Tensor:
+        """(R,) the rows listed, else all."""
+        if self.rows is not None:
+            return self.rows
+        return torch.arange(self.hidden.shape[:2].numel(), device=self.hidden.device)
 
     def gathered(self, rows: Tensor) -> Tensor:
         """(R, H) hidden states in the dtype of the product; 0 where an entry of rows is -1."""

@@ -65,7 +65,13 @@ def check(inputs: OpInputs) -> None:
         elif name == "x_0":
             _check_clean(value, inputs.graph, inputs.vocab_size)
         elif name == "u":
-            _refuse(~((value >= 0) & (value < 1)), name, value, "lie in [0, 1)")
+            check_uniforms(value)
+
+
+def check_uniforms(u: Tensor) -> None:
+    """Raise a ValueError for the first uniform outside [0, 1)."""
+    if enabled(u.device):
+        _refuse(~((u >= 0) & (u < 1)), "u", u, "lie in [0, 1)")
 
 
 def check_drawable(drawable: Tensor) -> None:
@@ -76,6 +82,13 @@ def check_drawable(drawable: Tensor) -> None:
     """
     if enabled(drawable.device) and not bool(drawable.all()):
         raise UndrawableError(_first(~drawable))
+
+
+def check_rows_drawable(drawable: Tensor, rows: Tensor, length: int) -> None:
+    """The same for rows (R,) of a head's output, positions b * length + i."""
+    if enabled(drawable.device) and not bool(drawable.all()):
+        position = divmod(int(rows[_first(~drawable)]), length)
+        raise UndrawableError(position, "the head's output")
 
 
 class UndrawableError(ValueError):

@@ -208,7 +208,11 @@ def _real_dtype(name: str, value: Tensor, differentiable: bool = False) -> torch
 
 
 def per_position(
-    name: str, value: Tensor | None, tokens: Tensor, differentiable: bool = False
+    name: str,
+    value: Tensor | None,
+    tokens: Tensor,
+    differentiable: bool = False,
+    beside: str = "x_t",
 ) -> Tensor | None:
     """An optional number for every position, (B, L), in the dtypes of per_sequence."""
     if value is None:
@@ -219,7 +223,7 @@ def per_position(
             f"{name} must have shape {tuple(tokens.shape)}, got {tuple(value.shape)}; "
             "expand a weight per sequence with [:, None].expand(B, L)"
         )
-    check_device(name, value, tokens, "x_t")
+    check_device(name, value, tokens, beside)
     return value if value.dtype == dtype else value.to(dtype)
 
 

@@ -1,12 +1,14 @@
-"""What the operations on a linear head share: checks of its operands, and its dtype."""
+"""What the operations on a linear head share: checks of its operands, its dtype, its gradients."""
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sedd_fast.backends import head, registry
-from sedd_fast.backends.head import Linear
+from sedd_fast.backends.head import Linear, NeedsGrad
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops.touched_rows import TouchedRows
 
@@ -25,28 +27,113 @@ def checked_linear(
         TypeError, ValueError: a wrong dtype, shape, device or size; the message says which.
     """
     arguments.check_graph(graph)
+    _check_operands(hidden, weight, bias, {3: "(B, L, H)"})
+    if len(weight) != graph.dim:
+        raise ValueError(
+            f"weight must have shape {(graph.dim, hidden.shape[-1])} for the {graph.kind} graph "
+            f"over {graph.vocab_size} tokens ({graph.dim} states), got {tuple(weight.shape)}"
+        )
+    _check_bias(bias, weight)
+    default = head.workspace(hidden.device)
+    return _linear(hidden, weight, bias, rows, _checked_workspace(workspace, default))
+
+
+def checked_softmax(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: TouchedRows | None,
+    workspace: int | None,
+) -> Linear:
+    """The same for operations that know no graph; hidden (B, L, H), or (N, H), which is (1, N, H).
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or size; the message says which.
+    """
+    _check_operands(hidden, weight, bias, {3: "(B, L, H)", 2: "(N, H)"})
+    if len(weight) < 1:
+        raise ValueError(f"weight must have at least one state, got shape {tuple(weight.shape)}")
+    _check_bias(bias, weight)
+    default = head.softmax_workspace(hidden, len(weight))
+    workspace = _checked_workspace(workspace, default)
+    return _linear(hidden[None] if hidden.dim() == 2 else hidden, weight, bias, rows, workspace)
+
+
+def checked_excluded(excluded: int | Sequence[int] | None, states: int) -> list[int]:
+    """States as a rising list without repetitions.
+
+    Raises:
+        TypeError: no integers.
+        ValueError: one is no state, or no other is left.
+    """
+    if excluded is None:
+        return []
+    given = [excluded] if arguments.whole(excluded) is not None else excluded
+    found = sorted({_state(value) for value in given})  # type: ignore[union-attr]
+    if found and not 0 <= found[0] <= found[-1] < states:
+        bad = found[0] if found[0] < 0 else found[-1]
+        raise ValueError(f"excluded must hold states 0 .. {states - 1} of the weight, got {bad}")
+    if len(found) == states:
+        raise ValueError(f"excluded must leave a state, got all {states}")
+    return found
+
+
+def _state(value: object) -> int:
+    if (number := arguments.whole(value)) is None:
+        raise TypeError(f"excluded must be an int or ints, got {type(value).__name__}")
+    return number
+
+
+def checked_softcap(softcap: float | None) -> float:
+    """0 for None; TypeError, ValueError unless it is a positive finite number."""
+    if softcap is None:
+        return 0.0
+    arguments.check_numbers(softcap=softcap)
+    if not 0 < softcap < float("inf"):
+        raise ValueError(f"softcap must be positive and finite, or None for none, got {softcap}")
+    return float(softcap)
+
+
+def _check_operands(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, shapes: dict[int, str]
+) -> None:
+    """``shapes``: what hidden may be, by its number of dimensions."""
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if value is not None:
             arguments.check_floating(name, value)
-    if hidden.dim() != 3:
-        raise ValueError(f"hidden must have shape (B, L, H), got {tuple(hidden.shape)}")
-    for name, value, shape in (
-        ("weight", weight, (graph.dim, hidden.shape[-1])),
-        ("bias", bias, (graph.dim,)),
-    ):
-        if value is None:
-            continue
-        if tuple(value.shape) != shape:
-            raise ValueError(
-                f"{name} must have shape {shape} for hidden states of that width and the "
-                f"{graph.kind} graph over {graph.vocab_size} tokens ({graph.dim} states), got "
-                f"{tuple(value.shape)}"
-            )
-        arguments.check_device(name, value, hidden, "hidden")
+    if hidden.dim() not in shapes:
+        allowed = " or ".join(shapes.values())
+        raise ValueError(f"hidden must have shape {allowed}, got {tuple(hidden.shape)}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"weight must have shape (states, {hidden.shape[-1]}) for hidden states of that width, "
+            f"got {tuple(weight.shape)}"
+        )
+    arguments.check_device("weight", weight, hidden, "hidden")
+
+
+def _check_bias(bias: Tensor | None, weight: Tensor) -> None:
+    if bias is None:
+        return
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias must have shape {tuple(weight.shape[:1])}, a number for each of the states of "
+            f"weight, got {tuple(bias.shape)}"
+        )
+    arguments.check_device("bias", bias, weight, "weight")
+
+
+def _checked_workspace(workspace: int | None, default: int) -> int:
     if workspace is None:
-        workspace = head.workspace(hidden.device)
+        return default
     if isinstance(workspace, bool) or not isinstance(workspace, int) or workspace < 1:
         raise ValueError(f"workspace must be a positive number of bytes, got {workspace!r}")
+    return workspace
+
+
+def _linear(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: TouchedRows | None, workspace: int
+) -> Linear:
     listed = None if rows is None else rows.index
     return Linear(hidden, weight, bias, listed, _dtype(hidden, weight), workspace)
 
@@ -84,6 +171,47 @@ def no_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def _is_autocast_enabled(kind: str) -> bool:
     return kind != "meta" and torch.is_autocast_enabled(kind)  # which raises for "meta"
+
+
+def gradients_ahead() -> bool:
+    """Whether gradients may be formed in the forward pass.
+
+    torch.func may differentiate the backward: its result must not be a constant of the forward.
+    """
+    return torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+
+
+def empty_gradients(
+    linear: Linear, needs: NeedsGrad, dtype_of: Callable[[torch.dtype], torch.dtype]
+) -> tuple[Tensor, ...]:
+    """What a fake kernel returns for the gradients of the operands."""
+    return tuple(
+        x.new_empty(x.shape if need else 0, dtype=dtype_of(x.dtype))
+        for x, need in zip(linear.operands, needs, strict=True)
+    )
+
+
+def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """``setup_context`` of an operation that returns a loss () and gradients of its operands."""
+    ctx.set_materialize_grads(False)  # zeros for outputs that have no gradient, one as the weight
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:])
+    ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+
+
+def scaled_gradients(no_second_derivative: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward of such an operation; that message is the error of a second derivative."""
+
+    def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: the gradients would pass for constants
+            raise RuntimeError(no_second_derivative)
+        made = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:3], strict=True)
+        return tuple(
+            scale_gradient(gradient, upstream, dtype) if need else None
+            for gradient, dtype, need in made
+        )
+
+    return backward
 
 
 def scale_gradient(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:

@@ -87,14 +87,17 @@ class Operator:
         """The gradient, with the arguments of ``torch.library.register_autograd``.
 
         ``setup_context`` gets the fields one by one. By default it keeps them for
-        :meth:`saved_arguments`. ``backward`` may leave out the last gradients that are None.
-        Call it after ``register_fake``.
+        :meth:`saved_arguments`, as :meth:`save` does. ``backward`` may leave out the last
+        gradients that are None. Call it after ``register_fake``.
         """
         no_forward_mode = (
             f"{self._name} has no forward-mode derivative; take a gradient by backward(), "
             "torch.autograd.grad or torch.func.grad"
         )
-        self._register_autograd(backward, setup_context or _save_arguments, no_forward_mode)
+        self._register_autograd(backward, setup_context or self._save_with_code, no_forward_mode)
+
+    def _save_with_code(self, ctx: Any, args: tuple[Any, ...], output: Any) -> None:
+        self.save(ctx, args, output[-1:] if isinstance(output, tuple) else ())
 
     def refuse_gradient(self, message: str) -> None:
         """Raise an error with that message where a derivative is computed."""
@@ -126,8 +129,18 @@ class Operator:
 
         _LIBRARY.impl(self._name, autograd_kernel, "Autograd")
 
+    def save(self, ctx: Any, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        """A ``setup_context``: keep the arguments, and these outputs, which have no gradient."""
+        ctx.set_materialize_grads(False)  # no zeros for outputs that nothing depends on
+        ctx.mark_non_differentiable(*outputs)
+        kept = (*args, *outputs)
+        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in kept))
+        ctx.constants = [None if isinstance(x, Tensor) else x for x in kept]
+
     def saved_arguments(self, ctx: Any) -> tuple[Any, ...]:
-        """The arguments of the forward call, then the code of its backend if it returned one."""
+        """The arguments of the forward call, then the outputs that were kept: by default the code
+        of its backend, if it returned one.
+        """
         flat = [
             constant if tensor is None else tensor
             for tensor, constant in zip(ctx.saved_tensors, ctx.constants, strict=True)
@@ -305,14 +318,3 @@ def _has_tangent(args: tuple[Any, ...]) -> bool:
         return False
     tensors = (x for x in args if isinstance(x, Tensor))
     return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
-
-
-def _save_arguments(ctx: Any, args: tuple[Any, ...], output: Any) -> None:
-    """Keep the arguments for the backward, and of several outputs the last: the backend's code."""
-    kept = args
-    ctx.set_materialize_grads(False)  # no zeros for outputs that nothing depends on
-    if isinstance(output, tuple):
-        kept = (*args, output[-1])
-        ctx.mark_non_differentiable(output[-1])
-    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in kept))
-    ctx.constants = [None if isinstance(x, Tensor) else x for x in kept]

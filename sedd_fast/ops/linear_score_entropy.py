@@ -1,6 +1,5 @@
 """linear_score_entropy: the training loss from hidden states; the head's output never exists."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ def linear_score_entropy_backward_op(
 def _(
     grad_loss: Tensor, linear: Linear, entropy: EntropyInputs, code: Tensor, needs: NeedsGrad
 ) -> tuple[Tensor, ...]:
-    return _empty_gradients(linear, needs, lambda dtype: dtype)
+    return _linear.empty_gradients(linear, needs, lambda dtype: dtype)
 
 
 @operator("linear_score_entropy_with_grad")
@@ -70,20 +69,11 @@ def linear_score_entropy_with_grad_op(
 
 @linear_score_entropy_with_grad_op.register_fake
 def _(linear: Linear, entropy: EntropyInputs, scale: float, needs: NeedsGrad) -> tuple[Tensor, ...]:
-    return _empty_loss(linear, ()), *_empty_gradients(linear, needs, gradient_dtype)
+    return _empty_loss(linear, ()), *_linear.empty_gradients(linear, needs, gradient_dtype)
 
 
 def _empty_loss(linear: Linear, shape: tuple[int, ...]) -> Tensor:
     return linear.hidden.new_empty(shape, dtype=fp32_or_fp64(linear.dtype))
-
-
-def _empty_gradients(
-    linear: Linear, needs: NeedsGrad, dtype_of: Callable[[torch.dtype], torch.dtype]
-) -> tuple[Tensor, ...]:
-    return tuple(
-        x.new_empty(x.shape if need else 0, dtype=dtype_of(x.dtype))
-        for x, need in zip(linear.operands, needs, strict=True)
-    )
 
 
 def _backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -93,27 +83,10 @@ def _backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | N
     return tuple(g if need else None for g, need in zip(made, needs, strict=True))
 
 
-def _setup_with_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)  # zeros for outputs that have no gradient, one as the weight
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:])
-    ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
-
-
-def _backward_with_grad(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():  # create_graph=True: the gradients would pass for constants
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
-    made = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:3], strict=True)
-    return tuple(
-        _linear.scale_gradient(gradient, upstream, dtype) if need else None
-        for gradient, dtype, need in made
-    )
-
-
 linear_score_entropy_op.register_autograd(_backward)
 linear_score_entropy_backward_op.refuse_gradient(NO_SECOND_DERIVATIVE)
 linear_score_entropy_with_grad_op.register_autograd(
-    _backward_with_grad, setup_context=_setup_with_grad
+    _linear.scaled_gradients(NO_SECOND_DERIVATIVE), setup_context=_linear.keep_gradients
 )
 
 
@@ -187,9 +160,7 @@ def linear_score_entropy(
     process = graph.kind, graph.vocab_size, scale_by_sigma
     entropy = EntropyInputs(sigma, x_t, x_0, row_weight, *process)
     needs = NeedsGrad(*(x is not None and x.requires_grad for x in (hidden, weight, bias)))
-    # torch.func may differentiate the backward: its result must not be a constant of the forward.
-    ahead = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-    if reduction != "none" and any(needs) and ahead:
+    if reduction != "none" and any(needs) and _linear.gradients_ahead():
         scale = arguments.factor_of_each(x_t, reduction)
         loss = linear_score_entropy_with_grad_op(linear, entropy, scale, needs)[0]
     else:

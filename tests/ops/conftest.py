@@ -21,7 +21,7 @@ import torch
 import sedd_fast as sf
 from helpers import smoke
 from helpers.op_cases import BACKENDS, Backend, gpu_backends
-from sedd_fast.backends import registry, values
+from sedd_fast.backends import products, registry, values
 
 #: Bytes of GPU memory that a process may keep for its next test; what it has beyond that is freed.
 KEPT = 1 << 30
@@ -153,3 +153,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def products_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs without fast products of 16-bit numbers form them in that dtype all the same."""
+    monkeypatch.setattr(products, "_has_products", lambda dtype: True)

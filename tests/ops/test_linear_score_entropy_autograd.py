@@ -255,6 +255,7 @@ class Casts(TorchDispatchMode):
 @pytest.mark.interpreted_head(reduction=("none", "mean"))
 @by_head
 @by_reduction
+@pytest.mark.usefixtures("products_in_half")
 def test_autocast(backend: Backend, graph, scaled, reduction):
     head = make_head(graph, scaled, device=backend.device)
     with torch.autocast(backend.device, torch.bfloat16):
@@ -301,6 +302,7 @@ def test_autocast_does_not_change_float64(backend: Backend, graph, scaled):
 
 @by_head
 @by_reduction
+@pytest.mark.usefixtures("products_in_half")
 def test_nothing_is_cast_twice_nor_as_large_as_the_logits(
     backend: Backend, graph, scaled, reduction, monkeypatch
 ):

@@ -9,6 +9,12 @@ may have any strides; results are contiguous, as the operations promise torch.co
 """
 
 from sedd_fast.backends.compiled import DTYPES
+from sedd_fast.backends.reference.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_with_grad,
+)
+from sedd_fast.backends.reference.linear_denoise import linear_denoise
 from sedd_fast.backends.reference.linear_reverse_step import linear_reverse_step
 from sedd_fast.backends.reference.linear_score_entropy import (
     linear_score_entropy,

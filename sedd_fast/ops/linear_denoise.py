@@ -1,0 +1,159 @@
+"""linear_denoise: what a denoising step asks of p(x_0 | x_t), straight from hidden states."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sedd_fast.backends import registry, values
+from sedd_fast.backends.dtypes import fp32_or_fp64
+from sedd_fast.backends.head import Linear
+from sedd_fast.backends.softmax import DenoiseInputs
+from sedd_fast.names import WANTED, Wanted
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops import _linear
+from sedd_fast.ops._operator import operator
+from sedd_fast.ops._uniforms import Generator, uniforms
+from sedd_fast.ops.touched_rows import TouchedRows
+
+
+class Denoised(NamedTuple):
+    """What :func:`linear_denoise` returns, each (B, L) or (N,); None where not wanted.
+
+    p = softmax(f) is the model's distribution, at temperature 1 and with every state that is not
+    excluded, also where the token is drawn from another one.
+
+    Attributes:
+        token: int64, drawn at the temperature and top-p.
+        log_prob: ln p(token).
+        argmax: int64, the likeliest state, the lowest of equal ones.
+        max_log_prob: ln p(argmax).
+        margin: p(argmax) less the probability of the second likeliest state, which may be equal.
+        entropy: -sum of p ln p, in nats.
+        log_sum_exp: ln(sum of exp(f)).
+        embedding: (..., H), sum over y of p(y) weight_y.
+    """
+
+    token: Tensor | None = None
+    log_prob: Tensor | None = None
+    argmax: Tensor | None = None
+    max_log_prob: Tensor | None = None
+    margin: Tensor | None = None
+    entropy: Tensor | None = None
+    log_sum_exp: Tensor | None = None
+    embedding: Tensor | None = None
+
+
+@operator("linear_denoise")
+def linear_denoise_op(
+    linear: Linear, inputs: DenoiseInputs
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    run = registry.function("linear_denoise", linear.hidden, "")
+    if inputs.u is not None:
+        values.check_uniforms(inputs.u)
+    with _linear.no_autocast(linear.hidden.device):
+        return run(linear, inputs)
+
+
+@linear_denoise_op.register_fake
+def _(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
+    shape = linear.hidden.shape[:2]
+    numbers = linear.hidden.new_empty(shape, dtype=fp32_or_fp64(linear.dtype))
+    states, none = numbers.new_empty(shape, dtype=torch.int64), numbers.new_empty(0)
+    drawn, no_state = inputs.u is not None, none.to(torch.int64)
+    return (
+        states if drawn else no_state,
+        numbers if drawn else none.clone(),
+        states.clone() if inputs.top else no_state.clone(),
+        numbers.clone() if inputs.top else none.clone(),
+        numbers.clone() if inputs.top else none.clone(),
+        numbers.clone() if inputs.entropy else none.clone(),
+        numbers.clone(),
+        linear.hidden.new_empty(linear.hidden.shape) if inputs.embedding else none.clone(),
+    )
+
+
+def linear_denoise(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    softcap: float | None = None,
+    excluded: int | Sequence[int] | None = None,
+    want: Sequence[Wanted] = WANTED,
+    generator: Generator | None = None,
+    rows: TouchedRows | None = None,
+    workspace: int | None = None,
+) -> Denoised:
+    """A draw from p = softmax(hidden @ weight.T + bias) and statistics of p, without the logits.
+
+    One product of all rows gives what samplers by confidence, entropy or margin need (LLaDA,
+    MaskGIT, Dream), and only what is wanted is computed. The draw is an inverse CDF in the natural
+    order of states: same ``u``, same token on every backend. A top-p below 1 forms rows once more,
+    whole, a few at a time; the embedding takes a second product. No derivative is recorded.
+
+    Args:
+        hidden: (B, L, H) or (N, H), what the head is applied to.
+        weight: (states, H).
+        bias: (states,) or None.
+        u: (B, L, 2) or (N, 2) float64 in [0, 1) instead of a draw, as in :func:`reverse_step`:
+            u[..., 1] draws the token, u[..., 0] is not read.
+        temperature, top_p: of the draw; the statistics are those of p itself.
+        softcap, excluded: as in :func:`linear_cross_entropy`.
+        want: names of :class:`Denoised`.
+        generator: source of the uniforms; torch's default one if None.
+        rows: from :func:`touched_rows`: the only rows that are formed. Elsewhere states are -1,
+            numbers NaN and embeddings 0.
+        workspace: bytes of memory to work in; 256 MiB on a GPU, on a CPU 32 MiB, but at most a
+            tenth of the output's size.
+
+    Returns:
+        :class:`Denoised`; numbers are float32, float64 for float64 operands, embeddings have the
+        dtype of ``hidden``.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, shape, device or value, or (on the CPU) a row that
+            gives no distribution; the message says which.
+
+    Example:
+        >>> out = sf.linear_denoise(
+        ...     hidden, head.weight, head.bias, excluded=mask, want=("token", "log_prob")
+        ... )
+        >>> surest = out.log_prob.masked_fill(x_t != mask, -torch.inf).argmax(-1)
+
+    Source: Chang et al. 2022 (arXiv 2202.04200); Nie et al. 2025 (arXiv 2502.09992), section 2.4;
+    Ye et al. 2025 (arXiv 2508.15487).
+    """
+    wanted = _checked_wanted(want)
+    temperature, top_p = arguments.check_shares(temperature, top_p)
+    linear = _linear.checked_softmax(hidden, weight, bias, rows, workspace).detach()
+    drawn = None
+    if wanted & {"token", "log_prob"}:
+        drawn = uniforms(hidden.detach()[..., 0], u, generator).view(*linear.hidden.shape[:2], 2)
+    inputs = DenoiseInputs(
+        drawn, temperature, top_p, _linear.checked_excluded(excluded, len(weight)),
+        _linear.checked_softcap(softcap), bool(wanted & {"argmax", "max_log_prob", "margin"}),
+        "entropy" in wanted, "embedding" in wanted,
+    )  # fmt: skip
+    made = linear_denoise_op(linear, inputs)
+    shape = tuple(hidden.shape[:-1])
+    found = {
+        name: value.view(*shape, *value.shape[2:])
+        for name, value in zip(Denoised._fields, made, strict=True)
+        if name in wanted
+    }
+    return Denoised(**found)
+
+
+def _checked_wanted(want: Sequence[Wanted]) -> set[str]:
+    if isinstance(want, str):
+        raise TypeError(f"want must be a sequence of names, got {want!r}; write ({want!r},)")
+    for name in want:
+        arguments.check_choice("want", name, WANTED)
+    if not want:
+        raise ValueError(f"want must name at least one of {', '.join(WANTED)}")
+    return set(want)
