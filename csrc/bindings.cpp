@@ -100,6 +100,20 @@ HeadRows make_rows(uintptr_t x_t, uintptr_t x_0, uintptr_t a, uintptr_t b, uintp
           pointer<double>(sum_log),    pointer<double>(f_x_0),      pointer<uint8_t>(overflowed)};
 }
 
+CrossEntropyRows make_cross_entropy_rows(uintptr_t target, uintptr_t shift, uintptr_t sum_exp,
+                                         uintptr_t f_target, uintptr_t e_target) {
+  return {pointer<const int64_t>(target), pointer<double>(shift), pointer<double>(sum_exp),
+          pointer<double>(f_target), pointer<double>(e_target)};
+}
+
+DenoiseRows make_denoise_rows(uintptr_t largest, uintptr_t sum_exp, uintptr_t weighted,
+                              uintptr_t tempered, uintptr_t top, uintptr_t second,
+                              uintptr_t argmax) {
+  return {pointer<double>(largest),  pointer<double>(sum_exp), pointer<double>(weighted),
+          pointer<double>(tempered), pointer<double>(top),     pointer<double>(second),
+          pointer<int64_t>(argmax)};
+}
+
 // The block of a counter, in words of 32 bits; for tests.
 py::tuple philox(const py::tuple& counter, uint64_t key) {
   const auto word = [&](int i) { return counter[i].cast<uint64_t>(); };
@@ -141,6 +155,8 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<RowSumsInputs>(m, "RowSumsInputs").def(py::init(&make_row_sums));
   py::class_<HeadBlock>(m, "HeadBlock").def(py::init(&make_block));
   py::class_<HeadRows>(m, "HeadRows").def(py::init(&make_rows));
+  py::class_<CrossEntropyRows>(m, "CrossEntropyRows").def(py::init(&make_cross_entropy_rows));
+  py::class_<DenoiseRows>(m, "DenoiseRows").def(py::init(&make_denoise_rows));
 
   m.def(
       "fill_uniforms",
@@ -193,6 +209,8 @@ PYBIND11_MODULE(_cpu, m) {
       },
       nogil());
   m.def("linear_score_entropy", &linear_score_entropy, nogil());
+  m.def("linear_cross_entropy", &linear_cross_entropy, nogil());
+  m.def("linear_denoise", &linear_denoise, nogil());
   m.def(
       "reverse_step",
       [](const ReverseInputs& inputs, uintptr_t u, uintptr_t x_s, int threads) {

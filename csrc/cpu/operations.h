@@ -112,6 +112,35 @@ struct HeadRows {
 // then invalid.
 bool linear_score_entropy(const HeadBlock& block, const HeadRows& rows, bool exact, int threads);
 
+// The rows of a block whose softmax is wanted, (rows,) each.
+struct CrossEntropyRows {
+  const int64_t* target;
+  double* shift;     // what is subtracted from f before it is exponentiated
+  double* sum_exp;   // += sum of exp(f - shift); null where it is known
+  double* f_target;  // = f and exp(f - shift) at the target, where it is in the block
+  double* e_target;
+};
+
+// Adds a block to the sums of its rows. If block.gradient is given, it becomes exp(f - shift) times
+// f's slope in the raw score (1, or that of the softcap), and 0 at the target. `first`: the shift of
+// a row becomes the largest f of the block.
+void linear_cross_entropy(const HeadBlock& block, const CrossEntropyRows& rows, double softcap,
+                          bool first, int threads);
+
+// What a block adds to the statistics of its rows, (rows,) each.
+struct DenoiseRows {
+  double* largest;   // = the largest f of the block
+  double* sum_exp;   // = sum of exp(f - largest), and of (f - largest) exp(f - largest)
+  double* weighted;
+  double* tempered;  // = sum of exp((f - largest) / temperature)
+  double* top;       // the largest f so far, and the one after it; null where not wanted
+  double* second;
+  int64_t* argmax;   // the first state of f = top
+};
+
+void linear_denoise(const HeadBlock& block, const DenoiseRows& rows, double softcap,
+                    double inverse_temperature, int threads);
+
 bool reverse_step(const ReverseInputs& inputs, const double* u, int64_t* x_s, int64_t* undrawable,
                   int threads);
 bool reverse_probs(const ReverseInputs& inputs, void* probs, int64_t* undrawable, int threads);

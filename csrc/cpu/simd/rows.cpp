@@ -5,6 +5,7 @@
 
 #include "entropy_lanes.h"
 #include "philox_lanes.h"
+#include "softmax_lanes.h"
 #include "term_lanes.h"
 #include "weight_lanes.h"
 
@@ -59,6 +60,33 @@ struct Row {
                                  int64_t n, double a, double b) {
     return head_row<C>(static_cast<const T*>(row), static_cast<const Fp32*>(bias),
                        static_cast<Fp32*>(grad), static_cast<Fp32*>(columns), n, C(a), C(b));
+  }
+
+  static double head_max(const void* row, const void* bias, int64_t n, double softcap) {
+    return with_output<C, T, Fp32>(row, bias, softcap, [=](const auto& output) SEDD_INLINE_LAMBDA {
+      return largest_output<C>(output, n);
+    });
+  }
+
+  static double head_output(const void* row, const void* bias, int64_t y, double softcap) {
+    return with_output<C, T, Fp32>(row, bias, softcap, [=](const auto& output) SEDD_INLINE_LAMBDA {
+      return static_cast<double>(output(y, 1)[0]);
+    });
+  }
+
+  static double head_exp(const void* row, const void* bias, void* out, int64_t n, double shift,
+                         double softcap) {
+    return with_output<C, T, Fp32>(row, bias, softcap, [=](const auto& output) SEDD_INLINE_LAMBDA {
+      if (!out) return exp_outputs(output, static_cast<NoGradient*>(nullptr), n, C(shift));
+      return exp_outputs(output, static_cast<T*>(out), n, C(shift));
+    });
+  }
+
+  static SoftmaxSums head_softmax(const void* row, const void* bias, int64_t n, double shift,
+                                  double inverse_temperature, double softcap) {
+    return with_output<C, T, Fp32>(row, bias, softcap, [=](const auto& output) SEDD_INLINE_LAMBDA {
+      return softmax_sums<C>(output, n, C(shift), C(inverse_temperature));
+    });
   }
 
   static double term_sum(const void* row, int64_t n, Term term, double a, double b) {
@@ -147,6 +175,10 @@ struct Row {
             head_sums,
             head_gradient,
             head_fp32_gradient,
+            head_max,
+            head_output,
+            head_exp,
+            head_softmax,
             term_sum,
             term_gradient,
             zero,

@@ -22,6 +22,11 @@ struct Sums {
   double exp, log;  // sum of exp(l), sum of l
 };
 
+// Of d = f - shift: the sums of exp(d), of d exp(d) and of exp(d / temperature).
+struct SoftmaxSums {
+  double exp, weighted, tempered;
+};
+
 // The function f that row_sums adds up, of z = a exp(l) + b, with the codes that Python passes
 // (TERMS in sedd_fast/backends/cpp).
 enum class Term : int { affine = 0, square = 1, log = 2 };
@@ -51,6 +56,16 @@ struct RowFunctions {
                         double a, double b);
   Sums (*head_fp32_gradient)(const void* row, const void* bias, void* grad, void* columns,
                              int64_t n, double a, double b);
+  // Of f, the output of a linear head: row + bias, or softcap * tanh(that / softcap) unless softcap
+  // is 0, and -inf where the bias is. The largest; one output.
+  double (*head_max)(const void* row, const void* bias, int64_t n, double softcap);
+  double (*head_output)(const void* row, const void* bias, int64_t y, double softcap);
+  // The sum of exp(f - shift). `out`, which may be the row, becomes that times f's slope in the raw
+  // score; or null.
+  double (*head_exp)(const void* row, const void* bias, void* out, int64_t n, double shift,
+                     double softcap);
+  SoftmaxSums (*head_softmax)(const void* row, const void* bias, int64_t n, double shift,
+                              double inverse_temperature, double softcap);
   // The sum of a term over n states; and the gradient of grad_scale * f in the row's dtype,
   // grad_y = grad_scale * f'(z_y) * a * exp(l_y). In float32, the sum of "log" is NaN where a z is
   // not a positive normal number.

@@ -8,6 +8,11 @@ returns), the number of threads, and the wording of errors.
 import functools
 
 from sedd_fast.backends.compiled import DTYPES
+from sedd_fast.backends.cpp.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_with_grad,
+)
 from sedd_fast.backends.cpp.linear_reverse_step import linear_reverse_step
 from sedd_fast.backends.cpp.linear_score_entropy import (
     linear_score_entropy,

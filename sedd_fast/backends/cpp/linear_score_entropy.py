@@ -49,10 +49,11 @@ def _repeat(block: Block, rows: EntropyRows, which: Tensor) -> None:
         block.gradient[which] = gradient
 
 
-def _in_huge_pages(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+def in_huge_pages(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory, in pages of 2 MiB where the system has them."""
     memory = torch.empty(shape, dtype=dtype)
     kernels().ask_for_huge_pages(memory.data_ptr(), memory.nbytes)
     return memory
 
 
-KERNEL = Kernel(_run, empty=_in_huge_pages)
+KERNEL = Kernel(_run, empty=in_huge_pages)
