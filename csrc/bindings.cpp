@@ -107,10 +107,16 @@ CrossEntropyRows make_cross_entropy_rows(uintptr_t target, uintptr_t shift, uint
 }
 
 DenoiseRows make_denoise_rows(uintptr_t largest, uintptr_t sum_exp, uintptr_t weighted,
-                              uintptr_t tempered, uintptr_t top, uintptr_t second,
-                              uintptr_t argmax) {
-  return {pointer<double>(largest),  pointer<double>(sum_exp), pointer<double>(weighted),
-          pointer<double>(tempered), pointer<double>(top),     pointer<double>(second),
+                              uintptr_t groups, int64_t group, int64_t stride, uintptr_t top,
+                              uintptr_t second, uintptr_t argmax) {
+  return {pointer<double>(largest),
+          pointer<double>(sum_exp),
+          pointer<double>(weighted),
+          pointer<double>(groups),
+          group,
+          stride,
+          pointer<double>(top),
+          pointer<double>(second),
           pointer<int64_t>(argmax)};
 }
 

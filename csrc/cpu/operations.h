@@ -127,17 +127,21 @@ struct CrossEntropyRows {
 void linear_cross_entropy(const HeadBlock& block, const CrossEntropyRows& rows, double softcap,
                           bool first, int threads);
 
-// What a block adds to the statistics of its rows, (rows,) each.
+// What a block adds to the statistics of its rows, (rows,) each. Those that may be null are not
+// wanted then.
 struct DenoiseRows {
   double* largest;   // = the largest f of the block
   double* sum_exp;   // = sum of exp(f - largest), and of (f - largest) exp(f - largest)
   double* weighted;
-  double* tempered;  // = sum of exp((f - largest) / temperature)
-  double* top;       // the largest f so far, and the one after it; null where not wanted
+  double* groups;    // = sums of exp((f - largest) / temperature) over `group` neighbouring states;
+  int64_t group;     // rows `stride` numbers apart; or null
+  int64_t stride;
+  double* top;       // the largest f so far, and the one after it; or null
   double* second;
   int64_t* argmax;   // the first state of f = top
 };
 
+// If block.gradient is given, it becomes exp(f - largest).
 void linear_denoise(const HeadBlock& block, const DenoiseRows& rows, double softcap,
                     double inverse_temperature, int threads);
 

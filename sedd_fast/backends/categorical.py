@@ -35,3 +35,14 @@ def draw(weights: Tensor, u: Tensor) -> Tensor:
     total = running[..., -1]
     values.check_drawable((total > 0) & torch.isfinite(total))
     return inverse_cdf(running, u)
+
+
+def pick(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of weights (R, n), the index at which their running sum, in float64, passes the
+    share u (R,) of their sum, and what is left of u there, as a share of that weight.
+    """
+    running = weights.cumsum(1, dtype=torch.float64)
+    index = inverse_cdf(running, u)[:, None]
+    weight = weights.gather(1, index)
+    share = (u[:, None] * running[:, -1:] - running.gather(1, index) + weight) / weight
+    return index.squeeze(1), share.squeeze(1).clamp(0, 1)

@@ -90,12 +90,20 @@ def outputs(linear: Linear, rows: Tensor, inputs: CrossEntropyInputs | DenoiseIn
     """(R, dim) f of these rows, in plain torch; float32 or float64."""
     bias = None if linear.bias is None else linear.bias.to(linear.dtype)
     f = torch.nn.functional.linear(linear.gathered(rows), linear.weight.to(linear.dtype), bias)
-    f = f.double() if linear.dtype == torch.float64 else f.float()
-    if inputs.softcap:
-        f = inputs.softcap * torch.tanh(f / inputs.softcap)
+    f = softcapped(f.to(fp32_or_fp64(linear.dtype)), inputs)
     for part in ranges(inputs.excluded):
         f[:, part] = -torch.inf
     return f
+
+
+def softcapped(f: Tensor, inputs: CrossEntropyInputs | DenoiseInputs) -> Tensor:
+    """f after the softcap, if there is one."""
+    return inputs.softcap * torch.tanh(f / inputs.softcap) if inputs.softcap else f
+
+
+def finished(scores: Tensor, bias: Tensor, inputs: CrossEntropyInputs | DenoiseInputs) -> Tensor:
+    """f of scores of some states and their part of :func:`head_bias`."""
+    return torch.where(bias == -torch.inf, -torch.inf, softcapped(scores + bias, inputs))
 
 
 def check_target(linear: Linear, inputs: CrossEntropyInputs) -> None:
@@ -141,6 +149,15 @@ class RowResults:
     entropy: Tensor | None = None
     log_sum_exp: Tensor | None = None
     embedding: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: list["RowResults"]) -> "RowResults":
+        """Those of all rows."""
+        made = cls()
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            setattr(made, field.name, None if values[0] is None else torch.cat(values))
+        return made
 
     def at_positions(self, linear: Linear, rows: Tensor) -> tuple[Tensor, ...]:
         """What the operation returns: (B, L, ...) each, empty where not wanted."""

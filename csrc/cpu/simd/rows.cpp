@@ -75,10 +75,12 @@ struct Row {
   }
 
   static double head_exp(const void* row, const void* bias, void* out, int64_t n, double shift,
-                         double softcap) {
+                         double softcap, bool sloped) {
     return with_output<C, T, Fp32>(row, bias, softcap, [=](const auto& output) SEDD_INLINE_LAMBDA {
-      if (!out) return exp_outputs(output, static_cast<NoGradient*>(nullptr), n, C(shift));
-      return exp_outputs(output, static_cast<T*>(out), n, C(shift));
+      if (!out) return exp_outputs<false>(output, static_cast<NoGradient*>(nullptr), n, C(shift));
+      T* to = static_cast<T*>(out);
+      return sloped ? exp_outputs<true>(output, to, n, C(shift))
+                    : exp_outputs<false>(output, to, n, C(shift));
     });
   }
 

@@ -70,8 +70,9 @@ SEDD_INLINE double largest_output(const Output& output, int64_t n) {
   return result;
 }
 
-// The sum of exp(f - shift); stores that times f's slope unless `out` is NoGradient.
-template <class C, bool capped, class T, class W, class G>
+// The sum of exp(f - shift), which is stored, times f's slope if `sloped`, unless `out` is
+// NoGradient.
+template <bool sloped, class C, bool capped, class T, class W, class G>
 SEDD_INLINE double exp_outputs(const HeadOutput<C, capped, T, W>& output, G* out, int64_t n,
                                C shift) {
   typedef typename Lanes<C>::vec vec;
@@ -80,7 +81,7 @@ SEDD_INLINE double exp_outputs(const HeadOutput<C, capped, T, W>& output, G* out
     const vec e = exp_lanes(f - shift);
     sums.first += some_lanes<C>(e, count);
     if constexpr (!same<G, NoGradient>) {
-      if constexpr (capped) {
+      if constexpr (capped && sloped) {
         // 0 times the slope of an f of -inf would be NaN.
         store_some<C, false>(out + y, e > 0 ? e * output.slope(f) : e, count);
       } else {

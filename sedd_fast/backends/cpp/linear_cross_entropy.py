@@ -25,7 +25,7 @@ from sedd_fast.backends.cpp.module import kernels
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
 from sedd_fast.backends.products import accumulate
-from sedd_fast.backends.softmax import CrossEntropyInputs, head_bias
+from sedd_fast.backends.softmax import CrossEntropyInputs, finished, head_bias
 
 #: The sum of a row within these bounds has all its digits, and so have its products.
 LEAST, MOST = 1e-30, 1e30
@@ -223,9 +223,7 @@ class _Head:
         """(R,) the largest f of rows, 0 where that is not finite."""
         found = self.losses.new_full((len(hidden),), -torch.inf)
         for number, at in enumerate(self.blocks):
-            f = hidden @ self._weight(number, hidden).T + self.bias[at]
-            if cap := self.entropy.softcap:
-                f = torch.where(self.bias[at] == -torch.inf, -torch.inf, cap * torch.tanh(f / cap))
+            f = finished(hidden @ self._weight(number, hidden).T, self.bias[at], self.entropy)
             found = torch.maximum(found, f.amax(1).double())
         return torch.where(found.isfinite(), found, 0.0)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sedd_fast.backends import row_blocks
 from sedd_fast.backends.blocked_head import ROW_BYTES, Block
-from sedd_fast.backends.categorical import inverse_cdf
+from sedd_fast.backends.categorical import pick
 from sedd_fast.backends.coefficients import log_output_scale, reverse_coefficients
 from sedd_fast.backends.cpp.head_block import Rows, add_block
 from sedd_fast.backends.cpp.reverse_step import reverse_step
@@ -104,14 +104,3 @@ class _Step:
                     f.masked_fill_(torch.arange(len(w)) == own, -torch.inf)
                 weights = (f - f.amax(1, keepdim=True)).exp()
                 self.x_s.view(-1)[rows[some]] = begin + pick(weights, share[some])[0]
-
-
-def pick(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of weights (R, n), the index at which their running sum, in float64, passes the
-    share u (R,) of their sum, and what is left of u there, as a share of that weight.
-    """
-    running = weights.cumsum(1, dtype=torch.float64)
-    index = inverse_cdf(running, u)[:, None]
-    weight = weights.gather(1, index)
-    share = (u[:, None] * running[:, -1:] - running.gather(1, index) + weight) / weight
-    return index.squeeze(1), share.squeeze(1).clamp(0, 1)
