@@ -7,9 +7,7 @@
 namespace sedd {
 namespace {
 
-const RowFunctions& row_functions(DType dtype) {
-  return row_table().fast[static_cast<int>(dtype)];
-}
+const RowFunctions& row_functions(DType dtype) { return row_table().fast[static_cast<int>(dtype)]; }
 
 const char* row_of(const HeadBlock& block, const char* data, int64_t r) {
   return data + r * block.stride * item_size(block.dtype);
@@ -23,7 +21,8 @@ struct Piece {
 
   Piece(const HeadBlock& block, const char* row, int64_t begin, int64_t count)
       : scores(row + begin * item_size(block.dtype)),
-        bias(static_cast<const char*>(block.bias) + begin * (block.dtype == DType::float64 ? 8 : 4)),
+        bias(static_cast<const char*>(block.bias) +
+             begin * (block.dtype == DType::float64 ? 8 : 4)),
         states(std::min(count, block.states - begin)) {}
 };
 

@@ -122,23 +122,23 @@ struct CrossEntropyRows {
 };
 
 // Adds a block to the sums of its rows. If block.gradient is given, it becomes exp(f - shift) times
-// f's slope in the raw score (1, or that of the softcap), and 0 at the target. `first`: the shift of
-// a row becomes the largest f of the block.
+// f's slope in the raw score (1, or that of the softcap), and 0 at the target. `first`: the shift
+// of a row becomes the largest f of the block.
 void linear_cross_entropy(const HeadBlock& block, const CrossEntropyRows& rows, double softcap,
                           bool first, int threads);
 
 // What a block adds to the statistics of its rows, (rows,) each. Those that may be null are not
 // wanted then.
 struct DenoiseRows {
-  double* largest;   // = the largest f of the block
-  double* sum_exp;   // = sum of exp(f - largest), and of (f - largest) exp(f - largest)
+  double* largest;  // = the largest f of the block
+  double* sum_exp;  // = sum of exp(f - largest), and of (f - largest) exp(f - largest)
   double* weighted;
-  double* groups;    // = sums of exp((f - largest) / temperature) over `group` neighbouring states;
-  int64_t group;     // rows `stride` numbers apart; or null
+  double* groups;  // = sums of exp((f - largest) / temperature) over `group` neighbouring states;
+  int64_t group;   // rows `stride` numbers apart; or null
   int64_t stride;
-  double* top;       // the largest f so far, and the one after it; or null
+  double* top;  // the largest f so far, and the one after it; or null
   double* second;
-  int64_t* argmax;   // the first state of f = top
+  int64_t* argmax;  // the first state of f = top
 };
 
 // If block.gradient is given, it becomes exp(f - largest).

@@ -60,8 +60,8 @@ struct RowFunctions {
   // is 0, and -inf where the bias is. The largest; one output.
   double (*head_max)(const void* row, const void* bias, int64_t n, double softcap);
   double (*head_output)(const void* row, const void* bias, int64_t y, double softcap);
-  // The sum of exp(f - shift). `out`, which may be the row, becomes exp(f - shift), if `sloped` times
-  // f's slope in the raw score; or null.
+  // The sum of exp(f - shift). `out`, which may be the row, becomes exp(f - shift), if `sloped`
+  // times f's slope in the raw score; or null.
   double (*head_exp)(const void* row, const void* bias, void* out, int64_t n, double shift,
                      double softcap, bool sloped);
   SoftmaxSums (*head_softmax)(const void* row, const void* bias, int64_t n, double shift,

@@ -1,7 +1,7 @@
 """Cross entropy of a linear head: torch's products, and a C++ kernel in place on every block.
 
-The first pass over the blocks of states forms exponentials e = exp(f - shift), with the largest f of
-a row's first block as its shift, and adds them up. The gradient of f at y is linear in them,
+The first pass over the blocks of states forms exponentials e = exp(f - shift), with the largest f
+of a row's first block as its shift, and adds them up. The gradient of f at y is linear in them,
 
     a e_y - [y = target] weight,    a = weight * (1 + 2 z log_sum) / sum of e,
 
@@ -57,7 +57,7 @@ def linear_cross_entropy_with_grad(
 def linear_cross_entropy_backward(
     linear: Linear, entropy: CrossEntropyInputs, log_sum: Tensor, needs: NeedsGrad
 ) -> Gradients:
-    """The gradients of the sum of the losses, whose logarithms of sums are known: three products."""
+    """The gradients of the sum of the losses; with the logarithms of sums known, three products."""
     head = _Head(linear, entropy, needs)
     known = torch.cat((log_sum.flatten(), log_sum.new_zeros(1)))
     for rows in head.chunks(head.rows_at_once()):
@@ -137,8 +137,11 @@ class _Head:
         weight, block = self.linear.weight, self.blocks[0].stop
         summed = gradient_dtype(weight.dtype) in (torch.float32, torch.float64)
         accumulator = 0 if summed or not self.needs.weight else 4
-        memory = self.linear.workspace, self.linear.dtype.itemsize, accumulator
-        return softmax_plan.Head(len(self.index), *weight.shape, block, *memory)
+        states, width = weight.shape
+        item, workspace = self.linear.dtype.itemsize, self.linear.workspace
+        return softmax_plan.Head(
+            len(self.index), states, width, block, workspace, item, accumulator
+        )
 
     def chunks(self, count: int) -> Iterator[_Rows]:
         """The rows that are read, so many at a time; their results are stored in between."""
@@ -158,10 +161,13 @@ class _Head:
         ordered, order = target.sort()
         numbers = weight.new_zeros(6, len(index))
         dtype = fp32_or_fp64(hidden.dtype)
+        shift, sum_exp, f_target, e_target, factor, at_target = numbers
+        to = torch.where(index < 0, len(self.losses) - 1, index)
+        total = torch.empty_like(hidden, dtype=dtype) if self.needs.hidden else None
+        bounds = torch.searchsorted(ordered, self.starts).tolist()
         return _Rows(
-            number, torch.where(index < 0, len(self.losses) - 1, index), hidden, target, weight,
-            *numbers[:4], torch.empty_like(hidden, dtype=dtype) if self.needs.hidden else None,
-            order, torch.searchsorted(ordered, self.starts).tolist(), hidden, *numbers[4:],
+            number, to, hidden, target, weight, shift, sum_exp, f_target, e_target, total, order,
+            bounds, hidden, factor, at_target,
         )  # fmt: skip
 
     def _allocate(self, several: bool) -> None:

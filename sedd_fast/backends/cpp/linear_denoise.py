@@ -6,6 +6,8 @@ within the block: the sums of all groups tell from which a row draws, and only t
 again. With top-p the rows are formed whole for their draw (:mod:`sedd_fast.backends.row_blocks`).
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -104,54 +106,55 @@ class _Statistics:
     """Of rows (R, H): for every block of states, and so far."""
 
     def __init__(self, head: _Head, hidden: Tensor) -> None:
-        self.head, self.hidden, inputs = head, hidden, head.inputs
-        rows, step, numbers = len(hidden), head.step, {"dtype": torch.float64}
+        self.head, self.hidden = head, hidden
+        rows, step = len(hidden), head.step
+        numbers = functools.partial(torch.full, dtype=torch.float64)
         self.memory = hidden.new_empty(rows * step)
         blocks = -(-len(head.bias) // step)
         #: (blocks, R): largest f, sum of exp(f - largest), and of (f - largest) exp(f - largest).
-        self.largest, self.sums, self.weighted = torch.empty(3, blocks, rows, **numbers)
-        self.groups = torch.empty(rows, head.groups, **numbers) if head.draws else None
-        self.top = self.second = self.argmax = self.soft = None
-        if inputs.top:
-            self.top, self.second = torch.full((2, rows), -torch.inf, **numbers)
-            self.argmax = torch.zeros(rows, dtype=torch.int64)
-        if inputs.embedding:
+        self.largest, self.sums, self.weighted = numbers((3, blocks, rows), 0.0)
+        self.groups = numbers((rows, head.groups), 0.0) if head.draws else None
+        #: (R,): the two largest f so far, and the state of the first, where they are wanted.
+        self.top, self.second = numbers((2, rows), -torch.inf)
+        self.argmax = torch.zeros(rows, dtype=torch.int64)
+        #: (R, H): the sum of exp(f - highest) weight, relative to (R,) the highest f so far.
+        self.soft: Tensor | None = None
+        if head.inputs.embedding:
             self.soft = hidden.new_zeros(hidden.shape, dtype=fp32_or_fp64(hidden.dtype))
-            self.highest = torch.full((rows,), -torch.inf, **numbers)
+        self.highest = numbers((rows,), -torch.inf)
 
     def add(self, begin: int) -> None:
         """A block of states: one product, and one more for the embedding."""
-        head, rows = self.head, len(self.hidden)
-        weight = head.linear.weight[begin : begin + head.step].to(self.hidden.dtype)
+        head, rows, number = self.head, len(self.hidden), begin // self.head.step
+        at = slice(begin, begin + head.step)
+        weight = head.linear.weight[at].to(self.hidden.dtype)
         f = self.memory[: rows * len(weight)].view(rows, len(weight))
         torch.mm(self.hidden, weight.T, out=f)
-        number = begin // head.step
-        block = kernels().HeadBlock(
-            f.data_ptr(), DTYPES[f.dtype], *f.shape, f.stride(0), begin,
-            head.bias[begin : begin + head.step].data_ptr(),
+        made = kernels().HeadBlock(
+            f.data_ptr(), DTYPES[f.dtype], *f.shape, f.stride(0), begin, head.bias[at].data_ptr(),
             0 if self.soft is None else f.data_ptr(), False, 0,
         )  # fmt: skip
+        sums = (of[number] for of in (self.largest, self.sums, self.weighted))
         groups = None if self.groups is None else self.groups[:, begin // GROUP :]
+        wanted = head.inputs.top
+        tops = (x if wanted else None for x in (self.top, self.second, self.argmax))
         found = kernels().DenoiseRows(
-            *(numbers[number].data_ptr() for numbers in (self.largest, self.sums, self.weighted)),
-            address(groups), GROUP, head.groups, *map(address, (self.top, self.second, self.argmax)),
-        )  # fmt: skip
-        inverse = 1 / head.inputs.temperature
-        kernels().linear_denoise(
-            block, found, head.inputs.softcap, inverse, torch.get_num_threads()
+            *map(address, sums), address(groups), GROUP, head.groups, *map(address, tops)
         )
+        inverse, threads = 1 / head.inputs.temperature, torch.get_num_threads()
+        kernels().linear_denoise(made, found, head.inputs.softcap, inverse, threads)
         if self.soft is not None:
-            self._add_embedding(f, weight, self.largest[number])
+            self._add_embedding(self.soft, f, weight, self.largest[number])
 
-    def _add_embedding(self, e: Tensor, weight: Tensor, largest: Tensor) -> None:
+    def _add_embedding(self, soft: Tensor, e: Tensor, weight: Tensor, largest: Tensor) -> None:
         """Add e @ weight, e relative to the block's largest f, to a sum relative to the highest."""
-        part = torch.empty_like(self.soft)
+        part = torch.empty_like(soft)
         accumulate(part, e, weight, again=False)
         highest = torch.maximum(self.highest, largest)
         known = torch.where(highest.isfinite(), highest, 0.0)  # no state of any probability so far
         old, new = (self.highest - known).exp(), (largest - known).exp()
-        self.soft.mul_(old.to(part.dtype)[:, None])
-        self.soft.addcmul_(part, new.to(part.dtype)[:, None])
+        soft.mul_(old.to(part.dtype)[:, None])
+        soft.addcmul_(part, new.to(part.dtype)[:, None])
         self.highest = highest
 
     def _relative(self) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ int main() {
       const Tested tested(sedd::row_table(), dtype, exact);
       check_ordinary(tested);
       check_special(tested);
+      check_softmax(tested);
     }
   }
   return checks.finish((std::string("row functions, ") + sedd::instruction_set()).c_str());

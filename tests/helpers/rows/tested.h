@@ -49,3 +49,4 @@ struct Tested {
 
 void check_ordinary(const Tested& tested);
 void check_special(const Tested& tested);
+void check_softmax(const Tested& tested);
