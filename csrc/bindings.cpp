@@ -44,23 +44,23 @@ Scores make_scores(uintptr_t data, int dtype, std::array<int64_t, 3> shape,
 }
 
 EntropyInputs make_entropy(const Scores& scores, const Array& sigma, uintptr_t x_t, uintptr_t x_0,
-                           const Array& row_weight, int graph, int64_t vocab) {
+                           const Array& row_weight, int graph, int64_t vocab, int64_t mask) {
   return {scores,
           reals(sigma),
           pointer<const int64_t>(x_t),
           pointer<const int64_t>(x_0),
           reals(row_weight),
-          {static_cast<Graph>(graph), vocab}};
+          {static_cast<Graph>(graph), vocab, mask}};
 }
 
 ReverseInputs make_reverse(const Scores& scores, uintptr_t x_t, const Array& sigma,
-                           const Array& dsigma, int graph, int64_t vocab, int method,
+                           const Array& dsigma, int graph, int64_t vocab, int64_t mask, int method,
                            bool scale_by_sigma, double inverse_temperature, double top_p) {
   return {scores,
           pointer<const int64_t>(x_t),
           reals(sigma),
           reals(dsigma),
-          {static_cast<Graph>(graph), vocab},
+          {static_cast<Graph>(graph), vocab, mask},
           static_cast<Method>(method),
           scale_by_sigma,
           inverse_temperature,
@@ -68,14 +68,14 @@ ReverseInputs make_reverse(const Scores& scores, uintptr_t x_t, const Array& sig
 }
 
 RowSumsInputs make_row_sums(const Scores& scores, uintptr_t x_t, uintptr_t x_0, uintptr_t a,
-                            uintptr_t b, int term, int graph, int64_t vocab) {
+                            uintptr_t b, int term, int graph, int64_t vocab, int64_t mask) {
   return {scores,
           pointer<const int64_t>(x_t),
           pointer<const int64_t>(x_0),
           pointer<const double>(a),
           pointer<const double>(b),
           static_cast<Term>(term),
-          {static_cast<Graph>(graph), vocab}};
+          {static_cast<Graph>(graph), vocab, mask}};
 }
 
 HeadBlock make_block(uintptr_t scores, int dtype, int64_t rows, int64_t states, int64_t stride,
@@ -174,10 +174,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "sample_transition",
       [](uintptr_t x_0, const Array& sigma, uintptr_t u, uintptr_t x_t, int64_t batch,
-         int64_t length, int graph, int64_t vocab, int threads) {
+         int64_t length, int graph, int64_t vocab, int64_t mask, int threads) {
         return sample_transition(pointer<const int64_t>(x_0), reals(sigma),
                                  pointer<const double>(u), pointer<int64_t>(x_t), batch, length,
-                                 {static_cast<Graph>(graph), vocab}, threads);
+                                 {static_cast<Graph>(graph), vocab, mask}, threads);
       },
       nogil());
   m.def(

@@ -4,6 +4,7 @@
 ``sedd_fast.backends.inputs``; this package does not import it. All tensors are contiguous:
 
     graph, vocab_size  "absorbing" or "uniform", and its number of tokens
+    mask_index         the state that is no token, or -1
     sigma, dsigma      (B,) noise, and the noise that a step removes
     x_t, x_0           (B, L) int64 noised and clean tokens
     row_weight         (B, L), the factor of each loss; None: 1
@@ -43,9 +44,9 @@ def tensors(entropy: Any) -> Batch:
     return Batch(entropy.sigma, entropy.x_t, entropy.x_0, weight)
 
 
-def numbers(entropy: Any) -> tuple[int, int, int]:
-    """Length, number of states, and number of tokens."""
-    return entropy.x_t.shape[1], entropy.dim, entropy.vocab_size
+def numbers(entropy: Any) -> tuple[int, int, int, int]:
+    """Length, number of states, number of tokens, and the mask."""
+    return entropy.x_t.shape[1], entropy.dim, entropy.vocab_size, entropy.mask_index
 
 
 def options(entropy: Any) -> Options:

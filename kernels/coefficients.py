@@ -53,12 +53,12 @@ def log_output_scale(sigma, vocab):
 
 
 @triton.jit
-def entropy_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr):
+def entropy_coefficients(sigma, x_t, x_0, vocab, mask, ABSORBING: tl.constexpr):
     """(a, b, c, k) of one position, float64; a is 0 exactly where its row need not be read."""
     log_e = log_expm1(sigma)
     inv_e = tl.exp(-sigma) / -expm1(-sigma)
     if ABSORBING:
-        masked = x_t == vocab
+        masked = x_t == mask
         a = tl.where(masked, 1.0, 0.0).to(tl.float64)
         b = a * 0.0
         c = tl.where(masked, inv_e, 0.0)
@@ -79,9 +79,9 @@ def entropy_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr):
 
 
 @triton.jit
-def head_coefficients(sigma, x_t, x_0, vocab, ABSORBING: tl.constexpr, SCALED: tl.constexpr):
+def head_coefficients(sigma, x_t, x_0, vocab, mask, ABSORBING: tl.constexpr, SCALED: tl.constexpr):
     """Those of the raw outputs f of a head; SCALED: log scores are f - ln E - ln V."""
-    a, b, c, k = entropy_coefficients(sigma, x_t, x_0, vocab, ABSORBING)
+    a, b, c, k = entropy_coefficients(sigma, x_t, x_0, vocab, mask, ABSORBING)
     if SCALED:
         size = vocab.to(tl.float64)
         a, k = c / size, c * (tl.log(size) - 1.0)

@@ -22,18 +22,18 @@ ROWS, DEPTH, POSITIONS = 16, 128, 1024
 
 
 @triton.jit
-def _is_touched(x_t, row_weight, at, positions, vocab, OPTIONS: tl.constexpr):
+def _is_touched(x_t, row_weight, at, positions, mask, OPTIONS: tl.constexpr):
     found = at < positions
     if OPTIONS.absorbing:
-        found = found & (tl.load(x_t + at, mask=at < positions, other=-1) == vocab)
+        found = found & (tl.load(x_t + at, mask=at < positions, other=-1) == mask)
     if OPTIONS.weighted:  # NaN or infinity times 0 is NaN: the loss of such a weight is, too
         weight = tl.load(row_weight + at, mask=at < positions, other=0.0)
         found = weight * found.to(weight.dtype) != 0
     return found.to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["vocab"])
-def _touched(inputs, outputs, positions, vocab, OPTIONS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["mask"])
+def _touched(inputs, outputs, positions, mask, OPTIONS: tl.constexpr, BLOCK: tl.constexpr):
     """Lists positions in order. Each program counts the touched positions before its own, so that
     one launch suffices.
 
@@ -44,9 +44,9 @@ def _touched(inputs, outputs, positions, vocab, OPTIONS: tl.constexpr, BLOCK: tl
     lane = tl.arange(0, BLOCK)
     before = tl.zeros([BLOCK], tl.int32)
     for block in range(0, tl.program_id(0)):
-        before += _is_touched(x_t, row_weight, block * BLOCK + lane, positions, vocab, OPTIONS)
+        before += _is_touched(x_t, row_weight, block * BLOCK + lane, positions, mask, OPTIONS)
     at = tl.program_id(0) * BLOCK + lane
-    found = _is_touched(x_t, row_weight, at, positions, vocab, OPTIONS)
+    found = _is_touched(x_t, row_weight, at, positions, mask, OPTIONS)
     place = tl.sum(before, 0) + tl.cumsum(found, 0)
     tl.store(rows + place - 1, at.to(tl.int64), mask=found != 0)
     if tl.program_id(0) == tl.num_programs(0) - 1:
@@ -60,6 +60,7 @@ class Sizes(NamedTuple):
     length: Any
     dim: Any
     vocab: Any
+    mask: Any
 
 
 @triton.jit
@@ -78,10 +79,11 @@ def _row(index, batch, i, sizes, OPTIONS: tl.constexpr):
     if OPTIONS.weighted:
         weight = tl.load(batch.row_weight + at, mask=here, other=0.0)
     valid = (noise > 0) & (noise < float("inf")) & (tl.abs(weight) < float("inf"))
-    valid = valid & (current >= 0) & (current < sizes.dim) & (clean >= 0) & (clean < sizes.vocab)
+    valid = valid & (current >= 0) & (current < sizes.dim)
+    valid = valid & (clean >= 0) & (clean < sizes.dim) & (clean != sizes.mask)
     noise = tl.where(valid, noise, 1.0)
     a, b, c, k = head_coefficients(
-        noise, current, clean, sizes.vocab, OPTIONS.absorbing, OPTIONS.scaled
+        noise, current, clean, sizes.vocab, sizes.mask, OPTIONS.absorbing, OPTIONS.scaled
     )
     return at, here, weight, valid, current, clean, a, b, c, k
 
@@ -117,9 +119,9 @@ class GatherOptions(NamedTuple):
 
 
 # Numbers outside a tuple, so that they do not cause another compilation: see ``score_entropy``.
-@triton.jit(do_not_specialize=["rows", "length", "dim", "vocab", "scale"])
+@triton.jit(do_not_specialize=["rows", "length", "dim", "vocab", "mask", "scale"])
 def _gather(
-    index, operands, batch, upstream, out, rows, length, dim, vocab, width, scale, strides,
+    index, operands, batch, upstream, out, rows, length, dim, vocab, mask, width, scale, strides,
     OPTIONS: tl.constexpr,
 ):  # fmt: skip
     """``strides``: those of the hidden states (three), and of the weight."""
@@ -130,7 +132,7 @@ def _gather(
     DEPTH: tl.constexpr = OPTIONS.depth
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at, here, row_factor, valid, current, clean, a, b, c, _ = _row(
-        index, batch, i, Sizes(rows, length, dim, vocab), OPTIONS
+        index, batch, i, Sizes(rows, length, dim, vocab, mask), OPTIONS
     )
     factor = row_factor * scale
     if OPTIONS.upstream:
@@ -197,16 +199,16 @@ class ScatterOptions(NamedTuple):
     depth: int = DEPTH
 
 
-@triton.jit(do_not_specialize=["rows", "length", "dim", "vocab"])
+@triton.jit(do_not_specialize=["rows", "length", "dim", "vocab", "mask"])
 def _scatter(
-    index, batch, scattered, rows, length, dim, vocab, width, OPTIONS: tl.constexpr
+    index, batch, scattered, rows, length, dim, vocab, mask, width, OPTIONS: tl.constexpr
 ):  # fmt: skip
     terms, sums, total, loss, gradient = scattered
     ROWS: tl.constexpr = OPTIONS.rows
     DEPTH: tl.constexpr = OPTIONS.depth
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at, here, weight, valid, _, _, a, b, c, k = _row(
-        index, batch, i, Sizes(rows, length, dim, vocab), OPTIONS
+        index, batch, i, Sizes(rows, length, dim, vocab, mask), OPTIONS
     )
     value = weight * k
     sum_exp = tl.load(sums + i, mask=here, other=0.0)  # includes the absolute weight
@@ -236,7 +238,7 @@ def launch_touched(entropy: Any, rows: Tensor, count: Tensor) -> None:
     known = options(entropy)._replace(scaled=False)  # makes no difference here
     _, x_t, _, weight = tensors(entropy)
     _touched[(max(1, triton.cdiv(x_t.numel(), POSITIONS)),)](
-        (x_t, weight), (rows, count), x_t.numel(), entropy.vocab_size, OPTIONS=known,
+        (x_t, weight), (rows, count), x_t.numel(), entropy.mask_index, OPTIONS=known,
         BLOCK=POSITIONS, num_warps=4,
     )  # fmt: skip
 

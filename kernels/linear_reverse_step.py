@@ -46,12 +46,12 @@ def _group_sums(operands, x_t, groups, sizes, first, OPTIONS: tl.constexpr):
     from_row, from_state = origin(rows, ROWS, STATES)
     i = from_row + tl.arange(0, ROWS)
     WIDTH: tl.constexpr = STATES >> HALVINGS
-    if OPTIONS.uniform:
+    if OPTIONS.with_x_t:
         current = tl.load(x_t + i, mask=i < rows, other=-1).to(tl.int32) - first - from_state
     pieces = halves(f, HALVINGS)
     for n in tl.static_range(len(pieces)):
         piece = pieces[n]
-        if OPTIONS.uniform:
+        if OPTIONS.with_x_t:
             y = n * WIDTH + tl.arange(0, WIDTH)
             piece = tl.where(y[None, :] == current[:, None], NO_SCORE, piece)
         top = tl.maximum(tl.max(piece, 1), NO_SCORE)
@@ -118,8 +118,8 @@ class DrawOptions(NamedTuple):
     depth: int
 
 
-@triton.jit(do_not_specialize=["length", "groups", "vocab"])
-def _draw(pointers, sizes, length, groups, vocab, OPTIONS: tl.constexpr):
+@triton.jit(do_not_specialize=["length", "groups", "dim", "vocab", "mask"])
+def _draw(pointers, sizes, length, groups, dim, vocab, mask, OPTIONS: tl.constexpr):
     """``sizes``: ``tiles.Sizes``."""
     rows = sizes.rows
     ABSORBING: tl.constexpr = OPTIONS.absorbing
@@ -130,10 +130,7 @@ def _draw(pointers, sizes, length, groups, vocab, OPTIONS: tl.constexpr):
         current, b = tl.load(pointers.x_t + position), position // length
         noise = Noise(tl.load(pointers.sigma + b), tl.load(pointers.dsigma + b))
         u0, u1 = tl.load(pointers.u + 2 * position), tl.load(pointers.u + 2 * position + 1)
-        dim = sizes.states
-        if ABSORBING:
-            dim = sizes.states + 1
-        if may_move(current, noise, (u0, u1), dim, vocab, ABSORBING):
+        if may_move(current, noise, (u0, u1), dim, mask, ABSORBING):
             j = tl.arange(0, OPTIONS.groups)
             top = tl.load(pointers.largest + j * rows + row, mask=j < groups, other=NO_SCORE)
             part = tl.load(pointers.sums + j * rows + row, mask=j < groups, other=0.0)
@@ -174,18 +171,18 @@ def group_states(dtype: torch.dtype) -> int:
 
 
 def launch_sums(
-    operands: Operands, x_t: Tensor, groups: GroupSums, first: int, uniform: bool
+    operands: Operands, x_t: Tensor, groups: GroupSums, first: int, with_x_t: bool
 ) -> None:
     """Compute the sums of the groups of a block of states.
 
     Args:
-        x_t: (R,) int64, excluded from its group if ``uniform``, else not read.
+        x_t: (R,) int64, left out of its group if ``with_x_t``, else not read.
         first: the first state of the block, which is the first of a group.
     """
     if operands.grid() == (0,):
         return
     _group_sums[operands.grid()](
-        operands, x_t, groups, operands.sizes(), first, **operands.options(uniform, GROUP)
+        operands, x_t, groups, operands.sizes(), first, **operands.options(with_x_t, GROUP)
     )  # fmt: skip
 
 
@@ -213,7 +210,8 @@ def launch_draw(
             hidden, weight, bias, rows, reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u,
             *groups, x_s,
         ),
-        operands.sizes(), reverse.x_t.shape[1], count, len(weight),
+        operands.sizes(), reverse.x_t.shape[1], count, reverse.dim, reverse.vocab_size,
+        reverse.mask_index,
         OPTIONS=DrawOptions(
             reverse.graph == "absorbing", METHODS[reverse.method].value, reverse.scale_by_sigma,
             group_states(hidden.dtype), triton.next_power_of_2(count), DRAW_DEPTH,

@@ -70,6 +70,7 @@ class Options(NamedTuple):
 
     Attributes:
         uniform: graph; else absorbing.
+        with_x_t: x_t may be among the states of the block, and is then left out.
         with_bias: whether a bias is given.
         with_grad, with_columns: whether the gradient, and its sums over rows, are computed.
         half: operands of 16 bits.
@@ -77,6 +78,7 @@ class Options(NamedTuple):
     """
 
     uniform: bool
+    with_x_t: bool
     with_bias: bool
     with_grad: bool
     with_columns: bool
@@ -117,10 +119,11 @@ def _linear_score_entropy(pointers, rows, states, stride, first, OPTIONS: tl.con
         log_a = tl.load(terms + i, mask=live, other=-float("inf"))
         e = _exp(f, shift + (log_a * LOG2_E if HALF else log_a)[:, None], HALF)
         into = row_sums + tile * rows + i[:, None]
-        if OPTIONS.uniform:
+        if OPTIONS.with_x_t:
             current = tl.load(tokens + i, mask=live, other=-1)
             stays = state == current[:, None]
             e = tl.where(stays, 0.0, e)
+        if OPTIONS.uniform:
             logs = tl.sum(tl.where(stays, 0.0, f + b), 1, keep_dims=True)
             tl.store(into + across * rows, logs, mask=live[:, None])
         tl.store(into, tl.sum(e, 1, keep_dims=True), mask=live[:, None])
@@ -251,6 +254,7 @@ def launch(
     rows: tuple[Tensor, Tensor],
     sums: PartialSums,
     first: int,
+    with_x_t: bool,
 ) -> None:
     """Compute the partial sums of a block, and its gradient if one is given.
 
@@ -260,6 +264,8 @@ def launch(
         gradient: output in the layout of the scores, may be the same memory; or None.
         rows: x_t and x_0 (2, R) int32, and the terms of `head_rows.launch_gather`.
         first: the state of column 0.
+        with_x_t: whether the block may have the x_t of a row: always for the uniform graph; else
+            if it has the mask.
     """
     count, states = scores.shape
     if count == 0 or states == 0:
@@ -274,7 +280,7 @@ def launch(
         ),
         count, states, scores.stride(0), first,
         OPTIONS=Options(
-            uniform, bias is not None, gradient is not None, sums.columns is not None,
+            uniform, with_x_t, bias is not None, gradient is not None, sums.columns is not None,
             scores.element_size() == 2, tile.warps, tile.group, tile.rows, tile.states,
         ),
         **options(scores.element_size(), into.element_size(), uniform, sums.columns is not None),

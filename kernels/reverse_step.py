@@ -73,6 +73,7 @@ class Sizes(NamedTuple):
     length: Any
     dim: Any
     vocab: Any
+    mask: Any
     stride_b: Any
     stride_l: Any
     stride_y: Any
@@ -206,7 +207,7 @@ def _step(pointers, sizes, position, row, chunks, OPTIONS: tl.constexpr):
 
 
 @triton.jit
-def may_move(current, noise, uniforms, dim, vocab, ABSORBING: tl.constexpr):
+def may_move(current, noise, uniforms, dim, mask, ABSORBING: tl.constexpr):
     """Whether the token can change in a reverse step and all inputs of its position are valid."""
     sigma, dsigma = noise
     u0, u1 = uniforms
@@ -214,7 +215,7 @@ def may_move(current, noise, uniforms, dim, vocab, ABSORBING: tl.constexpr):
     valid = valid & (current >= 0) & (current < dim)
     valid = valid & (u0 >= 0) & (u0 < 1) & (u1 >= 0) & (u1 < 1)
     if ABSORBING:
-        valid = valid & (current == vocab)
+        valid = valid & (current == mask)
     return valid
 
 
@@ -234,7 +235,7 @@ def _position(pointers, sizes, position, OPTIONS: tl.constexpr, BLOCK: tl.conste
     )
     uniforms = (tl.load(pointers.u + 2 * position), tl.load(pointers.u + 2 * position + 1))
     tl.store(pointers.x_s + position, current)
-    if may_move(current, noise, uniforms, dim, sizes.vocab, OPTIONS.absorbing):
+    if may_move(current, noise, uniforms, dim, sizes.mask, OPTIONS.absorbing):
         state = current.to(tl.int32)  # 32 bits: it is compared with all states
         scores = pointers.log_score + (b * sizes.stride_b + i * sizes.stride_l)
         head = dim * 0
@@ -255,17 +256,19 @@ def _position(pointers, sizes, position, OPTIONS: tl.constexpr, BLOCK: tl.conste
 # Numbers outside a tuple, so that they do not cause another compilation: see ``score_entropy``.
 @triton.jit(
     do_not_specialize=[
-        "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "rows", "rows_each",
+        "length", "dim", "vocab", "mask", "stride_b", "stride_l", "stride_y", "rows", "rows_each",
     ]
 )  # fmt: skip
 def _reverse_step(
-    pointers, length, dim, vocab, stride_b, stride_l, stride_y, filtering, rows, rows_each,
+    pointers, length, dim, vocab, mask, stride_b, stride_l, stride_y, filtering, rows, rows_each,
     OPTIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``filtering``: the inverse temperature and top-p."""
     first = tl.program_id(0).to(tl.int64) * rows_each
     inverse_temperature, top_p = filtering
-    sizes = Sizes(length, dim, vocab, stride_b, stride_l, stride_y, inverse_temperature, top_p)
+    sizes = Sizes(
+        length, dim, vocab, mask, stride_b, stride_l, stride_y, inverse_temperature, top_p
+    )
     # A single row has no loop around it: with a loop, the compiler needs more registers.
     if not OPTIONS.several_rows:
         _position(pointers, sizes, first, OPTIONS, BLOCK)
@@ -297,7 +300,7 @@ def launch(log_score: Tensor, reverse: Any, x_s: Tensor) -> None:
     )
     plan.kernel[(-(-rows // rows_each),)](
         Pointers(log_score, reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s),
-        length, dim, reverse.vocab_size, *log_score.stride(),
+        length, dim, reverse.vocab_size, reverse.mask_index, *log_score.stride(),
         (reverse.inverse_temperature, reverse.top_p), rows, rows_each,
         OPTIONS=options, **plan.options,
     )  # fmt: skip

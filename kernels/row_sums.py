@@ -109,12 +109,12 @@ class Options(NamedTuple):
 # Numbers outside a tuple, so that they do not cause another compilation: see ``score_entropy``.
 @triton.jit(
     do_not_specialize=[
-        "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "grad_stride_b",
+        "length", "dim", "mask", "stride_b", "stride_l", "stride_y", "grad_stride_b",
         "grad_stride_l",
     ]
 )  # fmt: skip
 def _row_sums(
-    inputs, outputs, length, dim, vocab,
+    inputs, outputs, length, dim, mask,
     stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l,
     OPTIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -123,8 +123,8 @@ def _row_sums(
     i_b, i_l = row // length, row % length
     current, clean = tl.load(inputs.x_t + row), tl.load(inputs.x_0 + row)
     scale, shift = tl.load(inputs.a + row), tl.load(inputs.b + row)
-    valid = (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
-    valid = valid & (tl.abs(scale) < INFINITY)
+    valid = (current >= 0) & (current < dim) & (clean >= 0) & (clean < dim)
+    valid = valid & (clean != mask) & (tl.abs(scale) < INFINITY)
     grad_row = outputs.grad + (i_b * grad_stride_b + i_l * grad_stride_l)
     out = tl.where(valid | WITH_GRAD, 0.0, float("nan")).to(tl.float64)
     picked = out
@@ -173,7 +173,7 @@ def launch(
 
     Args:
         log_score: (B, L, dim) in any layout.
-        sums: x_t, x_0, a and b, (B, L), contiguous; term and vocab_size.
+        sums: x_t, x_0, a and b, (B, L), contiguous; term and mask_index.
         upstream: gradients of the total and of l at x_0, (B, L) float64; None: no gradient.
         out: the totals and l at x_0, (B, L) float64. With ``upstream``: the gradient in b, (B, L)
             float64, and the gradient in the scores, (B, L, dim) of unit stride over states.
@@ -199,6 +199,6 @@ def launch(
             *((unused, unused) if upstream is None else upstream),
         ),
         Outputs(out[0], out[1] if grad is None else unused, unused if grad is None else grad),
-        length, dim, sums.vocab_size, *log_score.stride(),
+        length, dim, sums.mask_index, *log_score.stride(),
         *((0, 0) if grad is None else grad.stride()[:2]), OPTIONS=options, **plan.options,
     )  # fmt: skip

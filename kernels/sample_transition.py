@@ -24,9 +24,9 @@ class Pointers(NamedTuple):
     x_t: Any
 
 
-@triton.jit(do_not_specialize=["vocab"])
+@triton.jit(do_not_specialize=["vocab", "mask"])
 def _sample_transition(
-    pointers, length, blocks, vocab, ABSORBING: tl.constexpr, BLOCK: tl.constexpr
+    pointers, length, blocks, vocab, mask, ABSORBING: tl.constexpr, BLOCK: tl.constexpr
 ):
     """One program per block of tokens of one sequence, which share one sigma."""
     x_0, sigma, u, x_t = pointers
@@ -43,7 +43,7 @@ def _sample_transition(
     good = (noise > 0) & (noise < float("inf"))
     noised = (u0 < tl.where(good, -expm1(-noise), -float("inf"))) & (u1 >= 0) & (u1 < 1)
     if ABSORBING:
-        other = tl.zeros_like(token) + vocab
+        other = tl.zeros_like(token) + mask
     else:
         # u1 is in [0, 1), so the product fits into the integer type of the vocabulary size.
         other = tl.minimum((u1 * vocab).to(vocab.dtype), vocab - 1).to(tl.int64)
@@ -62,6 +62,6 @@ def launch(noising: Any, x_t: Tensor) -> None:
         return
     _sample_transition[(programs(batch, length),)](
         Pointers(noising.x_0, noising.sigma, noising.u, x_t), length, triton.cdiv(length, BLOCK),
-        noising.vocab_size, ABSORBING=noising.graph == "absorbing", BLOCK=BLOCK,
+        noising.vocab_size, noising.mask_index, ABSORBING=noising.graph == "absorbing", BLOCK=BLOCK,
         enable_fp_fusion=True,
     )  # fmt: skip

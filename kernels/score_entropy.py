@@ -76,6 +76,7 @@ class Sizes(NamedTuple):
     length: Any
     dim: Any
     vocab: Any
+    mask: Any
     stride_b: Any
     stride_l: Any
     stride_y: Any
@@ -119,14 +120,15 @@ def _position(inputs, outputs, sizes, row, OPTIONS: tl.constexpr, BLOCK: tl.cons
     grad_scale = weight * sizes.scale
     if OPTIONS.upstream:
         grad_scale = grad_scale * tl.load(inputs.upstream + row).to(tl.float64)
-    dim, vocab = sizes.dim, sizes.vocab
+    dim, vocab, mask = sizes.dim, sizes.vocab, sizes.mask
     valid = (noise > 0) & (noise < float("inf")) & (tl.abs(weight) < float("inf"))
-    valid = valid & (current >= 0) & (current < dim) & (clean >= 0) & (clean < vocab)
+    valid = valid & (current >= 0) & (current < dim)
+    valid = valid & (clean >= 0) & (clean < dim) & (clean != mask)
     value = tl.where(valid, 0.0, float("nan")).to(tl.float64)
     grad_row = outputs.grad + (b * sizes.grad_stride_b + i * sizes.grad_stride_l)
     touched = valid & (weight != 0) & (grad_scale != 0)
     if OPTIONS.absorbing:
-        touched = touched & (current == vocab)
+        touched = touched & (current == mask)
     if touched:
         # Tokens are compared with all states of a block: 32 bits take half the instructions of 64.
         state, target = current.to(tl.int32), clean.to(tl.int32)
@@ -134,7 +136,9 @@ def _position(inputs, outputs, sizes, row, OPTIONS: tl.constexpr, BLOCK: tl.cons
         of_row = Row(scores, grad_row, sizes.stride_y, dim, state, target)
         ga, gb, gc = tl.zeros((), tl.float64), tl.zeros((), tl.float64), tl.zeros((), tl.float64)
         if OPTIONS.with_grad:
-            a, b_, c, _ = entropy_coefficients(noise, current, clean, vocab, OPTIONS.absorbing)
+            a, b_, c, _ = entropy_coefficients(
+                noise, current, clean, vocab, mask, OPTIONS.absorbing
+            )
             ga, gb, gc = grad_scale * a, grad_scale * b_, grad_scale * c
         fp32_terms = (ga.to(tl.float32), gb.to(tl.float32), gc.to(tl.float32))
         if OPTIONS.contiguous:
@@ -148,7 +152,9 @@ def _position(inputs, outputs, sizes, row, OPTIONS: tl.constexpr, BLOCK: tl.cons
                 of_row, (ga, gb, gc), _term, OPTIONS.with_grad, EXACT_BLOCK
             )
         if OPTIONS.with_loss:  # not before the pass, which then needs sixteen registers less
-            a, b_, c, k = entropy_coefficients(noise, current, clean, vocab, OPTIONS.absorbing)
+            a, b_, c, k = entropy_coefficients(
+                noise, current, clean, vocab, mask, OPTIONS.absorbing
+            )
             l_0 = tl.load(scores + clean * sizes.stride_y).to(tl.float64)
             large = k + a * sum_exp
             value = large - tl.where(b_ > 0, b_ * sum_log, 0.0)  # 0 * infinity would be NaN
@@ -166,18 +172,27 @@ def _position(inputs, outputs, sizes, row, OPTIONS: tl.constexpr, BLOCK: tl.cons
 # specializes all numbers, for 1 and for multiples of 16.
 @triton.jit(
     do_not_specialize=[
-        "scale", "length", "dim", "vocab", "stride_b", "stride_l", "stride_y", "grad_stride_b",
-        "grad_stride_l", "rows", "rows_each",
+        "scale", "length", "dim", "vocab", "mask", "stride_b", "stride_l", "stride_y",
+        "grad_stride_b", "grad_stride_l", "rows", "rows_each",
     ]
 )  # fmt: skip
 def _score_entropy(
-    inputs, outputs, scale, length, dim, vocab,
+    inputs, outputs, scale, length, dim, vocab, mask,
     stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l, rows, rows_each,
     OPTIONS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * rows_each
     sizes = Sizes(
-        scale, length, dim, vocab, stride_b, stride_l, stride_y, grad_stride_b, grad_stride_l
+        scale,
+        length,
+        dim,
+        vocab,
+        mask,
+        stride_b,
+        stride_l,
+        stride_y,
+        grad_stride_b,
+        grad_stride_l,
     )
     # A single row has no loop around it: with a loop, the compiler needs more registers.
     if not OPTIONS.several_rows:

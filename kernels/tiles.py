@@ -117,7 +117,7 @@ class TileOptions(NamedTuple):
     """What the tile kernels are compiled for.
 
     Attributes:
-        uniform: graph; else absorbing.
+        with_x_t: x_t may be among the states, and is then left out.
         halvings: how often a tile is halved; its pieces are in registers one after the other.
         even: whether ``depth`` divides the width.
         dot_fp32: operands are converted to float32, because Triton's interpreter multiplies the
@@ -125,7 +125,7 @@ class TileOptions(NamedTuple):
         rows, states, depth: those of the ``MatmulTile``.
     """
 
-    uniform: bool
+    with_x_t: bool
     halvings: int
     even: bool
     dot_fp32: bool
@@ -154,11 +154,11 @@ class Operands(NamedTuple):
         rows, width = self.hidden.shape
         return Sizes(rows, len(self.weight), width, self.hidden.stride(0), *self.weight.stride())
 
-    def options(self, uniform: bool, piece: int) -> dict[str, Any]:
+    def options(self, with_x_t: bool, piece: int) -> dict[str, Any]:
         """Compile-time argument and launch options; pieces of at most ``piece`` states."""
         of, size = tile(self.hidden.dtype), self.hidden.element_size()
         known = TileOptions(
-            uniform,
+            with_x_t,
             halvings=max(0, (of.states // piece).bit_length() - 1),
             even=self.hidden.shape[1] % of.depth == 0,
             dot_fp32=triton.knobs.runtime.interpret and self.hidden.dtype == torch.bfloat16,

@@ -6,22 +6,10 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
 
-#if defined(__CUDACC__)
-#define SEDD_HOST_DEVICE __host__ __device__
-#else
-#define SEDD_HOST_DEVICE
-#endif
+#include "process.h"
 
 namespace sedd {
-
-enum class Graph : int { absorbing = 0, uniform = 1 };
-enum class Method : int { analytic = 0, euler = 1, denoise = 2 };
-
-SEDD_HOST_DEVICE inline int64_t states(Graph graph, int64_t vocab) {
-  return vocab + (graph == Graph::absorbing ? 1 : 0);
-}
 
 // ln E = ln(exp(sigma) - 1) without overflow.
 SEDD_HOST_DEVICE inline double log_expm1(double sigma) {
@@ -39,14 +27,14 @@ struct EntropyCoefficients {
   double a, b, c, k;
 };
 
-SEDD_HOST_DEVICE inline EntropyCoefficients entropy_coefficients(Graph graph, int64_t vocab,
+SEDD_HOST_DEVICE inline EntropyCoefficients entropy_coefficients(const Process& process,
                                                                  double sigma, int64_t x_t,
                                                                  int64_t x_0) {
-  if (graph == Graph::absorbing && x_t != vocab) return {0, 0, 0, 0};
+  if (!process.is_read(x_t)) return {0, 0, 0, 0};
   const double log_e = log_expm1(sigma);
   const double inv_e = std::exp(-sigma) / -std::expm1(-sigma);  // exact at any sigma
-  if (graph == Graph::absorbing) return {1, 0, inv_e, (-log_e - 1) * inv_e};
-  const double size = static_cast<double>(vocab);
+  if (process.graph == Graph::absorbing) return {1, 0, inv_e, (-log_e - 1) * inv_e};
+  const double size = static_cast<double>(process.vocab);
   // rho = E / (E + V), not 1 - V / (E + V), which loses its digits at small sigma.
   const double rho = 1 / (1 + size * inv_e);
   const double log_rho = -std::log1p(size * inv_e);
@@ -80,12 +68,12 @@ SEDD_HOST_DEVICE inline double row_shift(Graph graph, double largest) {
 
 // For log scores from which `shift` (row_shift) was subtracted: sum_exp = S * exp(-shift). The
 // weights are homogeneous of degree one in (exp(l), 1).
-SEDD_HOST_DEVICE inline ReverseCoefficients reverse_coefficients(Graph graph, Method method,
-                                                                 int64_t vocab, double sigma,
+SEDD_HOST_DEVICE inline ReverseCoefficients reverse_coefficients(const Process& process,
+                                                                 Method method, double sigma,
                                                                  double dsigma, double sum_exp,
                                                                  double shift) {
   const double euler = dsigma > 1 ? 1 / dsigma : 1;  // factor of the weights
-  if (graph == Graph::absorbing) {
+  if (process.graph == Graph::absorbing) {
     if (method == Method::denoise) return {1, 0, 0};
     const bool analytic = method == Method::analytic;
     const double alpha = analytic ? -std::expm1(-dsigma) : dsigma * euler;
@@ -94,7 +82,7 @@ SEDD_HOST_DEVICE inline ReverseCoefficients reverse_coefficients(Graph graph, Me
     // A row of no weight stays, however much noise is removed.
     return {alpha, 0, sum_exp == 0 ? 1 : stay - alpha * sum_exp};
   }
-  const double size = static_cast<double>(vocab), unit = std::exp(-shift);
+  const double size = static_cast<double>(process.vocab), unit = std::exp(-shift);
   if (method == Method::euler) {
     const double alpha = dsigma * euler;
     return {alpha, 0, size * euler * unit - alpha * sum_exp};

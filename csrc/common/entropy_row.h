@@ -10,7 +10,7 @@
 
 #include <type_traits>
 
-#include "process.h"
+#include "coefficients.h"
 #include "traverse.h"
 
 namespace sedd {
@@ -132,11 +132,10 @@ class EntropyPosition {
            in_.process.is_token(x_0());
   }
   SEDD_HOST_DEVICE bool touched() const {
-    return weight() != 0 && grad_scale() != 0 &&
-           (in_.process.graph == Graph::uniform || x_t() == in_.process.vocab);
+    return weight() != 0 && grad_scale() != 0 && in_.process.is_read(x_t());
   }
   SEDD_HOST_DEVICE EntropyCoefficients coefficients() const {
-    return entropy_coefficients(in_.process.graph, in_.process.vocab, sigma(), x_t(), x_0());
+    return entropy_coefficients(in_.process, sigma(), x_t(), x_0());
   }
 
   template <class C>

@@ -11,8 +11,8 @@
 
 #include <type_traits>
 
+#include "coefficients.h"
 #include "nucleus.h"
-#include "process.h"
 #include "traverse.h"
 
 namespace sedd {
@@ -199,12 +199,10 @@ class ReversePosition {
   SEDD_HOST_DEVICE double dsigma() const { return in_.dsigma[row_ / in_.scores.length]; }
   SEDD_HOST_DEVICE bool may_move() const {
     return is_noise(sigma()) && is_step(dsigma()) && in_.process.is_state(x_t()) &&
-           is_uniform(u0()) && is_uniform(u1()) &&
-           (in_.process.graph == Graph::uniform || x_t() == in_.process.vocab);
+           is_uniform(u0()) && is_uniform(u1()) && in_.process.is_read(x_t());
   }
   SEDD_HOST_DEVICE ReverseCoefficients coefficients(double sum, double shift) const {
-    return reverse_coefficients(in_.process.graph, in_.method, in_.process.vocab, sigma(), dsigma(),
-                                sum, shift);
+    return reverse_coefficients(in_.process, in_.method, sigma(), dsigma(), sum, shift);
   }
   SEDD_HOST_DEVICE Removed removed() const {
     return Removed(in_.method == Method::denoise ? sigma() : dsigma());

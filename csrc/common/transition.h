@@ -22,7 +22,7 @@ SEDD_HOST_DEVICE inline void noise_token(const TransitionArguments& in, int64_t 
   if (is_noise(sigma) && is_uniform(u1) && u0 < -::expm1(-sigma)) {
     const int64_t drawn = static_cast<int64_t>(u1 * static_cast<double>(in.process.vocab));
     const int64_t last = in.process.vocab - 1;
-    token = in.process.graph == Graph::absorbing ? in.process.vocab : drawn < last ? drawn : last;
+    token = in.process.graph == Graph::absorbing ? in.process.mask : drawn < last ? drawn : last;
   }
   in.x_t[i] = token;
 }

@@ -9,6 +9,7 @@
 // further passes, over rows that move only.
 #include <limits>
 
+#include "common/coefficients.h"
 #include "common/nucleus.h"
 #include "operations.h"
 #include "parallel.h"
@@ -127,8 +128,7 @@ Distribution distribution_of(const ReverseInputs& in, int64_t r, Scratch& scratc
   }
   // Of log scores, where the row holds raw outputs.
   if (in.scale_by_sigma) shift -= log_output_scale(in.sigma[b], in.process.vocab);
-  auto c = reverse_coefficients(in.process.graph, in.method, in.process.vocab, in.sigma[b],
-                                in.dsigma[b], sum, shift);
+  auto c = reverse_coefficients(in.process, in.method, in.sigma[b], in.dsigma[b], sum, shift);
   if (c.alpha < 1e-150) {  // subnormal numbers have too few digits for the shares
     c.alpha *= 1e120;
     c.gamma = c.gamma > 1e186 ? 1e306 : c.gamma * 1e120;
@@ -187,7 +187,7 @@ int64_t draw(const Distribution& d, const Scratch& scratch, int64_t dim, int64_t
 
 // Whether the token stays whatever its scores are, which are then not read.
 bool stays(const ReverseInputs& in, int64_t r) {
-  if (in.process.graph == Graph::absorbing && in.x_t[r] != in.process.vocab) return true;
+  if (!in.process.is_read(in.x_t[r])) return true;
   return in.method != Method::denoise && in.dsigma[r / in.scores.length] == 0;
 }
 

@@ -7,6 +7,7 @@
 // unmasked token of the absorbing graph, and where the weight is 0.
 #include <limits>
 
+#include "common/coefficients.h"
 #include "memory.h"
 #include "operations.h"
 #include "parallel.h"
@@ -72,8 +73,7 @@ class Position {
   // Returns the loss; stores the gradient of `upstream * loss` if a gradient row is given.
   double run(std::vector<char>& buffer, double upstream, const GradientRow* gradient) const {
     const Scores& scores = inputs_.scores;
-    const auto c =
-        entropy_coefficients(inputs_.process.graph, inputs_.process.vocab, sigma_, x_t_, x_0_);
+    const auto c = entropy_coefficients(inputs_.process, sigma_, x_t_, x_0_);
     const double grad_scale = weight_ * upstream;
     if (c.a == 0 || weight_ == 0 || grad_scale == 0) {
       if (gradient) gradient->clear(scores.dim);

@@ -36,7 +36,7 @@ Tensor make_tensor(uintptr_t data, int dtype, const py::tuple& shape, const py::
 }
 
 EntropyCall make_entropy(const Tensor& scores, uintptr_t sigma, uintptr_t x_t, uintptr_t x_0,
-                         uintptr_t row_weight, int graph, int64_t vocab) {
+                         uintptr_t row_weight, int graph, int64_t vocab, int64_t mask) {
   EntropyCall call{};
   call.arguments.log_score = pointer<const void>(scores.data);
   call.arguments.scores = scores.layout;
@@ -45,7 +45,7 @@ EntropyCall make_entropy(const Tensor& scores, uintptr_t sigma, uintptr_t x_t, u
   call.arguments.x_0 = pointer<const int64_t>(x_0);
   call.arguments.row_weight = pointer<const double>(row_weight);
   call.arguments.scale = 1;
-  call.arguments.process = {static_cast<Graph>(graph), vocab};
+  call.arguments.process = {static_cast<Graph>(graph), vocab, mask};
   call.rows = scores.rows();
   call.dtype = scores.dtype;
   return call;
@@ -60,8 +60,8 @@ void set_gradient(EntropyCall& call, const Tensor& gradient, uintptr_t upstream,
 }
 
 ReverseCall make_reverse(const Tensor& scores, uintptr_t x_t, uintptr_t sigma, uintptr_t dsigma,
-                         uintptr_t u, uintptr_t x_s, int graph, int64_t vocab, int method,
-                         double inverse_temperature, double top_p) {
+                         uintptr_t u, uintptr_t x_s, int graph, int64_t vocab, int64_t mask,
+                         int method, double inverse_temperature, double top_p) {
   return {{pointer<const void>(scores.data),
            scores.layout,
            pointer<const int64_t>(x_t),
@@ -69,7 +69,7 @@ ReverseCall make_reverse(const Tensor& scores, uintptr_t x_t, uintptr_t sigma, u
            pointer<const double>(dsigma),
            pointer<const double>(u),
            pointer<int64_t>(x_s),
-           {static_cast<Graph>(graph), vocab},
+           {static_cast<Graph>(graph), vocab, mask},
            static_cast<Method>(method),
            inverse_temperature,
            top_p},
@@ -78,14 +78,15 @@ ReverseCall make_reverse(const Tensor& scores, uintptr_t x_t, uintptr_t sigma, u
 }
 
 TransitionArguments make_transition(uintptr_t x_0, uintptr_t sigma, uintptr_t u, uintptr_t x_t,
-                                    int64_t batch, int64_t length, int graph, int64_t vocab) {
+                                    int64_t batch, int64_t length, int graph, int64_t vocab,
+                                    int64_t mask) {
   return {pointer<const int64_t>(x_0),
           pointer<const double>(sigma),
           pointer<const double>(u),
           pointer<int64_t>(x_t),
           batch,
           length,
-          {static_cast<Graph>(graph), vocab}};
+          {static_cast<Graph>(graph), vocab, mask}};
 }
 
 // Raises a RuntimeError that names the operation if a launch failed.

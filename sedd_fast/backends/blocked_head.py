@@ -9,6 +9,9 @@ the hidden states and of the weight:
     dh += g @ w              (R, H)
     dw = g.T @ h             (n, H)
 
+A mask that is the last state is not multiplied. Elsewhere it is the x_t of the rows, which a kernel
+leaves out of their sums, and its gradient is 0.
+
 The gradient of score entropy needs no normaliser, so one pass over the vocabulary is enough (a
 cross-entropy needs the logarithm of its sum first). The products are torch's own.
 
@@ -92,7 +95,7 @@ def losses_and_gradients(
     grad_dtype = gradient_dtype(linear.dtype)
     separate = with_grad and grad_dtype != linear.dtype
     score_bytes = linear.dtype.itemsize + separate * grad_dtype.itemsize
-    count, states = _sizes(linear, len(rows), entropy.vocab_size, needs, score_bytes)
+    count, states = _sizes(linear, len(rows), entropy.read_states, needs, score_bytes)
 
     memory = count * states if len(rows) else 0
     scores = kernel.empty((memory,), linear.hidden, linear.dtype)
@@ -109,8 +112,8 @@ def losses_and_gradients(
             h.masked_fill_(~terms.valid[:, None], 0)
         factor = h.to(grad_dtype) if with_grad else h
         total = _empty(h.shape, h, fp32_or_fp64(linear.dtype)) if needs.hidden else None
-        for begin in range(0, entropy.vocab_size, states):
-            at = slice(begin, min(begin + states, entropy.vocab_size))
+        for begin in range(0, entropy.read_states, states):
+            at = slice(begin, min(begin + states, entropy.read_states))
             w = linear.weight[at].to(linear.dtype)  # (n, H)
             f = _view(scores, h, w)
             g = _view(gradient, h, w) if with_grad else None
@@ -139,9 +142,10 @@ def _view(memory: Tensor, h: Tensor, w: Tensor) -> Tensor:
 
 
 def _sizes(
-    linear: Linear, rows: int, vocab_size: int, needs: NeedsGrad, score_bytes: float
+    linear: Linear, rows: int, most: int, needs: NeedsGrad, score_bytes: float
 ) -> tuple[int, int]:
-    """Rows and states at a time, for the workspace: all rows at once where that is possible.
+    """Rows and states at a time, ``most`` of these, for the workspace: all rows at once where that
+    is possible.
 
     A row costs its hidden state, the sum of its gradient and its part of a block.
     """
@@ -151,7 +155,7 @@ def _sizes(
     states = ROW_BYTES // item
     if linear.hidden.is_cuda:
         states = max(FEWEST, int((room // rows - row_bytes) / score_bytes) // MULTIPLE * MULTIPLE)
-    states = min(states, vocab_size)
+    states = min(states, most)
     return max(1, min(int(room / (row_bytes + states * score_bytes)), rows)), states
 
 
@@ -171,7 +175,7 @@ def _allocate(
         dtype = gradient_dtype(linear.weight.dtype)
         dtype = fp32_or_fp64(dtype) if several else dtype
         weight = kernel.empty(tuple(linear.weight.shape), linear.weight, dtype)
-        weight[entropy.vocab_size :] = 0
+        weight[entropy.read_states :] = 0
     if needs.bias:
         bias = linear.weight.new_zeros(len(linear.weight), dtype=fp32_or_fp64(linear.dtype))
     return hidden, weight, bias

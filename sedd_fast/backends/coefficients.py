@@ -59,7 +59,7 @@ def entropy_coefficients(entropy: EntropyInputs) -> EntropyCoefficients:
     log_e, inv_e = log_expm1(sigma), torch.exp(-sigma) / -torch.expm1(-sigma)
     zero = torch.zeros_like(log_e)
     if entropy.graph == "absorbing":
-        masked = x_t == entropy.vocab_size
+        masked = x_t == entropy.mask_index
         k = torch.where(masked, (-log_e - 1) * inv_e, zero)
         return EntropyCoefficients(masked.double(), zero, torch.where(masked, inv_e, zero), k)
     # rho = E / (E + V), not 1 - V / (E + V), which loses its digits at small sigma.
@@ -121,7 +121,7 @@ def reverse_coefficients(
             stay = (log_stay - shift).clamp(max=700).exp()
             # A row of no weight stays, however much noise is removed.
             gamma = torch.where(sum_exp == 0, one, stay - alpha * sum_exp)
-        masked = x_t == reverse.vocab_size
+        masked = x_t == reverse.mask_index
         alpha, gamma = torch.where(masked, alpha, zero), torch.where(masked, gamma, one)
         return _in_range(alpha, zero, gamma)
     unit = torch.exp(-shift)

@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor
 
-#: The codes of csrc/common/process.h and coefficients.h.
+from sedd_fast.backends.inputs import OpInputs
+
+#: The codes of csrc/common/dtype.h and process.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 GRAPHS = {"absorbing": 0, "uniform": 1}
 METHODS = {"analytic": 0, "euler": 1, "denoise": 2}
 TERMS = {"affine": 0, "square": 1, "log": 2}
+
+
+def process_codes(inputs: OpInputs) -> tuple[int, int, int]:
+    """Graph, number of tokens and mask of an operation's inputs: the ``Process`` of C++."""
+    return GRAPHS[inputs.graph], inputs.vocab_size, inputs.mask_index
 
 
 def address(tensor: Tensor | None) -> int:

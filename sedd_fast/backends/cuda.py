@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import reference
-from sedd_fast.backends.compiled import DTYPES, GRAPHS, METHODS, address
+from sedd_fast.backends.compiled import DTYPES, METHODS, address, process_codes
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.gpu import MOST_STATES, on, too_large
 from sedd_fast.backends.inputs import EntropyInputs, NoisingInputs, ReverseInputs
@@ -80,7 +80,7 @@ def sample_transition(noising: NoisingInputs) -> Tensor:
     noising = noising.contiguous()
     x_t = torch.empty_like(noising.x_0)
     addresses = map(address, (noising.x_0, noising.sigma, noising.u, x_t))
-    process = GRAPHS[noising.graph], noising.vocab_size
+    process = process_codes(noising)
     call = kernels().Transition(*addresses, *x_t.shape, *process)
     _launch(kernels().sample_transition, call, x_t)
     return x_t
@@ -121,7 +121,7 @@ def _launch_entropy(
     """Fill the loss (B, L), and the gradient (B, L, dim) of ``(scale * upstream * loss).sum()``."""
     entropy = entropy.contiguous()
     tensors = (entropy.sigma, entropy.x_t, entropy.x_0, entropy.row_weight)
-    process = GRAPHS[entropy.graph], entropy.vocab_size
+    process = process_codes(entropy)
     call = kernels().Entropy(_tensor(log_score), *map(address, tensors), *process)
     if loss is not None:
         call.set_loss(loss.data_ptr())
@@ -136,7 +136,7 @@ def reverse_step(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
     assert reverse.u is not None
     x_s = torch.empty_like(reverse.x_t)
     small = (reverse.x_t, reverse.sigma, reverse.dsigma, reverse.u, x_s)
-    process = GRAPHS[reverse.graph], reverse.vocab_size, METHODS[reverse.method]
+    process = *process_codes(reverse), METHODS[reverse.method]
     shares = reverse.inverse_temperature, reverse.top_p
     call = kernels().Reverse(_tensor(log_score), *map(address, small), *process, *shares)
     _launch(kernels().reverse_step, call, log_score)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sedd_fast.backends.coefficients import EntropyCoefficients, head_coefficients
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
-from sedd_fast.backends.inputs import EntropyInputs
+from sedd_fast.backends.inputs import EntropyInputs, is_token
 from sedd_fast.backends.products import product_dtype
 
 
@@ -146,9 +146,9 @@ class EntropyRows:
         here = entropy.at(at)
         self.rows = rows
         self.x_t, self.x_0 = here.x_t.squeeze(1), here.x_0.squeeze(1)  # (R,)
-        self.valid = (self.x_t >= 0) & (self.x_t < entropy.dim) & (self.x_0 >= 0)
-        self.valid &= (self.x_0 < entropy.vocab_size) & (here.sigma > 0)
-        self.valid &= torch.isfinite(here.sigma)
+        self.valid = (self.x_t >= 0) & (self.x_t < entropy.dim)
+        self.valid &= is_token(self.x_0, entropy.vocab_size, entropy.mask_index)
+        self.valid &= (here.sigma > 0) & torch.isfinite(here.sigma)
         if here.row_weight is not None:
             self.valid &= torch.isfinite(here.row_weight.squeeze(1))
         here = replace(here, sigma=torch.where(self.valid, here.sigma.double(), 1.0))

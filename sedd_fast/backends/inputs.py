@@ -1,7 +1,13 @@
 """The inputs of an operation besides log scores or a head: one class an operation.
 
 The public functions make them of tensors whose dtypes and shapes were checked, and every backend
-takes them. A graph is given by its kind and its number of tokens.
+takes them. A graph is given by three scalars; ``*process(graph)`` has them in this order:
+
+    graph       "absorbing" or "uniform"
+    vocab_size  V, the number of real tokens: all states but the mask
+    mask_index  the mask's state, NO_MASK where there is none
+
+The tensors are
 
     sigma, dsigma  (B,)               noise; what a reverse step removes
     x_t, x_0       (B, L) int64       noised and clean tokens
@@ -25,6 +31,9 @@ _Inputs = TypeVar("_Inputs", bound="OpInputs")
 EXTREME_FACTOR = 1e30
 
 
+#: The ``mask_index`` of a graph without a mask.
+NO_MASK = -1
+
 #: The inputs that are token ids; the others are real numbers.
 TOKENS = ("x_t", "x_0")
 
@@ -38,11 +47,20 @@ class OpInputs:
     TENSORS: ClassVar[tuple[str, ...]]
     graph: str
     vocab_size: int
+    mask_index: int
 
     @property
     def dim(self) -> int:
         """Number of states."""
-        return self.vocab_size + (self.graph == "absorbing")
+        return number_of_states(self.vocab_size, self.mask_index)
+
+    @property
+    def read_states(self) -> int:
+        """How many states, from the first, a head must form: a mask that is the last is not read.
+
+        A mask elsewhere is among them. It is x_t wherever a row is read, and so left out.
+        """
+        return self.vocab_size if self.mask_index == self.vocab_size else self.dim
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +101,7 @@ class OpInputs:
     def touched(self) -> Tensor:
         """(B, L) bool: the positions that carry a loss, or may move. Not for NoisingInputs."""
         tensors = self.tensors()
-        return touched(tensors["x_t"], tensors.get("row_weight"), self.graph, self.vocab_size)
+        return touched(tensors["x_t"], tensors.get("row_weight"), self.mask_index)
 
     def at(self: _Inputs, rows: Tensor) -> _Inputs:
         """The same for R positions b * L + i, each a sequence of its own: x_t (R, 1) and so on.
@@ -99,13 +117,31 @@ class OpInputs:
         return replace(self, **changed)  # type: ignore[type-var]
 
 
-def touched(x_t: Tensor, row_weight: Tensor | None, graph: str, vocab_size: int) -> Tensor:
+def number_of_states(vocab_size: int, mask_index: int) -> int:
+    """The real tokens, and the mask if there is one."""
+    return vocab_size + (mask_index != NO_MASK)
+
+
+def is_token(states: Tensor, vocab_size: int, mask_index: int) -> Tensor:
+    """bool: which states are real tokens, not the mask nor out of range."""
+    inside = (states >= 0) & (states < number_of_states(vocab_size, mask_index))
+    return inside & (states != mask_index)
+
+
+def tokens_in_words(vocab_size: int, mask_index: int) -> str:
+    """The real tokens, for messages: "0 .. 7", or "0 .. 8 without the mask 3"."""
+    if mask_index in (NO_MASK, vocab_size):
+        return f"0 .. {vocab_size - 1}"
+    return f"0 .. {vocab_size} without the mask {mask_index}"
+
+
+def touched(x_t: Tensor, row_weight: Tensor | None, mask_index: int) -> Tensor:
     """(B, L) bool: the positions that carry a loss of some weight, or may move.
 
-    An absorbing graph's are the masked ones, and those whose loss a weight that is not finite makes
+    With a mask they are the masked ones, and those whose loss a weight that is not finite makes
     NaN.
     """
-    found = x_t == vocab_size if graph == "absorbing" else torch.ones_like(x_t, dtype=torch.bool)
+    found = torch.ones_like(x_t, dtype=torch.bool) if mask_index == NO_MASK else x_t == mask_index
     return found if row_weight is None else row_weight * found != 0
 
 
@@ -119,6 +155,7 @@ class NoisingInputs(OpInputs):
     u: Tensor
     graph: str
     vocab_size: int
+    mask_index: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +169,7 @@ class EntropyInputs(OpInputs):
     row_weight: Tensor | None
     graph: str
     vocab_size: int
+    mask_index: int
     scale_by_sigma: bool = False
 
 
@@ -149,6 +187,7 @@ class ReverseInputs(OpInputs):
     u: Tensor | None
     graph: str
     vocab_size: int
+    mask_index: int
     method: str
     scale_by_sigma: bool = False
     temperature: float = 1.0
@@ -182,3 +221,4 @@ class RowSumInputs(OpInputs):
     term: str
     graph: str
     vocab_size: int
+    mask_index: int

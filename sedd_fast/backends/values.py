@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.inputs import OpInputs
+from sedd_fast.backends.inputs import NO_MASK, OpInputs, is_token, tokens_in_words
 from sedd_fast.backends.tracing import is_traced
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -63,7 +63,7 @@ def check(inputs: OpInputs) -> None:
             bad = (value < 0) | (value >= inputs.dim)
             _refuse(bad, name, value, f"hold states 0 .. {inputs.dim - 1}")
         elif name == "x_0":
-            _check_clean(value, inputs.graph, inputs.vocab_size)
+            _check_clean(value, inputs.vocab_size, inputs.mask_index)
         elif name == "u":
             check_uniforms(value)
 
@@ -106,15 +106,17 @@ def _first(bad: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in bad.nonzero()[0])
 
 
-def _check_clean(x_0: Tensor, graph: str, vocab_size: int) -> None:
-    masked = x_0 == vocab_size
-    if graph == "absorbing" and bool(masked.any()):
+def _check_clean(x_0: Tensor, vocab_size: int, mask_index: int) -> None:
+    bad = ~is_token(x_0, vocab_size, mask_index)
+    if not bool(bad.any()):
+        return
+    masked = x_0 == mask_index
+    if mask_index != NO_MASK and bool(masked.any()):
         raise ValueError(
-            f"x_0 holds the mask ({vocab_size}) at position {_first(masked)}; clean text has none: "
+            f"x_0 holds the mask ({mask_index}) at position {_first(masked)}; clean text has none: "
             "pass the tokens before noise as x_0"
         )
-    bad = (x_0 < 0) | (x_0 >= vocab_size)
-    _refuse(bad, "x_0", x_0, f"hold tokens 0 .. {vocab_size - 1}")
+    _refuse(bad, "x_0", x_0, f"hold tokens {tokens_in_words(vocab_size, mask_index)}")
 
 
 def _refuse(bad: Tensor, name: str, value: Tensor, expected: str) -> None:

@@ -105,6 +105,10 @@ class _Fused(Graph):
         return self._graph.dim
 
     @property
+    def mask_index(self) -> int | None:
+        return self._graph.mask_index
+
+    @property
     def absorb(self) -> bool:
         return self._graph.mask_index is not None
 

@@ -101,7 +101,9 @@ class Estimator:
         m = order.sort(-1).values.gather(-1, count[:, None] - 1)  # (R, 1)
         masked = order <= m
         sigma = self._trained(-torch.log1p(-m.squeeze(-1)))  # (R,)
-        x_t = torch.where(masked, self.graph.vocab_size, x_0)
+        mask = self.graph.mask_index
+        assert mask is not None  # over_masks
+        x_t = torch.where(masked, mask, x_0)
         weight = length / count.double()
         if self.mode == "normalised":
             weight = weight[:, None].expand(x_0.shape)
@@ -176,12 +178,12 @@ def check_clean(x_0: Tensor, graph: Graph, name: str = "x_0") -> None:
     """Raise unless x_0 (B, L) int64, called `name` in messages, holds tokens of the vocabulary."""
     check_graph(graph)
     check_tokens(name, x_0)
-    bad = (x_0 < 0) | (x_0 >= graph.vocab_size)
+    bad = ~graph.is_token(x_0)
     if bool(bad.any()):
         row, column = (int(i) for i in bad.nonzero()[0])
         raise ValueError(
             f"{name} holds {int(x_0[row, column])} at position ({row}, {column}); clean tokens are "
-            f"0 .. {graph.vocab_size - 1}: have model and tokenizer the same vocabulary?"
+            f"{graph.tokens_in_words}: have model and tokenizer the same vocabulary?"
         )
 
 

@@ -84,8 +84,8 @@ def noised(
         x_t (R, L), and the probability P (R,) float64 of what is left out: 0 where P is below 1 %,
         and nothing is left out.
     """
-    length, vocab, absorbing = x_0.shape[1], graph.vocab_size, graph.mask_index is not None
-    p = -torch.expm1(-sigma) * (1 if absorbing else (vocab - 1) / vocab)
+    length, vocab, mask = x_0.shape[1], graph.vocab_size, graph.mask_index
+    p = -torch.expm1(-sigma) * ((vocab - 1) / vocab if mask is None else 1)
     log_stay = torch.log1p(-p)
     left_out = torch.exp(length * log_stay)
     left_out = torch.where(left_out > _RARE, left_out, 0.0)
@@ -94,5 +94,5 @@ def noised(
     place = torch.arange(length, device=x_0.device)
     moves = (place == first) | ((place > first) & (u[..., 0] < p[:, None]))
     other = (x_0 + 1 + (u[..., 1] * (vocab - 1)).long()) % vocab
-    target = torch.full_like(x_0, vocab) if absorbing else other
+    target = other if mask is None else torch.full_like(x_0, mask)
     return torch.where(moves, target, x_0), left_out

@@ -10,6 +10,7 @@ from sedd_fast.backends.coefficients import entropy_coefficients
 from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.ops import row_sums
+from sedd_fast.ops._arguments import process
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ConcreteScoreMatching(Objective):
 
     def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
         x_t, x_0, weight, level = noised
-        entropy = EntropyInputs(level.sigma, x_t, x_0, None, self.graph.kind, self.graph.vocab_size)
+        entropy = EntropyInputs(level.sigma, x_t, x_0, None, *process(self.graph))
         # c + b = r at x_0 and b = r elsewhere, up to the factor w: the ratios of score entropy.
         a, b, c, _ = entropy_coefficients(entropy)
         touched = (a > 0) & (weight != 0)

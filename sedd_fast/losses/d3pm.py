@@ -12,7 +12,7 @@ from sedd_fast.losses.objective import Level, NoisedBatch, Objective
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.interface import ScoreModel
 from sedd_fast.ops import row_sums
-from sedd_fast.ops._arguments import check_count
+from sedd_fast.ops._arguments import check_count, process
 from sedd_fast.process.graphs import Graph
 
 
@@ -87,8 +87,7 @@ def _uniform_divergence(log_score: Tensor, noised: NoisedBatch, graph: Graph) ->
     read = weight != 0
     total, log_x_0 = row_sums(log_score, x_t, x_0, graph, "affine", read.double())
     # The step's probabilities: alpha s_y + beta, and gamma for x_t; their sum is always 1.
-    process = graph.kind, graph.vocab_size, "analytic"
-    step = ReverseInputs(x_t, level.sigma, level.removed, None, *process)
+    step = ReverseInputs(x_t, level.sigma, level.removed, None, *process(graph), "analytic")
     alpha, beta, gamma = reverse_coefficients(step, total, torch.zeros_like(total))
     mass = graph.vocab_size * kept_and_lost(step)[0]
     alpha, gamma = alpha / mass, gamma / mass

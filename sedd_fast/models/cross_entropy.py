@@ -151,7 +151,7 @@ def _check_tokens(like: Tensor, x_t: Tensor, x_0: Tensor, graph: Graph) -> None:
         )
     arguments.check_all_tokens({"x_t": x_t, "x_0": x_0}, like, "logits")
     sigma = torch.ones(len(x_t), dtype=torch.float64, device=x_t.device)
-    values.check(EntropyInputs(sigma, x_t, x_0, None, graph.kind, graph.vocab_size))
+    values.check(EntropyInputs(sigma, x_t, x_0, None, *arguments.process(graph)))
 
 
 def _is_static(tensor: Tensor) -> bool:

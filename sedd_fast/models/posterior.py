@@ -175,5 +175,5 @@ def _checked(logits: Tensor, sigma: Tensor | float, x_t: Tensor, graph: Graph) -
     arguments.check_tokens("x_t", x_t, tuple(logits.shape[:2]))
     arguments.check_device("x_t", x_t, logits, "logits")
     sigma = arguments.per_sequence("sigma", sigma, x_t)
-    values.check(ReverseInputs(x_t, sigma, sigma, None, graph.kind, graph.vocab_size, "denoise"))
+    values.check(ReverseInputs(x_t, sigma, sigma, None, *arguments.process(graph), "denoise"))
     return sigma.double()

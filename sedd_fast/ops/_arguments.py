@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sedd_fast.backends.compiled import DTYPES
+from sedd_fast.backends.inputs import NO_MASK
 from sedd_fast.names import GRAPHS, Reduction, StepMethod
 
 
@@ -26,11 +27,13 @@ class GraphLike(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def dim(self) -> int: ...
+    @property
+    def mask_index(self) -> int | None: ...
 
 
 def check_graph(graph: GraphLike) -> None:
     """TypeError unless ``graph`` is a graph, ValueError for a process of another kind."""
-    if not (hasattr(graph, "kind") and hasattr(graph, "vocab_size") and hasattr(graph, "dim")):
+    if not all(hasattr(graph, name) for name in ("kind", "vocab_size", "dim", "mask_index")):
         raise TypeError(
             f"graph must be sedd_fast.Absorbing(V) or sedd_fast.Uniform(V), "
             f"got {type(graph).__name__}"
@@ -41,6 +44,12 @@ def check_graph(graph: GraphLike) -> None:
             f"graph has kind {graph.kind!r}; known here are {', '.join(GRAPHS)}"
             + hint * (graph.kind == "dense")
         )
+
+
+def process(graph: GraphLike) -> tuple[str, int, int]:
+    """The scalars that stand for a graph in the inputs of an operation (``backends.inputs``)."""
+    mask = graph.mask_index
+    return graph.kind, graph.vocab_size, NO_MASK if mask is None else mask
 
 
 def without_gradient(value: Tensor) -> Tensor:
@@ -107,7 +116,7 @@ def check_rows(log_score: Tensor, graph: GraphLike, **tokens: Tensor) -> None:
             "add the missing dimension with unsqueeze"
         )
     if log_score.shape[-1] != graph.dim:
-        mask = " (the mask is the last)" if graph.dim != graph.vocab_size else ""
+        mask = "" if graph.mask_index is None else f" (the mask is {graph.mask_index})"
         raise ValueError(
             f"log_score has {log_score.shape[-1]} states in its last dimension, but the "
             f"{graph.kind} graph over {graph.vocab_size} tokens has {graph.dim}{mask}; "

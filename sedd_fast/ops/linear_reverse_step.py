@@ -69,5 +69,5 @@ def linear_reverse_step(
     _linear.check_inputs(hidden, graph, scale_by_sigma, x_t=x_t)
     sigma, dsigma = arguments.noise_removed(sigma, dsigma, method, x_t)
     drawn = uniforms(x_t, u, generator)
-    process = (graph.kind, graph.vocab_size, method, scale_by_sigma, *shares)
+    process = (*arguments.process(graph), method, scale_by_sigma, *shares)
     return linear_reverse_step_op(linear, ReverseInputs(x_t, sigma, dsigma, drawn, *process))

@@ -157,7 +157,7 @@ def linear_score_entropy(
     sigma = arguments.per_sequence("sigma", sigma, x_t).double()
     row_weight = arguments.per_position("row_weight", row_weight, x_t)
     row_weight = None if row_weight is None else row_weight.double()
-    process = graph.kind, graph.vocab_size, scale_by_sigma
+    process = *arguments.process(graph), scale_by_sigma
     entropy = EntropyInputs(sigma, x_t, x_0, row_weight, *process)
     needs = NeedsGrad(*(x is not None and x.requires_grad for x in (hidden, weight, bias)))
     if reduction != "none" and any(needs) and _linear.gradients_ahead():

@@ -118,7 +118,7 @@ def reverse_step(
     sigma, dsigma = _checked(log_score, x_t, sigma, dsigma, graph, method)
     shares = arguments.check_shares(temperature, top_p)
     drawn = uniforms(x_t, u, generator)
-    process = (graph.kind, graph.vocab_size, method, False, *shares)
+    process = (*arguments.process(graph), method, False, *shares)
     scores = arguments.without_gradient(log_score)
     return reverse_step_op(scores, ReverseInputs(x_t, sigma, dsigma, drawn, *process))
 
@@ -146,7 +146,7 @@ def reverse_probs(
     """
     sigma, dsigma = _checked(log_score, x_t, sigma, dsigma, graph, method)
     shares = arguments.check_shares(temperature, top_p)
-    process = (graph.kind, graph.vocab_size, method, False, *shares)
+    process = (*arguments.process(graph), method, False, *shares)
     return reverse_probs_op(log_score, ReverseInputs(x_t, sigma, dsigma, None, *process))
 
 

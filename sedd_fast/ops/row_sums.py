@@ -94,10 +94,10 @@ def row_sums(
     arguments.check_rows(log_score, graph, x_t=x_t, x_0=x_0)
     scale = arguments.per_position("a", a, x_t)
     scale = torch.ones_like(x_t, dtype=torch.float64) if scale is None else scale.double()
-    if graph.dim != graph.vocab_size:
-        scale = scale * (x_t == graph.vocab_size)  # not where(): a NaN must not go unseen
+    if graph.mask_index is not None:
+        scale = scale * (x_t == graph.mask_index)  # not where(): a NaN must not go unseen
     shift = arguments.per_position("b", b, x_t, differentiable=True)
     shift = torch.zeros_like(scale) if shift is None else shift.double()
-    sums = RowSumInputs(x_t, x_0, scale, shift, term, graph.kind, graph.vocab_size)
+    sums = RowSumInputs(x_t, x_0, scale, shift, term, *arguments.process(graph))
     total, log_x_0, _ = row_sums_op(log_score, sums)
     return total, log_x_0

@@ -33,7 +33,7 @@ def sample_transition(
     (uniform; it may draw itself again).
 
     Args:
-        x_0: (B, L) int64, clean tokens 0 .. V-1.
+        x_0: (B, L) int64, clean tokens: states other than the mask.
         sigma: total noise, a number, (B,) or (B, 1); positive.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         generator: source of the uniforms; torch's default one if None.
@@ -51,4 +51,4 @@ def sample_transition(
     arguments.check_tokens("x_0", x_0)
     sigma = arguments.per_sequence("sigma", sigma, x_0)
     drawn = uniforms(x_0, u, generator)
-    return sample_transition_op(NoisingInputs(x_0, sigma, drawn, graph.kind, graph.vocab_size))
+    return sample_transition_op(NoisingInputs(x_0, sigma, drawn, *arguments.process(graph)))

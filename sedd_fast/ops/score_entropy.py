@@ -161,4 +161,4 @@ def _checked(
     arguments.check_rows(log_score, graph, x_t=x_t, x_0=x_0)
     sigma = arguments.per_sequence("sigma", sigma, x_t)
     row_weight = arguments.per_position("row_weight", row_weight, x_t)
-    return EntropyInputs(sigma, x_t, x_0, row_weight, graph.kind, graph.vocab_size)
+    return EntropyInputs(sigma, x_t, x_0, row_weight, *arguments.process(graph))

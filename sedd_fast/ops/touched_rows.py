@@ -71,7 +71,8 @@ def touched_rows(
     arguments.check_graph(graph)
     arguments.check_tokens("x_t", x_t)
     weight = arguments.per_position("row_weight", row_weight, x_t)
-    where = touched(x_t, weight, graph.kind, graph.vocab_size).flatten()
+    _, _, mask_index = arguments.process(graph)
+    where = touched(x_t, weight, mask_index).flatten()
     if max_rows is not None:
         max_rows = arguments.check_count("max_rows", max_rows, hint="; B * L always suffices")
         number, rows = where.sum(), _touched_first(where)[:max_rows]

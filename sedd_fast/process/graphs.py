@@ -1,22 +1,23 @@
 """The two noise processes on tokens, as graphs whose edges are the jumps that noise makes.
 
-``Absorbing(V)`` sends every token to a mask (state ``V``), ``Uniform(V)`` to a token chosen
-uniformly. A graph is a small frozen value: the operations read its kind and size. The dense
-formulas below (one row or matrix at a time) are for study, tests and small vocabularies; training
-and sampling never build them.
+``Absorbing(V)`` sends every token to a mask, a state of its own, ``Uniform(V)`` to a token chosen
+uniformly. A graph is a small frozen value: the operations read its kind, its size and its mask. The
+dense formulas below (one row or matrix at a time) are for study, tests and small vocabularies;
+training and sampling never build them.
 
 Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 3.3 and equations 15-16.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.types import Device
 
+from sedd_fast.backends.inputs import is_token, tokens_in_words
 from sedd_fast.names import GRAPH_NAMES, GraphName
-from sedd_fast.ops._arguments import check_choice, check_count
+from sedd_fast.ops._arguments import check_choice, check_count, process
 from sedd_fast.ops._uniforms import Generator, RowStreams
 
 
@@ -25,8 +26,9 @@ class Graph:
     """A noise process over ``vocab_size`` real tokens; use :class:`Absorbing` or :class:`Uniform`.
 
     Attributes:
-        vocab_size: number V of real tokens, 0 .. V-1.
+        vocab_size: number V of real tokens: all states but the mask.
         kind: ``"absorbing"`` or ``"uniform"``, the name that the operations take.
+        mask_index: the mask's state, or None where there is none.
 
     Raises:
         TypeError: ``vocab_size`` is not an int.
@@ -35,6 +37,7 @@ class Graph:
 
     vocab_size: int
     kind: ClassVar[str]
+    mask_index: int | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         remedy = "; pass the number of real tokens, the mask not counted, e.g. Absorbing(50257)"
@@ -46,10 +49,14 @@ class Graph:
         """Number of states, the last dimension of a log-score tensor."""
         return self.vocab_size
 
+    def is_token(self, states: Tensor) -> Tensor:
+        """Whether each state is a real token; int64 -> bool, of the same shape."""
+        return is_token(states, *process(self)[1:])
+
     @property
-    def mask_index(self) -> int | None:
-        """The mask's state, or None where there is none."""
-        return None
+    def tokens_in_words(self) -> str:
+        """The real tokens, for messages: "0 .. 7", or "0 .. 8 without the mask 3"."""
+        return tokens_in_words(*process(self)[1:])
 
     def rate_matrix(self) -> Tensor:
         """The generator Q, (dim, dim) float64; column i holds the rates out of state i.
@@ -76,25 +83,45 @@ class Graph:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Absorbing(Graph):
     """Every token falls to the mask with rate 1 and stays there; ``dim`` is V + 1.
+
+    Args:
+        vocab_size: number V of real tokens, the mask not counted.
+        mask_index: the mask's state, any of 0 .. V; the last one, V, if None. All other states are
+            real tokens, so a vocabulary that has its mask among the tokens keeps its numbers.
+
+    Raises:
+        TypeError: an argument is not an int.
+        ValueError: ``vocab_size`` is below 2, or ``mask_index`` is no state.
 
     Example:
         >>> graph = Absorbing(50257)
         >>> graph.dim, graph.mask_index
         (50258, 50257)
+        >>> Absorbing(126463, mask_index=126336).dim  # LLaDA
+        126464
     """
 
     kind = "absorbing"
+    mask_index: int
+
+    def __init__(self, vocab_size: int, mask_index: int | None = None) -> None:
+        super().__init__(vocab_size)
+        last = self.vocab_size
+        if mask_index is not None:
+            remedy = f"; the states of {last} tokens and a mask are 0 .. {last}"
+            mask_index = check_count("mask_index", mask_index, 0, remedy, most=last)
+        object.__setattr__(self, "mask_index", last if mask_index is None else mask_index)
+
+    def __repr__(self) -> str:
+        mask = "" if self.mask_index == self.vocab_size else f", mask_index={self.mask_index}"
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}{mask})"
 
     @property
     def dim(self) -> int:
         return self.vocab_size + 1
-
-    @property
-    def mask_index(self) -> int:
-        return self.vocab_size
 
     def rate_matrix(self) -> Tensor:
         rates = -torch.eye(self.dim, dtype=torch.float64)

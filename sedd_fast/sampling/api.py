@@ -225,12 +225,12 @@ def _check_method(method: str) -> None:
 
 def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
     arguments.check_mask("known", known, tokens)
-    bad = known & ((tokens < 0) | (tokens >= graph.vocab_size))
+    bad = known & ~graph.is_token(tokens)
     if bool(bad.any()):
         row, column = (int(i) for i in bad.nonzero()[0])
         token = int(tokens[row, column])
         what = "the mask" if token == graph.mask_index else "outside the vocabulary"
         raise ValueError(
             f"tokens holds {token} at known position ({row}, {column}), which is {what}; known "
-            f"tokens are 0 .. {graph.vocab_size - 1}: set known to False where one is to be drawn"
+            f"tokens are {graph.tokens_in_words}: set known to False where one is to be drawn"
         )

@@ -64,7 +64,8 @@ class OneCallSampler(GridSampler):
         after = self.process.step(x, self.sigma[i], self.removed[i], self.method)
         if self.r is None:
             return after
-        mask = self.process.graph.vocab_size
+        mask = self.process.graph.mask_index
+        assert mask is not None  # SamplerConfig.check_graph
         self.process.begin_draw(i, 1)
         u = uniform(x.shape, x.device, self.process.generator)
         again = (x != mask) & (u < self.r[i])

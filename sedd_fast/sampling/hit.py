@@ -42,7 +42,9 @@ class HitSampler:
 
     def __init__(self, process: ReverseProcess, x: Tensor) -> None:
         self.process = process
-        masked = x.cpu() == process.graph.vocab_size
+        mask = process.graph.mask_index
+        assert mask is not None  # SamplerConfig.check_graph
+        masked = torch.eq(x.cpu(), mask)
         first = process.noise.sigma(torch.ones((), dtype=torch.float64))
         # m(tau): P(still masked at t) = m(t) / m(1)
         # Of every position: its time, and the two numbers of its token.

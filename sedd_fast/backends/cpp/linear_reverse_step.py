@@ -46,7 +46,7 @@ class _Step:
     def __init__(self, linear: Linear, reverse: ReverseInputs) -> None:
         self.linear, self.reverse = linear, reverse
         self.x_s = reverse.x_t.clone()
-        self.weight = linear.weight[: reverse.vocab_size]
+        self.weight = linear.weight[: reverse.read_states]
         self.bias = linear.bias_fp32()
         self.states = min(ROW_BYTES // linear.dtype.itemsize, len(self.weight))
         blocks = -(-len(self.weight) // self.states)
@@ -99,7 +99,7 @@ class _Step:
             w = self._block(begin)
             for some in (chosen == block).nonzero().squeeze(1).split(DRAWN):
                 f = torch.mm(hidden[some], w.T) + self.bias[begin : begin + len(w)]
-                if self.reverse.graph == "uniform":  # its score is not read, whatever it is
+                if len(self.weight) == self.reverse.dim:  # x_t is among them; it is not read
                     own = self.reverse.x_t.flatten()[rows[some], None] - begin
                     f.masked_fill_(torch.arange(len(w)) == own, -torch.inf)
                 weights = (f - f.amax(1, keepdim=True)).exp()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.compiled import GRAPHS, METHODS
+from sedd_fast.backends.compiled import METHODS, process_codes
 from sedd_fast.backends.cpp.module import kernels, reals, scores
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.inputs import ReverseInputs
@@ -35,7 +35,7 @@ def reverse_probs(log_score: Tensor, reverse: ReverseInputs) -> Tensor:
 def _inputs(log_score: Tensor, reverse: ReverseInputs) -> object:
     """Addresses; ``reverse`` is contiguous, and its owner keeps it."""
     tensors = reverse.x_t.data_ptr(), reals(reverse.sigma), reals(reverse.dsigma)
-    process = GRAPHS[reverse.graph], reverse.vocab_size, METHODS[reverse.method]
+    process = *process_codes(reverse), METHODS[reverse.method]
     shares = reverse.inverse_temperature, reverse.top_p
     return kernels().ReverseInputs(
         scores(log_score), *tensors, *process, reverse.scale_by_sigma, *shares

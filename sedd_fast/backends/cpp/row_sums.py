@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.compiled import GRAPHS, TERMS, address
+from sedd_fast.backends.compiled import TERMS, address, process_codes
 from sedd_fast.backends.cpp.module import kernels, scores
 from sedd_fast.backends.inputs import RowSumInputs
 
@@ -35,5 +35,5 @@ def row_sums_backward(
 def _inputs(log_score: Tensor, sums: RowSumInputs) -> object:
     """Addresses; ``sums`` is contiguous, and its owner keeps it."""
     addresses = map(address, (sums.x_t, sums.x_0, sums.a, sums.b))
-    process = GRAPHS[sums.graph], sums.vocab_size
+    process = process_codes(sums)
     return kernels().RowSumsInputs(scores(log_score), *addresses, TERMS[sums.term], *process)

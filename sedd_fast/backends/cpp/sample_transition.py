@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.compiled import GRAPHS
+from sedd_fast.backends.compiled import process_codes
 from sedd_fast.backends.cpp.module import kernels, reals
 from sedd_fast.backends.inputs import NoisingInputs
 
@@ -15,7 +15,7 @@ def sample_transition(noising: NoisingInputs) -> Tensor:
     noising = noising.contiguous(keep_fp32=True)
     x_t = torch.empty_like(noising.x_0)
     tensors = noising.x_0.data_ptr(), reals(noising.sigma), noising.u.data_ptr(), x_t.data_ptr()
-    process = GRAPHS[noising.graph], noising.vocab_size
+    process = process_codes(noising)
     run = kernels().sample_transition
     if not run(*tensors, *x_t.shape, *process, torch.get_num_threads()):
         values.check(noising)

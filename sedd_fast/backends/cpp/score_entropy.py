@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import values
-from sedd_fast.backends.compiled import GRAPHS
+from sedd_fast.backends.compiled import process_codes
 from sedd_fast.backends.cpp.module import kernels, reals, scores
 from sedd_fast.backends.dtypes import at_least_fp32, fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.inputs import EntropyInputs
@@ -49,5 +49,5 @@ def _inputs(log_score: Tensor, entropy: EntropyInputs) -> object:
     """Addresses; ``entropy`` is contiguous, and its owner keeps it."""
     return kernels().EntropyInputs(
         scores(log_score), reals(entropy.sigma), entropy.x_t.data_ptr(), entropy.x_0.data_ptr(),
-        reals(entropy.row_weight), GRAPHS[entropy.graph], entropy.vocab_size,
+        reals(entropy.row_weight), *process_codes(entropy),
     )  # fmt: skip

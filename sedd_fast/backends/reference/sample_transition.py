@@ -11,6 +11,6 @@ def sample_transition(noising: NoisingInputs) -> Tensor:
     x_0, u, size = noising.x_0, noising.u, noising.vocab_size
     noised = u[..., 0] < -torch.expm1(-noising.sigma.double())[:, None]
     if noising.graph == "absorbing":
-        return torch.where(noised, size, x_0).contiguous()
+        return torch.where(noised, noising.mask_index, x_0).contiguous()
     token = (u[..., 1] * size).long().clamp(max=size - 1)
     return torch.where(noised, token, x_0).contiguous()

@@ -53,7 +53,7 @@ class _Step:
 
         self.kernel, self.operands = kernel, tiles.Operands
         self.linear, self.reverse = linear, reverse
-        self.weight = linear.weight[: reverse.vocab_size]
+        self.weight = linear.weight[: reverse.read_states]
         self.bias = linear.bias_fp32()[: len(self.weight)]
         self.groups = -(-len(self.weight) // kernel.group_states(linear.dtype))
         self.states = len(self.weight)
@@ -78,10 +78,10 @@ class _Step:
         memory = hidden.new_empty((2, self.groups, len(hidden)), dtype=torch.float32)
         made = self.kernel.GroupSums(*memory)
         x_t = self.reverse.x_t.flatten()[rows.clamp(min=0)]
-        uniform = self.reverse.graph == "uniform"
+        leave_out = len(self.weight) == self.reverse.dim  # x_t is among the states
         for first in range(0, len(self.weight), self.states):
             at = slice(first, first + self.states)
             part = self.weight[at].to(hidden.dtype)
             block = self.operands(hidden, part, self.bias[at], live)
-            self.kernel.launch_sums(block, x_t, made, first, uniform)
+            self.kernel.launch_sums(block, x_t, made, first, leave_out)
         return made

@@ -46,12 +46,13 @@ def _losses_and_gradients(
     rows = touched(entropy) if linear.rows is None else linear.rows.contiguous()
     scale = grad_scale.contiguous() if isinstance(grad_scale, Tensor) else grad_scale
     bias = None if linear.bias is None else linear.bias.contiguous()
-    uniform, vocab, with_grad = entropy.graph == "uniform", entropy.vocab_size, any(needs)
+    uniform, with_grad = entropy.graph == "uniform", any(needs)
+    end, mask = entropy.read_states, entropy.mask_index
     grad_dtype = gradient_dtype(linear.dtype) if with_grad else linear.dtype
     count, states = _plan(linear, entropy, needs, len(rows))
     width = linear.hidden.shape[2]
     loss = linear.hidden.new_zeros(linear.hidden.shape[:2], dtype=torch.float32)
-    of_hidden, of_weight, of_bias = _allocate(linear, vocab, needs, len(rows), count)
+    of_hidden, of_weight, of_bias = _allocate(linear, end, needs, len(rows), count)
 
     empty = functools.partial(torch.empty, device=linear.hidden.device)
     room = count if len(rows) else 0
@@ -70,19 +71,20 @@ def _losses_and_gradients(
         factor = hidden.to(grad_dtype)  # products take operands of one dtype
         total = None if total_memory is None else total_memory[:size]
         partial = kernel.PartialSums.like(memory[:size], uniform, needs.bias)
-        for begin in range(0, vocab, states):
-            at = slice(begin, min(begin + states, vocab))
+        for begin in range(0, end, states):
+            at = slice(begin, min(begin + states, end))
             w, n = _evened(linear.weight[at], linear.dtype), at.stop - begin
             f = torch.mm(hidden, w.T, out=memory[:size, : len(w)])
             g = gradient_memory[:size, : len(w)] if with_grad else None
             b = None if bias is None else bias[at]
             used = None if g is None else g[:, :n]
-            kernel.launch(f[:, :n], b, used, (tokens, terms), partial, begin)
+            with_x_t = uniform or begin <= mask < at.stop
+            kernel.launch(f[:, :n], b, used, (tokens, terms), partial, begin, with_x_t)
             if g is not None and total is not None:
                 accumulate(total, g, w.to(g.dtype), again=begin > 0)
             if used is not None and of_weight is not None:
                 accumulate(of_weight[at], used.T, factor, again)
-            last = at.stop if at.stop < vocab else None  # it also sets what lies beyond to 0
+            last = at.stop if at.stop < end else None  # it also sets what lies beyond to 0
             columns = None if of_bias is None else of_bias[begin:last]
             kernel.launch_sums(partial, sums, columns, n, begin > 0, again)
         into = None if total is None or of_hidden is None else (total, of_hidden)
@@ -115,15 +117,17 @@ def _plan(linear: Linear, entropy: EntropyInputs, needs: NeedsGrad, rows: int) -
     row_bytes = width * (item + 4 * needs.hidden + separate) + 5 * 4 + 2 * 4 + 2 * 8
     score_bytes = item + separate + 4 * (1 + uniform) / tile.states
     score_bytes += needs.bias * 4 / tile.group
-    size = rows, entropy.vocab_size, width, linear.workspace
+    size = rows, entropy.read_states, width, linear.workspace
     head = head_plan.Head(*size, row_bytes, score_bytes)
     return head_plan.plan(head, multiprocessors(linear.hidden.device))
 
 
 def _allocate(
-    linear: Linear, vocab_size: int, needs: NeedsGrad, rows: int, count: int
+    linear: Linear, states: int, needs: NeedsGrad, rows: int, count: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Memory for the wanted gradients, with zeros where no row and no state will write."""
+    """Memory for the wanted gradients, with zeros where no row and none of the first ``states``
+    will write.
+    """
     hidden = weight = bias = None
     if needs.hidden:
         dtype = gradient_dtype(linear.hidden.dtype)
@@ -132,7 +136,7 @@ def _allocate(
         dtype = gradient_dtype(linear.weight.dtype)
         dtype = fp32_or_fp64(dtype) if rows > count else dtype  # several chunks add up in it
         weight = linear.weight.new_empty(linear.weight.shape, dtype=dtype)
-        unwritten = weight[vocab_size:] if rows else weight
+        unwritten = weight[states:] if rows else weight
         if len(unwritten):
             unwritten.zero_()
     if needs.bias:
