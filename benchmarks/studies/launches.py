@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sedd_fast.backends.inputs import EntropyInputs, NoisingInputs, ReverseInputs, RowSumInputs
+from sedd_fast.backends.inputs import (
+    NO_MASK,
+    EntropyInputs,
+    NoisingInputs,
+    ReverseInputs,
+    RowSumInputs,
+)
 
 GRAPHS = ("absorbing", "uniform")
 METHODS = ("analytic", "euler", "denoise")
@@ -32,6 +38,11 @@ class Launch:
     name: str
     kernel: Any  # triton.JITFunction
     run: Callable[[], None]
+
+
+def process(graph: str, vocab: int) -> tuple[str, int, int]:
+    """A graph as the inputs take it; its mask is the last state."""
+    return graph, vocab, vocab if graph == "absorbing" else NO_MASK
 
 
 def scores(dim: int, dtype: torch.dtype, layout: str = "") -> Tensor:
@@ -70,7 +81,7 @@ def entropy_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
             grad = {"backward": dtype, "with_grad": grad_dtype}.get(kind)
             arguments = (
                 scores(dim, dtype, layout),
-                EntropyInputs(sigma, tokens, tokens, weight, graph, vocab),
+                EntropyInputs(sigma, tokens, tokens, weight, *process(graph, vocab)),
                 weight if kind == "backward" else None,
                 None if kind == "backward" else loss,
                 grad and scores(dim, grad),
@@ -94,7 +105,7 @@ def reverse_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
         for form in (*METHODS, "analytic strided", "euler offset", "euler many"):
             method, _, layout = form.partition(" ")
             of = scores(dim, dtype, layout)
-            batch = ReverseInputs(tokens, sigma, sigma, u, graph, vocab, method)
+            batch = ReverseInputs(tokens, sigma, sigma, u, *process(graph, vocab), method)
             variants = {"": batch}
             if graph == "absorbing":
                 variants[" scaled"] = replace(batch, scale_by_sigma=True)
@@ -111,7 +122,7 @@ def sums_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
 
     tokens, number, dim = small(torch.int64), small(torch.float64), vocab + 1
     for term in op.TERMS:
-        sums = RowSumInputs(tokens, tokens, number, number, term, "absorbing", vocab)
+        sums = RowSumInputs(tokens, tokens, number, number, term, *process("absorbing", vocab))
         for form, upstream, last in (
             ("sum", None, number),
             ("backward", (number, number), scores(dim, dtype)),
@@ -145,11 +156,13 @@ def head_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
                 into = (memory if apart.dtype == dtype else apart)[:, :count] if grad else None
                 of_bias = small(dtype, count) if bias else None
                 arguments = (memory[:, :count], of_bias, into, of_rows, partial, first)
-                yield Launch(
-                    f"linear_score_entropy {graph} {form}, {block} block",
-                    op._linear_score_entropy,
-                    lambda a=arguments: op.launch(*a),
-                )
+                for with_x_t in (True,) if uniform else (False, True):
+                    with_mask = ", mask among the tokens" * (with_x_t and not uniform)
+                    yield Launch(
+                        f"linear_score_entropy {graph} {form}, {block} block{with_mask}",
+                        op._linear_score_entropy,
+                        lambda a=(*arguments, with_x_t): op.launch(*a),
+                    )
         call = (partial, sums, small(torch.float32, states), states, True, False)
         yield Launch(
             f"linear_score_entropy {graph} sums", op._add_sums, lambda a=call: op.launch_sums(*a)
@@ -171,7 +184,7 @@ def head_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     for graph in GRAPHS:
         uniform = graph == "uniform"
         sigma = small(torch.float64, BATCH)
-        batch = EntropyInputs(sigma, tokens, tokens, weight, graph, vocab, not uniform)
+        batch = EntropyInputs(sigma, tokens, tokens, weight, *process(graph, vocab), not uniform)
         operands = hidden, small(dtype, vocab + 1, width), small(dtype, vocab + 1)
         made = small(torch.float32, rows, width), small(grad_dtype, BATCH, LENGTH, width)
         sums = small(torch.float64, 1 + uniform, rows)
@@ -204,10 +217,14 @@ def head_step_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     groups = op.GroupSums(*(small(torch.float32, -(-vocab // op.group_states(dtype)), rows),) * 2)
     sigma, of = small(torch.float64, BATCH), small(torch.int64)
     u = small(torch.float64, BATCH, LENGTH, 2)
+    of_mask = whole, tokens, groups, 0, True
+    with_mask = [("sums, mask among the tokens", op._group_sums, op.launch_sums, of_mask)], []
     for uniform in (False, True):
-        reverse = ReverseInputs(of, sigma, sigma, u, GRAPHS[uniform], vocab, "euler", not uniform)
+        graph = process(GRAPHS[uniform], vocab)
+        reverse = ReverseInputs(of, sigma, sigma, u, *graph, "euler", not uniform)
         for name, kernel, launch, arguments in (
             ("sums", op._group_sums, op.launch_sums, (whole, tokens, groups, 0, uniform)),
+            *with_mask[uniform],
             ("draw", op._draw, op.launch_draw, (whole, tokens, reverse, groups, of)),
         ):
             yield Launch(
@@ -224,7 +241,7 @@ def transition_launches(vocab: int) -> Iterator[Launch]:
     sigma, tokens = small(torch.float64, BATCH), small(torch.int64)
     u = small(torch.float64, BATCH, LENGTH, 2)
     for graph in GRAPHS:
-        arguments = (NoisingInputs(tokens, sigma, u, graph, vocab), tokens)
+        arguments = (NoisingInputs(tokens, sigma, u, *process(graph, vocab)), tokens)
         yield Launch(
             f"sample_transition {graph}", op._sample_transition, lambda a=arguments: op.launch(*a)
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.harness.config import DTYPES
 from sedd_fast.backends import registry
-from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs, RowSumInputs
+from sedd_fast.backends.inputs import NO_MASK, EntropyInputs, ReverseInputs, RowSumInputs
 
 SHAPE = (8, 1024)
 MASKED = 0.35
@@ -52,7 +52,7 @@ def call_of(case: RowCall, device: str, name: str = "triton") -> Callable[[], ob
     x_0 = tokens["x_0"]
     sigma = torch.full(SHAPE[:1], 0.7, dtype=torch.float64, device=device)
     weight = torch.ones(SHAPE, dtype=torch.float64, device=device)
-    process = (case.graph, case.vocab)
+    process = (case.graph, case.vocab, case.vocab if case.graph == "absorbing" else NO_MASK)
     entropy = EntropyInputs(sigma, tokens["x_t"], x_0, weight, *process)
     reverse = ReverseInputs(tokens["x_t"], sigma, sigma * 0.02, tokens["u"], *process, "analytic")
     sums = RowSumInputs(tokens["x_t"], x_0, weight, weight, "affine", *process)

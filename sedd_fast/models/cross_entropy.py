@@ -18,6 +18,7 @@ from sedd_fast.backends.dtypes import at_least_fp32, fp32_or_fp64
 from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models.interface import HeadRequest, LinearHead
+from sedd_fast.models.mask_column import column_of, without_mask
 from sedd_fast.names import Reduction
 from sedd_fast.ops import TouchedRows, row_sums
 from sedd_fast.ops import _arguments as arguments
@@ -40,9 +41,9 @@ def posterior_cross_entropy(
     time.
 
     Args:
-        logits: (B, L, V) or, with the mask last, (B, L, V + 1): logits of p(x_0 | x_t), or log
-            scores; up to a constant a row, -inf for probability 0. float32, bfloat16, float16 or
-            float64.
+        logits: (B, L, V) or, with a column for the mask, (B, L, V + 1): logits of p(x_0 | x_t), or
+            log scores; up to a constant a row, -inf for probability 0. The columns are the states
+            in their order. float32, bfloat16, float16 or float64.
         x_t: (B, L) int64, noised tokens.
         x_0: (B, L) int64, clean tokens.
         graph: ``Absorbing(V)``.
@@ -66,14 +67,16 @@ def posterior_cross_entropy(
     check_logits(logits, graph)
     _check_tokens(logits, x_t, x_0, graph)
     weight = arguments.per_position("weight", weight, x_t)
-    read = torch.eq(x_t, graph.vocab_size)
+    read = _is_masked(x_t, graph)
     if weight is not None:
         read = read & (weight != 0)
     if zero_masking and logits.shape[-1] == graph.dim and not _is_static(logits):
         total, log_x_0 = row_sums(logits, x_t, x_0, graph, "affine", read.double())
-        nats = _logarithm(total, logits, read, graph.vocab_size) - log_x_0
+        nats = _logarithm(total, logits, read, graph) - log_x_0
     else:
-        nats = _of_rows(logits[..., : graph.vocab_size] if zero_masking else logits, x_0, read)
+        logits = without_mask(logits, graph) if zero_masking else logits
+        target = x_0 if logits.shape[-1] == graph.dim else column_of(x_0, graph)
+        nats = _of_rows(logits, target, read)
     return torch.where(read, nats if weight is None else weight * nats, 0.0)
 
 
@@ -119,9 +122,9 @@ class CrossEntropyRequest(HeadRequest):
             hidden.flatten(0, 1).index_select(0, index), head.weight, head.bias
         )  # (R, dim)
         with torch.no_grad():  # zero masking; the gradient of a softmax at -inf is 0 by itself
-            logits[:, head.graph.vocab_size :] = -torch.inf
+            logits[:, head.graph.mask_index] = -torch.inf
         nats = _nats(logits, self.x_0.flatten()[index]).double()
-        nats = torch.where(torch.eq(x_t.flatten()[index], head.graph.vocab_size), nats, 0.0)
+        nats = torch.where(_is_masked(x_t.flatten()[index], head.graph), nats, 0.0)
         if self.row_weight is not None:
             nats = nats * self.row_weight.flatten()[index]
         if self.reduction == "none":
@@ -154,6 +157,12 @@ def _check_tokens(like: Tensor, x_t: Tensor, x_0: Tensor, graph: Graph) -> None:
     values.check(EntropyInputs(sigma, x_t, x_0, None, *arguments.process(graph)))
 
 
+def _is_masked(x_t: Tensor, graph: Graph) -> Tensor:
+    """bool: where the state is the mask of the absorbing graph."""
+    assert graph.mask_index is not None  # _check_tokens
+    return torch.eq(x_t, graph.mask_index)
+
+
 def _is_static(tensor: Tensor) -> bool:
     """Whether a graph is captured, or traced: no shape may depend on values then."""
     captured = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -175,7 +184,7 @@ def _of_rows(logits: Tensor, x_0: Tensor, read: Tensor) -> Tensor:
     return nats.new_zeros(read.shape).masked_scatter(read, nats)
 
 
-def _logarithm(total: Tensor, logits: Tensor, read: Tensor, vocab_size: int) -> Tensor:
+def _logarithm(total: Tensor, logits: Tensor, read: Tensor, graph: Graph) -> Tensor:
     """ln of the sums of the rows that are read, (B, L) float64.
 
     Where the scale of scores has drifted, a row's sum may be no float64. Such rows are summed again
@@ -185,5 +194,5 @@ def _logarithm(total: Tensor, logits: Tensor, read: Tensor, vocab_size: int) -> 
     found, lost = torch.where(read & in_range, total, 1.0).log(), read & ~in_range
     if not bool(lost.any()):
         return found
-    rows = logits[lost][:, :vocab_size].double()  # (N, V)
+    rows = without_mask(logits[lost], graph).double()  # (N, V)
     return found.masked_scatter(lost, rows.logsumexp(-1))

@@ -29,6 +29,7 @@ from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.models import overrides
 from sedd_fast.models.cross_entropy import CrossEntropyRequest, check_logits
 from sedd_fast.models.interface import HeadRequest
+from sedd_fast.models.mask_column import with_mask, without_mask
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import reverse_probs
 from sedd_fast.process.graphs import Graph
@@ -41,8 +42,9 @@ def score_from_posterior(
 
     Args:
         logits: (B, L, V), log p(x_0 = y | x_t) up to a constant a row: log probabilities or raw
-            logits, float32, bfloat16, float16 or float64; -inf for probability 0. With the
-            absorbing graph also (B, L, V + 1), the mask last.
+            logits, float32, bfloat16, float16 or float64; -inf for probability 0. The columns are
+            the real tokens in the order of their states. With the absorbing graph also
+            (B, L, V + 1), a column for every state, that of the mask included.
         sigma: total noise, a number, (B,) or (B, 1); positive.
         x_t: (B, L) int64, noised tokens.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
@@ -63,11 +65,11 @@ def score_from_posterior(
     sigma = _checked(logits, sigma, x_t, graph)
     if graph.kind == "uniform":
         return _uniform_score(at_least_fp32(logits), sigma, x_t, graph.vocab_size)
-    real = at_least_fp32(logits)[..., : graph.vocab_size]
+    real = without_mask(at_least_fp32(logits), graph)
     total = (real if zero_masking else at_least_fp32(logits)).logsumexp(-1).double()
     shift = total + log_expm1(sigma)[:, None]  # (B, L)
     log_score = real - shift[..., None].to(real.dtype)
-    return F.pad(log_score, (0, 1)).scatter(-1, x_t[..., None], 0.0)
+    return with_mask(log_score, graph).scatter(-1, x_t[..., None], 0.0)
 
 
 def posterior_from_score(
@@ -83,18 +85,19 @@ def posterior_from_score(
         sigma, x_t, graph: as in :func:`score_from_posterior`.
 
     Returns:
-        (B, L, V) probabilities, each row summing to 1; float64 for float64 scores, else float32.
-        Differentiable in ``log_score``.
+        (B, L, V) probabilities of the real tokens in the order of their states, each row summing to
+        1; float64 for float64 scores, else float32. Where the mask is not the last state, tokens
+        above it are a column to the left. Differentiable in ``log_score``.
 
     Raises:
         TypeError, ValueError: a wrong dtype, shape, device or value; the message says which.
 
     Example:
         >>> p = posterior_from_score(model(x_t, sigma), sigma, x_t, graph)
-        >>> best = p.argmax(-1)
+        >>> best = p.argmax(-1)  # a token where the mask is the last state
     """
     probs = reverse_probs(log_score, x_t, sigma, None, graph, "denoise")
-    return probs[..., : graph.vocab_size]
+    return without_mask(probs, graph)
 
 
 class PosteriorModel(nn.Module):
@@ -106,8 +109,8 @@ class PosteriorModel(nn.Module):
     Args:
         network: ``(x_t (B, L), sigma (B,)) -> logits`` as :func:`score_from_posterior` takes them,
             or an object that has them as ``.logits`` (Hugging Face).
-        graph: ``Absorbing(V)`` or ``Uniform(V)``. The mask is state V: tokens of a vocabulary that
-            has it elsewhere must be renumbered.
+        graph: ``Absorbing(V)`` or ``Uniform(V)``. Where the network's vocabulary has its mask among
+            the tokens, ``Absorbing(V, mask_index)`` keeps its numbers.
         takes_sigma: False: the network is called as ``network(x_t)`` (RADD, LLaDA: for the
             absorbing graph the posterior does not depend on time).
         zero_masking: as in :func:`score_from_posterior`.
@@ -116,7 +119,8 @@ class PosteriorModel(nn.Module):
         TypeError, ValueError: ``network`` is not callable, another graph.
 
     Example:
-        >>> model = PosteriorModel(network, Absorbing(50257), takes_sigma=False)
+        >>> graph = Absorbing(126463, mask_index=126336)  # LLaDA
+        >>> model = PosteriorModel(network, graph, takes_sigma=False)
         >>> tokens = sedd_fast.sample(model, model.graph, noise, shape=(4, 1024), method="hit")
     """
 

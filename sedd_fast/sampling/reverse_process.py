@@ -84,8 +84,9 @@ class ReverseProcess:
             return categorical(weights, x, generator)
         if self.config.legacy_fp32_gumbel:
             probs = reverse_probs(log_score, x, sigma, removed, graph, method, **self._shares)
-            states = graph.vocab_size if method == "denoise" else graph.dim
-            return gumbel_argmax(probs[..., :states], generator)
+            # As the original, which draws no number for the mask, its last state, when it denoises.
+            ends_in_mask = method == "denoise" and graph.mask_index == graph.vocab_size
+            return gumbel_argmax(probs[..., :-1] if ends_in_mask else probs, generator)
         u = uniforms(x, None, generator)
         return reverse_step(log_score, x, sigma, removed, graph, method, u=u, **self._shares)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.op_cases import real_tokens
 
 #: Vectors have 4 to 16 lanes, chunks 512 states, blocks of a sum 2048, strips 64 vectors.
 VOCABULARIES = (
@@ -44,7 +45,10 @@ class Draws(random.Random):
 
     def graph(self, largest: int | None = None) -> sf.Graph:
         size = self.choice(LARGE if largest is None and self.happens(0.03) else VOCABULARIES)
-        return self.choice((sf.Absorbing, sf.Uniform))(min(size, largest or size))
+        size = min(size, largest or size)
+        if self.happens(0.5):
+            return sf.Uniform(size)
+        return sf.Absorbing(size, self.choice((None, 0, self.randint(0, size))))
 
     def shape(self) -> tuple[int, int]:
         if self.happens(0.06):
@@ -68,7 +72,7 @@ class Draws(random.Random):
 
     def tokens(self, shape: tuple[int, int], graph: sf.Graph) -> tuple[Tensor, Tensor]:
         """x_t and x_0: about half of the tokens are noised."""
-        x_0 = torch.randint(graph.vocab_size, shape, generator=self.torch)
+        x_0 = real_tokens(torch.randint(graph.vocab_size, shape, generator=self.torch), graph)
         noised = torch.rand(shape, generator=self.torch) < self.choice((0.5, 0.5, 1.0))
         x_t = torch.where(noised, graph.sample_limit(shape, generator=self.torch), x_0)
         return self.laid_out(x_t), self.laid_out(x_0)

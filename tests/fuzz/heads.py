@@ -11,6 +11,7 @@ import sedd_fast as sf
 from helpers.op_cases import METHODS
 from sedd_fast.backends.coefficients import head_coefficients
 from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
+from sedd_fast.ops._arguments import process
 
 #: Relative to the absolute terms of a gradient: a block of them is stored in the dtype.
 STORED = {
@@ -36,7 +37,8 @@ class Head:
         width = draws.choice((1, 2, 3, 4))
         self.hidden = self._operand(draws, 2, *self.shape, width)
         if draws.happens(0.3):  # what is not read may be anything
-            unread = self.x_t < self.graph.dim - 1 if self.graph.mask_index is not None else None
+            mask = self.graph.mask_index
+            unread = None if mask is None else self.x_t != mask
             if unread is not None:
                 self.hidden = self.hidden.masked_fill(unread[..., None], math.nan)
         self.weight = self._operand(draws, 4, self.graph.dim, width)
@@ -96,8 +98,8 @@ def linear_entropy(draws: Draws) -> Case:
         return made | ({} if bias is None else {"bias": bias.grad})
 
     def allowed(exact: dict[str, Tensor]) -> dict[str, Tensor]:
-        process = graph.kind, graph.vocab_size
-        terms = head_coefficients(EntropyInputs(sigma, x_t, x_0, weight, *process, head.scaled))
+        entropy = EntropyInputs(sigma, x_t, x_0, weight, *process(graph), head.scaled)
+        terms = head_coefficients(entropy)
         scores = head.scores()
         size, slope = sizes(scores, x_t, x_0, *terms)
         factor = torch.ones(shape, dtype=torch.float64) if weight is None else weight.double()
@@ -127,7 +129,7 @@ def linear_entropy(draws: Draws) -> Case:
 
 
 def _at(x_t: Tensor, graph: sf.Graph, like: Tensor) -> Tensor:
-    masked = x_t == graph.vocab_size
+    masked = x_t == graph.mask_index
     return masked if like.dim() == 2 else masked[..., None]
 
 
@@ -145,9 +147,9 @@ def linear_step(draws: Draws) -> Case:
         )  # fmt: skip
         return {"x_s": made}
 
-    process = graph.kind, graph.vocab_size, method, head.scaled
+    settings = *process(graph), method, head.scaled
     filtering = shares.temperature, shares.top_p
     still = torch.zeros_like(dsigma) if method == "denoise" else dsigma
-    inputs = ReverseInputs(x_t, sigma, still, u, *process, *filtering)
+    inputs = ReverseInputs(x_t, sigma, still, u, *settings, *filtering)
     text = f"linear_reverse_step {head} {method} {shares} {sigma.tolist()} {dsigma.tolist()}"
     return Case(text, run, lambda exact: {}, (head.scores(), inputs))

@@ -15,6 +15,7 @@ from sedd_fast.backends.coefficients import head_coefficients
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 from sedd_fast.names import TERMS
+from sedd_fast.ops._arguments import process
 
 #: A result, or the text of an error.
 Results = dict[str, Tensor] | str
@@ -72,8 +73,7 @@ def entropy(draws: Draws) -> Case:
         return made | ({"value": value} if reduction == "none" or not loss.numel() else {})
 
     def allowed(exact: dict[str, Tensor]) -> dict[str, Tensor]:
-        process = graph.kind, graph.vocab_size
-        terms = head_coefficients(EntropyInputs(sigma, x_t, x_0, weight, *process))
+        terms = head_coefficients(EntropyInputs(sigma, x_t, x_0, weight, *process(graph)))
         size, slope = sizes(scores.double(), x_t, x_0, *terms)
         factor = torch.ones_like(size) if weight is None else weight.double().abs()
         each = 1.0 if reduction != "mean" else 1 / max(x_t.numel(), 1)
@@ -134,9 +134,9 @@ def step(draws: Draws) -> Case:
         f"reverse {graph} {dtype} {shape} {scores.stride()} {method} {shares} sigma "
         f"{sigma.tolist()} dsigma {dsigma.tolist()}"
     )
-    process = graph.kind, graph.vocab_size, method, False, shares.temperature, shares.top_p
+    settings = *process(graph), method, False, shares.temperature, shares.top_p
     dsigma_read = torch.zeros_like(dsigma) if method == "denoise" else dsigma
-    inputs = ReverseInputs(x_t, sigma, dsigma_read, u, *process)
+    inputs = ReverseInputs(x_t, sigma, dsigma_read, u, *settings)
     return Case(text, run, allowed, (scores.double(), inputs))
 
 
@@ -219,7 +219,7 @@ def bad_value(draws: Draws) -> Case:
         (dsigma, (-1.0, math.nan, math.inf)),
         (u, (1.0, -0.1, math.nan)),
         (x_t, (-1, graph.dim, 2**62)),
-        (x_0, (-1, graph.vocab_size, -(2**63))),
+        (x_0, (-1, graph.dim if graph.mask_index is None else graph.mask_index, -(2**63))),
     ):
         if draws.happens(0.3):
             draws.scatter(value, bad, 1)

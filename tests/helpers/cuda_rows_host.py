@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sedd_fast.backends import reference
 from sedd_fast.backends.coefficients import entropy_coefficients
-from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
+from sedd_fast.backends.inputs import NO_MASK, EntropyInputs, ReverseInputs
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 GRAPHS = {"absorbing": 0, "uniform": 1}
@@ -69,7 +69,7 @@ class Layout(ctypes.Structure):
 class Process(ctypes.Structure):
     """csrc/common/process.h."""
 
-    _fields_ = [("graph", ctypes.c_int), ("vocab", ctypes.c_int64)]
+    _fields_ = [("graph", ctypes.c_int), ("vocab", ctypes.c_int64), ("mask", ctypes.c_int64)]
 
 
 class EntropyArguments(ctypes.Structure):
@@ -153,18 +153,21 @@ class Rows:
         dtype: torch.dtype = torch.float32,
         layout: Placement = "aligned",
         seed: int = 0,
+        mask: int | None = None,
     ) -> None:
         self.graph, self.dim, self.dtype = graph, dim, dtype
         self.vocab = dim - (graph == "absorbing")
+        self.mask = NO_MASK if graph == "uniform" else self.vocab if mask is None else mask
         g = torch.Generator().manual_seed(seed)
         edges = [0, 1, 2, 5, 8, dim // 2, dim - 9, dim - 2, dim - 1, dim - 1, 3, 7]
         edges = [min(max(edge, 0), dim - 1) for edge in edges]
         shape = (2, 6)
         self.x_0 = torch.tensor(edges).flip(0).clamp(max=self.vocab - 1).view(shape)
+        self.x_0 += (self.mask != NO_MASK) & (self.x_0 >= self.mask)  # all states but the mask
         self.x_t = torch.tensor(edges).view(shape).clone()
         if graph == "absorbing":
             masked = torch.rand(shape, generator=g) < 0.7
-            self.x_t = torch.where(masked, self.vocab, self.x_t)
+            self.x_t = torch.where(masked, self.mask, self.x_t)
         else:
             self.x_t[0, :2] = self.x_0[0, :2]
         self.sigma = torch.tensor([0.3, 2.0], dtype=torch.float64)
@@ -183,16 +186,17 @@ class Rows:
         self.log_score.copy_(values)
 
     def process(self) -> Process:
-        return Process(GRAPHS[self.graph], self.vocab)
+        return Process(GRAPHS[self.graph], self.vocab, self.mask)
 
     @property
     def inputs(self) -> EntropyInputs:
         """The arguments of the reference's score entropy."""
-        return EntropyInputs(self.sigma, self.x_t, self.x_0, self.weight, self.graph, self.vocab)
+        process = self.graph, self.vocab, self.mask
+        return EntropyInputs(self.sigma, self.x_t, self.x_0, self.weight, *process)
 
     def step(self, method: str) -> ReverseInputs:
         """The arguments of the reference's reverse step."""
-        process = (self.graph, self.vocab, method, False, self.temperature, self.top_p)
+        process = (self.graph, self.vocab, self.mask, method, False, self.temperature, self.top_p)
         return ReverseInputs(self.x_t, self.sigma, self.dsigma, self.u, *process)
 
     def weights(self, method: str) -> tuple[Tensor, Tensor]:

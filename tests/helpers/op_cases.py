@@ -17,6 +17,7 @@ from torch import Tensor
 import sedd_fast as sf
 from sedd_fast.backends import reference, registry
 from sedd_fast.backends.inputs import ReverseInputs
+from sedd_fast.ops._arguments import process
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def make_inputs(
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, dtype=torch.float64)
 
-    x_0 = torch.randint(graph.vocab_size, shape, generator=generator)
+    x_0 = real_tokens(torch.randint(graph.vocab_size, shape, generator=generator), graph)
     noised = torch.rand(shape, generator=generator) < 0.5
     noised.view(-1)[:2] = torch.tensor([True, False])[: noised.numel()]
     x_t = torch.where(noised, graph.sample_limit(shape, generator=generator), x_0)
@@ -179,6 +180,11 @@ def make_inputs(
         name: value.to(device) for name, value in vars(inputs).items() if isinstance(value, Tensor)
     }
     return replace(inputs, **moved)
+
+
+def real_tokens(numbers: Tensor, graph: sf.Graph) -> Tensor:
+    """The real tokens of numbers 0 .. V - 1, in the order of the states."""
+    return numbers if graph.mask_index is None else numbers + (numbers >= graph.mask_index).long()
 
 
 def _transition_row(tokens: Tensor, noise: Tensor, graph: sf.Graph) -> Tensor:
@@ -240,7 +246,7 @@ def _staggered(score: Tensor, noise: Tensor, graph: sf.Graph) -> Tensor:
     if graph.mask_index is None:
         return grow * score + (1 - grow) / graph.vocab_size * total
     staggered = grow * score
-    staggered[..., graph.mask_index :] += (1 - grow) * total
+    staggered[..., graph.mask_index, None] += (1 - grow) * total
     return staggered
 
 
@@ -295,8 +301,7 @@ def assert_inverse_cdf(
 
 def _reference_moves(inputs: Inputs, method: str, **token_filter: float) -> tuple[Tensor, Tensor]:
     noise, graph = (inputs.sigma, inputs.dsigma), inputs.graph
-    process = (graph.kind, graph.vocab_size, method)
-    reverse = ReverseInputs(inputs.x_t, *noise, None, *process, **token_filter)
+    reverse = ReverseInputs(inputs.x_t, *noise, None, *process(graph), method, **token_filter)
     return reference.reverse_weights(inputs.log_score.detach().double(), reverse)
 
 

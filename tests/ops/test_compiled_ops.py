@@ -11,6 +11,7 @@ from torch import Tensor
 import sedd_fast as sf
 from helpers.op_cases import GRAPHS, METHODS, Backend, Inputs, graph_id, make_inputs
 from sedd_fast.backends import registry
+from sedd_fast.ops._arguments import process
 
 pytestmark = pytest.mark.any_backend
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
@@ -41,16 +42,15 @@ def laid_out(inputs: Inputs, layout: str) -> Inputs:
 
 def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]:
     """Arguments of every operation, backward operations included."""
-    graph = inputs.graph
-    process = (graph.kind, graph.vocab_size)
+    graph = process(inputs.graph)
     scores = inputs.log_score.clone().requires_grad_(needs_grad)
-    entropy = (inputs.sigma, inputs.x_t, inputs.x_0, inputs.row_weight, *process, False)
+    entropy = (inputs.sigma, inputs.x_t, inputs.x_0, inputs.row_weight, *graph, False)
     noise = (inputs.x_t, inputs.sigma, inputs.dsigma)
-    probs = (*noise, None, *process, "analytic", False, 1.0, 1.0)
-    code = registry.implementation("score_entropy", inputs.log_score, graph.kind)[1].tensor()
+    probs = (*noise, None, *graph, "analytic", False, 1.0, 1.0)
+    code = registry.implementation("score_entropy", inputs.log_score, graph[0])[1].tensor()
     upstream = inputs.row_weight.to(inputs.log_score.dtype)
     return {
-        "sample_transition": (inputs.x_0, inputs.sigma, inputs.u, *process),
+        "sample_transition": (inputs.x_0, inputs.sigma, inputs.u, *graph),
         "score_entropy": (scores, *entropy),
         "score_entropy_with_grad": (scores.detach(), *entropy, 0.5),
         "score_entropy_backward": (upstream, scores.detach(), *entropy, code),
@@ -58,7 +58,7 @@ def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]
             scores.detach(),
             *noise,
             inputs.u,
-            *process,
+            *graph,
             "analytic",
             False,
             0.7,

@@ -347,7 +347,7 @@ def test_transition(rows: ctypes.CDLL, graph: str) -> None:
     """The tokens equal those of the reference; with a bad value the token stays."""
     case = Rows(graph, 50)
     u = torch.rand((2, 6, 2), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    noising = NoisingInputs(case.x_0, case.sigma, u, graph, case.vocab)
+    noising = NoisingInputs(case.x_0, case.sigma, u, graph, case.vocab, case.mask)
     expected = reference.sample_transition(noising)
     u[1, 5, 1] = math.nan
     expected[1, 5] = case.x_0[1, 5]

@@ -20,6 +20,7 @@ from helpers.op_cases import (
 )
 from sedd_fast.backends import cpp, reference
 from sedd_fast.backends.inputs import ReverseInputs
+from sedd_fast.ops._arguments import process
 
 pytestmark = pytest.mark.operation("reverse_step")
 DRAWS = 200_000
@@ -170,7 +171,7 @@ def test_the_probability_that_a_token_moves(backend: Backend, graph: sf.Graph, m
     i = torch.full((1, 1), token, device=backend.device)
     args = (0.7, dsigma, graph, method)
     noise = (torch.tensor([v], dtype=torch.float64, device=row.device) for v in args[:2])
-    reverse = ReverseInputs(i, *noise, None, graph.kind, graph.vocab_size, method)
+    reverse = ReverseInputs(i, *noise, None, *process(graph), method)
     weights, stay = reference.reverse_weights(row.double()[None, None], reverse)
     p = float(weights.sum() / (weights.sum() + stay))
     draws = min(20_000, number(backend))

@@ -181,7 +181,7 @@ def test_positions_with_a_loss_are_listed_in_order(count, weighted):
     generator = torch.Generator().manual_seed(count)
     x_t = torch.where(torch.rand(1, count, generator=generator) < 0.5, 7, 3)
     weight = (torch.rand(1, count, generator=generator) < 0.5).double() if weighted else None
-    entropy = EntropyInputs(torch.ones(1).double(), x_t, x_t, weight, "absorbing", 7, True)
+    entropy = EntropyInputs(torch.ones(1).double(), x_t, x_t, weight, "absorbing", 7, 7, True)
     expected = (x_t == 7) & (True if weight is None else weight != 0)
     assert torch.equal(touched(entropy), expected.flatten().nonzero().squeeze(1))
 

@@ -13,6 +13,7 @@ import sedd_fast as sf
 from helpers.head_cases import HEADS, Head, make_head, on_heads
 from helpers.op_cases import METHODS, Backend, graph_id
 from sedd_fast.backends import registry
+from sedd_fast.ops._arguments import process
 
 pytestmark = [*on_heads, pytest.mark.operation("linear_score_entropy"), pytest.mark.any_backend]
 OPS = torch.ops.sedd_fast
@@ -51,14 +52,14 @@ def kernels(backend: Backend) -> Backend:
 def op_arguments(head: Head, name: str, rows: Tensor | None, needs: list[bool]) -> tuple[Any, ...]:
     """Arguments of an operation of torch.library; the dtype of autocast is float32."""
     i = head.inputs
-    graph = (i.graph.kind, i.graph.vocab_size)
+    graph = process(i.graph)
     code = registry.implementation("linear_score_entropy", head.hidden, graph[0])[1].tensor()
     computed = (rows, head.hidden.dtype, 4000)
     linear, detached = (*head.operands, *computed), (*map(detach, head.operands), *computed)
     entropy = (i.sigma, i.x_t, i.x_0, i.row_weight, *graph, head.scale_by_sigma)
     if name == "linear_reverse_step":
-        process = (*graph, "analytic", head.scale_by_sigma, 0.7, 0.9)
-        return (*detached, i.x_t, i.sigma, i.dsigma, i.u, *process)
+        settings = (*graph, "analytic", head.scale_by_sigma, 0.7, 0.9)
+        return (*detached, i.x_t, i.sigma, i.dsigma, i.u, *settings)
     if name == "linear_score_entropy":
         return (*linear, *entropy)
     if name == "linear_score_entropy_with_grad":

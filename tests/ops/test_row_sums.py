@@ -11,6 +11,7 @@ import sedd_fast as sf
 from helpers.op_cases import DTYPES, GRAPHS, Backend, Inputs, graph_id, graphs_of, make_inputs
 from sedd_fast.backends import registry
 from sedd_fast.names import TERMS
+from sedd_fast.ops._arguments import process
 
 #: Warnings of numpy in Triton's interpreter about intended overflows.
 pytestmark = [
@@ -220,13 +221,15 @@ def test_a_second_derivative_is_refused(backend: Backend):
 def test_opcheck(backend: Backend, graph: sf.Graph, dtype):
     inputs = make_inputs(graph, dtype, (2, 3), device=backend.device)
     a, b = inputs.row_weight, inputs.row_weight.flip(0).clone().requires_grad_()
-    process = ("log", graph.kind, graph.vocab_size)
+    settings = ("log", *process(graph))
     leaf = inputs.log_score.clone().requires_grad_()
-    forward = (leaf, inputs.x_t, inputs.x_0, a, b, *process)
+    forward = (leaf, inputs.x_t, inputs.x_0, a, b, *settings)
     torch.library.opcheck(torch.ops.sedd_fast.row_sums.default, forward)
     *_, code = torch.ops.sedd_fast.row_sums(*forward)
     tensors = (a, b.detach(), inputs.log_score, inputs.x_t, inputs.x_0, a, b.detach())
-    torch.library.opcheck(torch.ops.sedd_fast.row_sums_backward.default, (*tensors, *process, code))
+    torch.library.opcheck(
+        torch.ops.sedd_fast.row_sums_backward.default, (*tensors, *settings, code)
+    )
 
 
 @by_graph

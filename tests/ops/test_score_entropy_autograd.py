@@ -15,6 +15,7 @@ from helpers.op_cases import (
     loss_and_gradient,
     make_inputs,
 )
+from sedd_fast.ops._arguments import process
 
 pytestmark = pytest.mark.operation("score_entropy")
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
@@ -183,7 +184,7 @@ def test_score_entropy_with_grad_is_detached(backend: Backend, graph: sf.Graph):
     leaf.backward(grad)
     assert torch.equal(leaf.grad, grad)
     op = torch.ops.sedd_fast.score_entropy_with_grad
-    each, _ = op(*inputs.entropy()[:4], None, graph.kind, graph.vocab_size, False, 1.0)
+    each, _ = op(*inputs.entropy()[:4], None, *process(graph), False, 1.0)
     with pytest.raises(RuntimeError, match=r"returns its gradient itself"):
         each.sum().backward()
 
