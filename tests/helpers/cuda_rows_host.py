@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,10 @@ LAYOUTS = {"aligned": (0, 0, 1), "odd start": (3, 0, 1), "padded": (1, 6, 1), "s
 #: The name of a layout, or its three numbers.
 Placement = str | tuple[int, int, int]
 SENTINEL = 77.0
+#: A chunk is 256 or 512 states of 4 bytes, 512 or 1024 of 2: at, below and above, and odd ones.
+STATES = (2, 3, 31, 129, 512, 1024, 2051, 5000)
+#: A whole chunk of every dtype, and more.
+ODD = 1301
 #: The meaning of a status other than 0.
 FAILURES = ("", "stuck at a barrier", "an access is not aligned", "a chunk more than there is room")
 
@@ -255,6 +260,28 @@ class Rows:
         )  # fmt: skip
         assert status == 0, FAILURES[status]
         return x_s
+
+
+def every_row() -> Iterable[tuple[str, int, torch.dtype, str]]:
+    """Cases: every size in one layout and two dtypes, every layout and dtype at one size."""
+    for graph in GRAPHS:
+        for dim in STATES:
+            yield graph, dim, torch.float32, "aligned"
+            yield graph, dim, torch.bfloat16, "odd start"
+        for dtype in DTYPES:
+            for layout in LAYOUTS:
+                yield graph, ODD, dtype, layout
+
+
+def offsets(dtype: torch.dtype) -> range:
+    """The possible distances, in elements, of an address from a multiple of 16 bytes."""
+    return range(16 // dtype.itemsize)
+
+
+def bytes_by_width(rows: ctypes.CDLL) -> dict[int, int]:
+    """Width of a load -> bytes that the last run read with that width."""
+    counts = {width: width * rows.wide_loads(width) for width in (2, 4, 8, 16)}
+    return {width: count for width, count in counts.items() if count}
 
 
 def assert_loss(case: Rows, loss: Tensor) -> None:

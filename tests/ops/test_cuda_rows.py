@@ -6,7 +6,6 @@ edge, vectors and tail, the reductions, the search for the drawn state, overflow
 
 import ctypes
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ import torch
 from helpers.cuda_rows_host import (
     DTYPES,
     GRAPHS,
-    LAYOUTS,
     METHODS,
+    ODD,
     EntropyArguments,
     ReverseArguments,
     Rows,
@@ -24,7 +23,10 @@ from helpers.cuda_rows_host import (
     assert_drawn,
     assert_gradient,
     assert_loss,
+    bytes_by_width,
+    every_row,
     library,
+    offsets,
     pointer,
 )
 from sedd_fast.backends import reference
@@ -33,27 +35,12 @@ from sedd_fast.backends.inputs import NoisingInputs
 ROOT = Path(__file__).resolve().parents[2]
 #: Bytes of scores in a chunk, of a loss and of a reverse step.
 LOSS_CHUNK, STEP_CHUNK = 1024, 2048
-#: A chunk is 256 or 512 states of 4 bytes, 512 or 1024 of 2: at, below and above, and odd ones.
-STATES = (2, 3, 31, 129, 512, 1024, 2051, 5000)
-#: A whole chunk of every dtype, and more.
-ODD = 1301
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The row functions as a library."""
     return library(tmp_path_factory.mktemp("rows"))
-
-
-def every_row() -> Iterable[tuple[str, int, torch.dtype, str]]:
-    """Cases: every size in one layout and two dtypes, every layout and dtype at one size."""
-    for graph in GRAPHS:
-        for dim in STATES:
-            yield graph, dim, torch.float32, "aligned"
-            yield graph, dim, torch.bfloat16, "odd start"
-        for dtype in DTYPES:
-            for layout in LAYOUTS:
-                yield graph, ODD, dtype, layout
 
 
 EVERY_ROW = pytest.mark.parametrize(("graph", "dim", "dtype", "layout"), list(every_row()))
@@ -71,17 +58,6 @@ def test_loss_and_gradient(
     assert_gradient(case, grad, torch.ones_like(case.upstream))
     _, grad = case.entropy(rows, "backward", threads=32)
     assert_gradient(case, grad, case.upstream)
-
-
-def offsets(dtype: torch.dtype) -> range:
-    """The possible distances, in elements, of an address from a multiple of 16 bytes."""
-    return range(16 // dtype.itemsize)
-
-
-def bytes_by_width(rows: ctypes.CDLL) -> dict[int, int]:
-    """Width of a load -> bytes that the last run read with that width."""
-    counts = {width: width * rows.wide_loads(width) for width in (2, 4, 8, 16)}
-    return {width: count for width, count in counts.items() if count}
 
 
 @pytest.mark.parametrize(
@@ -342,10 +318,12 @@ def test_bad_values_are_harmless(rows: ctypes.CDLL, graph: str) -> None:
     assert (x_s == case.x_t)[still].all()
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
-def test_transition(rows: ctypes.CDLL, graph: str) -> None:
+@pytest.mark.parametrize(
+    ("graph", "mask"), [("absorbing", None), ("absorbing", 7), ("uniform", None)]
+)
+def test_transition(rows: ctypes.CDLL, graph: str, mask: int | None) -> None:
     """The tokens equal those of the reference; with a bad value the token stays."""
-    case = Rows(graph, 50)
+    case = Rows(graph, 50, mask=mask)
     u = torch.rand((2, 6, 2), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     noising = NoisingInputs(case.x_0, case.sigma, u, graph, case.vocab, case.mask)
     expected = reference.sample_transition(noising)
@@ -357,6 +335,24 @@ def test_transition(rows: ctypes.CDLL, graph: str) -> None:
     )
     rows.run_transition(ctypes.byref(arguments))
     assert (x_t == expected).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mask", [0, 5, 511])
+def test_a_mask_among_the_tokens(rows: ctypes.CDLL, mask: int, dtype: torch.dtype) -> None:
+    """Results are the reference's, the mask is never drawn, and a mask as x_0 is a bad value."""
+    case = Rows("absorbing", 600, dtype, "odd start", mask=mask)
+    loss, grad = case.entropy(rows, "both")
+    assert_loss(case, loss)
+    assert_gradient(case, grad, torch.ones_like(case.upstream))
+    for method in METHODS:
+        x_s = case.reverse(rows, method)
+        assert_drawn(case, x_s, method)
+        assert method != "denoise" or not (x_s == mask).any()
+    case.x_0[0, 0] = mask
+    loss, grad = case.entropy(rows, "both")
+    assert loss.isnan().sum() == loss[0, 0].isnan() == 1
+    assert not grad[0, 0].any()
 
 
 @pytest.mark.parametrize("shared", [48 << 10, 99 << 10, 227 << 10], ids=str)

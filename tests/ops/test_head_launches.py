@@ -199,7 +199,9 @@ def test_every_block_has_the_same_stride_between_rows(graph, dtype, monkeypatch)
 
 
 def test_every_block_is_loaded_and_stored_in_whole_vectors():
-    """Reads the PTX for sm_90, compiled for the arguments of the first and of the last block."""
+    """Reads the PTX for sm_90, compiled for the arguments of the first and of the last block, each
+    without and with the mask among its states.
+    """
     pytest.importorskip("triton.backends.nvidia")
     code = (
         "import torch, triton;"
@@ -218,7 +220,7 @@ def test_every_block_is_loaded_and_stored_in_whole_vectors():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = eval(done.stdout)
-    assert len(found) == 2
+    assert len(found) == 4
     for loads, stores in found:
         # Scores; terms of a row; the bias, once. No single score or gradient is loaded or stored.
         assert loads.startswith("128 x 2, 32 x "), loads
