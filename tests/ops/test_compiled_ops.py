@@ -222,3 +222,18 @@ def test_export(backend: Backend, graph: sf.Graph):
     assert sum("sedd_fast" in name for name in names) == 2
     for got, expected in zip(program.module()(*arguments(5)), Step()(*arguments(5)), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_a_mask_among_the_tokens(backend: Backend):
+    """opcheck, and a compiled loss without a break in its graph, whose graph is an argument."""
+    if backend.name != "cpp":
+        pytest.skip("the code around the operation is the same for every backend")
+    i = make_inputs(sf.Absorbing(11, 4))
+    torch.library.opcheck(OPS.score_entropy.default, op_arguments(i, True)["score_entropy"])
+
+    def loss(scores: Tensor, graph: sf.Absorbing) -> Tensor:
+        x_t = sf.sample_transition(i.x_0, i.sigma, graph, u=i.u)
+        return sf.score_entropy(scores, i.sigma, x_t, i.x_0, graph, reduction="mean")
+
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(i.log_score, i.graph), loss(i.log_score, i.graph))
