@@ -16,7 +16,7 @@ from sedd_fast.models.interface import ScoreModel
 
 @dataclass(frozen=True)
 class Relabelling:
-    """From ``Absorbing(vocab_size)``, whose mask is the last state, to one with the mask ``mask``."""
+    """From ``Absorbing(vocab_size)``, whose mask is the last state, to the mask ``mask``."""
 
     vocab_size: int
     mask: int
