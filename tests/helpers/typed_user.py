@@ -41,6 +41,7 @@ def one_argument(tokens: Tensor) -> Tensor:
 
 
 graph, noise = sf.Absorbing(5), sf.LogLinearNoise(eps=1e-3)
+assert_type(sf.Absorbing(5, mask_index=2).mask_index, int)
 graphs: tuple[sf.Graph, ...] = (graph, sf.Uniform(5), sf.DenseGraph(torch.eye(5)))
 noises: tuple[sf.Noise, ...] = (noise, sf.GeometricNoise(1e-4, 20.0))
 config = sf.SEDDConfig(vocab_size=5, graph="absorbing", noise="loglinear")

@@ -1,6 +1,7 @@
 """The dense formulas of both graphs against golden values and matrix exponentials."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from sedd_fast.process.graphs import make_graph
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "process.safetensors")
 GRAPHS = (sf.Absorbing(11), sf.Uniform(11))
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.kind)
+EVERY = (*GRAPHS, sf.Absorbing(11, 4), sf.Absorbing(11, 0))
+by_any = pytest.mark.parametrize("graph", EVERY, ids=str)
 
 
 def golden(graph: sf.Graph, key: str) -> Tensor:
@@ -25,7 +28,7 @@ def matrices(graph: sf.Graph, noise: Tensor) -> Tensor:
     return torch.stack([graph.transition_matrix(float(sigma)) for sigma in noise])
 
 
-@by_graph
+@by_any
 @pytest.mark.parametrize("sigma", [0.0, 1e-5, 0.3, 4.0, 30.0])
 def test_transition_matrix_is_the_exponential_of_the_rates(graph: sf.Graph, sigma):
     matrix = graph.transition_matrix(sigma)
@@ -34,7 +37,7 @@ def test_transition_matrix_is_the_exponential_of_the_rates(graph: sf.Graph, sigm
     assert matrix.dtype == torch.float64
 
 
-@by_graph
+@by_any
 def test_rates_conserve_probability(graph: sf.Graph):
     rates = graph.rate_matrix()
     assert rates.shape == (graph.dim, graph.dim)
@@ -71,7 +74,7 @@ def test_golden_transition_and_staggered_score(graph: sf.Graph):
     torch.testing.assert_close(staggered, golden(graph, "staggered_score"), rtol=1e-9, atol=1e-9)
 
 
-@by_graph
+@by_any
 def test_transition_at_infinite_noise_is_the_limit(graph: sf.Graph):
     limit = graph.transition_matrix(float("inf"))[:, 0]
     tokens = graph.sample_limit((200, 50), generator=torch.Generator().manual_seed(0))
@@ -82,6 +85,7 @@ def test_transition_at_infinite_noise_is_the_limit(graph: sf.Graph):
 
 def test_limit_of_the_absorbing_graph_is_the_mask():
     assert sf.Absorbing(5).sample_limit((2, 3)).tolist() == [[5] * 3] * 2
+    assert sf.Absorbing(5, 2).sample_limit((2, 3)).tolist() == [[2] * 3] * 2
 
 
 def test_the_limit_is_drawn_from_the_generator():
@@ -99,12 +103,20 @@ def test_sizes_and_names():
     assert absorbing.mask_index == 50257
     assert (uniform.kind, uniform.vocab_size, uniform.dim) == ("uniform", 27, 27)
     assert uniform.mask_index is None
+    llada = sf.Absorbing(126463, mask_index=126336)
+    assert (llada.vocab_size, llada.dim, llada.mask_index) == (126463, 126464, 126336)
 
 
 def test_graphs_compare_by_value():
     assert sf.Absorbing(5) == sf.Absorbing(5)
     assert sf.Absorbing(5) != sf.Uniform(5)
     assert len({sf.Uniform(5), sf.Uniform(5), sf.Uniform(6)}) == 2
+    assert sf.Absorbing(5) == sf.Absorbing(5, mask_index=5) != sf.Absorbing(5, mask_index=0)
+    assert len({sf.Absorbing(5), sf.Absorbing(5, 5), sf.Absorbing(5, 2)}) == 2
+    graph = sf.Absorbing(5, 2)
+    assert graph == eval(repr(graph), vars(sf)) == pickle.loads(pickle.dumps(graph))
+    assert repr(sf.Absorbing(5, 5)) == "Absorbing(vocab_size=5)"
+    assert repr(sf.Uniform(5)) == "Uniform(vocab_size=5)"
     with pytest.raises(dataclasses.FrozenInstanceError):
         sf.Absorbing(5).vocab_size = 6
 
@@ -117,6 +129,22 @@ def test_bad_vocabularies(graph):
     for size in (1, 0, -3):
         with pytest.raises(ValueError, match=f"vocab_size must be at least 2, got {size}"):
             graph(size)
+
+
+def test_bad_masks():
+    for mask in (1.0, "1", True):
+        with pytest.raises(TypeError, match=r"mask_index must be an int, .* are 0 .. 5"):
+            sf.Absorbing(5, mask)
+    for mask in (-1, 6):
+        with pytest.raises(ValueError, match=rf"mask_index must be at .*, got {mask}; the states"):
+            sf.Absorbing(5, mask)
+
+
+def test_which_states_are_tokens():
+    states = torch.arange(-1, 7)
+    assert sf.Absorbing(5, 2).is_token(states).nonzero().flatten().tolist() == [1, 2, 4, 5, 6]
+    assert sf.Absorbing(5).is_token(states).nonzero().flatten().tolist() == [1, 2, 3, 4, 5]
+    assert sf.Uniform(5).is_token(states).nonzero().flatten().tolist() == [1, 2, 3, 4, 5]
 
 
 def test_make_graph():
