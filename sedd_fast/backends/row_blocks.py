@@ -89,7 +89,7 @@ def _denoising(u: Tensor, dim: int, inputs: DenoiseInputs) -> ReverseInputs:
     return ReverseInputs(
         x_t=torch.full_like(u[:, None], dim, dtype=torch.int64), sigma=one, dsigma=one,
         u=torch.stack((torch.zeros_like(u), u), -1)[:, None], graph="absorbing", vocab_size=dim,
-        method="denoise", temperature=inputs.temperature, top_p=inputs.top_p,
+        mask_index=dim, method="denoise", temperature=inputs.temperature, top_p=inputs.top_p,
     )  # fmt: skip
 
 
