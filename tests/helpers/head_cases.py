@@ -199,6 +199,16 @@ def assert_close_to_truth(got: dict[str, Tensor], head: Head, upstream: Tensor |
     assert_within_the_rule(got, truth, size, naive(head, upstream)[0], head.hidden.dtype)
 
 
+def tolerance(dtype: torch.dtype, states: int) -> float:
+    """TOLERANCE for a product that adds up so many terms.
+
+    Added one after the other, as the products of a narrow head are, those that come after a large
+    one lose digits.
+    """
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    return TOLERANCE[dtype] + states / 128 * eps
+
+
 def assert_within_the_rule(
     got: dict[str, Tensor],
     truth: Results,
@@ -209,10 +219,9 @@ def assert_within_the_rule(
 ) -> None:
     """The tolerance rule, for the float64 truth and the naive formula in ``dtype``.
 
-    ``size`` is that of the absolute terms of every number. A product that adds up ``states`` terms
-    one after the other loses digits of those that come after a large one.
+    ``size`` is that of the absolute terms of every number.
     """
-    long_sum = states / 128 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    little = tolerance(dtype, states)
     for name, value in got.items():
         true, terms = truth.named()[name], size.named()[name]
         assert value.shape == true.shape, name
@@ -220,7 +229,7 @@ def assert_within_the_rule(
         error = torch.where(value == true.to(value.dtype), 0, error)  # both may be infinite
         rounding = torch.finfo(value.dtype).eps / 2 * true.abs()
         rounding = rounding + torch.finfo(value.dtype).tiny
-        bad = ~(error <= (TOLERANCE[dtype] + long_sum) * terms + rounding)
+        bad = ~(error <= little * terms + rounding)
         assert not bool(bad.any()), (name, value[bad][0].item(), true[bad][0].item())
         allowed = worst(yardstick.named()[name] - true) + worst(LITTLE[dtype] * terms + rounding)
         assert worst(error) <= allowed, (name, worst(error), allowed)
