@@ -15,10 +15,20 @@ from torch import Tensor
 
 import sedd_fast as sf
 from helpers.head_cases import TOLERANCE, Results, assert_within_the_rule, tolerance
-from helpers.op_cases import assert_near
+from helpers.op_cases import Backend, assert_near
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.names import WANTED
 from sedd_fast.ops import Denoised
+
+#: The last number below 1.
+LAST_U = 1 - 2**-53
+TOKEN_FILTERS = (
+    {},
+    {"temperature": 0.1},
+    {"temperature": 3.0},
+    {"top_p": 0.3},
+    {"temperature": 0.7, "top_p": 0.9},
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,28 @@ def make_softmax_head(
     u = torch.rand((*shape, 2), generator=generator, dtype=torch.float64)
     others = (x.to(device) for x in (target, row_weight, u))
     return SoftmaxHead(hidden, weight, row, *others, excluded, **rest)
+
+
+def head_on(
+    backend: Backend, states: int = 40, dtype: torch.dtype = torch.float32, **rest: Any
+) -> SoftmaxHead:
+    """A head on the backend's device, of few rows in the interpreter unless ``shape`` is given."""
+    rest = {"shape": (3, backend.some(8, 2)), **rest}
+    return make_softmax_head(states, dtype, device=backend.device, **rest)
+
+
+def of_bias(
+    backend: Backend, bias: Sequence[float], rows: int, dtype: torch.dtype = torch.float32
+) -> SoftmaxHead:
+    """A head whose every row of outputs is exactly ``bias``."""
+    head = head_on(backend, len(bias), dtype, shape=(rows,), width=2)
+    row = torch.tensor(bias, dtype=torch.float64).to(backend.device, dtype)
+    return replace(head, weight=torch.zeros_like(head.weight), bias=row)
+
+
+def with_u(head: SoftmaxHead, u: Tensor) -> SoftmaxHead:
+    """With these u1 of every row; u0, which is not read, is such that reading it would show."""
+    return replace(head, u=torch.stack([1 - u - 2**-53, u], -1))
 
 
 def naive(head: SoftmaxHead, upstream: Tensor | None = None) -> tuple[Results, Results]:

@@ -1,6 +1,7 @@
 """linear_cross_entropy under autograd and autocast: operands, accumulation, derivatives, dtypes."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,16 +10,16 @@ from torch import Tensor
 
 from helpers.head_cases import on_heads
 from helpers.op_cases import Backend
-from helpers.softmax_cases import SoftmaxHead, make_softmax_head, naive, run
+from helpers.softmax_cases import SoftmaxHead, head_on, naive, run
 
 REDUCTIONS = ("none", "sum", "mean")
 pytestmark = [*on_heads, pytest.mark.operation("linear_cross_entropy")]
 by_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
-def of(backend: Backend, dtype: torch.dtype = torch.float32, **rest) -> SoftmaxHead:
+def of(backend: Backend, dtype: torch.dtype = torch.float32, **rest: Any) -> SoftmaxHead:
     rest = {"excluded": (4,), "softcap": 6.0, "z_loss": 0.01, **rest}
-    return make_softmax_head(11, dtype, (3, backend.some(8, 3)), device=backend.device, **rest)
+    return head_on(backend, 11, dtype, **rest)
 
 
 def gradients(head: SoftmaxHead) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from helpers.head_cases import on_heads
 from helpers.op_cases import Backend, assert_distribution
-from helpers.softmax_cases import filtered, make_softmax_head
+from helpers.softmax_cases import LAST_U, TOKEN_FILTERS, filtered, head_on, of_bias, with_u
 
 pytestmark = [*on_heads, pytest.mark.operation("linear_denoise")]
 
@@ -35,7 +35,7 @@ def test_a_rare_token_is_hit_by_its_u(backend: Backend, states, rare):
     out = with_u(head, u).denoise(want=("token", "log_prob"))
     assert out.token.tolist() == [rare] * 3
     torch.testing.assert_close(out.log_prob.double(), p[rare].log().expand(3), rtol=1e-6, atol=0)
-    outside = torch.stack([end - 3 * p[rare], (end + 3 * p[rare]).clamp(max=LAST), end * 0])
+    outside = torch.stack([end - 3 * p[rare], (end + 3 * p[rare]).clamp(max=LAST_U), end * 0])
     tokens = with_u(head, outside.clamp(min=0)).denoise(want=("token",)).token.tolist()
     expected = filtered(p.log()).cumsum(-1)
     for token, at in zip(tokens, outside.clamp(min=0).tolist(), strict=True):
@@ -43,7 +43,7 @@ def test_a_rare_token_is_hit_by_its_u(backend: Backend, states, rare):
 
 
 @pytest.mark.interpreted_head(states=(17,))
-@pytest.mark.parametrize("token_filter", FILTERS, ids=str)
+@pytest.mark.parametrize("token_filter", TOKEN_FILTERS, ids=str)
 @pytest.mark.parametrize("states", [17, 1023, 4097])
 def test_a_state_of_probability_zero_is_never_drawn(backend: Backend, states, token_filter):
     """Also not at the ends of [0, 1), where the first and the last states have none."""
@@ -51,34 +51,39 @@ def test_a_state_of_probability_zero_is_never_drawn(backend: Backend, states, to
     for y in alive:
         bias[y] = 0.3
     head = of_bias(backend, bias, 4)
-    u = torch.tensor([0.0, LAST, 0.5, 1e-300], dtype=torch.float64, device=backend.device)
+    u = torch.tensor([0.0, LAST_U, 0.5, 1e-300], dtype=torch.float64, device=backend.device)
     tokens = with_u(head, u).denoise(want=("token",), **token_filter).token
     assert tokens.tolist() == [states // 2, states // 2 + 1, states // 2 + 1, states // 2]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("token_filter", [*FILTERS, {"softcap": 0.5}], ids=str)
-@pytest.mark.parametrize("workspace", [None, 200_000])
-def test_the_distribution(backend: Backend, dtype, token_filter, workspace):
-    """Chi-square of many draws at one hidden state; fails by chance once in a million."""
+#: Filters of a draw, with the dtype of the head and the workspace.
+DRAWN = (
+    *((dict(token_filter), torch.float32, None) for token_filter in TOKEN_FILTERS),
+    *((token_filter, torch.float32, 200_000) for token_filter in TOKEN_FILTERS[::4]),
+    ({}, torch.bfloat16, None),
+    ({"softcap": 0.5}, torch.float32, None),
+)
+
+
+@pytest.mark.parametrize(("token_filter", "dtype", "workspace"), DRAWN, ids=str)
+def test_the_distribution(backend: Backend, token_filter, dtype, workspace):
+    """Of many draws at one hidden state."""
     if backend.interpreted:
         pytest.skip("interpreted: too few draws for a chi-square test")
-    draws = 20_000
+    rest = {"exact": True, "width": 4, "excluded": (4,)}
     token_filter = dict(token_filter)
-    softcap = token_filter.pop("softcap", None)
-    one = of(backend, 40, dtype, shape=(1,), softcap=softcap, excluded=(4,), exact=True, width=4)
-    generator = torch.Generator().manual_seed(0)
+    one = head_on(backend, 40, dtype, shape=(1,), softcap=token_filter.pop("softcap", None), **rest)
+    draws, generator = 20_000, torch.Generator().manual_seed(0)
     u = torch.rand(draws, dtype=torch.float64, generator=generator).to(backend.device)
     many = with_u(replace(one, hidden=one.hidden.expand(draws, -1)), u)
     tokens = many.denoise(want=("token",), workspace=workspace, **token_filter).token
-    exact = one.to(torch.float64 if softcap is None else torch.float32)
-    log_p = exact.logits()[0].to(dtype).double().log_softmax(-1)
+    log_p = one.to(torch.float64).logits()[0].log_softmax(-1)
     assert_distribution(tokens, filtered(log_p, **token_filter))
 
 
 @pytest.mark.interpreted_head
 def test_a_generator_and_no_gradient(backend: Backend):
-    head = of(backend, shape=(4, backend.some(50, 5))).leaves()
+    head = head_on(backend, shape=(4, backend.some(50, 5))).leaves()
 
     def drawn(seed: int) -> Tensor:
         out = head.denoise(u=None, generator=torch.Generator().manual_seed(seed))
@@ -91,5 +96,3 @@ def test_a_generator_and_no_gradient(backend: Backend):
     default = head.denoise(u=None).token
     torch.manual_seed(3)
     assert torch.equal(head.denoise(u=None).token, default)
-
-
