@@ -54,8 +54,7 @@ def checked_softmax(
     if len(weight) < 1:
         raise ValueError(f"weight must have at least one state, got shape {tuple(weight.shape)}")
     _check_bias(bias, weight)
-    default = head.softmax_workspace(hidden, len(weight))
-    workspace = _checked_workspace(workspace, default)
+    workspace = _checked_workspace(workspace, 0)
     return _linear(hidden[None] if hidden.dim() == 2 else hidden, weight, bias, rows, workspace)
 
 

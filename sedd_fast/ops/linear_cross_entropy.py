@@ -30,7 +30,7 @@ def linear_cross_entropy_op(
     run, code = registry.implementation("linear_cross_entropy", linear.hidden, "")
     _check_values(linear, entropy)
     with _linear.no_autocast(linear.hidden.device):
-        loss, log_sum = run(linear, entropy)
+        loss, log_sum = run(linear.with_workspace(), entropy)
     return loss, log_sum, code
 
 
@@ -51,7 +51,7 @@ def linear_cross_entropy_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     run = registry.by_code("linear_cross_entropy_backward", code)
     with _linear.no_autocast(linear.hidden.device):
-        made = run(linear, entropy.scaled(grad_loss), log_sum, needs)
+        made = run(linear.with_workspace(), entropy.scaled(grad_loss), log_sum, needs)
     hidden, weight, bias = (g.to(x.dtype) for g, x in zip(made, linear.operands, strict=True))
     return hidden, weight, bias
 
@@ -75,7 +75,7 @@ def linear_cross_entropy_with_grad_op(
     run = registry.function("linear_cross_entropy_with_grad", linear.hidden, "")
     _check_values(linear, entropy)
     with _linear.no_autocast(linear.hidden.device):
-        loss, made = run(linear, entropy, needs)
+        loss, made = run(linear.with_workspace(), entropy, needs)
     return loss.sum(dtype=torch.float64).to(loss.dtype), *made
 
 

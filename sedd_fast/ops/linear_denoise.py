@@ -53,7 +53,7 @@ def linear_denoise_op(
     if inputs.u is not None:
         values.check_uniforms(inputs.u)
     with _linear.no_autocast(linear.hidden.device):
-        return run(linear, inputs)
+        return run(linear.with_workspace(), inputs)
 
 
 @linear_denoise_op.register_fake
@@ -70,7 +70,7 @@ def _(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
         numbers.clone() if inputs.top else none.clone(),
         numbers.clone() if inputs.entropy else none.clone(),
         numbers.clone(),
-        linear.hidden.new_empty(linear.hidden.shape) if inputs.embedding else none.clone(),
+        linear.hidden.new_empty(linear.hidden.shape if inputs.embedding else 0),
     )
 
 
