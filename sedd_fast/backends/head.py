@@ -44,8 +44,9 @@ class HasTouched(Protocol):
 class Linear:
     """f = hidden @ weight.T + bias, computed in ``dtype``, for some ``rows`` or all touched ones.
 
-    hidden (B, L, H), weight (dim, H), bias (dim,) or None, rows (R,) int64 or None. A workspace of 0
-    is the default one of operations that depend on the number of rows, which a trace may not know.
+    hidden (B, L, H), weight (dim, H), bias (dim,) or None, rows (R,) int64 or None. A workspace
+    of 0 is the default of the operations on softmax(f), which depends on the number of rows: a
+    trace may not know it.
     """
 
     hidden: Tensor

@@ -1,5 +1,6 @@
 """linear_cross_entropy: weighted cross entropy from hidden states; the logits never exist."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -180,6 +181,9 @@ def linear_cross_entropy(
     target = _like(hidden, target)
     row_weight = arguments.per_position("row_weight", row_weight, target, beside="target")
     arguments.check_numbers(z_loss=z_loss)
+    if not math.isfinite(z_loss):
+        raise ValueError(f"z_loss must be finite, got {z_loss}; 0 is for none")
+    ignore_index = arguments.check_count("ignore_index", ignore_index, least=-(2**63))
     ignored = target == ignore_index
     every = torch.ones((), dtype=torch.float64, device=target.device)
     factor = torch.where(ignored, 0, every if row_weight is None else row_weight.double())

@@ -150,8 +150,9 @@ def linear_denoise(
 
 
 def _checked_wanted(want: Sequence[Wanted]) -> set[str]:
-    if isinstance(want, str):
-        raise TypeError(f"want must be a sequence of names, got {want!r}; write ({want!r},)")
+    if isinstance(want, str) or not hasattr(want, "__iter__"):
+        hint = f"; write ({want!r},)" * isinstance(want, str)
+        raise TypeError(f"want must be a sequence of names, got {want!r}{hint}")
     for name in want:
         arguments.check_choice("want", name, WANTED)
     if not want:
