@@ -44,7 +44,9 @@ class HasTouched(Protocol):
 class Linear:
     """f = hidden @ weight.T + bias, computed in ``dtype``, for some ``rows`` or all touched ones.
 
-    hidden (B, L, H), weight (dim, H), bias (dim,) or None, rows (R,) int64 or None.
+    hidden (B, L, H), weight (dim, H), bias (dim,) or None, rows (R,) int64 or None. A workspace
+    of 0 is the default of the operations on softmax(f), which depends on the number of rows: a
+    trace may not know it.
     """
 
     hidden: Tensor
@@ -64,6 +66,12 @@ class Linear:
         bias = None if self.bias is None else self.bias.detach()
         operands = self.hidden.detach(), self.weight.detach(), bias
         return Linear(*operands, self.rows, self.dtype, self.workspace)
+
+    def with_workspace(self) -> "Linear":
+        """The same head, with the default workspace of the operations on softmax(f) for 0."""
+        if self.workspace:
+            return self
+        return replace(self, workspace=softmax_workspace(self.hidden, len(self.weight)))
 
     def for_products(self) -> "Linear":
         """The same head, computed in a dtype whose products are fast on this device."""

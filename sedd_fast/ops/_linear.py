@@ -54,8 +54,7 @@ def checked_softmax(
     if len(weight) < 1:
         raise ValueError(f"weight must have at least one state, got shape {tuple(weight.shape)}")
     _check_bias(bias, weight)
-    default = head.softmax_workspace(hidden, len(weight))
-    workspace = _checked_workspace(workspace, default)
+    workspace = _checked_workspace(workspace, 0)
     return _linear(hidden[None] if hidden.dim() == 2 else hidden, weight, bias, rows, workspace)
 
 
@@ -68,8 +67,8 @@ def checked_excluded(excluded: int | Sequence[int] | None, states: int) -> list[
     """
     if excluded is None:
         return []
-    given = [excluded] if arguments.whole(excluded) is not None else excluded
-    found = sorted({_state(value) for value in given})  # type: ignore[union-attr]
+    one = arguments.whole(excluded) is not None or not hasattr(excluded, "__iter__")
+    found = sorted({_state(value) for value in ([excluded] if one else excluded)})  # type: ignore[union-attr]
     if found and not 0 <= found[0] <= found[-1] < states:
         bad = found[0] if found[0] < 0 else found[-1]
         raise ValueError(f"excluded must hold states 0 .. {states - 1} of the weight, got {bad}")

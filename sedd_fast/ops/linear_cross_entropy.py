@@ -1,5 +1,6 @@
 """linear_cross_entropy: weighted cross entropy from hidden states; the logits never exist."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def linear_cross_entropy_op(
     run, code = registry.implementation("linear_cross_entropy", linear.hidden, "")
     _check_values(linear, entropy)
     with _linear.no_autocast(linear.hidden.device):
-        loss, log_sum = run(linear, entropy)
+        loss, log_sum = run(linear.with_workspace(), entropy)
     return loss, log_sum, code
 
 
@@ -51,7 +52,7 @@ def linear_cross_entropy_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     run = registry.by_code("linear_cross_entropy_backward", code)
     with _linear.no_autocast(linear.hidden.device):
-        made = run(linear, entropy.scaled(grad_loss), log_sum, needs)
+        made = run(linear.with_workspace(), entropy.scaled(grad_loss), log_sum, needs)
     hidden, weight, bias = (g.to(x.dtype) for g, x in zip(made, linear.operands, strict=True))
     return hidden, weight, bias
 
@@ -75,7 +76,7 @@ def linear_cross_entropy_with_grad_op(
     run = registry.function("linear_cross_entropy_with_grad", linear.hidden, "")
     _check_values(linear, entropy)
     with _linear.no_autocast(linear.hidden.device):
-        loss, made = run(linear, entropy, needs)
+        loss, made = run(linear.with_workspace(), entropy, needs)
     return loss.sum(dtype=torch.float64).to(loss.dtype), *made
 
 
@@ -180,6 +181,9 @@ def linear_cross_entropy(
     target = _like(hidden, target)
     row_weight = arguments.per_position("row_weight", row_weight, target, beside="target")
     arguments.check_numbers(z_loss=z_loss)
+    if not math.isfinite(z_loss):
+        raise ValueError(f"z_loss must be finite, got {z_loss}; 0 is for none")
+    ignore_index = arguments.check_count("ignore_index", ignore_index, least=-(2**63))
     ignored = target == ignore_index
     every = torch.ones((), dtype=torch.float64, device=target.device)
     factor = torch.where(ignored, 0, every if row_weight is None else row_weight.double())

@@ -53,7 +53,7 @@ def linear_denoise_op(
     if inputs.u is not None:
         values.check_uniforms(inputs.u)
     with _linear.no_autocast(linear.hidden.device):
-        return run(linear, inputs)
+        return run(linear.with_workspace(), inputs)
 
 
 @linear_denoise_op.register_fake
@@ -70,7 +70,7 @@ def _(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
         numbers.clone() if inputs.top else none.clone(),
         numbers.clone() if inputs.entropy else none.clone(),
         numbers.clone(),
-        linear.hidden.new_empty(linear.hidden.shape) if inputs.embedding else none.clone(),
+        linear.hidden.new_empty(linear.hidden.shape if inputs.embedding else 0),
     )
 
 
@@ -150,8 +150,9 @@ def linear_denoise(
 
 
 def _checked_wanted(want: Sequence[Wanted]) -> set[str]:
-    if isinstance(want, str):
-        raise TypeError(f"want must be a sequence of names, got {want!r}; write ({want!r},)")
+    if isinstance(want, str) or not hasattr(want, "__iter__"):
+        hint = f"; write ({want!r},)" * isinstance(want, str)
+        raise TypeError(f"want must be a sequence of names, got {want!r}{hint}")
     for name in want:
         arguments.check_choice("want", name, WANTED)
     if not want:

@@ -311,6 +311,22 @@ def chi_square_tail(statistic: float, degrees: int) -> float:
     return float(torch.special.gammaincc(*halves))
 
 
+def assert_distribution(tokens: Tensor, probs: Tensor) -> None:
+    """Pearson's test; states expected less than 5 times are counted as one.
+
+    It fails by chance once in a million.
+    """
+    counts = torch.bincount(tokens.flatten().cpu(), minlength=len(probs)).double()
+    expected = probs.double().cpu() * counts.sum()
+    assert not counts[expected == 0].any(), "a state of zero weight was drawn"
+    rare = expected < 5
+    counts, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (counts, expected))
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    p_value = chi_square_tail(statistic, max(len(counts) - 1, 1))
+    assert p_value > 1e-6, f"chi-square {statistic:.1f} over {len(counts)} states"
+
+
 def loss_and_gradient(inputs: Inputs, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """score_entropy under autograd, with any upstream gradient (ones if None)."""
     leaf = inputs.log_score.detach().requires_grad_()

@@ -54,8 +54,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 @pytest.fixture
 def has_heads(request: pytest.FixtureRequest, backend: Backend) -> None:
     """Skip backends without linear-head operations, and cases that the interpreter leaves out."""
-    if reason := registry.unsupported(backend.name, "linear_score_entropy", torch.float32):
-        pytest.skip(f"{backend}: {reason}")
+    for op in ("linear_score_entropy", smoke.operation(request.node)):
+        if op and (reason := registry.unsupported(backend.name, op, torch.float32)):
+            pytest.skip(f"{backend}: {reason}")
     if backend.interpreted and not _is_interpreted(request.node):
         pytest.skip("interpreted: another case runs the same code")
 

@@ -13,6 +13,7 @@ from helpers.op_cases import (
     GRAPHS,
     METHODS,
     Backend,
+    assert_distribution,
     chi_square_tail,
     graph_id,
     graphs_of,
@@ -46,21 +47,6 @@ def uniforms(draws: int, device: str, seed: int = 0) -> Tensor:
 def spread_evenly(draws: int, device: str) -> Tensor:
     """The middles of ``draws`` equal parts of [0, 1)."""
     return (torch.arange(draws, dtype=torch.float64, device=device) + 0.5) / draws
-
-
-def assert_distribution(tokens: Tensor, probs: Tensor) -> None:
-    """Pearson's test; states expected less than 5 times are counted as one."""
-    counts = torch.bincount(tokens.flatten().cpu(), minlength=len(probs)).double()
-    probs = probs.double().cpu()
-    assert not counts[probs == 0].any(), "a state of zero weight was drawn"
-    expected = probs * counts.sum()
-    rare = expected < 5
-    counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
-    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-    counts, expected = counts[expected > 0], expected[expected > 0]
-    statistic = float(((counts - expected) ** 2 / expected).sum())
-    p_value = chi_square_tail(statistic, max(len(counts) - 1, 1))
-    assert p_value > UNLIKELY, f"chi-square {statistic:.1f} over {len(counts)} states"
 
 
 def draw(row: Tensor, token: int, graph: sf.Graph, method: str, u: Tensor) -> Tensor:

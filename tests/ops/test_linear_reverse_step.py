@@ -8,7 +8,7 @@ from torch import Tensor
 
 import sedd_fast as sf
 from helpers.head_cases import HEADS, Head, make_head, on_heads
-from helpers.op_cases import METHODS, Backend, assert_inverse_cdf, chi_square_tail, graph_id
+from helpers.op_cases import METHODS, Backend, assert_distribution, assert_inverse_cdf, graph_id
 
 pytestmark = [*on_heads, pytest.mark.operation("linear_reverse_step")]
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
@@ -233,16 +233,3 @@ def test_the_distribution(backend: Backend, graph, scaled, method, dtype, worksp
         scores = at.log_score().double()  # rounded as the head rounds them
         probs = sf.reverse_probs(scores, x_t[:, :1], 0.7, 0.05, graph, method)[0, 0]
     assert_distribution(tokens, probs)
-
-
-def assert_distribution(tokens: Tensor, probs: Tensor) -> None:
-    """Pearson's test; states expected less than 5 times are counted as one."""
-    counts = torch.bincount(tokens.flatten(), minlength=len(probs)).double().cpu()
-    expected = probs.cpu() * counts.sum()
-    assert not counts[expected == 0].any(), "a state of zero weight was drawn"
-    rare = expected < 5
-    counts, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (counts, expected))
-    kept = expected > 0
-    statistic = float(((counts - expected) ** 2 / expected)[kept].sum())
-    degrees = max(int(kept.sum()) - 1, 1)
-    assert chi_square_tail(statistic, degrees) > 1e-6, (counts, expected)

@@ -61,8 +61,9 @@ def linear_cross_entropy_backward(
     head = _Head(linear, entropy, needs)
     known = torch.cat((log_sum.flatten(), log_sum.new_zeros(1)))
     for rows in head.chunks(head.rows_at_once()):
-        rows.shift.copy_(known[rows.to])
-        rows.sum_exp.fill_(1)
+        log_sum = known[rows.to]
+        rows.shift.copy_(log_sum.to(fp32_or_fp64(rows.hidden.dtype)))  # as the kernel rounds it
+        rows.sum_exp.copy_((log_sum - rows.shift).exp())
         head.only_pass(rows, head.memory(rows, 0))
     return head.gradients()
 

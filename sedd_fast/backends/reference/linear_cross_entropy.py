@@ -12,7 +12,7 @@ def linear_cross_entropy(linear: Linear, entropy: CrossEntropyInputs) -> tuple[T
     """(B, L) losses, and float64 logarithms of the rows' sums; 0 where no row is read."""
     rows, target, weight = read(linear, entropy)
     f = outputs(linear, rows, entropy)  # (R, dim)
-    log_sum = f.logsumexp(-1).double()
+    log_sum = f.double().logsumexp(-1)  # outputs of 1e4 leave a float32 one three digits
     nats = log_sum - f.gather(-1, target[:, None]).squeeze(-1) + entropy.z_loss * log_sum**2
     loss = at_positions(weight * nats, rows, linear.hidden.shape[:2])
     return loss.to(fp32_or_fp64(linear.dtype)), at_positions(log_sum, rows, loss.shape)
@@ -49,8 +49,12 @@ def linear_cross_entropy_backward(
 
 
 def read(linear: Linear, entropy: CrossEntropyInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """(R,) positions, -1 for none; their targets, 0 where the weight is; and weights, float64."""
+    """(R,) positions, their targets and weights, float64.
+
+    A position is -1 for none, also where a row is listed that has no weight.
+    """
     rows = linear.read(entropy)
     at = rows.clamp(min=0)
     weight = torch.where(rows >= 0, entropy.row_weight.flatten()[at], 0.0)
-    return rows, torch.where(weight != 0, entropy.target.flatten()[at], 0), weight
+    target = torch.where(weight != 0, entropy.target.flatten()[at], 0)
+    return torch.where(weight != 0, rows, -1), target, weight
