@@ -131,7 +131,8 @@ class PosteriorModel(nn.Module):
             argument, so that a copy of the model (a moving average) runs its own weights.
         head: the network's last layer, an ``nn.Linear`` among its modules, with a row for every
             state. Logits are its output for ``hidden``, and nothing else but the ``softcap``
-            (:meth:`check_head` compares them). Further rows (padding of an embedding) have no probability. It may be tied.
+            (:meth:`check_head` compares them). Further rows, the padding of an embedding, have no
+            probability. It may be tied to the embedding.
         softcap: s, of a network whose logits are s * tanh(f / s) (Gemma).
 
     Raises:
