@@ -59,9 +59,8 @@ class NextTokenRequest:
     def of_logits(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """The same answer from logits (B, L, V)."""
         nats = F.cross_entropy(at_least_fp32(logits).transpose(1, 2), tokens, reduction="none")
-        if self.row_weight is not None:
-            nats = nats * self.row_weight
-        return arguments.reduce(nats, self.reduction)
+        weighted = nats if self.row_weight is None else nats * self.row_weight
+        return arguments.reduce(weighted, self.reduction).to(nats.dtype)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -45,9 +45,8 @@ class PosteriorSEDD(SEDD):
 
     kind: ClassVar[NetworkKind] = "posterior"
 
-    @property
-    def _requests(self) -> tuple[type[HeadRequest], ...]:
-        return (CrossEntropyRequest,) if self.graph.mask_index is None else super()._requests
+    def _answers(self) -> tuple[type[HeadRequest], ...]:
+        return (CrossEntropyRequest,) if self.graph.mask_index is None else super()._answers()
 
     def _linear_head(self, linear: nn.Linear) -> LinearHead:
         return super()._linear_head(linear)._replace(scale_by_sigma=False, normalised=True)

@@ -71,7 +71,7 @@ class SEDD(Transformer):
         """
         usable = self._fused_linear() is not None
         own = overrides.forwards_requests(self, SEDD.forward)
-        return self._requests if usable and own else ()
+        return self._answers() if usable and own else ()
 
     def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
         """Log scores (B, L, dim) or, of a request, what it asks for.
@@ -92,15 +92,18 @@ class SEDD(Transformer):
             return self._all_log_scores(indices, sigma)
         linear = self._fused_linear()
         # Only here, since FSDP2 gathers the weight when forward is called.
-        if linear is None or not overrides.is_dense(linear) or not isinstance(head, self._requests):
+        if (
+            linear is None
+            or not overrides.is_dense(linear)
+            or not isinstance(head, self._answers())
+        ):
             return head.of_scores(self._all_log_scores(indices, sigma), indices, sigma, self.graph)
         parameters = self._linear_head(linear)
         if not is_traced():
             head = head.prepared(indices, sigma, parameters)
         return head(self.features(indices, sigma), parameters, indices, sigma)
 
-    @property
-    def _requests(self) -> tuple[type[HeadRequest], ...]:
+    def _answers(self) -> tuple[type[HeadRequest], ...]:
         """What a plain head computes without log scores."""
         return ScoreEntropyRequest, ReverseStepRequest, CrossEntropyRequest
 
