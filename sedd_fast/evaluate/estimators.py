@@ -15,7 +15,7 @@ from sedd_fast.evaluate.draws import Batches, variance_of_mean
 from sedd_fast.evaluate.levels import Levels, noised
 from sedd_fast.evaluate.result import LikelihoodBound
 from sedd_fast.evaluate.standard_error import covering_error, total
-from sedd_fast.losses.masked_cross_entropy import posterior_cross_entropy
+from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer, evaluating
 from sedd_fast.names import MODES, TIMES, Mode, Times
 from sedd_fast.ops import reverse_probs
@@ -91,6 +91,8 @@ class Estimator:
             nats, stderr, length, self.mode, self.samples, strict, self.times, degrees
         )
 
+    # Requests leave positions unsummed: they are added up in float64.
+
     def _over_masks(
         self, model: ScoreModel, x_0: Tensor, place: Tensor, choice: Tensor, u: Tensor
     ) -> Tensor:
@@ -107,8 +109,8 @@ class Estimator:
         weight = length / count.double()
         if self.mode == "normalised":
             weight = weight[:, None].expand(x_0.shape)
-            log_score = model(x_t, sigma)  # (R, L, dim)
-            return posterior_cross_entropy(log_score, x_t, x_0, self.graph, weight).sum(-1)
+            request = CrossEntropyRequest(x_0, weight)
+            return answer(model, self.graph, x_t, sigma, request).double().sum(-1)
         return self._entropy(model, x_t, x_0, sigma, weight * torch.expm1(sigma.double()))
 
     def _trained(self, sigma: Tensor) -> Tensor:
@@ -151,7 +153,6 @@ class Estimator:
         """Score entropy of each sequence, times its weight (R,); (R,) float64."""
         weight = torch.ones_like(sigma, dtype=torch.float64) if weight is None else weight
         row_weight = weight[:, None].expand(x_0.shape)
-        # The request leaves positions unsummed: they are added up in float64.
         request = ScoreEntropyRequest(x_0, row_weight)
         return answer(model, self.graph, x_t, sigma.float(), request).double().sum(-1)
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sedd_fast.ops._arguments import check_choice, reduce
+from sedd_fast.models.autoregressive import NextTokenRequest
+from sedd_fast.models.interface import takes_request
+from sedd_fast.ops._arguments import check_choice
 
 _Reduction = Literal["none", "mean"]
 
@@ -33,11 +34,21 @@ class NextTokenLoss:
 
     def __call__(
         self,
-        model: Callable[[Tensor], Tensor],
+        model: Callable[..., Tensor],
         x_0: Tensor,
         t: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        logits = model(x_0)  # (B, L, V)
-        loss = F.cross_entropy(logits.transpose(1, 2), x_0, reduction="none").sum(-1)
-        return reduce(loss, self.reduction)
+        if self.reduction == "none":
+            return self._answered(model, x_0, NextTokenRequest()).sum(-1)
+        # The factor of a scalar has to be known in the forward, where its gradient is formed.
+        weight = torch.full(x_0.shape, 1 / max(len(x_0), 1), dtype=torch.float64, device=x_0.device)
+        loss = self._answered(model, x_0, NextTokenRequest(weight, "sum"))
+        return loss if len(x_0) else loss + torch.nan  # the mean of no sequence
+
+    def _answered(
+        self, model: Callable[..., Tensor], x_0: Tensor, request: NextTokenRequest
+    ) -> Tensor:
+        if takes_request(model, None, NextTokenRequest):
+            return model(x_0, request)
+        return request.of_logits(model(x_0), x_0)

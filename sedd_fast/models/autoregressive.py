@@ -2,6 +2,7 @@
 
     model = Autoregressive(SEDDConfig(vocab_size=96, hidden_size=256, n_blocks=6, n_heads=4))
     logits = model(tokens)                        # (B, L) -> (B, L, V): token i given those before
+    nats = model(tokens, NextTokenRequest())      # (B, L): -ln p of each; the logits never exist
     tokens = generate(model, (4, 256), top_p=0.95)
 
 The blocks and the embedding are SEDD's (the embedding's last row, SEDD's mask, stands for the start
@@ -13,23 +14,53 @@ The trainer trains it with `model.kind=ar`; `model.type` is "ar" in its config.j
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sedd_fast.backends.categorical import inverse_cdf
 from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.models import overrides
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.interface import device_of, evaluating
 from sedd_fast.models.layers import Attend
 from sedd_fast.models.transformer import Transformer
 from sedd_fast.names import NetworkKind
 from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops import linear_cross_entropy
 from sedd_fast.ops._uniforms import Generators, for_rows, uniform
 
 OnToken = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class NextTokenRequest:
+    """-ln p of every token given those before it: what `NextTokenLoss` asks a network for.
+
+    Args:
+        row_weight: (B, L), factor of every position; None: 1.
+        reduction: "none" gives (B, L) nats, "sum" ().
+
+    The answer is float64 for a float64 network, else float32.
+    """
+
+    row_weight: Tensor | None = None
+    reduction: Literal["none", "sum"] = "none"
+
+    def __call__(self, hidden: Tensor, linear: nn.Linear, tokens: Tensor) -> Tensor:
+        """The answer, from hidden states (B, L, H) and the head that makes logits of them."""
+        return linear_cross_entropy(
+            hidden, linear.weight, linear.bias, tokens, self.row_weight, reduction=self.reduction
+        )
+
+    def of_logits(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """The same answer from logits (B, L, V)."""
+        nats = F.cross_entropy(at_least_fp32(logits).transpose(1, 2), tokens, reduction="none")
+        weighted = nats if self.row_weight is None else nats * self.row_weight
+        return arguments.reduce(weighted, self.reduction).to(nats.dtype)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -55,21 +86,44 @@ class Autoregressive(Transformer):
         """The token that stands before the first one."""
         return self.config.vocab_size
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    @property
+    def head_requests(self) -> tuple[type[NextTokenRequest], ...]:
+        """What the network computes without logits; nothing where it has been changed, as SEDD."""
+        usable = self._fused_linear() is not None
+        own = overrides.forwards_requests(self, Autoregressive.forward)
+        return (NextTokenRequest,) if usable and own else ()
+
+    def forward(self, tokens: Tensor, head: NextTokenRequest | None = None) -> Tensor:
+        """Logits, or of a request what it asks for."""
         arguments.check_tokens("tokens", tokens)
         before = F.pad(tokens, (1, -1), value=self.start)  # (B, L): the token left of each
         attend: list[Attend] = [_causal] * len(self.blocks)
-        return self.read(before, self.rotary_emb(tokens.shape[1]), attend)
+        rotary = self.rotary_emb(tokens.shape[1])
+        if head is None:
+            return self.read(before, rotary, attend)
+        linear = self._fused_linear()
+        if linear is None or not overrides.is_dense(linear):
+            return head.of_logits(self.read(before, rotary, attend), tokens)
+        hidden = self.output_layer.features(*self._body(before, rotary, attend))
+        return head(hidden, linear, tokens)
 
     def read(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: list[Attend]) -> Tensor:
         """Logits after each of the tokens x (B, L) at the positions of `rotary`."""
+        return at_least_fp32(self.output_layer(*self._body(x, rotary, attend)))
+
+    def _body(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: list[Attend]
+    ) -> tuple[Tensor, Tensor]:
+        """What the output layer takes: (B, L, hidden_size), and the noise embedding."""
         # One noise embedding for all sequences, (1, cond_dim).
         c = F.silu(self.sigma_map(torch.zeros(1, device=x.device)))
         hidden = self.vocab_embed(x)
         for block, how in zip(self.blocks, attend, strict=True):
             hidden = block(hidden, c, rotary, how)
-        logits = self.output_layer(hidden, c)
-        return at_least_fp32(logits)
+        return hidden, c
+
+
+overrides.record(Autoregressive, "read")
 
 
 class _Cache:

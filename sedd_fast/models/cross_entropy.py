@@ -3,8 +3,9 @@
     -ln p(x_0) = ln(sum over y of exp(l_y)) - l_{x_0}
 
 with l the logits of a network that predicts x_0, or log scores of the absorbing graph: a constant
-added to a row changes nothing. Only rows of masked positions are read. A network that owns its
-logits answers :class:`CrossEntropyRequest`, so that no scores are made of them.
+added to a row changes nothing. Only rows of masked positions are read. A network that owns a head
+answers :class:`CrossEntropyRequest` from its hidden states, and no logits are made; one that owns
+its logits from these, and no scores are made of them.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sedd_fast.backends import values
 from sedd_fast.backends.dtypes import at_least_fp32, fp32_or_fp64
 from sedd_fast.backends.inputs import EntropyInputs
 from sedd_fast.backends.tracing import is_traced
-from sedd_fast.models.interface import HeadRequest, LinearHead
+from sedd_fast.models.interface import HeadRequest
+from sedd_fast.models.linear_head import (
+    LinearHead,
+    check_masked_tokens,
+    is_masked,
+    masked_cross_entropy,
+)
 from sedd_fast.models.mask_column import column_of, without_mask
 from sedd_fast.names import Reduction
 from sedd_fast.ops import TouchedRows, row_sums
@@ -65,9 +71,9 @@ def posterior_cross_entropy(
     equation 3.
     """
     check_logits(logits, graph)
-    _check_tokens(logits, x_t, x_0, graph)
+    check_masked_tokens(logits, "logits", _tokens(x_t, x_0, graph), graph)
     weight = arguments.per_position("weight", weight, x_t)
-    read = _is_masked(x_t, graph)
+    read = is_masked(x_t, graph)
     if weight is not None:
         read = read & (weight != 0)
     if zero_masking and logits.shape[-1] == graph.dim and not _is_static(logits):
@@ -112,26 +118,8 @@ class CrossEntropyRequest(HeadRequest):
     rows: TouchedRows | None = None
 
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
-        rows = self.rows
-        if rows is None or rows.overflow is not None or _is_static(x_t):
-            output = F.linear(hidden, head.weight, head.bias)
-            return self.of_logits(output, x_t, head.graph)
-        _check_tokens(hidden, x_t, self.x_0, head.graph)
-        index = rows.index
-        logits = F.linear(
-            hidden.flatten(0, 1).index_select(0, index), head.weight, head.bias
-        )  # (R, dim)
-        with torch.no_grad():  # zero masking; the gradient of a softmax at -inf is 0 by itself
-            logits[:, head.graph.mask_index] = -torch.inf
-        nats = _nats(logits, self.x_0.flatten()[index]).double()
-        nats = torch.where(_is_masked(x_t.flatten()[index], head.graph), nats, 0.0)
-        if self.row_weight is not None:
-            nats = nats * self.row_weight.flatten()[index]
-        if self.reduction == "none":
-            nats = nats.new_zeros(x_t.numel()).index_put((index,), nats).view(x_t.shape)
-        else:
-            nats = nats.sum() * arguments.factor_of_each(x_t, self.reduction)
-        return nats.to(fp32_or_fp64(logits.dtype))
+        entropy = _tokens(x_t, self.x_0, head.graph, self.row_weight)
+        return masked_cross_entropy(hidden, head, entropy, self.reduction, self.rows)
 
     def of_scores(self, log_score: Tensor, x_t: Tensor, sigma: Tensor, graph: Graph) -> Tensor:
         return self.of_logits(log_score, x_t, graph)
@@ -145,22 +133,12 @@ class CrossEntropyRequest(HeadRequest):
         return arguments.reduce(nats, self.reduction).to(fp32_or_fp64(logits.dtype))
 
 
-def _check_tokens(like: Tensor, x_t: Tensor, x_0: Tensor, graph: Graph) -> None:
-    """Tokens (B, L) beside ``like`` (B, L, ...), their values in range, the graph absorbing."""
-    if graph.mask_index is None:
-        raise ValueError(
-            f"a cross entropy at masked positions is for the absorbing graph, got {graph}; for the "
-            "uniform one take ScoreEntropyLoss or D3PMLoss"
-        )
-    arguments.check_all_tokens({"x_t": x_t, "x_0": x_0}, like, "logits")
+def _tokens(
+    x_t: Tensor, x_0: Tensor, graph: Graph, row_weight: Tensor | None = None
+) -> EntropyInputs:
+    """The tokens as an operation's inputs, at any noise level."""
     sigma = torch.ones(len(x_t), dtype=torch.float64, device=x_t.device)
-    values.check(EntropyInputs(sigma, x_t, x_0, None, *arguments.process(graph)))
-
-
-def _is_masked(x_t: Tensor, graph: Graph) -> Tensor:
-    """bool: where the state is the mask of the absorbing graph."""
-    assert graph.mask_index is not None  # _check_tokens
-    return torch.eq(x_t, graph.mask_index)
+    return EntropyInputs(sigma, x_t, x_0, row_weight, *arguments.process(graph))
 
 
 def _is_static(tensor: Tensor) -> bool:

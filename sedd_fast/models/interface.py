@@ -3,8 +3,8 @@
 A network is any callable ``model(x_t (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``. One that
 owns a linear head over the vocabulary can do better than form all log scores: called as
 ``model(x_t, sigma, request)`` it computes what the request asks for from its last hidden states.
-A network of p(x_0 | x_t) answers one request, a cross entropy, from its logits. Such a network says
-so by two attributes (:class:`FusedHeadModel`):
+A network of p(x_0 | x_t) without such a head answers one request, a cross entropy, from its logits.
+Such a network says so by two attributes (:class:`FusedHeadModel`):
 
     graph            the graph that its scores belong to
     head_requests    the kinds of :class:`HeadRequest` that its forward takes
@@ -21,38 +21,35 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
 from sedd_fast.models import overrides
-from sedd_fast.names import Reduction, StepMethod
+from sedd_fast.models.linear_head import (
+    LinearHead,
+    listed_rows,
+    moves,
+    normalised_score_entropy,
+    normalised_step,
+)
+from sedd_fast.names import STEP_METHODS, Reduction, StepMethod
 from sedd_fast.ops import (
     TouchedRows,
     linear_reverse_step,
     linear_score_entropy,
     reverse_step,
     score_entropy,
-    touched_rows,
 )
+from sedd_fast.ops import _arguments as arguments
+from sedd_fast.ops._uniforms import uniforms
 from sedd_fast.process.graphs import Graph
 
 #: A network: (tokens (B, L) int64, sigma (B,)) -> log scores (B, L, dim). For type checkers: any
 #: callable of two tensors, whatever its parameters are called; every ``nn.Module`` is one.
 ScoreModel = Callable[[Tensor, Tensor], Tensor]
-
-
-class LinearHead(NamedTuple):
-    """The last layer of a network: f = hidden @ weight.T + bias, weight (dim, H), bias (dim,).
-
-    Log scores are f, or f - ln(expm1(sigma)) - ln(vocab_size) with ``scale_by_sigma``.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    graph: Graph
-    scale_by_sigma: bool
 
 
 class HeadRequest(ABC):
@@ -66,11 +63,11 @@ class HeadRequest(ABC):
     rows: TouchedRows | None
     row_weight: Tensor | None = None
 
-    def prepared(self, x_t: Tensor, graph: Graph) -> "HeadRequest":
+    def prepared(self, x_t: Tensor, sigma: Tensor, head: LinearHead) -> "HeadRequest":
         """The request with its rows listed; their number reaches the host while the body runs."""
         if self.rows is not None:
             return self
-        return replace(self, rows=touched_rows(x_t, graph, self.row_weight))  # type: ignore[type-var]
+        return replace(self, rows=listed_rows(x_t, head.graph, self.row_weight))  # type: ignore[type-var]
 
     @abstractmethod
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
@@ -112,6 +109,11 @@ class ScoreEntropyRequest(HeadRequest):
     rows: TouchedRows | None = None
 
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
+        if head.normalised:
+            level = arguments.per_sequence("sigma", sigma, x_t)
+            process = arguments.process(head.graph)
+            entropy = EntropyInputs(level, x_t, self.x_0, self.row_weight, *process)
+            return normalised_score_entropy(hidden, head, entropy, self.reduction, self.rows)
         return linear_score_entropy(
             hidden, head.weight, head.bias, sigma, x_t, self.x_0, head.graph, head.scale_by_sigma,
             self.row_weight, self.reduction, self.rows,
@@ -138,12 +140,30 @@ class ReverseStepRequest(HeadRequest):
     temperature: float = 1.0
     top_p: float = 1.0
 
+    def prepared(self, x_t: Tensor, sigma: Tensor, head: LinearHead) -> HeadRequest:
+        """Also with its uniforms drawn: of normalised scores they decide which rows are needed."""
+        if self.rows is not None or not head.normalised:
+            return super().prepared(x_t, sigma, head)
+        step = self._step(x_t, sigma, head.graph)
+        return replace(self, u=step.u, rows=listed_rows(x_t, head.graph, moves(step)))
+
     def __call__(self, hidden: Tensor, head: LinearHead, x_t: Tensor, sigma: Tensor) -> Tensor:
+        if head.normalised:
+            return normalised_step(hidden, head, self._step(x_t, sigma, head.graph), self.rows)
         return linear_reverse_step(
             hidden, head.weight, head.bias, x_t, sigma, self.dsigma, head.graph, self.method,
             head.scale_by_sigma, u=self.u, rows=self.rows, temperature=self.temperature,
             top_p=self.top_p,
         )  # fmt: skip
+
+    def _step(self, x_t: Tensor, sigma: Tensor, graph: Graph) -> ReverseInputs:
+        """What the operation is given, after its checks; with uniforms drawn where none are."""
+        arguments.check_choice("method", self.method, STEP_METHODS)
+        shares = arguments.check_shares(self.temperature, self.top_p)
+        arguments.check_tokens("x_t", x_t)
+        level, removed = arguments.noise_removed(sigma, self.dsigma, self.method, x_t)
+        u, process = uniforms(x_t, self.u, None), arguments.process(graph)
+        return ReverseInputs(x_t, level, removed, u, *process, self.method, False, *shares)
 
     def of_scores(self, log_score: Tensor, x_t: Tensor, sigma: Tensor, graph: Graph) -> Tensor:
         after = reverse_step(
@@ -164,8 +184,11 @@ class FusedHeadModel(Protocol):
     def __call__(self, indices: Tensor, sigma: Tensor, head: HeadRequest, /) -> Tensor: ...
 
 
-def takes_request(model: object, graph: Graph, request: type[HeadRequest]) -> bool:
-    """Whether a network, under whatever wrappers of torch, answers such requests for that graph."""
+def takes_request(model: object, graph: Graph | None, request: type[Any]) -> bool:
+    """Whether a network, under whatever wrappers of torch, answers such requests for that graph.
+
+    None stands for a network that belongs to no graph.
+    """
     inner: object | None = model
     while inner is not None:
         taken = _declared(inner, "head_requests")
@@ -209,23 +232,25 @@ def answer(
     return request.of_scores(model(x_t, sigma), x_t, sigma, graph)
 
 
-def _wrapped(module: object) -> object | None:
-    """What a wrapper of torch calls with its own arguments; None for any other object.
-
-    None also for a wrapper that does more: a user's hook on it, a forward or a subclass's.
-    """
+def wrapped_by_torch(module: object) -> nn.Module | None:
+    """What a wrapper of torch holds and calls with its own arguments; None for any other object."""
     from torch.nn.parallel import DataParallel, DistributedDataParallel
     from torch.optim.swa_utils import AveragedModel
 
-    if not isinstance(module, nn.Module):
-        return None
-    inner: object | None = None
     if isinstance(module, (DistributedDataParallel, DataParallel, AveragedModel)):
-        inner = module.module
+        return module.module  # type: ignore[no-any-return]
+    inner = None
     for name in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"):
-        if name in module._modules:  # torch.compile and activation checkpointing: private classes
-            inner = module._modules[name]
-    return inner if inner is not None and overrides.forwards_requests(module) else None
+        # torch.compile and activation checkpointing: private classes
+        inner = getattr(module, "_modules", {}).get(name, inner)
+    return inner
+
+
+def _wrapped(module: object) -> object | None:
+    """That of a wrapper that does nothing more: no user's hook on it, no subclass's forward."""
+    inner = wrapped_by_torch(module)
+    forwards = isinstance(module, nn.Module) and overrides.forwards_requests(module)
+    return inner if inner is not None and forwards else None
 
 
 @contextlib.contextmanager

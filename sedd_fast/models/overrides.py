@@ -9,7 +9,7 @@ forward of its own: those are called, and give log scores.
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 #: Packages whose wrappers of a network, and whose hooks on it, pass on what its forward returns.
@@ -51,6 +51,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     if type(module) is not kind or not has_own_methods(module) or has_hooks(module):
         return False
     return not module_hooks._has_any_global_hook()
+
+
+def is_dense(linear: nn.Linear) -> bool:
+    """Whether the layer's numbers are in its tensors: not sharded, not quantised (subclasses)."""
+    plain = (Tensor, nn.Parameter, type(None))
+    return type(linear.weight) in plain and type(linear.bias) in plain
 
 
 def has_hooks(module: nn.Module) -> bool:

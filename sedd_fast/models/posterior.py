@@ -15,6 +15,7 @@ theorem 1 (absorbing); Sahoo et al. 2024 (arXiv 2406.07524), section 3.2.3 (SUBS
 """
 
 import math
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +27,16 @@ from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import log_expm1
 from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.backends.inputs import ReverseInputs
-from sedd_fast.models import overrides
+from sedd_fast.backends.tracing import is_traced
+from sedd_fast.models import exposed_head, overrides
 from sedd_fast.models.cross_entropy import CrossEntropyRequest, check_logits
-from sedd_fast.models.interface import HeadRequest
+from sedd_fast.models.interface import (
+    HeadRequest,
+    ReverseStepRequest,
+    ScoreEntropyRequest,
+    evaluating,
+)
+from sedd_fast.models.linear_head import LinearHead
 from sedd_fast.models.mask_column import with_mask, without_mask
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import reverse_probs
@@ -106,6 +114,12 @@ class PosteriorModel(nn.Module):
     Unmasked positions of the absorbing graph keep their token under every sampler, whatever the
     network predicts there, so SUBS's carry-over unmasking needs no option.
 
+    With ``hidden`` and ``head`` the logits are never formed with the absorbing graph: cross
+    entropies, score entropies, bounds and reverse steps are computed from hidden states, as far as
+    the head remains a plain layer. Where it has been changed (hooks, adapters, pruning,
+    quantisation), and for the uniform graph, the network is called for its logits. What the network
+    does besides, its own hooks and wrappers, is bypassed: they are refused, or give logits too.
+
     Args:
         network: ``(x_t (B, L), sigma (B,)) -> logits`` as :func:`score_from_posterior` takes them,
             or an object that has them as ``.logits`` (Hugging Face).
@@ -113,15 +127,30 @@ class PosteriorModel(nn.Module):
             the tokens, ``Absorbing(V, mask_index)`` keeps its numbers.
         takes_sigma: False: the network is called as ``network(x_t)`` (RADD, LLaDA: for the
             absorbing graph the posterior does not depend on time).
-        zero_masking: as in :func:`score_from_posterior`.
+        zero_masking: as in :func:`score_from_posterior`. False: a step needs the mask's
+            probability, so samplers form log scores; a cross entropy does not.
+        hidden: function ``(network, x_t, sigma) -> (B, L, H)``, or ``(network, x_t)`` without
+            ``takes_sigma``: what the network applies its head to. It gets the network as an
+            argument, so that a copy of the model (a moving average) runs its own weights.
+        head: the network's last layer, an ``nn.Linear`` among its modules, with a row for every
+            state. Logits are its output for ``hidden``, and nothing else but the ``softcap``
+            (:meth:`check_head` compares them). Further rows, the padding of an embedding, have no
+            probability. It may be tied to the embedding.
+        softcap: s, of a network whose logits are s * tanh(f / s) (Gemma).
 
     Raises:
-        TypeError, ValueError: ``network`` is not callable, another graph.
+        TypeError, ValueError: ``network`` is not callable, another graph; one of ``hidden`` and
+            ``head`` alone, a network or a layer of another kind.
 
     Example:
         >>> graph = Absorbing(126463, mask_index=126336)  # LLaDA
         >>> model = PosteriorModel(network, graph, takes_sigma=False)
         >>> tokens = sedd_fast.sample(model, model.graph, noise, shape=(4, 1024), method="hit")
+        >>> model = PosteriorModel(  # without logits; a network of Hugging Face
+        ...     network, graph, takes_sigma=False, head=network.get_output_embeddings(),
+        ...     hidden=lambda network, x_t: network.base_model(x_t).last_hidden_state,
+        ... )
+        >>> model.check_head(x_t)
     """
 
     def __init__(
@@ -130,6 +159,10 @@ class PosteriorModel(nn.Module):
         graph: Graph,
         takes_sigma: bool = True,
         zero_masking: bool = True,
+        *,
+        hidden: Callable[..., Tensor] | None = None,
+        head: nn.Module | None = None,
+        softcap: float | None = None,
     ) -> None:
         super().__init__()
         arguments.check_graph(graph)
@@ -137,26 +170,96 @@ class PosteriorModel(nn.Module):
             raise TypeError(
                 f"network must be callable as network(x_t, sigma), got {type(network).__name__}"
             )
+        #: Where the head is in the network; kept by name, so that a layer put in its place is seen.
+        self._head_name: str | None = None
+        if hidden is not None or head is not None or softcap is not None:
+            self._head_name = exposed_head.checked(network, graph, hidden, head, softcap)
         self.network, self.graph = network, graph
         self.takes_sigma, self.zero_masking = takes_sigma, zero_masking
+        self.hidden, self.softcap = hidden, softcap
 
     @property
     def head_requests(self) -> tuple[type[HeadRequest], ...]:
-        """A cross entropy, which needs no scores; nothing where a call does more than forward."""
+        """What needs no scores; nothing where a call does more than forward.
+
+        From logits a cross entropy; from hidden states also a score entropy and a reverse step.
+        """
         own = overrides.forwards_requests(self, PosteriorModel.forward)
-        return (CrossEntropyRequest,) if own and self.graph.mask_index is not None else ()
+        if not own or self.graph.mask_index is None:
+            return ()
+        fused = self.zero_masking and self._fused_linear() is not None
+        others = (ScoreEntropyRequest, ReverseStepRequest) if fused else ()
+        return (CrossEntropyRequest, *others)
 
     def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
         """(B, L) int64, (B,) -> (B, L, graph.dim) log scores, float32 or float64.
 
-        Of a request, ``head``, the answer: a cross entropy from the logits, any other from scores.
+        Of a request, ``head``, the answer: from hidden states where they are known, else a cross
+        entropy from the logits and any other from scores.
         """
-        out = self.network(indices, sigma) if self.takes_sigma else self.network(indices)
+        if head is not None and (linear := self._linear_head(head)) is not None:
+            if not is_traced():
+                head = head.prepared(indices, sigma, linear)
+            return head(self._run(self.hidden, indices, sigma), linear, indices, sigma)
+        out = self._run(None, indices, sigma)
         logits = out if isinstance(out, Tensor) else getattr(out, "logits", out)
+        if self._head_name is not None:
+            logits = logits[..., : self.graph.dim]  # further columns are padding
         if isinstance(head, CrossEntropyRequest):
             return head.of_logits(logits, indices, self.graph, self.zero_masking)
         scores = score_from_posterior(logits, sigma, indices, self.graph, self.zero_masking)
         return scores if head is None else head.of_scores(scores, indices, sigma, self.graph)
+
+    @torch.no_grad()
+    def check_head(self, x_t: Tensor, sigma: Tensor | float = 1.0) -> None:
+        """Raise a ValueError unless ``hidden``, ``head`` and ``softcap`` give the network's logits.
+
+        Call it once after the model is made: a transform between hidden states and head (BERT), a
+        factor or a cap of the logits are easily overlooked, and losses would be wrong. The network
+        runs in evaluation mode, and forms the logits of these tokens.
+
+        Args:
+            x_t: (B, L) int64, any tokens.
+            sigma: their noise, passed to a network that takes it.
+        """
+        linear = self._fused_linear()
+        if linear is None:
+            raise ValueError(
+                "check_head: the model has no hidden states to compare; pass hidden and head, an "
+                "unchanged nn.Linear, to PosteriorModel"
+            )
+        sigma = arguments.per_sequence("sigma", sigma, x_t).float()
+        with evaluating(self):
+            f = linear(self._run(self.hidden, x_t, sigma))
+            out = self._run(None, x_t, sigma)
+        logits = out if isinstance(out, Tensor) else out.logits
+        exposed_head.compare(f, logits, self.softcap)
+
+    def _run(self, hidden: Callable[..., Any] | None, indices: Tensor, sigma: Tensor) -> Any:
+        """What the network returns, or that function of it."""
+        inputs = (indices, sigma) if self.takes_sigma else (indices,)
+        return self.network(*inputs) if hidden is None else hidden(self.network, *inputs)
+
+    def _fused_linear(self) -> nn.Linear | None:
+        """The head, if the network's logits are its plain output for the hidden states."""
+        if self._head_name is None:
+            return None
+        return exposed_head.plain(typing.cast(nn.Module, self.network), self._head_name)
+
+    def _linear_head(self, request: HeadRequest) -> LinearHead | None:
+        """The head as requests take it; None for one that is not answered from hidden states."""
+        answered = self.graph.mask_index is not None and (
+            self.zero_masking or isinstance(request, CrossEntropyRequest)
+        )
+        linear = self._fused_linear() if answered else None
+        # Only here, since FSDP2 gathers the weight when forward is called.
+        if linear is None or not overrides.is_dense(linear):
+            return None
+        excluded = exposed_head.excluded(linear, self.graph, self.zero_masking)
+        return LinearHead(
+            linear.weight, linear.bias, self.graph, normalised=self.zero_masking,
+            excluded=excluded, softcap=self.softcap,
+        )  # fmt: skip
 
 
 def _uniform_score(logits: Tensor, sigma: Tensor, x_t: Tensor, size: int) -> Tensor:

@@ -13,11 +13,12 @@ with E and c as in :mod:`sedd_fast.models.posterior`. The trainer uses it with
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sedd_fast.models import overrides
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.interface import HeadRequest
+from sedd_fast.models.linear_head import LinearHead
 from sedd_fast.models.posterior import score_from_posterior
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.names import NetworkKind
@@ -29,8 +30,10 @@ class PosteriorSEDD(SEDD):
         log_score = model(indices, sigma)      # (B, L) int64, (B,) -> (B, L, dim) fp32
 
     Objectives, samplers and bounds take it like any network. A freshly initialised network gives
-    every token the same probability. A cross entropy reads the head's output at masked positions
-    only; for any other objective, and for sampling, log scores are formed.
+    every token the same probability. With the absorbing graph score entropy, cross entropy and
+    reverse steps are computed from hidden states (:mod:`sedd_fast.models.linear_head`), a step at
+    the positions that it unmasks alone. Log scores are formed for the uniform graph, for concrete
+    score matching and for the samplers "tau_leaping" and "theta_trapezoidal".
 
     Args:
         config: SEDD's; `scale_by_sigma` is not read.
@@ -41,7 +44,12 @@ class PosteriorSEDD(SEDD):
     """
 
     kind: ClassVar[NetworkKind] = "posterior"
-    _requests: ClassVar[tuple[type[HeadRequest], ...]] = (CrossEntropyRequest,)
+
+    def _answers(self) -> tuple[type[HeadRequest], ...]:
+        return (CrossEntropyRequest,) if self.graph.mask_index is None else super()._answers()
+
+    def _linear_head(self, linear: nn.Linear) -> LinearHead:
+        return super()._linear_head(linear)._replace(scale_by_sigma=False, normalised=True)
 
     def _from_output(self, output: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:
         return score_from_posterior(output, sigma, indices, self.graph)

@@ -17,12 +17,8 @@ from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models import layers, overrides
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
-from sedd_fast.models.interface import (
-    HeadRequest,
-    LinearHead,
-    ReverseStepRequest,
-    ScoreEntropyRequest,
-)
+from sedd_fast.models.interface import HeadRequest, ReverseStepRequest, ScoreEntropyRequest
+from sedd_fast.models.linear_head import LinearHead
 from sedd_fast.models.transformer import Transformer
 from sedd_fast.names import NetworkKind
 from sedd_fast.ops._arguments import check_device, check_tokens
@@ -49,12 +45,6 @@ class SEDD(Transformer):
     """
 
     kind: ClassVar[NetworkKind] = "sedd"
-    #: What a plain head computes without log scores.
-    _requests: ClassVar[tuple[type[HeadRequest], ...]] = (
-        ScoreEntropyRequest,
-        ReverseStepRequest,
-        CrossEntropyRequest,
-    )
 
     @staticmethod
     def states(config: SEDDConfig) -> tuple[int, int]:
@@ -81,7 +71,7 @@ class SEDD(Transformer):
         """
         usable = self._fused_linear() is not None
         own = overrides.forwards_requests(self, SEDD.forward)
-        return self._requests if usable and own else ()
+        return self._answers() if usable and own else ()
 
     def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
         """Log scores (B, L, dim) or, of a request, what it asks for.
@@ -100,20 +90,29 @@ class SEDD(Transformer):
         """
         if head is None:
             return self._all_log_scores(indices, sigma)
-        graph, linear = self.graph, self._fused_linear()
+        linear = self._fused_linear()
         # Only here, since FSDP2 gathers the weight when forward is called.
-        if linear is None or not _is_dense(linear) or not isinstance(head, self._requests):
-            return head.of_scores(self._all_log_scores(indices, sigma), indices, sigma, graph)
+        if (
+            linear is None
+            or not overrides.is_dense(linear)
+            or not isinstance(head, self._answers())
+        ):
+            return head.of_scores(self._all_log_scores(indices, sigma), indices, sigma, self.graph)
+        parameters = self._linear_head(linear)
         if not is_traced():
-            head = head.prepared(indices, graph)
-        hidden = self.features(indices, sigma)
-        parameters = LinearHead(linear.weight, linear.bias, graph, self.config.scale_by_sigma)
-        return head(hidden, parameters, indices, sigma)
+            head = head.prepared(indices, sigma, parameters)
+        return head(self.features(indices, sigma), parameters, indices, sigma)
 
-    def _fused_linear(self) -> nn.Linear | None:
-        """The head's linear layer, if log scores are made of its output in this class's own way."""
-        own = overrides.has_own_methods(self)
-        return layers.plain_linear(self.output_layer) if own else None
+    def _answers(self) -> tuple[type[HeadRequest], ...]:
+        """What a plain head computes without log scores."""
+        return ScoreEntropyRequest, ReverseStepRequest, CrossEntropyRequest
+
+    def _linear_head(self, linear: nn.Linear) -> LinearHead:
+        """The head as requests take it."""
+        graph = self.graph
+        mask = () if graph.mask_index is None else (graph.mask_index,)
+        scaled = self.config.scale_by_sigma
+        return LinearHead(linear.weight, linear.bias, graph, scaled, excluded=mask)
 
     def _all_log_scores(self, indices: Tensor, sigma: Tensor) -> Tensor:
         if overrides.has_own_methods(self, "features", "_log_score"):
@@ -172,12 +171,6 @@ class SEDD(Transformer):
                 f"indices must lie in [0, {self.graph.dim}), got {int(indices.min())} to "
                 f"{int(indices.max())}; was the text encoded with the tokenizer of this model?"
             ) from None
-
-
-def _is_dense(linear: nn.Linear) -> bool:
-    """Whether the layer's numbers are in its tensors: not sharded, not quantised (subclasses)."""
-    plain = (Tensor, nn.Parameter, type(None))
-    return type(linear.weight) in plain and type(linear.bias) in plain
 
 
 def _check_input(indices: Tensor, sigma: Tensor) -> Tensor:

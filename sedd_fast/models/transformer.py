@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from sedd_fast.files import hub
-from sedd_fast.models import checkpoint, layers
+from sedd_fast.models import checkpoint, layers, overrides
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.names import NetworkKind
 
@@ -46,6 +46,11 @@ class Transformer(nn.Module):
     def states(config: SEDDConfig) -> tuple[int, int]:
         """How many states have an embedding, and how many have an output."""
         raise NotImplementedError
+
+    def _fused_linear(self) -> nn.Linear | None:
+        """The head's linear layer, if outputs are made of it in this class's own way."""
+        own = overrides.has_own_methods(self)
+        return layers.plain_linear(self.output_layer) if own else None
 
     @classmethod
     def from_pretrained(

@@ -12,7 +12,14 @@ from sedd_fast.backends import registry
 from sedd_fast.models import overrides
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FUSED = ("linear_score_entropy", "linear_score_entropy_with_grad", "linear_reverse_step")
+FUSED = (
+    "linear_score_entropy",
+    "linear_score_entropy_with_grad",
+    "linear_reverse_step",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
+    "linear_denoise",
+)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sedd_fast as sf
+from helpers.tiny_models import assert_same_gradients, gradients
 from sedd_fast.cli import main
 from sedd_fast.evaluate.likelihood import exact_likelihood
 from sedd_fast.losses.next_token import NextTokenLoss
@@ -135,6 +136,49 @@ def test_likelihood_is_that_of_the_training_loss(model):
     torch.testing.assert_close(found.nats.float(), NextTokenLoss()(model, x))
     assert (found.mode, found.total_stderr, found.total_tokens) == ("likelihood", 0, 5 * L)
     assert found.description == "exact likelihood, nothing is drawn"
+
+
+# From hidden states
+
+
+class Sharper(Autoregressive):
+    def read(self, *inputs):
+        return 2 * super().read(*inputs)
+
+
+CHANGES = {
+    "none": lambda m: None,
+    "a hook": lambda m: m.output_layer.linear.register_forward_hook(lambda m, i, out: 2 * out),
+    "a subclass": lambda m: setattr(m, "__class__", Sharper),
+}
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_loss_is_that_of_the_logits(model, change, reduction, calls):
+    x = torch.randint(V, (3, L), generator=seeded())
+    CHANGES[change](model)
+    found = []
+    for network in (model, lambda x: model(x)):
+        loss = NextTokenLoss(reduction)(network, x)
+        loss.sum().backward()
+        found.append((loss.detach(), gradients(model)))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert_same_gradients(found[0][1], found[1][1])
+    fused = "linear_cross_entropy" + "_with_grad" * (reduction == "mean")
+    assert calls == [fused] * (change == "none")
+
+
+def test_no_sequence(model):
+    none = torch.zeros(0, L, dtype=torch.int64)
+    assert NextTokenLoss()(model, none).shape == (0,)
+    assert NextTokenLoss("mean")(model, none).isnan()
+
+
+def test_the_loss_compiled_whole(model):
+    x = torch.randint(V, (3, L), generator=seeded())
+    compiled = torch.compile(NextTokenLoss("mean"), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(model, x), NextTokenLoss("mean")(model, x))
 
 
 # Files
