@@ -16,15 +16,8 @@ import pytest
 import torch
 
 from benchmarks import on_gpu, run
-from benchmarks.harness import (
-    cases,
-    gpu_results,
-    gpu_steps,
-    gpu_summary,
-    measuring,
-    merging,
-    records,
-)
+from benchmarks.harness import cases, gpu_results, gpu_steps, gpu_summary, measuring, records
+from benchmarks.harness.merging import SIZES
 from benchmarks.suites import worker
 
 PLANS = gpu_steps.PLANS
@@ -361,7 +354,7 @@ def test_a_gpu_run_that_is_cut_short_leaves_what_it_had_measured(monkeypatch, tm
                 times
                 | {"suite": "ops", "operation": operation, "shape": "2", "dtype": "bf16"}
                 | {"implementation": "ours", "kind": "ours", "calls": 1}
-                | dict.fromkeys(merging.SIZES)
+                | dict.fromkeys(SIZES)
                 | {"floor_bytes": 8, "yardsticks_ms": {}}
             )
             about = {"regime": "cuda", "instruction_set": None, "torch_uses": None}

@@ -138,12 +138,13 @@ def test_a_preset_step_is_the_trainers():
 def test_commands_measure_and_print(tmp_path, capfd):
     pytest.importorskip("rich")
     pytest.importorskip("accelerate")
+    pytest.importorskip("matplotlib")
     figures = tmp_path / "figures.json"
     titles = (*softmax_head.TITLES, "masked cross-entropy step, preset tiny")
     arguments = [
         "--suite", "head,preset", "--quick", "--no-compile", "--threads", "1", "--vocab", "101",
         "--head-positions", "16", "--regimes", "fresh,memory", "--operations", "; ".join(titles),
-        "--json", str(figures),
+        "--json", str(figures), "--plot", str(tmp_path / "figures.png"),
     ]  # fmt: skip
     assert run.main(arguments) == 0
     out = capfd.readouterr().out
@@ -159,6 +160,8 @@ def test_commands_measure_and_print(tmp_path, capfd):
     assert ours["regimes"]["fresh"]["faster_than_eager"] > 0
     assert eager["regimes"]["fresh"]["over_floor"] > 0
     assert "a tenth of the logits" in out
+    for name in ("figures", "figures-cross-entropy"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels")
