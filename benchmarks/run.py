@@ -36,10 +36,11 @@ from benchmarks.harness.command import (
 )
 from benchmarks.harness.instruction_sets import SETS, limits, refusal
 
-#: The suites that are measured by default, and all that there are: "head" measures the fused head,
-#: "small" a whole SEDD-small, "sweep" the operations over vocabularies and fractions noised.
+#: The suites that are measured by default, and all that there are: "head" measures the fused heads,
+#: "preset" a training step by masked cross entropy, "small" a whole SEDD-small, "sweep" the
+#: operations over vocabularies and fractions noised.
 USUAL = ("ops", "train", "sample")
-SUITES = (*USUAL, "head", "small", "sweep")
+SUITES = (*USUAL, "head", "preset", "small", "sweep")
 #: What a process on a CPU measures (harness/measuring.py).
 REGIMES = ("reused", "fresh", "memory")
 

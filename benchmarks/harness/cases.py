@@ -21,8 +21,8 @@ class Contender:
     """One implementation.
 
     Attributes:
-        kind: "eager", "original", "compile", "rewritten" or "ours", or "yardstick" for what
-            computes something else of the same size.
+        kind: "eager", "original", "compile", "rewritten" or "ours", or "yardstick" for another
+            fused implementation, or for what computes something else of the same size.
         floor_bytes: of a form of the operation that must move more than the operation itself, the
             fewest bytes of that form; else None.
     """
@@ -45,6 +45,8 @@ class Case:
         tensor: a copy of it is timed beside the contenders, for the bandwidth.
         touched: number of elements of the score rows that must be read; None where there are none.
         at: the position of the case on the axis of a sweep.
+        returned_bytes, logits_bytes: of an operation that forms no logits, the bytes of the
+            gradients that it returns, and of the logits; the table shows extra memory beside them.
     """
 
     suite: str
@@ -57,20 +59,25 @@ class Case:
     tensor: Tensor | None = None
     touched: int | None = None
     at: float | None = None
+    returned_bytes: int | None = None
+    logits_bytes: int | None = None
 
 
-def backends(config: BenchmarkConfig, head: bool = False) -> tuple[str, ...]:
+def backends(config: BenchmarkConfig, op: str | None = None) -> tuple[str, ...]:
     """The backends to time: those asked for, else all that run here but the reference.
 
-    ``head``: only backends that have the operations on a linear head.
+    ``op``: only backends that have that operation; the reference if no other has it and none was
+    asked for.
     """
     names = config.backends
     if not names:
         found = registry.preference(config.device)
         fast = [n for n in found if registry.unavailable(n, config.device) is None]
         names = tuple(n for n in fast if n != "reference") or ("reference",)
-    op, dtype = "linear_score_entropy", torch.float32
-    return tuple(n for n in names if not head or not registry.unsupported(n, op, dtype))
+    if op is None:
+        return names
+    able = tuple(n for n in names if not registry.unsupported(n, op, torch.float32))
+    return able if able or config.backends else ("reference",)
 
 
 def on_backend(backend: str, call: Call) -> Call:
@@ -87,19 +94,19 @@ def ours(
     config: BenchmarkConfig,
     form: str,
     call: Call,
-    head: bool = False,
+    op: str | None = None,
     floor_bytes: int | None = None,
 ) -> list[Contender]:
     """Our contender on each backend.
 
     Args:
         form: is added to the name, and distinguishes several ways of calling one operation.
-        head: the call is one of an operation on a linear head.
+        op: the operation that the call needs, where not every backend has it.
         floor_bytes: of that form, where it must move more bytes than the operation.
     """
     return [
         Contender(f"ours, {name}{form}", "ours", on_backend(name, call), floor_bytes)
-        for name in backends(config, head)
+        for name in backends(config, op)
     ]
 
 

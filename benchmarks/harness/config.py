@@ -19,6 +19,7 @@ class BenchmarkConfig:
         operations: the operations to measure, by the titles of their tables; empty for all.
         slow: include the contenders that the suite "head" leaves out on a CPU.
         backends: of sedd_fast; empty for all that run on the device but the reference.
+        quick: tiny shapes, also where a suite has shapes of its own.
     """
 
     suites: tuple[str, ...] = ("ops", "train", "sample")
@@ -35,6 +36,7 @@ class BenchmarkConfig:
     slow: bool = False
     backends: tuple[str, ...] = ()
     compile: bool = True
+    quick: bool = False
     budget: Budget = field(default_factory=Budget)
 
     @property

@@ -158,9 +158,17 @@ def then_choices(measured: Commands) -> Commands:
     return commands
 
 
+#: The two parts of the suite "head", by the titles of their tables.
+SCORE_HEAD = ("--operations", "head, loss + gradients; head, analytic step")
+SOFTMAX_HEAD = (
+    "--operations",
+    "cross entropy, loss + gradients; denoise, all but the embedding; denoise, token alone",
+)
+
+
 def head(machine: Machine) -> list[Command]:
-    """The suite "head", then the widths of its blocks and the replay of a CUDA graph."""
-    measured = then_choices(suite("head", "2", "--no-compile"))(machine)
+    """The head of scores, then the widths of its blocks and the replay of a CUDA graph."""
+    measured = then_choices(suite("head", "2", "--no-compile", *SCORE_HEAD))(machine)
     return [*measured, *figures("head_blocks")(machine)]
 
 
@@ -175,7 +183,10 @@ STEPS: dict[str, Step] = {
     "memcheck": Step(140, "compute-sanitizer, CUDA backend", memcheck),
     "generation": Step(180, "generation: SEDD-small, GPT-2-small", figures("generation")),
     "compiled": Step(240, "operations in bf16 with torch.compile", operations()),
-    "rivals": Step(200, "head against torch.compile and others", suite("head", "2")),
+    "rivals": Step(200, "head against torch.compile and others", suite("head", "2", *SCORE_HEAD)),
+    "softmax": Step(
+        240, "cross entropy and denoising against others", suite("head", "1", *SOFTMAX_HEAD)
+    ),
     "batch": Step(180, "largest batch of SEDD-small, tokens a second", figures("largest_batch")),
     "small": Step(180, "SEDD-small, one sequence", suite("small", "3")),
     "fp32": Step(120, "operations in fp32", operations("--no-compile", dtype="fp32")),
@@ -187,6 +198,6 @@ STEPS: dict[str, Step] = {
 PLANS: dict[str, tuple[str, ...]] = {
     "first": ("build", "smoke", "ops"),
     "tune": ("profile", "settings", "counters", "head", "memcheck"),
-    "compare": ("generation", "compiled", "rivals", "batch", "small", "fp32"),
-    "all": ("build", "tests", "compiled", "head", "batch", "sweep", "runs", "sanitizer"),
+    "compare": ("generation", "compiled", "rivals", "softmax", "batch", "small", "fp32"),
+    "all": ("build", "tests", "compiled", "head", "softmax", "batch", "sweep", "runs", "sanitizer"),
 }

@@ -16,7 +16,7 @@ Record = dict[str, Any]
 #: What names a case; with the instruction set and the implementation, a row of the results.
 KEYS = ("suite", "operation", "shape", "dtype")
 CASE = ("instruction_set", *KEYS)
-SIZES = ("floor_bytes", "tensor_bytes", "touched", "at")
+SIZES = ("floor_bytes", "tensor_bytes", "touched", "at", "returned_bytes", "logits_bytes")
 TIMES = ("median_ms", "p20_ms", "p80_ms", "calls", "floor_ms", "yardsticks_ms")
 OPTIONAL = ("replay", "wall", "clock_hz")  # the first two on a GPU only, the third on a CPU
 
@@ -53,7 +53,9 @@ def name_of(record: Record) -> tuple[str, ...]:
 
 
 def add_memory(rows: list[Record], parts: list[Record]) -> None:
-    """Add to every row: extra_bytes, and extra_tensors, the same over the bytes of its tensor."""
+    """Add to every row: extra_bytes; extra_tensors, the same over the bytes of its tensor; and
+    besides_bytes, the same without the gradients that are returned.
+    """
     records = [record for part in parts for record in part["records"]]
     peaks = {name_of(r): r["extra_bytes"] for r in records if r.get("extra_bytes") is not None}
     for row in rows:
@@ -61,6 +63,8 @@ def add_memory(rows: list[Record], parts: list[Record]) -> None:
             row["extra_bytes"] = extra
             if row["tensor_bytes"]:
                 row["extra_tensors"] = extra / row["tensor_bytes"]
+            if row["returned_bytes"] is not None:
+                row["besides_bytes"] = max(0, extra - row["returned_bytes"])
 
 
 def add_ratios(row: Record, rivals: list[Record], threads: int) -> None:

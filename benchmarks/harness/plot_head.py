@@ -1,4 +1,4 @@
-"""The chart of the head: time and peak memory of loss with gradients, by number of positions."""
+"""The charts of the head: time and peak memory of a loss with gradients, by number of positions."""
 
 import math
 from pathlib import Path
@@ -8,12 +8,23 @@ from matplotlib import pyplot as plt
 
 from benchmarks.harness.style import TITLES, colours_of, machine, save, tidy
 
-OPERATION = "head, loss + gradients"
+#: The losses -> what the file of their chart is called after.
+OPERATIONS = {
+    "head, loss + gradients": "head",
+    "cross entropy, loss + gradients": "cross-entropy",
+}
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Write one chart (PNG): the first regime measured, a row of panels for each dtype."""
-    rows = [r for r in results["results"] if r["suite"] == "head" and r["operation"] == OPERATION]
+    """Write a chart (PNG) for each loss that was measured: FILE-head, FILE-cross-entropy."""
+    for operation, name in OPERATIONS.items():
+        rows = [r for r in results["results"] if r["operation"] == operation]
+        if rows:
+            chart(rows, machine(results), path.with_stem(f"{path.stem}-{name}"))
+
+
+def chart(rows: list[dict[str, Any]], about: str, path: Path) -> None:
+    """Write the chart of one loss: the first regime measured, a row of panels for each dtype."""
     dtypes = list(dict.fromkeys(r["dtype"] for r in rows))
     names = list(dict.fromkeys(r["implementation"] for r in rows))
     colours, regime = colours_of(rows, names), next(iter(rows[0]["regimes"]))
@@ -43,6 +54,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=9)
     shape = rows[0]["shape"].split(" x ", 1)[1]
-    title = f"{OPERATION}, {shape}; {machine(results)}; {TITLES[regime]}"
+    title = f"{rows[0]['operation']}, {shape}; {about}; {TITLES[regime]}"
     save(figure, path, title, 0.12 / len(dtypes) + 0.04)
     plt.close(figure)

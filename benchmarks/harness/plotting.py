@@ -3,8 +3,8 @@
     python -m benchmarks.harness.plotting figures.json figures.png   # from what run.py --json wrote
 
 The two charts of a sweep have names of their own, figures-vocabulary.png and figures-noised.png,
-and so has that of the head, figures-head.png. Where several instruction sets were measured, each
-has its charts: figures-avx2.png.
+and so have those of the heads, figures-head.png and figures-cross-entropy.png. Where several
+instruction sets were measured, each has its charts: figures-avx2.png.
 """
 
 import sys
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from benchmarks.harness import plot_head, plot_sweep
 from benchmarks.harness.command import read_json
 from benchmarks.harness.style import TITLES, colours_of, machine, save
+from benchmarks.harness.tables import END_TO_END
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -35,7 +36,7 @@ def draw_set(results: dict[str, Any], path: Path) -> None:
     for suite in suites & set(plot_sweep.AXES):
         plot_sweep.draw(results, suite, path.with_stem(f"{path.stem}-{suite}"))
     if "head" in suites:
-        plot_head.draw(results, path.with_stem(f"{path.stem}-head"))
+        plot_head.draw(results, path)
     if suites - {"head", *plot_sweep.AXES}:
         bars(results, path)
 
@@ -75,7 +76,8 @@ def drawable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Noising tokens takes microseconds in every memory regime: its bars would show nothing.
     """
     ops = [row for row in rows if row["suite"] == "ops"]
-    return [row for row in ops or rows if row["dtype"] != "int64"]
+    runs = [row for row in rows if row["suite"] in END_TO_END]
+    return [row for row in ops or runs if row["dtype"] != "int64"]
 
 
 def of(rows: list[dict[str, Any]], case: tuple[str, str]) -> list[dict[str, Any]]:

@@ -145,4 +145,6 @@ def describe(case: Case, contender: Contender) -> dict[str, Any]:
         "floor_bytes": fewest_bytes(case, contender),
         "touched": case.touched,
         "tensor_bytes": None if tensor is None else tensor.numel() * tensor.element_size(),
+        "returned_bytes": case.returned_bytes,
+        "logits_bytes": case.logits_bytes,
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from benchmarks.harness.merging import Record
 from benchmarks.harness.tables import (
     GRAPHS,
+    NETWORKS,
     OPERATIONS,
     SUITES,
     TITLES,
@@ -29,8 +30,8 @@ COLUMNS = {
     "same rounds. Ours under autograd has a floor of its own: its backward reads the rows again",
     ("head", "small"): "x products: time over the fastest form of the bare matrix products on the "
     "touched rows",
-    ("train", "sample"): "x network: time over that of the network alone (with backward and "
-    "optimiser in training)",
+    NETWORKS: "x network: time over that of the network alone (with backward and optimiser in "
+    "training; without its head in a step of the preset)",
 }
 CYCLES = (
     "cyc/elem: cycles per touched element, time x threads x clock / elements of the rows that must "
@@ -41,7 +42,8 @@ OTHERS = (
     "x eager, x compile: times faster than those rows; in brackets, than the fastest torch.compile "
     "row, whose rewritten form uses this package's algorithms as far as torch can express them "
     "(gradient written out, inverse CDF)",
-    "extra MB: peak memory beyond what was there before the call, outputs included",
+    "extra MB: peak memory beyond what was there before the call, outputs included, but without "
+    "the gradients where the line above the table has their size",
 )
 TORCH = {"eager": "eager torch", "compile": "torch.compile"}
 GRAPH_COLUMNS = (

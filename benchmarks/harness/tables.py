@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TITLES = {"reused": "memory reused", "fresh": "memory fresh", "cuda": "CUDA"}
-#: Suites whose cases share one heading.
-SUITES = (("ops",), ("head",), ("vocabulary",), ("noised",), ("train", "sample"), ("small",))
-END_TO_END = ("train", "sample", "small")
+#: Suites whose floor is the time of a network; those whose cases share one heading.
+NETWORKS = ("train", "sample", "preset")
+SUITES = (("ops",), ("head",), ("vocabulary",), ("noised",), NETWORKS, ("small",))
+END_TO_END = (*NETWORKS, "small")
 #: Suites whose floor is the fewest bytes that must move.
 OPERATIONS = ("ops", "vocabulary", "noised")
 #: The heading of the floor's column, where it is not the time of a network.
@@ -90,14 +91,23 @@ def floors(group: list[Record], regimes: list[str]) -> str:
 
     first = group[0]
     if first["suite"] not in OPERATIONS:
-        what = "network alone" if first["suite"] in ("train", "sample") else "bare products"
-        return f"{what} {times(first, 'floor_ms')} ms"
+        what = "network alone" if first["suite"] in NETWORKS else "bare products"
+        return f"{what} {times(first, 'floor_ms')} ms{memory(first)}"
     by_size = {row["floor_bytes"]: row for row in reversed(group)}
     found = []
     for name, size in zip(("floor", "under autograd"), sorted(by_size), strict=False):
         found.append(f"{name} {size / 1e6:,.3g} MB, {times(by_size[size], 'floor_ms')} ms")
     copies = (first["regimes"][regime]["yardsticks_ms"]["copy"] for regime in regimes)
     return "; ".join([*found, f"copy {' | '.join(map(ms, copies))} ms"])
+
+
+def memory(row: Record) -> str:
+    """What the extra memory of a case is compared with: a tenth of the logits."""
+    if row["logits_bytes"] is None:
+        return ""
+    besides, tenth = row["returned_bytes"], row["logits_bytes"] / 10
+    found = f"; a tenth of the logits {tenth / 1e6:,.3g} MB"
+    return found + (f"; extra MB besides gradients of {besides / 1e6:,.3g} MB" if besides else "")
 
 
 def cells(row: Record, regimes: list[str]) -> list[str]:
@@ -114,7 +124,7 @@ def cells(row: Record, regimes: list[str]) -> list[str]:
         line.append(ratio(t["faster_than_eager"]))
         plain, best = t["faster_than_compile"], t["faster_than_best_compile"]
         line.append(f"{ratio(plain)} ({ratio(best)})" if best != plain else ratio(plain))
-    extra = row.get("extra_bytes")
+    extra = row.get("besides_bytes", row.get("extra_bytes"))
     line.append("-" if extra is None else "< 1" if extra < 1e6 else f"{extra / 1e6:.0f}")
     return line
 

@@ -54,13 +54,14 @@ def measure(
     """A record for every backend, call, workspace and form."""
     problem = make_head(config, config.positions, config.hidden_size, DTYPES["bf16"])
     meter = make_meter(torch.device(config.device), evict)
+    operands = problem.touched(), problem.weight.detach()
     floors = {
-        "loss + gradients": fastest(meter, products(problem, True)),
-        "step": fastest(meter, products(problem, False)),
+        "loss + gradients": fastest(meter, products(*operands, True)),
+        "step": fastest(meter, products(*operands, False)),
     }
     most = int((problem.x_t == problem.graph.mask_index).sum())
     listed = sf.touched_rows(problem.x_t, problem.graph, problem.row_weight, max_rows=most)
-    for backend in backends(config, head=True):
+    for backend in backends(config, "linear_score_entropy"):
         for mib in (None, *workspaces):
             size = None if mib is None else mib << 20
             for form, rows in (("eager", None), ("graph", listed)):

@@ -3,17 +3,19 @@
     python -m benchmarks.studies.loss_curves                # on text that every Python has
     python -m benchmarks.studies.loss_curves --data book.txt --json c.json --plot c.png
     python -m benchmarks.studies.loss_curves model.hidden_size=64 training.batch_size=8
+    python -m benchmarks.studies.loss_curves objective.type=masked_cross_entropy
 
 The preset "tiny" is trained for 200 steps of the trainer (``sedd_fast.training.step``), four times
 from the same weights on the same batches:
 
-    dense      the network returns log scores, and ``score_entropy`` computes the loss from them
-    fused      the network receives x_0 and returns the loss itself
+    dense      the network returns log scores, and the loss is computed from them
+    fused      the network receives x_0 and returns the loss itself, which needs no scores
     rounding   dense, from weights that are changed by one unit in their last place
     seed       dense, with other times and other noise
 
 Fused and dense are the same function, so the difference of their curves must be rounding, which
-training amplifies: "rounding" shows by how much. "seed" shows how far curves vary by chance.
+training amplifies: "rounding" shows by how much. "seed" shows how far curves vary by chance. The
+objective is score entropy unless a setting names masked cross entropy.
 """
 
 import argparse
@@ -47,6 +49,8 @@ _SETTINGS = (
     "objective.type=score_entropy", "optim.type=adamw", "optim.lr=1.5e-3", "optim.beta2=0.999",
     "data.tokenizer=characters", "training.ema=0.999",
 )  # fmt: skip
+#: The objectives with a fused head, and the networks that they train.
+FUSED = {"score_entropy": "sedd", "masked_cross_entropy": "posterior"}
 VARIANTS = ("dense", "fused", "rounding", "seed")
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 
@@ -119,10 +123,10 @@ def move_by_rounding(learner: Learner) -> None:
 def measure(overrides: Sequence[str], steps: int, dtypes: Sequence[str]) -> dict[str, Any]:
     """Every variant in every precision, and its differences from the dense one."""
     config = load_config("tiny", overrides=[f"training.n_iters={steps}", *_SETTINGS, *overrides])
-    if (config.objective_type, config.network_kind) != ("score_entropy", "sedd"):
+    if FUSED.get(config.objective_type) != config.network_kind:
         raise ValueError(
             f"objective.type={config.objective_type} of model.kind={config.network_kind} has no "
-            "fused head to compare; leave both out"
+            f"fused head to compare; use objective.type={' or '.join(FUSED)}, without model.kind"
         )
     corpus = load_corpus(config.data, config.model.length, config.training.seed)
     if corpus.held_out is None:
@@ -150,7 +154,13 @@ def environment(config: TrainConfig) -> dict[str, Any]:
     """The machine, the versions and the settings of the runs."""
     device = make_accelerator(config).device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {**provenance(), "gpu": gpu, "settings": asdict(config)}
+    about = {"gpu": gpu, "objective": config.objective_type, "settings": asdict(config)}
+    return {**provenance(), **about}
+
+
+def objective_of(results: dict[str, Any]) -> str:
+    """The objective in words."""
+    return results["environment"]["objective"].replace("_", " ")
 
 
 def show(results: dict[str, Any]) -> None:
@@ -159,7 +169,7 @@ def show(results: dict[str, Any]) -> None:
     text, batch = settings["data"]["train"], settings["training"]["batch_size"]
     print(
         f"\n{settings['training']['n_iters']} steps of {batch} x {settings['model']['length']} "
-        f"tokens of {text}; differences from the dense run"
+        f"tokens of {text}, {objective_of(results)}; differences from the dense run"
     )
     print(f"{'':16}{'loss of a step, relative':^27}{'held out':^20}{'weights,':>12}")
     print(f"{'':16}{'mean':>12}{'largest':>12}{'nats/token':>15}{'relative':>11}{'of moved':>10}")
@@ -204,7 +214,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
             tidy(axis)
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    save(figure, path, f"Training through the fused head; {machine(results)}")
+    title = f"Training through the fused head, {objective_of(results)}"
+    save(figure, path, f"{title}; {machine(results)}")
     plt.close(figure)
 
 

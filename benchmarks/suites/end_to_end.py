@@ -165,7 +165,7 @@ def training(rivals: Rivals, device: torch.device, dtype: str) -> Case:
     found = rivals.contenders(run.original_formulas, by(plain), original=by(original))
     found += ours(config, ", autograd", run.dense)
     found += ours(config, ", one pass", run.one_pass)
-    found += ours(config, ", fused head", run.fused, head=True)
+    found += ours(config, ", fused head", run.fused, op="linear_score_entropy")
     grad = torch.full((*shape, graph.dim), 1e-9, device=device)
     return Case(
         "train",
@@ -253,7 +253,7 @@ def sampling(rivals: Rivals, device: torch.device, dtype: str) -> Case:
 
     found = rivals.contenders(run.original_formulas, by(plain), by(rewritten), by(original))
     found += ours(config, "", lambda: run.ours(run.scores))
-    found += ours(config, ", fused head", lambda: run.ours(model), head=True)
+    found += ours(config, ", fused head", lambda: run.ours(model), op="linear_reverse_step")
     return Case(
         "sample",
         f"sampling run, {config.steps} + 1 steps",

@@ -125,7 +125,8 @@ def head_cases(config: BenchmarkConfig, original: Original | None) -> Iterator[C
                 ("head, analytic step", step, False),
             ):
                 found = contenders(rivals, problem, chosen)
-                floors = products(problem, gradients, not chosen.fast_products)
+                touched, weight = problem.touched(), problem.weight.detach()
+                floors = products(touched, weight, gradients, not chosen.fast_products)
                 yield Case("head", title, shape, name, found, floor_runs=floors, at=positions)
 
 
@@ -221,9 +222,9 @@ def gradient(rivals: Rivals, p: HeadProblem, chosen: Chosen) -> tuple[Contender,
     found = rivals.contenders(by(eager), by(plain)) if whole else []
     if chosen.fast_products:
         found += ours(rivals.config, ", dense", by(dense))
-    found += ours(rivals.config, ", fused", fused("mean"), head=True)
+    found += ours(rivals.config, ", fused", fused("mean"), op="linear_score_entropy")
     if chosen.slow:
-        found += ours(rivals.config, ", fused, none", fused("none"), head=True)
+        found += ours(rivals.config, ", fused, none", fused("none"), op="linear_score_entropy")
         found += yardsticks(p)
     return tuple(found)
 
@@ -254,14 +255,15 @@ def step(rivals: Rivals, p: HeadProblem, chosen: Chosen) -> tuple[Contender, ...
 
     found = rivals.contenders(by(eager), by(plain)) if chosen.eager and chosen.slow else []
     found += ours(rivals.config, ", dense", by(dense))
-    return tuple(found + ours(rivals.config, ", fused", fused, head=True))
+    return tuple(found + ours(rivals.config, ", fused", fused, op="linear_reverse_step"))
 
 
-def products(p: HeadProblem, gradients: bool, in_float32: bool = False) -> dict[str, Call]:
-    """The bare products on the touched rows: whole, padded to a multiple of 64, and blocked; or
-    in float32 alone, where those are slow.
+def products(
+    h: Tensor, weight: Tensor, gradients: bool, in_float32: bool = False
+) -> dict[str, Call]:
+    """The bare products of the touched rows h (R, H) with weight (dim, H): whole, padded to a
+    multiple of 64, and blocked; or in float32 alone, where those are slow.
     """
-    h, weight = p.touched(), p.weight.detach()
 
     def whole(w: Tensor) -> Call:
         def run() -> object:

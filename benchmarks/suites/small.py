@@ -35,14 +35,13 @@ def make_small(config: BenchmarkConfig) -> Small:
     """12 blocks of 768 and a vocabulary of 50,257, with random weights."""
     device = torch.device(config.device)
     torch.manual_seed(0)
-    tiny = config.hidden_size < 256  # --quick
-    size = {"hidden_size": 32, "n_blocks": 1, "n_heads": 2} if tiny else {}
+    size = {"hidden_size": 32, "n_blocks": 1, "n_heads": 2} if config.quick else {}
     model = sf.SEDD(sf.SEDDConfig(vocab_size=config.vocab_size, **size)).to(device)  # type: ignore[arg-type]
     for parameter in model.parameters():  # zeros, as a new network has, might save arithmetic
         if not bool(parameter.any()):
             nn.init.normal_(parameter, std=0.02)
     sigma, rate = sf.LogLinearNoise()(torch.tensor([0.5], device=device))
-    x_0 = torch.randint(config.vocab_size, (1, 32 if tiny else 256), device=device)
+    x_0 = torch.randint(config.vocab_size, (1, 32 if config.quick else 256), device=device)
     x_t = x_0.clone()
     x_t[:, ::2] = config.vocab_size
     return Small(model, x_t, x_0, sigma, rate[:, None].expand(x_0.shape))
@@ -100,7 +99,9 @@ def gradients(config: BenchmarkConfig, s: Small, dtype: str) -> list[Contender]:
             loss = s.model(s.x_t, s.sigma, ScoreEntropyRequest(s.x_0, s.weight, "sum"))
         loss.backward()
 
-    return ours(config, ", dense", dense) + ours(config, ", fused head", fused, head=True)
+    return ours(config, ", dense", dense) + ours(
+        config, ", fused head", fused, op="linear_score_entropy"
+    )
 
 
 def eager_sampling(s: Small, steps: int) -> Call:
@@ -113,7 +114,7 @@ def sampling(config: BenchmarkConfig, s: Small, dtype: str) -> list[Contender]:
     run = SamplingRun(s.model, tuple(s.x_0.shape), config.steps, dtype)
     return [
         *ours(config, ", dense", lambda: run.ours(run.scores)),
-        *ours(config, ", fused head", lambda: run.ours(s.model), head=True),
+        *ours(config, ", fused head", lambda: run.ours(s.model), op="linear_reverse_step"),
     ]
 
 

@@ -20,10 +20,12 @@ from benchmarks.harness.cuda_graphs import WallMeter, with_graphs
 from benchmarks.harness.environment import machine, provenance
 from benchmarks.harness.measuring import Budget, last_level_cache, make_meter
 from benchmarks.harness.records import able, memory_records, time_records
+from benchmarks.suites import preset
 from benchmarks.suites.end_to_end import end_to_end_cases
 from benchmarks.suites.head import head_cases, left_out
 from benchmarks.suites.ops import op_cases
 from benchmarks.suites.small import small_cases
+from benchmarks.suites.softmax_head import softmax_head_cases
 from benchmarks.suites.sums import sums_cases
 from benchmarks.suites.sweep import sweep_cases
 from sedd_fast.backends import cpp
@@ -103,9 +105,11 @@ def config_of(args: argparse.Namespace, remarks: list[str]) -> BenchmarkConfig:
         remarks.append(f"torch.compile is left out, it cannot compile here: {reason}")
     if "head" in args.suite:
         remarks += cross_entropy.missing(args.device)
+    if "preset" in args.suite:
+        remarks += preset.missing()
     tiny: dict[str, Any] = {}
     if args.quick:
-        tiny = {"hidden_size": 32, "n_blocks": 1, "steps": 2}
+        tiny = {"hidden_size": 32, "n_blocks": 1, "steps": 2, "quick": True}
     config = BenchmarkConfig(
         suites=args.suite,
         device=args.device,
@@ -174,9 +178,12 @@ def cases_of_suites(
         yield from ((case,) for case in sums_cases(config))
     if "head" in config.suites:
         yield from ((case,) for case in head_cases(config, original))
+        yield from ((case,) for case in softmax_head_cases(config))
     if "sweep" in config.suites:
         yield from ((case,) for case in sweep_cases(config))
     yield from ((case,) for case in end_to_end_cases(config, original))
+    if "preset" in config.suites:
+        yield from ((case,) for case in preset.preset_cases(config))
     if "small" in config.suites:
         yield from small_cases(config)
 

@@ -117,8 +117,8 @@ def rows(device: str, **more: Any) -> dict[str, Any]:
     """A report's rows of one contender in one regime."""
     times = {"median_ms": 1.0, "p20_ms": 1.0, "p80_ms": 1.0, "calls": 3, "floor_ms": 0.5}
     keys = {"suite": "ops", "operation": "loss", "shape": "2 x 3", "dtype": "bf16"}
-    record = keys | {"implementation": "ours", "kind": "ours", "at": None} | times | more
-    record |= {"floor_bytes": 8, "tensor_bytes": 8, "touched": None}
+    record = keys | {"implementation": "ours", "kind": "ours"} | times
+    record |= dict.fromkeys(merging.SIZES) | {"floor_bytes": 8, "tensor_bytes": 8} | more
     record |= {"yardsticks_ms": {"copy": 1.0, "read": 1.0, "clone": 1.0}}
     part = {"regime": device, "instruction_set": None, "torch_uses": None}
     part |= {"environment": {}, "remarks": [], "records": [record]}

@@ -139,7 +139,7 @@ def test_contenders_of_the_head_agree():
         torch.testing.assert_close(contender.run(), expected, rtol=1e-4, atol=1e-6)
     problem = head.make_head(config, 8, 6, torch.float32)
     h, w = problem.touched(), problem.weight.detach()
-    total, of_weight = head.products(problem, True, in_float32=True)["in float32"]()
+    total, of_weight = head.products(h, w, True, in_float32=True)["in float32"]()
     f = h @ w.T
     torch.testing.assert_close((total, of_weight), (f @ w, f.T @ h))
 

@@ -52,6 +52,16 @@ def test_fused_differs_from_dense_by_rounding(text, tmp_path, capsys):
         assert f"fp32 {name}" in shown
 
 
+def test_a_cross_entropy_differs_from_that_of_log_scores_by_rounding(text, capsys):
+    settings = [f"data.train={text}", *SMALL, "objective.type=masked_cross_entropy"]
+    found = loss_curves.measure(settings, 8, ["fp32"])
+    runs = found["runs"]["fp32"]
+    assert runs["fused"]["from_dense"]["max_loss"] < 1e-4
+    assert runs["seed"]["from_dense"]["mean_loss"] > 1e-3
+    loss_curves.show(found)
+    assert "masked cross entropy; differences" in capsys.readouterr().out
+
+
 def test_other_noise_is_other_noise_whatever_the_seed(text):
     runs = loss_curves.measure([f"data.train={text}", *SMALL, "training.seed=1"], 2, ["fp32"])
     assert runs["runs"]["fp32"]["seed"]["from_dense"]["mean_loss"] > 1e-3

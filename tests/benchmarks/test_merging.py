@@ -24,7 +24,7 @@ def record(kind: str, ms: float, **more) -> dict:
     """What a process writes of one contender."""
     times = {"median_ms": ms, "p20_ms": ms, "p80_ms": ms, "calls": 1, "floor_ms": 2.0}
     keys = {"suite": "ops", "operation": "o", "shape": "s", "dtype": "fp32"}
-    sizes = {"floor_bytes": 8, "tensor_bytes": 8, "touched": 100, "at": None}
+    sizes = dict.fromkeys(merging.SIZES) | {"floor_bytes": 8, "tensor_bytes": 8, "touched": 100}
     yardsticks = {"yardsticks_ms": {"copy": ms, "read": ms, "clone": ms}}
     found = keys | {"implementation": kind, "kind": kind} | times | sizes | yardsticks
     return found | {"clock_hz": 2e9} | more
@@ -187,6 +187,18 @@ def test_the_tables_name_floors_cycles_and_instruction_set():
     line = list(report.plain_lines(merged))[1]
     assert "o, s, fp32, avx2, memory fresh: ours 3.00 ms" in line
     assert "x floor 1.2 of 2.50 ms, cycles/element 4.0" in line
+
+
+def test_extra_memory_of_a_head_is_beside_its_gradients():
+    found = record("ours", 3.0, suite="head", returned_bytes=5_000_000, logits_bytes=90_000_000)
+    peak = found | {"extra_bytes": 12_000_000}
+    parts = [part("fresh", "avx2", [found]), part("memory", "avx2", [peak])]
+    (row,) = merging.merge(parts, "run.py")["results"]
+    assert (row["extra_bytes"], row["besides_bytes"]) == (12_000_000, 7_000_000)
+    assert tables.cells(row, ["fresh"])[-1] == "7"
+    assert tables.floors([row], ["fresh"]) == (
+        "bare products 2.00 ms; a tenth of the logits 9 MB; extra MB besides gradients of 5 MB"
+    )
 
 
 @pytest.mark.parametrize("width", [80, tables.WIDTH])

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import on_gpu, run
 from benchmarks.harness import cases, gpu_results, gpu_steps, gpu_summary, measuring, records
+from benchmarks.harness.merging import SIZES
 from benchmarks.suites import worker
 
 PLANS = gpu_steps.PLANS
@@ -120,7 +121,7 @@ def test_every_command_is_one_that_its_program_takes(tmp_path):
                 takes = ('"--json"', "gpu_parser(")
                 assert "--json" not in words or any(t in source.read_text() for t in takes)
                 studies.add(source.stem)
-    assert measured == 8
+    assert measured == 9
     few = "choices counters generation gpu_profile head_blocks largest_batch row_settings"
     assert studies == set(few.split())
 
@@ -352,8 +353,9 @@ def test_a_gpu_run_that_is_cut_short_leaves_what_it_had_measured(monkeypatch, tm
             made.append(
                 times
                 | {"suite": "ops", "operation": operation, "shape": "2", "dtype": "bf16"}
-                | {"implementation": "ours", "kind": "ours", "calls": 1, "at": None}
-                | {"floor_bytes": 8, "tensor_bytes": None, "touched": None, "yardsticks_ms": {}}
+                | {"implementation": "ours", "kind": "ours", "calls": 1}
+                | dict.fromkeys(SIZES)
+                | {"floor_bytes": 8, "yardsticks_ms": {}}
             )
             about = {"regime": "cuda", "instruction_set": None, "torch_uses": None}
             yield about | {"environment": {}, "remarks": [], "records": made}
