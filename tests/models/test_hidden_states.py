@@ -114,6 +114,30 @@ def test_rows_that_overflow(model: str):
         assert network(X_T, SIGMA, CrossEntropyRequest(X_0, rows=few)).isnan().all()
 
 
+def test_a_mask_among_the_tokens():
+    """With states renumbered, and rows of embedding and head with them, nothing else changes."""
+    moved = sf.Absorbing(V, mask_index=40)
+    state = torch.cat((torch.arange(40), torch.tensor([V]), torch.arange(40, V)))  # in GRAPH
+    here = state.argsort()
+    model, other = models()[0], Network()
+    with torch.no_grad():
+        for layer in (other.model.embed, other.lm_head):
+            for p in layer.parameters():
+                p.copy_(p[state])
+    renumbered = sf.PosteriorModel(
+        other, moved, takes_sigma=False, hidden=Network.hidden, head=other.lm_head
+    )
+    objective = sf.MaskedCrossEntropy(moved, NOISE, "mean")
+    loss = objective(renumbered, here[X_0], t=T, x_t=here[X_T])
+    torch.testing.assert_close(loss, OBJECTIVES["cross entropy"](model, X_0, t=T, x_t=X_T))
+    for method in ("analytic", "hit"):
+        tokens, expected = (
+            sf.sample(m, m.graph, NOISE, (B, L), 5, method, generator=seeded(8))
+            for m in (renumbered, model)
+        )
+        assert torch.equal(tokens, here[expected])
+
+
 # Steps
 
 
