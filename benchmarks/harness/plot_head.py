@@ -46,7 +46,8 @@ def chart(rows: list[dict[str, Any]], about: str, path: Path) -> None:
         for axis in (left, right):
             axis.set_title(dtype, fontsize=9)
             axis.set_xscale("log", base=2)
-            axis.set_yscale("log")
+            if any(y > 0 for line in axis.get_lines() for y in line.get_ydata()):
+                axis.set_yscale("log")  # tiny calls may need no memory that is seen
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             tidy(axis)
     for axis in axes[-1]:
