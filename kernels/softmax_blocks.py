@@ -25,6 +25,8 @@ from sedd_fast.kernels.linear_score_entropy import BlockTile, PartialSums
 from sedd_fast.kernels.rows import LOG2_E, exponential
 
 INFINITY = tl.constexpr(float("inf"))
+#: Registers of a thread: with 96, five programs of four warps fit onto a multiprocessor.
+REGISTERS = 96
 
 
 @triton.jit
@@ -248,15 +250,11 @@ class Block(NamedTuple):
             self.bias is not None, capped, slope and capped, target, columns, half, *sizes
         )
 
-    def launch_options(self) -> dict[str, Any]:
-        """Triton's options of a launch."""
-        limited = {} if torch.version.hip else {"maxnreg": REGISTERS}
+    def launch_options(self, registers: int = REGISTERS) -> dict[str, Any]:
+        """Triton's options of a launch; on NVIDIA GPUs with that limit of registers."""
+        limited = {} if torch.version.hip else {"maxnreg": registers}
         warps = tile_of(self.scores.dtype).warps
         return {"num_warps": warps, "enable_fp_fusion": True, **limited}
-
-
-#: Registers of a thread: with 96, five programs of four warps fit onto a multiprocessor.
-REGISTERS = 96
 
 
 def launch_sums(block: Block, target: Tensor, partial: Tensor, picked: Tensor) -> None:

@@ -134,7 +134,8 @@ def _log_sum(partial, i, rows, tiles, OPTIONS: tl.constexpr):
         largest = tl.load(partial + at, mask=inside, other=-INFINITY).to(tl.float64)
         sums = tl.load(partial + tiles.to(tl.int64) * rows + at, mask=inside, other=0.0)
         total += tl.sum(sums.to(tl.float64) * tl.exp(largest - base[None, :]), 0)
-    return base + tl.log(total)
+    none = total == 0.0
+    return tl.where(none, -INFINITY, base + tl.log(tl.where(none, 1.0, total)))
 
 
 @triton.jit(do_not_specialize=["rows", "states", "tiles", "z_loss"])

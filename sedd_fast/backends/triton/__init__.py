@@ -17,6 +17,7 @@ from sedd_fast.backends.triton.linear_cross_entropy import (
     linear_cross_entropy_backward,
     linear_cross_entropy_with_grad,
 )
+from sedd_fast.backends.triton.linear_denoise import linear_denoise
 from sedd_fast.backends.triton.linear_reverse_step import linear_reverse_step
 from sedd_fast.backends.triton.linear_score_entropy import (
     linear_score_entropy,
