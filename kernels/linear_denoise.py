@@ -253,14 +253,18 @@ def _chosen_group(made, groups, best, u1, inverse_temperature, OPTIONS: tl.const
 
 
 @triton.jit
-def _scores(head, sizes, row, begin, OPTIONS: tl.constexpr):
-    """(GROUP,) float32: f of the states from ``begin`` on, rounded as in the blocks."""
+def _scores(head, sizes, row, begin, largest, OPTIONS: tl.constexpr):
+    """(GROUP,) float32: f of the states from ``begin`` on, formed again and rounded as in the
+    blocks. ``largest``: what it was there; f is moved to it, because products of other tiles may be
+    rounded otherwise, and no token must be likelier than the argmax.
+    """
     GROUP: tl.constexpr = OPTIONS.group
     hidden = head.hidden + row * sizes.width
     f = group_product(hidden, head, sizes, begin, GROUP, OPTIONS.depth)
     f = f.to(head.hidden.dtype.element_ty).to(tl.float32)
     b, inside = block_bias(head.bias, begin + tl.arange(0, GROUP), sizes.states, OPTIONS.with_bias)
-    return tl.where(inside, capped(f + b, head.softcap, OPTIONS.with_softcap), -INFINITY)
+    f = tl.where(inside, capped(f + b, head.softcap, OPTIONS.with_softcap), -INFINITY)
+    return f + (largest - tl.max(f, 0))
 
 
 @triton.jit
@@ -270,13 +274,14 @@ def _token(made, head, sizes, draw, groups, best, at, inverse_temperature, OPTIO
     row, position = at
     if OPTIONS.given:
         token = tl.maximum(tl.load(draw.given + row), 0)
-        begin = token // GROUP * GROUP
-        f = _scores(head, sizes, row, begin, OPTIONS)
+        group = token // GROUP
+        begin = group * GROUP
+        f = _scores(head, sizes, row, begin, tl.load(made.largest + group), OPTIONS)
     else:
         u1 = tl.load(draw.u + 2 * position + 1)
         group, share = _chosen_group(made, groups, best, u1, inverse_temperature, OPTIONS)
         begin = group.to(tl.int64) * GROUP
-        f = _scores(head, sizes, row, begin, OPTIONS)
+        f = _scores(head, sizes, row, begin, tl.load(made.largest + group), OPTIONS)
         e = tl.exp((f - tl.max(f, 0)) * inverse_temperature)
         token = tl.minimum(begin + chosen_state(e, share), sizes.states - 1)
     return token, tl.sum(tl.where(begin + tl.arange(0, GROUP) == token, f, 0.0), 0)

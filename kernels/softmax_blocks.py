@@ -312,6 +312,7 @@ def launch_columns(columns: Tensor, bias_gradient: Tensor, states: int, again: b
             ``again``.
         states: of the block.
     """
-    no_rows, tile = columns.new_empty(1, 1, 0), tile_of(columns.dtype)
-    add = PartialSums(no_rows, columns, tile), no_rows.double()
-    linear_score_entropy.launch_sums(*add, bias_gradient, states, False, again)
+    no_rows = columns.new_empty(1, 1, 0)
+    partial = PartialSums(no_rows, columns, tile_of(columns.dtype))
+    sums = no_rows.new_empty(1, 0, dtype=torch.float64)
+    linear_score_entropy.launch_sums(partial, sums, bias_gradient, states, False, again)
