@@ -12,6 +12,7 @@ again, a product more. ``cheaper`` compares the two.
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -137,7 +138,7 @@ def depth(head: Head, plan: Plan, multiprocessors: int) -> float:
     """The time of all products and of what comes with them, in depths."""
     parts, elements = _ceil(head.rows, plan.rows), head.states * head.width
     again = 8 * elements * head.weight  # a part adds to the weight's gradient of the last
-    moved = parts * elements * head.read_bytes + (parts - 1) * again
+    moved = float(parts * elements * head.read_bytes + (parts - 1) * again)
     if parts > 1:
         moved += 1.5 * head.sum_bytes  # sums in float32 become a gradient of 16 bits
     blocks, rest = divmod(head.states, plan.states)
@@ -151,10 +152,13 @@ def _block(head: Head, block: Plan, multiprocessors: int) -> float:
     """The scores, the gradients of the hidden states and of the weight, and the rest of a block."""
     (rows, states), width = block, head.width
     down, across = _ceil(rows, TILE_ROWS), _ceil(width, TILE_COLUMNS)
-    total = _ceil(down * _ceil(states, TILE_COLUMNS), multiprocessors) * width + LAUNCHES
-    total *= head.passes
+    scores = _ceil(down * _ceil(states, TILE_COLUMNS), multiprocessors) * width
+    total = float(head.passes * (scores + LAUNCHES))
     if head.hidden:
-        total += _ceil(down * across, multiprocessors) * states + 8 * rows * width / BYTES
+        waves = down * across / multiprocessors
+        # cuBLAS splits a product as deep as the vocabulary, where its tiles are few.
+        waves = waves if head.whole else math.ceil(waves)
+        total += waves * states + 8 * rows * width / BYTES
     if head.weight:
         total += _ceil(_ceil(states, TILE_ROWS) * across, multiprocessors) * rows
     return total

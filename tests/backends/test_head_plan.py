@@ -62,9 +62,13 @@ def test_a_plan_is_no_worse_than_any_that_fits():
     ("changed", "expected"),
     [
         ({"rows": 1024}, (Plan(1024, 50_432), True)),  # the workspace holds all of them
-        ({"rows": 8192}, (Plan(8192, 11_776), False)),  # parts would add up too often
+        ({"rows": 8192}, (Plan(1024, 50_432), True)),  # eight parts
+        (
+            {"rows": 8192, "width": 4096, "row_bytes": 26_152, "sum_bytes": 4 * 50_257 * 4096},
+            (Plan(8192, 3072), False),
+        ),  # the sums alone exceed the workspace
         ({"rows": 8192, "sum_bytes": 0, "weight": False}, (Plan(2048, 50_432), True)),
-        ({"rows": 100, "states": 2_000_000}, (Plan(100, 1_000_192), False)),
+        ({"rows": 100, "states": 2_000_000}, (Plan(100, 1_029_376), False)),
     ],
     ids=str,
 )

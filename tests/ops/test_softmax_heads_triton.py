@@ -132,10 +132,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, *operations: str) -> Launches:
     return seen
 
 
-@pytest.mark.parametrize("listed", [True, False])
-@pytest.mark.parametrize(
-    ("cut", "each"), [("whole rows", 6), ("states", 7)], ids=["kept", "formed again"]
-)
+@pytest.mark.parametrize(("cut", "each", "listed"), [("whole rows", 6, True), ("states", 7, False)])
 def test_launches_and_synchronisation_of_an_entropy(gpu, cuts, cut, each, listed, monkeypatch):
     """A block: its product and sums, formed again its product, and the gradient, two products with
     it and its sums over rows. Besides, a bias with excluded states, memory that is set to 0, and
@@ -186,8 +183,9 @@ def test_values_that_are_not_checked(gpu, cuts):
     assert_near([loss, *gradients], expected)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize(("rows", "room"), [(9, 1 << 20), (8, 12_000), (3, 1500)])
+@pytest.mark.parametrize(
+    ("rows", "room", "temperature"), [(9, 1 << 20, 0.7), (8, 12_000, 1.0), (2, 1500, 0.7)]
+)
 def test_every_cut_gives_the_same_statistics(gpu, cuts, rows, room, temperature, monkeypatch):
     """With a row of groups read two at a time."""
     kernel = importlib.import_module("sedd_fast.kernels.linear_denoise")

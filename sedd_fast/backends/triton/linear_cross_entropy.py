@@ -68,13 +68,9 @@ class _Run:
         self.targets = softmax_rows.Targets(
             entropy.target.contiguous(), entropy.row_weight.contiguous()
         )
-        self.is_known = known is not None
-        self.loss, self.log_sum = self.targets.row_weight, known  # never read if it is known
-        if known is None:
-            self.loss = torch.zeros_like(self.targets.row_weight, dtype=torch.float32)
-            self.log_sum = torch.zeros_like(self.targets.row_weight)
-        else:
-            self.log_sum = known.contiguous()
+        self.is_known, like = known is not None, self.targets.row_weight
+        self.loss = like.new_zeros(0 if self.is_known else like.shape, dtype=torch.float32)
+        self.log_sum = torch.zeros_like(like) if known is None else known.contiguous()
         self.grad_dtype = gradient_dtype(linear.dtype) if any(needs) else linear.dtype
         self.tiles = softmax_blocks.tiles(len(linear.weight), linear.dtype)
         self.cuts = self._cuts()
