@@ -199,13 +199,23 @@ class ScatterOptions(NamedTuple):
     depth: int = DEPTH
 
 
+@triton.jit
+def scatter_rows(total, out, i, at, here, width, DEPTH: tl.constexpr):
+    """Copy rows i of ``total`` to rows ``at`` of ``out``, where ``here``; both contiguous."""
+    source, into = i.to(tl.int64)[:, None] * width, at[:, None] * width
+    for begin in range(0, width, DEPTH):
+        n = (begin + tl.arange(0, DEPTH))[None, :]
+        inside = here[:, None] & (n < width)
+        x = tl.load(total + source + n, mask=inside, other=0.0)
+        tl.store(out + into + n, x.to(out.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["rows", "length", "dim", "vocab", "mask"])
 def _scatter(
     index, batch, scattered, rows, length, dim, vocab, mask, width, OPTIONS: tl.constexpr
 ):  # fmt: skip
     terms, sums, total, loss, gradient = scattered
     ROWS: tl.constexpr = OPTIONS.rows
-    DEPTH: tl.constexpr = OPTIONS.depth
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at, here, weight, valid, _, _, a, b, c, k = _row(
         index, batch, i, Sizes(rows, length, dim, vocab, mask), OPTIONS
@@ -223,12 +233,7 @@ def _scatter(
     value = tl.where(weight != 0, tl.where(valid, value, float("nan")), 0.0)
     tl.store(loss + at, value.to(tl.float32), mask=here)
     if OPTIONS.with_hidden:
-        source, into = i.to(tl.int64)[:, None] * width, at[:, None] * width
-        for begin in range(0, width, DEPTH):
-            n = (begin + tl.arange(0, DEPTH))[None, :]
-            inside = here[:, None] & (n < width)
-            g = tl.load(total + source + n, mask=inside, other=0.0)
-            tl.store(gradient + into + n, g.to(gradient.dtype.element_ty), mask=inside)
+        scatter_rows(total, gradient, i, at, here, width, OPTIONS.depth)
 
 
 def launch_touched(entropy: Any, rows: Tensor, count: Tensor) -> None:

@@ -65,8 +65,11 @@ def _group_sums(operands, x_t, groups, sizes, first, OPTIONS: tl.constexpr):
 
 
 @triton.jit
-def _group(row, pointers, sizes, begin, GROUP: tl.constexpr, DEPTH: tl.constexpr):
-    """(GROUP,) float32: the scores of the states from ``begin`` on, computed again."""
+def group_product(row, pointers, sizes, begin, GROUP: tl.constexpr, DEPTH: tl.constexpr):
+    """(GROUP,) float32: the product of the states from ``begin`` on, without bias, formed again.
+
+    ``pointers`` has the weight; states beyond the last one are copies of it.
+    """
     states, width = sizes.states, sizes.width
     y = begin + tl.arange(0, GROUP)
     at = tl.minimum(y, states - 1).to(tl.int64)[:, None] * sizes.stride_w
@@ -77,7 +80,7 @@ def _group(row, pointers, sizes, begin, GROUP: tl.constexpr, DEPTH: tl.constexpr
         weight = pointers.weight + at + k[None, :] * sizes.stride_k
         w = tl.load(weight, mask=(k < width)[None, :], other=0.0)
         f += tl.sum(w.to(h.dtype).to(tl.float32) * h.to(tl.float32)[None, :], 1)
-    return f + tl.load(pointers.bias + y, mask=y < states, other=NO_SCORE)
+    return f
 
 
 class DrawPointers(NamedTuple):
@@ -149,8 +152,10 @@ def _draw(pointers, sizes, length, groups, dim, vocab, mask, OPTIONS: tl.constex
                 chosen, share = chosen_chunk(weights, 0.0, u1)
                 begin = chosen * GROUP
                 hidden = pointers.hidden + row * sizes.stride_h
-                f = _group(hidden, pointers, sizes, begin, GROUP, OPTIONS.depth)
-                f = tl.where(begin + tl.arange(0, GROUP) == current, NO_SCORE, f)
+                f = group_product(hidden, pointers, sizes, begin, GROUP, OPTIONS.depth)
+                y = begin + tl.arange(0, GROUP)
+                f += tl.load(pointers.bias + y, mask=y < sizes.states, other=NO_SCORE)
+                f = tl.where(y == current, NO_SCORE, f)
                 e = tl.exp(f - tl.max(f, 0))
                 drawn = tl.minimum(begin + chosen_state(e, share), sizes.states - 1)
                 tl.store(pointers.x_s + position, drawn.to(tl.int64))

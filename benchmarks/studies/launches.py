@@ -27,6 +27,9 @@ def launches_of(dtype: torch.dtype, vocab: int, transition: bool) -> "Iterator[L
     yield from head_launches(dtype, vocab)
     yield from sums_launches(dtype, vocab)
     yield from head_step_launches(dtype, vocab)
+    yield from softmax_block_launches(dtype, vocab)
+    yield from softmax_row_launches(dtype, vocab)
+    yield from denoise_launches(dtype, vocab)
     if transition:
         yield from transition_launches(vocab)
 
@@ -231,6 +234,93 @@ def head_step_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
                 f"linear_reverse_step {GRAPHS[uniform]} {name}",
                 kernel,
                 lambda f=launch, a=arguments: f(*a),
+            )
+
+
+def softmax_block_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The sums and the gradient of a block of a head with a softmax, and its probabilities."""
+    from sedd_fast.backends.dtypes import gradient_dtype
+    from sedd_fast.kernels import softmax_blocks as op
+
+    rows, states = BATCH * LENGTH // 2, 12_288
+    memory, target = small(dtype, rows, states), small(torch.int32, rows)
+    into = small(gradient_dtype(dtype), rows, states)
+    partial = small(torch.float32, 2, op.tiles(vocab, dtype), rows)
+    terms = small(torch.float32, 4, rows)
+    columns = small(torch.float32, -(-rows // op.tile_of(dtype).group), states)
+    bias = small(torch.float32, states)
+    for form, block in (
+        ("", op.Block(memory, bias, 0, 0.0)),
+        (" no bias", op.Block(memory, None, 0, 0.0)),
+        (" softcap", op.Block(memory, bias, 0, 30.0)),
+    ):
+        sums, gradient = op._softmax_sums, op._softmax_gradient
+        scores, of = block.scores, columns if block.bias is not None else None
+        for name, kernel, launch, arguments in (
+            ("sums", sums, op.launch_sums, (block, target, partial, terms[0])),
+            ("gradient", gradient, op.launch_gradient,
+             (block, target, terms, into[:, : scores.shape[1]], of)),
+            ("probabilities", gradient, op.launch_gradient, (block, None, terms, scores, None)),
+        ):  # fmt: skip
+            yield Launch(f"softmax {name}{form}", kernel, lambda f=launch, a=arguments: f(*a))
+
+
+def softmax_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """Gathering, finishing and scattering the rows of a head with a softmax."""
+    from sedd_fast.backends.dtypes import gradient_dtype
+    from sedd_fast.kernels import softmax_rows as op
+    from sedd_fast.kernels.softmax_blocks import tiles
+
+    rows, width = BATCH * LENGTH // 2, 768
+    index, number = small(torch.int64, rows), small(torch.float64)
+    targets = op.Targets(small(torch.int64), number)
+    gathered = small(dtype, rows, width), small(torch.int32, rows)
+    hidden, total = small(dtype, BATCH, LENGTH, width), small(torch.float32, rows, width)
+    partial, picked = small(torch.float32, 2, tiles(vocab, dtype), rows), small(torch.float32, rows)
+    finished = op.Finished(
+        partial, picked, small(torch.float32, vocab), number, small(torch.float32),
+        small(torch.float32, 4, rows),
+    )  # fmt: skip
+    out = small(gradient_dtype(dtype), BATCH, LENGTH, width)
+    for name, kernel, launch, arguments in (
+        ("gather", op._gather, op.launch_gather, (index, hidden, vocab, targets, gathered)),
+        ("gather, no targets", op._gather, op.launch_gather,
+         (index, hidden, vocab, None, gathered)),
+        ("finish", op._finish, op.launch_finish, (index, targets, finished, vocab, 0.0, False)),
+        ("finish, known", op._finish, op.launch_finish,
+         (index, targets, finished, vocab, 0.0, True)),
+        ("scatter", op._scatter, op.launch_scatter, (index, total, out)),
+    ):  # fmt: skip
+        yield Launch(f"softmax rows {name}", kernel, lambda f=launch, a=arguments: f(*a))
+
+
+def denoise_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
+    """The statistics of a block, and what is chosen of a row: all that can be, and less."""
+    from sedd_fast.kernels import linear_denoise as op
+    from sedd_fast.kernels.softmax_blocks import Block
+
+    rows, states, width = 512, 16_384, 768
+    index, u = small(torch.int64, rows), small(torch.float64, 1, rows, 2)
+    hidden, scores = small(dtype, rows, width), small(dtype, rows, states)
+    token, number = small(torch.int64, 1, rows), small(torch.float32, 1, rows)
+    terms, groups = small(torch.float32, 4, rows), -(-vocab // op.group_states(dtype))
+    weight, bias = small(dtype, vocab, width), small(torch.float32, vocab)
+    results = op.Results(token, number, token, number, number, number, number, terms)
+    for name, softcap, wanted, draw in (
+        ("all", 30.0, (True, True, True), op.Draw(index, u, None)),
+        ("all but a softcap", 0.0, (False, True, True), op.Draw(index, u, None)),
+        ("a given token", 0.0, (False, False, False), op.Draw(index, None, index)),
+        ("log_sum", 0.0, (False, False, False), op.Draw(index, None, None)),
+    ):
+        made = op.Statistics.like(hidden, groups, *wanted)
+        block = Block(scores, bias[:states], 0, softcap)
+        head = op.Head(hidden, weight, bias, softcap)
+        for part, kernel, launch, arguments in (
+            ("statistics", op._statistics, op.launch_statistics, (block, made, 1.25)),
+            ("choice", op._choose, op.launch_choose, (made, head, draw, results, 1.25)),
+        ):
+            yield Launch(
+                f"linear_denoise {part}, {name}", kernel, lambda f=launch, a=arguments: f(*a)
             )
 
 

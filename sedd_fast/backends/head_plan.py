@@ -5,9 +5,14 @@ number of tiles is just above a multiple of the multiprocessors, most of the las
 states of width 768 make exactly 132 tiles of the weight's gradient, a wave of an H100, and 5,888
 states make 138, two waves. So the sizes are chosen by counting waves, among those that the
 workspace holds.
+
+A cross entropy needs the sum of a row's exponentials before its gradient. Either the workspace
+keeps whole rows of scores until then, which cuts the rows into parts, or the scores are formed
+again, a product more. ``cheaper`` compares the two.
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -28,6 +33,12 @@ class Head(NamedTuple):
         rows, states, width: of the products, (R, H) by (V, H).
         workspace: bytes.
         row_bytes, score_bytes: what a row, and a score of a block, take of them.
+        passes: how often all scores are formed.
+        hidden, weight: whether their gradients are products too.
+        whole: rows are whole, not cut between states.
+        sum_bytes: what sums of the weight's gradient take of the workspace where rows are cut.
+        read_bytes: bytes moved for an element of the weight each time that a part of the rows has
+            been through all states.
     """
 
     rows: int
@@ -36,6 +47,12 @@ class Head(NamedTuple):
     workspace: int
     row_bytes: float
     score_bytes: float
+    passes: int = 1
+    hidden: bool = True
+    weight: bool = True
+    whole: bool = False
+    sum_bytes: int = 0
+    read_bytes: int = 0
 
 
 class Plan(NamedTuple):
@@ -50,59 +67,101 @@ def plan(head: Head, multiprocessors: int) -> Plan:
 
     All rows at a time where that is possible, else a multiple of 128.
     """
-    rounded = head._replace(rows=_ceil(head.rows, TILE_ROWS) * TILE_ROWS)
-    found = _plan(rounded, multiprocessors)
+    states = _fewest(head)
+    fits = int(head.workspace / (head.row_bytes + states * head.score_bytes))
+    return _exact(head, _best(_rounded(head), multiprocessors) or Plan(max(1, fits), states))
+
+
+def cheaper(kept: Head, formed: Head, multiprocessors: int) -> tuple[Plan, bool]:
+    """The sizes for a head whose scores are needed twice, and whether they are kept.
+
+    Args:
+        kept: with whole rows, each formed once.
+        formed: the same with scores that are formed again.
+    """
+    whole, again = _best(_rounded(kept), multiprocessors), plan(formed, multiprocessors)
+    if whole is not None:
+        whole = _exact(kept, whole)
+        if depth(kept, whole, multiprocessors) <= depth(formed, again, multiprocessors):
+            return whole, True
+    return again, False
+
+
+def _rounded(head: Head) -> Head:
+    return head._replace(rows=_ceil(head.rows, TILE_ROWS) * TILE_ROWS)
+
+
+def _exact(head: Head, found: Plan) -> Plan:
+    """The same with no more rows than there are."""
     return found if found.rows < head.rows else Plan(max(1, head.rows), found.states)
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(head: Head, multiprocessors: int) -> Plan:
-    best = min(_candidates(head), key=lambda plan: depth(head, plan, multiprocessors), default=None)
-    if best is not None:
-        return best
-    states = _fewest(head)
-    return Plan(max(1, int(head.workspace / (head.row_bytes + states * head.score_bytes))), states)
+def _best(head: Head, multiprocessors: int) -> Plan | None:
+    return min(_candidates(head), key=lambda plan: depth(head, plan, multiprocessors), default=None)
 
 
 def _candidates(head: Head) -> Iterator[Plan]:
     """Rows in ever more parts, each with the widest blocks that fit and those down to half."""
-    at_least = TILE_ROWS * (head.row_bytes + _fewest(head) * head.score_bytes)
-    if head.workspace < at_least:
+    each = head.row_bytes + _fewest(head) * head.score_bytes
+    room = _room(head, several=head.rows * each > head.workspace)
+    if room < TILE_ROWS * each:
         return
-    most = head.workspace / (head.row_bytes + _fewest(head) * head.score_bytes)
-    fewest = max(1, _ceil(head.rows, int(most) // TILE_ROWS * TILE_ROWS))
+    fewest = max(1, _ceil(head.rows, int(room / each) // TILE_ROWS * TILE_ROWS))
     for parts in range(fewest, 4 * fewest + 1, max(1, fewest // 8)):
         rows = _ceil(_ceil(head.rows, parts), TILE_ROWS) * TILE_ROWS
-        room = (head.workspace / max(rows, 1) - head.row_bytes) / head.score_bytes
-        widest = min(int(room) // TILE_COLUMNS, _ceil(head.states, TILE_COLUMNS))
+        room = _room(head, several=rows < head.rows) / max(rows, 1)
+        widest = int((room - head.row_bytes) / head.score_bytes) // TILE_COLUMNS
+        widest = min(widest, _ceil(head.states, TILE_COLUMNS))
         for tiles in range(widest, max(widest // 2, _fewest(head) // TILE_COLUMNS - 1), -1):
             yield Plan(rows, tiles * TILE_COLUMNS)
         if rows <= TILE_ROWS:
             return
 
 
+def _room(head: Head, several: bool) -> float:
+    """Bytes for rows and scores. Where rows are cut, sums of the weight's gradient take their part;
+    blocks leave them at most half, because rows may have to be cut.
+    """
+    if not several:
+        return head.workspace
+    rest = head.workspace - head.sum_bytes
+    return rest if head.whole else max(rest, head.workspace / 2)
+
+
 def _fewest(head: Head) -> int:
-    return min(FEWEST, _ceil(head.states, TILE_COLUMNS) * TILE_COLUMNS)
+    whole = _ceil(head.states, TILE_COLUMNS) * TILE_COLUMNS
+    return whole if head.whole else min(FEWEST, whole)
 
 
 def depth(head: Head, plan: Plan, multiprocessors: int) -> float:
     """The time of all products and of what comes with them, in depths."""
-    parts = _ceil(head.rows, plan.rows)
-    again = 8 * head.states * head.width / BYTES  # a part adds to the weight's gradient of the last
+    parts, elements = _ceil(head.rows, plan.rows), head.states * head.width
+    again = 8 * elements * head.weight  # a part adds to the weight's gradient of the last
+    moved = float(parts * elements * head.read_bytes + (parts - 1) * again)
+    if parts > 1:
+        moved += 1.5 * head.sum_bytes  # sums in float32 become a gradient of 16 bits
     blocks, rest = divmod(head.states, plan.states)
-    each = blocks * _block(plan.rows, plan.states, head.width, multiprocessors)
+    each = blocks * _block(head, plan, multiprocessors)
     if rest:
-        each += _block(plan.rows, rest, head.width, multiprocessors)
-    return parts * each + (parts - 1) * again
+        each += _block(head, Plan(plan.rows, rest), multiprocessors)
+    return parts * each + moved / BYTES
 
 
-def _block(rows: int, states: int, width: int, multiprocessors: int) -> float:
+def _block(head: Head, block: Plan, multiprocessors: int) -> float:
     """The scores, the gradients of the hidden states and of the weight, and the rest of a block."""
+    (rows, states), width = block, head.width
     down, across = _ceil(rows, TILE_ROWS), _ceil(width, TILE_COLUMNS)
     scores = _ceil(down * _ceil(states, TILE_COLUMNS), multiprocessors) * width
-    hidden = _ceil(down * across, multiprocessors) * states
-    weight = _ceil(_ceil(states, TILE_ROWS) * across, multiprocessors) * rows
-    return scores + hidden + weight + LAUNCHES + 8 * rows * width / BYTES
+    total = float(head.passes * (scores + LAUNCHES))
+    if head.hidden:
+        waves = down * across / multiprocessors
+        # cuBLAS splits a product as deep as the vocabulary, where its tiles are few.
+        waves = waves if head.whole else math.ceil(waves)
+        total += waves * states + 8 * rows * width / BYTES
+    if head.weight:
+        total += _ceil(_ceil(states, TILE_ROWS) * across, multiprocessors) * rows
+    return total
 
 
 def _ceil(a: int, b: int) -> int:

@@ -7,10 +7,19 @@ import torch
 
 from sedd_fast.backends import row_blocks
 from sedd_fast.backends.head import Linear
-from sedd_fast.backends.head_plan import Head, Plan, depth, plan
+from sedd_fast.backends.head_plan import Head, Plan, cheaper, depth, plan
 
 #: SEDD-small in bf16 with gradients: bytes per row and per score.
 SMALL = Head(4096, 50_257, 768, 64 << 20, 768 * 6 + 44, 2 + 4 / 256 + 4 / 128)
+
+
+#: The same for a cross entropy, whose scores are needed twice, and whose weight's gradient is
+#: added up in float32 where rows are cut.
+TWICE = SMALL._replace(
+    workspace=256 << 20, row_bytes=768 * 6 + 197 * 8, score_bytes=2 + 4 / 128,
+    sum_bytes=4 * 50_257 * 768,
+)  # fmt: skip
+WHOLE, FORMED_AGAIN = {"whole": True}, {"passes": 2}
 
 
 def bytes_of(head: Head, found: Plan) -> float:
@@ -47,6 +56,43 @@ def test_a_plan_is_no_worse_than_any_that_fits():
         ]
         best = min(depth(head, some, multiprocessors) for some in fits)
         assert depth(head, plan(head, multiprocessors), multiprocessors) <= 1.02 * best
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"rows": 1024}, (Plan(1024, 50_432), True)),  # the workspace holds all of them
+        ({"rows": 8192}, (Plan(1024, 50_432), True)),  # eight parts
+        (
+            {"rows": 8192, "width": 4096, "row_bytes": 26_152, "sum_bytes": 4 * 50_257 * 4096},
+            (Plan(8192, 3072), False),
+        ),  # the sums alone exceed the workspace
+        ({"rows": 8192, "sum_bytes": 0, "weight": False}, (Plan(2048, 50_432), True)),
+        ({"rows": 100, "states": 2_000_000}, (Plan(100, 1_029_376), False)),
+    ],
+    ids=str,
+)
+def test_scores_are_kept_where_that_is_cheaper(changed, expected):
+    head = TWICE._replace(**changed)
+    kept, formed = head._replace(**WHOLE), head._replace(**FORMED_AGAIN)
+    found, is_kept = cheaper(kept, formed, 132)
+    assert (found, is_kept) == expected
+    chosen, other = (kept, formed) if is_kept else (formed, kept)
+    again = plan(other, 132)
+    fits = bytes_of(other, again) <= other.workspace - other.sum_bytes * (again.rows < other.rows)
+    assert not fits or depth(chosen, found, 132) <= depth(other, again, 132)
+
+
+@pytest.mark.parametrize("rows", [1500, 4096, 100_000])
+def test_sums_of_the_weight_gradient_are_part_of_the_workspace(rows):
+    """Of whole rows always; of blocks, which may have to be cut, half of it at most."""
+    for of, least in ((WHOLE, 0), (FORMED_AGAIN, TWICE.workspace // 2)):
+        head = TWICE._replace(rows=rows, **of)
+        found = plan(head, 132)
+        room = head.workspace
+        if found.rows < rows:
+            room = max(room - head.sum_bytes, least)
+        assert bytes_of(head, found) <= room
 
 
 @pytest.mark.parametrize("workspace", [1, 3000, 100_000])

@@ -12,6 +12,12 @@ import torch
 
 from sedd_fast.backends.reference import reverse_probs
 from sedd_fast.backends.triton.launch import interpreted, unsupported
+from sedd_fast.backends.triton.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_with_grad,
+)
+from sedd_fast.backends.triton.linear_denoise import linear_denoise
 from sedd_fast.backends.triton.linear_reverse_step import linear_reverse_step
 from sedd_fast.backends.triton.linear_score_entropy import (
     linear_score_entropy,

@@ -15,12 +15,8 @@ from sedd_fast.backends import head_plan
 from sedd_fast.backends.dtypes import fp32_or_fp64, gradient_dtype
 from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
 from sedd_fast.backends.inputs import EntropyInputs
-from sedd_fast.backends.products import accumulate
+from sedd_fast.backends.products import accumulate, evened
 from sedd_fast.backends.triton.launch import launched
-
-#: States of a product are made a multiple of so many: cuBLAS forms products of an odd number with
-#: old kernels, up to seven times more slowly (H200, CUDA 13.0).
-EVEN = 64
 
 
 def linear_score_entropy(linear: Linear, entropy: EntropyInputs) -> Tensor:
@@ -73,7 +69,7 @@ def _losses_and_gradients(
         partial = kernel.PartialSums.like(memory[:size], uniform, needs.bias)
         for begin in range(0, end, states):
             at = slice(begin, min(begin + states, end))
-            w, n = _evened(linear.weight[at], linear.dtype), at.stop - begin
+            w, n = evened(linear.weight[at], linear.dtype), at.stop - begin
             f = torch.mm(hidden, w.T, out=memory[:size, : len(w)])
             g = gradient_memory[:size, : len(w)] if with_grad else None
             b = None if bias is None else bias[at]
@@ -91,20 +87,6 @@ def _losses_and_gradients(
         head_rows.launch_scatter(entropy, chunk, terms, sums, loss, into)
         del hidden, factor, partial  # before those of the next chunk are made
     return loss, Gradients.of(linear, of_hidden, of_weight, of_bias)
-
-
-def _evened(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """(n', H), the weight (n, H) in that dtype with rows of 0 up to a multiple of EVEN.
-
-    The kernel of a block writes whole tiles, so a gradient has finite numbers at states beyond n.
-    """
-    n, rest = len(weight), -len(weight) % EVEN
-    if rest == 0:
-        return weight.to(dtype)
-    made = weight.new_empty(n + rest, weight.shape[1], dtype=dtype)
-    made[:n] = weight
-    made[n:] = 0
-    return made
 
 
 def _plan(linear: Linear, entropy: EntropyInputs, needs: NeedsGrad, rows: int) -> head_plan.Plan:
