@@ -15,7 +15,7 @@ from the same weights on the same batches:
 
 Fused and dense are the same function, so the difference of their curves must be rounding, which
 training amplifies: "rounding" shows by how much. "seed" shows how far curves vary by chance. The
-objective is score entropy unless a setting names masked cross entropy.
+objective is score entropy unless a setting names masked cross entropy or d3pm.
 """
 
 import argparse
@@ -50,7 +50,7 @@ _SETTINGS = (
     "data.tokenizer=characters", "training.ema=0.999",
 )  # fmt: skip
 #: The objectives with a fused head, and the networks that they train.
-FUSED = {"score_entropy": "sedd", "masked_cross_entropy": "posterior"}
+FUSED = {"score_entropy": "sedd", "masked_cross_entropy": "posterior", "d3pm": "posterior"}
 VARIANTS = ("dense", "fused", "rounding", "seed")
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 

@@ -52,14 +52,15 @@ def test_fused_differs_from_dense_by_rounding(text, tmp_path, capsys):
         assert f"fp32 {name}" in shown
 
 
-def test_a_cross_entropy_differs_from_that_of_log_scores_by_rounding(text, capsys):
-    settings = [f"data.train={text}", *SMALL, "objective.type=masked_cross_entropy"]
+@pytest.mark.parametrize("objective", ["masked_cross_entropy", "d3pm"])
+def test_a_cross_entropy_differs_from_that_of_log_scores_by_rounding(text, capsys, objective):
+    settings = [f"data.train={text}", *SMALL, f"objective.type={objective}"]
     found = loss_curves.measure(settings, 8, ["fp32"])
     runs = found["runs"]["fp32"]
     assert runs["fused"]["from_dense"]["max_loss"] < 1e-4
     assert runs["seed"]["from_dense"]["mean_loss"] > 1e-3
     loss_curves.show(found)
-    assert "masked cross entropy; differences" in capsys.readouterr().out
+    assert f"{objective.replace('_', ' ')}; differences" in capsys.readouterr().out
 
 
 def test_other_noise_is_other_noise_whatever_the_seed(text):
@@ -76,7 +77,7 @@ def test_other_noise_is_other_noise_whatever_the_seed(text):
         (["--data", "./none.txt"], "data: no file './none.txt'"),
         (["optim.lrr=1"], "did you mean optim.lr"),
         (["data.held_out=0"], "data.held_out is 0"),
-        (["objective.type=d3pm"], "objective.type=d3pm of model.kind=posterior has no fused head"),
+        (["objective.type=concrete_score"], "=concrete_score of model.kind=sedd has no fused head"),
         (["model.kind=ar"], "of model.kind=ar has no fused head"),
     ],
 )
