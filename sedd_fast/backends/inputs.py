@@ -31,6 +31,11 @@ _Inputs = TypeVar("_Inputs", bound="OpInputs")
 EXTREME_FACTOR = 1e30
 
 
+def inverse_temperature(temperature: float) -> float:
+    """One over the temperature, as kernels take it: 0 or infinity times a score may be NaN."""
+    return min(max(1 / temperature, 1 / EXTREME_FACTOR), EXTREME_FACTOR)
+
+
 #: The ``mask_index`` of a graph without a mask.
 NO_MASK = -1
 
@@ -205,8 +210,8 @@ class ReverseInputs(OpInputs):
 
     @property
     def inverse_temperature(self) -> float:
-        """One over the temperature, as kernels take it: 0 or infinity times a score may be NaN."""
-        return min(max(1 / self.temperature, 1 / EXTREME_FACTOR), EXTREME_FACTOR)
+        """One over the temperature, as kernels take it."""
+        return inverse_temperature(self.temperature)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.head import Linear
+from sedd_fast.backends.inputs import inverse_temperature
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class DenoiseInputs:
     top: bool
     entropy: bool
     embedding: bool
+
+    @property
+    def inverse_temperature(self) -> float:
+        """One over the temperature, as kernels take it."""
+        return inverse_temperature(self.temperature)
 
 
 def head_bias(linear: Linear, inputs: CrossEntropyInputs | DenoiseInputs) -> Tensor:

@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Callable
 
 import torch
-from fuzz import heads, operations
+from fuzz import heads, operations, softmax
 from fuzz.draws import Draws
 from fuzz.operations import Case, differences
 
@@ -15,6 +15,8 @@ KINDS: dict[str, Callable[[Draws], Case]] = {
     "sums": operations.sums,
     "linear_entropy": heads.linear_entropy,
     "linear_step": heads.linear_step,
+    "linear_cross_entropy": softmax.cross_entropy,
+    "linear_denoise": softmax.denoise,
     "bad_value": operations.bad_value,
     "noising": operations.noising,
 }

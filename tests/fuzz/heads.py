@@ -4,7 +4,7 @@ import math
 
 import torch
 from fuzz.draws import BAD, DTYPES, Draws, TokenFilter
-from fuzz.operations import Case, rounding, sizes
+from fuzz.operations import Case, rounding, sizes, wrong_tokens
 from torch import Tensor
 
 import sedd_fast as sf
@@ -152,4 +152,4 @@ def linear_step(draws: Draws) -> Case:
     still = torch.zeros_like(dsigma) if method == "denoise" else dsigma
     inputs = ReverseInputs(x_t, sigma, still, u, *settings, *filtering)
     text = f"linear_reverse_step {head} {method} {shares} {sigma.tolist()} {dsigma.tolist()}"
-    return Case(text, run, lambda exact: {}, (head.scores(), inputs))
+    return Case(text, run, lambda exact: {}, lambda x_s: wrong_tokens(x_s, head.scores(), inputs))

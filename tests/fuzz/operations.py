@@ -28,15 +28,14 @@ class Case:
     Attributes:
         text: what is called, for a failure's message.
         run: ``exact`` -> named results; exact ones from float64 copies of the inputs.
-        allowed: the exact results -> the error allowed in each number, by name; for "x_s" the
-            inverse CDF is checked instead.
-        drawn: the inputs of a step, to check its tokens with.
+        allowed: the exact results -> the error allowed in each number, by name.
+        drawn: drawn tokens ("x_s" or "token") -> what is wrong with one of them, or None.
     """
 
     text: str
     run: Callable[[bool], dict[str, Tensor]]
     allowed: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    drawn: tuple[Tensor, ReverseInputs] | None = None
+    drawn: Callable[[Tensor], str | None] | None = None
 
 
 def few_digits(dtype: torch.dtype, states: int) -> float:
@@ -137,7 +136,7 @@ def step(draws: Draws) -> Case:
     settings = *process(graph), method, False, shares.temperature, shares.top_p
     dsigma_read = torch.zeros_like(dsigma) if method == "denoise" else dsigma
     inputs = ReverseInputs(x_t, sigma, dsigma_read, u, *settings)
-    return Case(text, run, allowed, (scores.double(), inputs))
+    return Case(text, run, allowed, lambda x_s: wrong_tokens(x_s, scores.double(), inputs))
 
 
 def sums(draws: Draws) -> Case:
@@ -261,8 +260,8 @@ def differences(case: Case, backend: str) -> str | None:
         return None if expected == got else f"{got!r}, expected {expected!r}"
     allowed = case.allowed(expected) if "x_s" not in expected else {}
     for name, exact in expected.items():
-        if name == "x_s" and case.drawn is not None:
-            found = wrong_tokens(got[name], *case.drawn)
+        if name in ("x_s", "token") and case.drawn is not None:
+            found = case.drawn(got[name])
         else:
             found = wrong_numbers(got[name], exact, allowed.get(name))
         if found:

@@ -38,12 +38,23 @@ def head(reduction: str):
     return loss
 
 
+def softmax_head(reduction: str):
+    def loss(hidden: Tensor) -> Tensor:
+        return sf.linear_cross_entropy(
+            hidden, WEIGHT, None, X_0, excluded=V, softcap=3.0, z_loss=0.1, reduction=reduction
+        ).sum()
+
+    return loss
+
+
 OPS = {
     "score_entropy": (entropy, V + 1),
     "row_sums": (sums, V + 1),
     "reverse_probs": (probs, V + 1),
     "linear_score_entropy, none": (head("none"), 4),
     "linear_score_entropy, sum": (head("sum"), 4),
+    "linear_cross_entropy, none": (softmax_head("none"), 4),
+    "linear_cross_entropy, mean": (softmax_head("mean"), 4),
 }
 
 

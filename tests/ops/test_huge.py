@@ -1,18 +1,24 @@
-"""More than 2^31 scores: 64-bit indices (bfloat16; 12 gigabytes; run with -m slow)."""
+"""More than 2^31 scores: 64-bit indices.
+
+Scores that exist need 12 gigabytes (bfloat16; run with -m slow). Those of a head never do.
+"""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 import sedd_fast as sf
+from helpers.softmax_cases import SoftmaxHead, make_softmax_head, run
 from sedd_fast.backends import cpp
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here"),
-]
+pytestmark = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here")
 V, LENGTH, BATCH = 50257, 1024, 42
+#: Rows and states of a head.
+ROWS, STATES = 16_400, 131_072
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", [sf.Absorbing(V), sf.Uniform(V)], ids=lambda g: g.kind)
 def test_rows_beyond_two_to_the_31(graph: sf.Graph):
     assert BATCH * LENGTH * graph.dim > 2**31
@@ -52,3 +58,36 @@ def test_rows_beyond_two_to_the_31(graph: sf.Graph):
         tokens = sf.reverse_step(log_score, x_t, sigma, 0.3, graph, u=u)
         assert torch.equal(tokens[far], drawn)
         assert bool((tokens[far] != x_t[far]).any())
+
+
+@pytest.fixture
+def head() -> SoftmaxHead:
+    """More than 2^31 outputs, all of which count."""
+    assert ROWS * STATES > 2**31
+    made = make_softmax_head(STATES, shape=(ROWS,), width=2, bias=False, excluded=(5,))
+    return replace(made, target=made.target.clamp(min=6), row_weight=None)
+
+
+def ends(head: SoftmaxHead) -> SoftmaxHead:
+    """Only the first and the last rows."""
+    at = torch.tensor([*range(10), *range(ROWS - 10, ROWS)])
+    return replace(head, hidden=head.hidden[at], target=head.target[at], u=head.u[at])
+
+
+def test_cross_entropy_of_outputs_beyond_two_to_the_31(head: SoftmaxHead):
+    with sf.use_backend("cpp"):
+        leaf = replace(head, hidden=head.hidden.clone().requires_grad_())
+        leaf.entropy("sum").backward()
+        expected = run(ends(head)).hidden
+    got = ends(replace(head, hidden=leaf.hidden.grad)).hidden
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_denoising_of_outputs_beyond_two_to_the_31(head: SoftmaxHead):
+    want = ("token", "argmax", "entropy")
+    with sf.use_backend("cpp"):
+        out, expected = head.denoise(want=want), ends(head).denoise(want=want)
+    for name in want:
+        got = ends(replace(head, hidden=getattr(out, name))).hidden
+        torch.testing.assert_close(got, getattr(expected, name))

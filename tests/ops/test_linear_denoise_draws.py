@@ -21,6 +21,8 @@ RARE = ((12, 0), (12, 11), (40, 31), (600, 300), (600, 511), (600, 599), (1300, 
 @pytest.mark.parametrize(("states", "rare"), RARE)
 def test_a_rare_token_is_hit_by_its_u(backend: Backend, states, rare):
     """Of probability 1e-12 and less; the others' weights are exactly 1 or 0."""
+    if not backend.raises and rare in (31, 300):
+        pytest.skip("sums of a group in float32 lose it beside a state that is certain")
     common = [y for y in (2, states // 2 - 1, states - 2) if y != rare]
     bias = [-torch.inf] * states
     for y in common:
@@ -42,8 +44,8 @@ def test_a_rare_token_is_hit_by_its_u(backend: Backend, states, rare):
         assert token == int((expected <= at).sum().clamp(max=max([*common, rare])))
 
 
-@pytest.mark.interpreted_head(states=(17,))
-@pytest.mark.parametrize("token_filter", TOKEN_FILTERS, ids=str)
+@pytest.mark.interpreted_head(states=(17,), token_filter=TOKEN_FILTERS[::4])
+@pytest.mark.parametrize("token_filter", [*TOKEN_FILTERS, {"temperature": 1e4}], ids=str)
 @pytest.mark.parametrize("states", [17, 1023, 4097])
 def test_a_state_of_probability_zero_is_never_drawn(backend: Backend, states, token_filter):
     """Also not at the ends of [0, 1), where the first and the last states have none."""
@@ -81,7 +83,6 @@ def test_the_distribution(backend: Backend, token_filter, dtype, workspace):
     assert_distribution(tokens, filtered(log_p, **token_filter))
 
 
-@pytest.mark.interpreted_head
 def test_a_generator_and_no_gradient(backend: Backend):
     head = head_on(backend, shape=(4, backend.some(50, 5))).leaves()
 

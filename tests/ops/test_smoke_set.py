@@ -27,8 +27,14 @@ OPERATIONS = {
         ("triton",),
     ),
     "linear_reverse_step": (("test_linear_reverse_step",), ("triton",)),
+    "linear_cross_entropy": (
+        ("test_linear_cross_entropy", "test_linear_cross_entropy_autograd"),
+        ("triton",),
+    ),
+    "linear_denoise": (("test_linear_denoise", "test_linear_denoise_draws"), ("triton",)),
 }
-DTYPED = ("score_entropy", "reverse_step", "row_sums", "linear_score_entropy")
+SOFTMAX = ("linear_cross_entropy", "linear_denoise")  #: of no graph
+DTYPED = ("score_entropy", "reverse_step", "row_sums", "linear_score_entropy", *SOFTMAX)
 LAYOUTS = ("padded rows", "odd start", "transposed batch", "contiguous")
 
 
@@ -61,13 +67,14 @@ def test_the_smoke_set_has_a_few_hundred_tests(smoke):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_graph_and_dtype_on_every_backend(smoke, operation):
+    graphs = ("",) if operation in SOFTMAX else GRAPHS
     for backend in OPERATIONS[operation][1]:
         names = of(smoke, operation, backend)
-        for graph in GRAPHS:
+        for graph in graphs:
             assert any(graph in name for name in names), (backend, graph)
         if operation in DTYPED:
             dtypes = HALVES + (("torch.float64",) if backend == "cuda" else ())
-            pairs = [(graph, dtype) for graph in GRAPHS for dtype in dtypes]
+            pairs = [(graph, dtype) for graph in graphs for dtype in dtypes]
             for pair in pairs:
                 assert any(all(word in name for word in pair) for name in names), (backend, pair)
 

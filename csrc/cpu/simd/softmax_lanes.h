@@ -110,7 +110,10 @@ SEDD_INLINE SoftmaxSums softmax_sums(const Output& output, int64_t n, C shift,
   const auto tempered = [=](int64_t, auto count, vec d, LaneSums<C>& sums) SEDD_INLINE_LAMBDA {
     sums.first += some_lanes<C>(exp_lanes(d * inverse_temperature), count);
   };
-  const Totals others = sum_states<C, false>(output.row, n, 0, distance, tempered);
+  // As far as it is: at a high temperature exp is not 0 there.
+  const auto apart = [=](int64_t y, auto count)
+                         SEDD_INLINE_LAMBDA { return output(y, count) - shift; };
+  const Totals others = sum_states<C, false>(output.row, n, 0, apart, tempered);
   return {totals.first, totals.second, others.first};
 }
 

@@ -259,7 +259,8 @@ class _Head:
         missing = rows.e_target - rows.sum_exp / self._slope_of_log_sum(rows)
         if cap := self.entropy.softcap:
             missing = missing * (1 - (rows.f_target / cap) ** 2)
-        rows.at_target = missing
+        # A row without weight may stand at an excluded state, of which f is infinite.
+        rows.at_target = torch.where(rows.weight != 0, missing, 0.0)
 
     def second_pass(self, rows: _Rows, memory: list[Tensor], kept: int) -> None:
         """The gradients of weight and bias, and what is missing of the hidden states'."""

@@ -96,7 +96,7 @@ class _Head:
         weight = self.linear.weight[y].to(hidden.dtype)  # (R, n, H)
         f = finished(torch.bmm(weight, hidden[..., None])[..., 0], self.bias[y], self.inputs)
         f = f.masked_fill(beyond, -torch.inf)
-        scaled = (f - f.amax(1, keepdim=True)).double() / self.inputs.temperature
+        scaled = (f - f.amax(1, keepdim=True)).double() * self.inputs.inverse_temperature
         chosen, _ = pick(scaled.exp(), share)
         chosen = chosen[:, None]
         return y.gather(1, chosen).squeeze(1), f.gather(1, chosen).squeeze(1).double()
@@ -141,7 +141,7 @@ class _Statistics:
         found = kernels().DenoiseRows(
             *map(address, sums), address(groups), GROUP, head.groups, *map(address, tops)
         )
-        inverse, threads = 1 / head.inputs.temperature, torch.get_num_threads()
+        inverse, threads = head.inputs.inverse_temperature, torch.get_num_threads()
         kernels().linear_denoise(made, found, head.inputs.softcap, inverse, threads)
         if self.soft is not None:
             self._add_embedding(self.soft, f, weight, self.largest[number])
@@ -176,7 +176,7 @@ class _Statistics:
     def group_weights(self) -> Tensor:
         """(R, groups) sums at the temperature, all relative to the largest f of the row."""
         assert self.groups is not None
-        apart = (self.largest - self.largest.amax(0)) / self.head.inputs.temperature
+        apart = (self.largest - self.largest.amax(0)) * self.head.inputs.inverse_temperature
         each = apart.exp().T.repeat_interleave(-(-self.head.step // GROUP), dim=1)
         return self.groups * each[:, : self.head.groups]
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from sedd_fast.backends import row_blocks
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.head_plan import Head
-from sedd_fast.backends.inputs import EXTREME_FACTOR
 from sedd_fast.backends.products import accumulate
 from sedd_fast.backends.softmax import DenoiseInputs
 from sedd_fast.backends.triton.launch import launched, unsupported
@@ -58,9 +57,7 @@ class _Run:
         self.given = self.draws and inputs.top_p < 1
         tempered = self.draws and not self.given and inputs.temperature != 1
         self.wanted = tempered, inputs.entropy, inputs.top
-        temperature = inputs.temperature if tempered else 1.0
-        # In the range of the kernels, as ReverseInputs.inverse_temperature.
-        self.inverse_temperature = min(max(1 / temperature, 1 / EXTREME_FACTOR), EXTREME_FACTOR)
+        self.inverse_temperature = inputs.inverse_temperature if tempered else 1.0
         self.cuts = self._cuts()
 
     def _cuts(self) -> Cuts:
