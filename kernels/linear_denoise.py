@@ -3,11 +3,12 @@
     p_y = exp(f_y - log_sum), f as in ``softmax_blocks``
 
 ``_statistics`` reads a block of the head's output and stores, for every row and group, the largest
-f, the sum of exp(f - largest), and what else is wanted: the sum at a temperature, the sum of
+f, how many states have it, and the sum of exp(f - largest) over the others, so that a probability
+of 1e-12 is not lost beside one of 1; and what else is wanted: that sum at a temperature, the sum of
 (f - largest) * exp(f - largest), the state of the largest f, and the second largest f. No sum
 overflows or underflows. ``_choose``, one program a row, combines them in float64. It selects the
-group of the drawn token by the inverse CDF in the natural order of states, and computes the scores
-of that group again.
+group of the drawn token by the inverse CDF in the natural order of states, and reads the scores of
+that group, or computes them again where blocks overwrote each other.
 """
 
 from typing import Any, NamedTuple
@@ -23,8 +24,8 @@ from sedd_fast.kernels.linear_reverse_step import DRAW_DEPTH, group_product
 from sedd_fast.kernels.softmax_blocks import Block, block_bias, capped, power, tile_of
 
 INFINITY = tl.constexpr(float("inf"))
-#: Registers of a thread of ``_statistics``; with 96 some spill.
-REGISTERS = 128
+#: The most registers of a thread of ``_statistics``, of which 96 spill, and of ``_choose``.
+REGISTERS, CHOICE_REGISTERS = 128, 168
 #: The most groups of a row that ``_choose`` holds at a time.
 SEGMENT = 1024
 
@@ -36,14 +37,16 @@ class Statistics(NamedTuple):
 
     Attributes:
         largest: f of a group.
-        sums: of exp(f - largest).
-        tempered: sums of exp((f - largest) / temperature).
+        ties: how many states have it.
+        sums: of exp(f - largest) over the other states.
+        tempered: of exp((f - largest) / temperature) over them.
         spread: sums of (f - largest) * exp(f - largest).
         second: the second largest f, which may be equal.
         state: the lowest state of the largest f, less the first of its group.
     """
 
     largest: Any
+    ties: Any
     sums: Any
     tempered: Any
     spread: Any
@@ -55,7 +58,7 @@ class Statistics(NamedTuple):
         cls, hidden: Tensor, groups: int, tempered: bool, entropy: bool, top: bool
     ) -> "Statistics":
         """Memory for rows of hidden states (R, H)."""
-        shape, wanted = (len(hidden), groups), (True, True, tempered, entropy, top)
+        shape, wanted = (len(hidden), groups), (True, True, True, tempered, entropy, top)
         made = (hidden.new_empty(shape, dtype=torch.float32) if want else None for want in wanted)
         return cls(*made, hidden.new_empty(shape, dtype=torch.int32) if top else None)
 
@@ -113,16 +116,19 @@ def _statistics(
         e = power(from_top, HALF)
         to = i.to(tl.int64)[:, None] * groups + j[None, :]
         here = live[:, None] & (j < groups)[None, :]
+        is_top = f == top[:, :, None]
+        ties = tl.sum(tl.where(is_top, 1.0, 0.0), 2)
         tl.store(made.largest + to, top, mask=here)
-        tl.store(made.sums + to, tl.sum(e, 2), mask=here)
+        tl.store(made.ties + to, tl.where(top == -INFINITY, 0.0, ties), mask=here)
+        tl.store(made.sums + to, tl.sum(tl.where(is_top, 0.0, e), 2), mask=here)
         if OPTIONS.tempered:
-            tempered = power(from_top * inverse_temperature, HALF)
+            tempered = tl.where(is_top, 0.0, power(from_top * inverse_temperature, HALF))
             tl.store(made.tempered + to, tl.sum(tempered, 2), mask=here)
         if OPTIONS.entropy:
             spread = tl.sum(tl.where(e > 0.0, from_top * e, 0.0), 2)
             tl.store(made.spread + to, spread, mask=here)
         if OPTIONS.top:
-            state = tl.min(tl.where(f == top[:, :, None], y, WIDTH - 1), 2)
+            state = tl.min(tl.where(is_top, y, WIDTH - 1), 2)
             second = tl.max(tl.where(y == state[:, :, None], -INFINITY, f), 2)
             tl.store(made.state + to, state, mask=here)
             tl.store(made.second + to, second, mask=here)
@@ -157,22 +163,26 @@ class Head(NamedTuple):
         weight: (states, H) in any dtype and layout.
         bias: (states,) float32, or None.
         softcap: 0 for none.
+        products: (R, at least states), the products of all states, or None where they are no longer
+            in memory.
     """
 
     hidden: Any
     weight: Any
     bias: Any
     softcap: Any
+    products: Any
 
 
 class Sizes(NamedTuple):
-    """The sizes of a head, and the strides of its weight."""
+    """The sizes of a head, and the strides of its weight and of the rows of its products."""
 
     rows: Any
     states: Any
     width: Any
     stride_w: Any
     stride_k: Any
+    stride_p: Any
 
 
 class Draw(NamedTuple):
@@ -193,6 +203,7 @@ class ChooseOptions(NamedTuple):
         tempered: it is drawn at a temperature.
         entropy, top, terms: whether these are wanted.
         with_bias, with_softcap: of the head.
+        with_products: whether these are in memory.
         group: states of a group.
         segment: groups of a row at a time, a power of two.
         depth: elements of hidden states that are multiplied at a time.
@@ -206,9 +217,17 @@ class ChooseOptions(NamedTuple):
     terms: bool
     with_bias: bool
     with_softcap: bool
+    with_products: bool
     group: int
     segment: int
     depth: int
+
+
+@triton.jit
+def _sum(ties, sums, j, groups):
+    """(SEGMENT,) float64: the sum of all states of groups j, in units of the largest."""
+    number = tl.load(ties + j, mask=j < groups, other=0.0).to(tl.float64)
+    return number + tl.load(sums + j, mask=j < groups, other=0.0).to(tl.float64)
 
 
 @triton.jit
@@ -216,11 +235,10 @@ def _weights(made, j, groups, best, inverse_temperature, OPTIONS: tl.constexpr):
     """(SEGMENT,) float64: the weights of groups j, whose largest f in the row is ``best``."""
     top = tl.load(made.largest + j, mask=j < groups, other=-INFINITY).to(tl.float64)
     if OPTIONS.tempered:
-        part = tl.load(made.tempered + j, mask=j < groups, other=0.0).to(tl.float64)
-        w = part * tl.exp((top - best) * inverse_temperature)
+        w = _sum(made.ties, made.tempered, j, groups)
+        w = w * tl.exp((top - best) * inverse_temperature)
     else:
-        part = tl.load(made.sums + j, mask=j < groups, other=0.0).to(tl.float64)
-        w = part * tl.exp(top - best)
+        w = _sum(made.ties, made.sums, j, groups) * tl.exp(top - best)
     return w
 
 
@@ -254,15 +272,21 @@ def _chosen_group(made, groups, best, u1, inverse_temperature, OPTIONS: tl.const
 
 @triton.jit
 def _scores(head, sizes, row, begin, largest, OPTIONS: tl.constexpr):
-    """(GROUP,) float32: f of the states from ``begin`` on, formed again and rounded as in the
-    blocks. ``largest``: what it was there; f is moved to it, because products of other tiles may be
-    rounded otherwise, and no token must be likelier than the argmax.
+    """(GROUP,) float32: f of the states from ``begin`` on.
+
+    Products that are formed again may be rounded otherwise than those of a block. So f is moved to
+    the ``largest`` that was found in the block, and no token is likelier than the argmax.
     """
     GROUP: tl.constexpr = OPTIONS.group
-    hidden = head.hidden + row * sizes.width
-    f = group_product(hidden, head, sizes, begin, GROUP, OPTIONS.depth)
-    f = f.to(head.hidden.dtype.element_ty).to(tl.float32)
-    b, inside = block_bias(head.bias, begin + tl.arange(0, GROUP), sizes.states, OPTIONS.with_bias)
+    y = begin + tl.arange(0, GROUP)
+    if OPTIONS.with_products:
+        f = tl.load(head.products + row * sizes.stride_p + y, mask=y < sizes.states, other=0.0)
+        f = f.to(tl.float32)
+    else:
+        hidden = head.hidden + row * sizes.width
+        f = group_product(hidden, head, sizes, begin, GROUP, OPTIONS.depth)
+        f = f.to(head.hidden.dtype.element_ty).to(tl.float32)
+    b, inside = block_bias(head.bias, y, sizes.states, OPTIONS.with_bias)
     f = tl.where(inside, capped(f + b, head.softcap, OPTIONS.with_softcap), -INFINITY)
     return f + (largest - tl.max(f, 0))
 
@@ -309,8 +333,9 @@ def _choose(made, head, sizes, draw, results, groups, inverse_temperature, OPTIO
     row = tl.program_id(0).to(tl.int64)
     position = tl.load(draw.index + row)
     made = Statistics(
-        made.largest + row * groups, made.sums + row * groups, made.tempered + row * groups,
-        made.spread + row * groups, made.second + row * groups, made.state + row * groups,
+        made.largest + row * groups, made.ties + row * groups, made.sums + row * groups,
+        made.tempered + row * groups, made.spread + row * groups, made.second + row * groups,
+        made.state + row * groups,
     )  # fmt: skip
     largest, of = _largest(made, groups, OPTIONS)
     best = tl.where(largest == -INFINITY, 0.0, largest).to(tl.float64)
@@ -319,7 +344,7 @@ def _choose(made, head, sizes, draw, results, groups, inverse_temperature, OPTIO
     for begin in range(0, groups, SEGMENT):
         j = begin + tl.arange(0, SEGMENT)
         top = tl.load(made.largest + j, mask=j < groups, other=-INFINITY)
-        part = tl.load(made.sums + j, mask=j < groups, other=0.0).to(tl.float64)
+        part = _sum(made.ties, made.sums, j, groups)
         below = top.to(tl.float64) - best
         total += tl.sum(part * tl.exp(below), 0)
         if OPTIONS.entropy:
@@ -399,16 +424,21 @@ def launch_choose(
         return
     none = draw.index  # a pointer that is never read
     given = draw.given is not None
-    sizes = Sizes(*head.hidden.shape[:1], *head.weight.shape, *head.weight.stride())
+    # Without a limit ptxas spills a little, to fit one more program onto a multiprocessor.
+    limited = {} if torch.version.hip else {"maxnreg": CHOICE_REGISTERS}
+    products = head.products
+    apart = 0 if products is None else products.stride(0)
+    sizes = Sizes(rows, *head.weight.shape, *head.weight.stride(), apart)
     _choose[(rows,)](
-        made.pointers(), head._replace(bias=none if head.bias is None else head.bias), sizes,
+        made.pointers(), Head(*(none if x is None else x for x in head)), sizes,
         Draw(*(none if x is None else x for x in draw)),
         Results(*(none if x is None else x for x in results)), groups, inverse_temperature,
         OPTIONS=ChooseOptions(
             given or draw.u is not None, given, made.tempered is not None,
             made.spread is not None, made.second is not None, results.terms is not None,
-            head.bias is not None, head.softcap > 0, group_states(head.hidden.dtype),
-            min(SEGMENT, triton.next_power_of_2(groups)), DRAW_DEPTH,
+            head.bias is not None, head.softcap > 0, products is not None,
+            group_states(head.hidden.dtype), min(SEGMENT, triton.next_power_of_2(groups)),
+            DRAW_DEPTH,
         ),
-        num_warps=4, **settings.COMMON,
+        num_warps=4, **settings.COMMON, **limited,
     )  # fmt: skip

@@ -314,7 +314,8 @@ def denoise_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     ):
         made = op.Statistics.like(hidden, groups, *wanted)
         block = Block(scores, bias[:states], 0, softcap)
-        head = op.Head(hidden, weight, bias, softcap)
+        products = small(dtype, rows, vocab + 47) if softcap else None
+        head = op.Head(hidden, weight, bias, softcap, products)
         for part, kernel, launch, arguments in (
             ("statistics", op._statistics, op.launch_statistics, (block, made, 1.25)),
             ("choice", op._choose, op.launch_choose, (made, head, draw, results, 1.25)),

@@ -119,7 +119,8 @@ def test_half_dtypes_draw_nearly_the_same_tokens(backend: Backend, token_filter)
         rounded, truth = head.denoise(**token_filter), exact.denoise(**token_filter)
     out = head.denoise(**token_filter)
     same = float((rounded.token == truth.token).double().mean())
-    assert float((out.token == truth.token).double().mean()) >= same - 0.03
+    little = backend.some(3, 15) / 100  # of 20 rows, three may differ
+    assert float((out.token == truth.token).double().mean()) >= same - little
     torch.testing.assert_close(out.entropy.double(), truth.entropy, rtol=2e-2, atol=2e-2)
 
 

@@ -65,7 +65,7 @@ class _Run:
         tempered, entropy, top = self.wanted
         item, width = linear.dtype.itemsize, linear.hidden.shape[2]
         row_bytes = width * (item + 4 * embeds) + 4 * 4 * embeds
-        row_bytes += self.groups * 4 * (2 + tempered + entropy + 2 * top)
+        row_bytes += self.groups * 4 * (3 + tempered + entropy + 2 * top)
         head = Head(
             len(self.index), len(linear.weight), width, linear.workspace, row_bytes, item,
             hidden=embeds, weight=False,
@@ -120,7 +120,9 @@ class _Run:
         terms = None
         if self.inputs.embedding:
             terms = hidden.new_empty(4, size, dtype=torch.float32)
-        head = self.kernel.Head(hidden, linear.weight, scores.bias, scores.softcap)
+        head = self.kernel.Head(
+            hidden, linear.weight, scores.bias, scores.softcap, scores.whole(size)
+        )
         results = self.kernel.Results(*numbers, terms)
         self.kernel.launch_choose(made, head, draw, results, self.inverse_temperature)
         if terms is not None:

@@ -106,3 +106,7 @@ class Scores:
         scores = self.columns(at, self.memory[:count])[:, : at.stop - at.start]
         bias = None if self.bias is None else self.bias[at]
         return self.kernel.Block(scores, bias, at.start, self.softcap)
+
+    def whole(self, count: int) -> Tensor | None:
+        """(R, at least states), the products of those rows; None where blocks share memory."""
+        return self.memory[:count] if self.cuts.kept or len(self.cuts.blocks) == 1 else None
