@@ -1,4 +1,4 @@
-"""The GPU smoke set: some 400 tests that together cover everything once.
+"""The GPU smoke set: some 500 tests that together cover everything once.
 
     python -m pytest tests/ops -m "gpu and smoke"
 
