@@ -2,6 +2,7 @@
 // CUDA's message about a failed launch. None allocates memory or synchronises the device.
 #pragma once
 
+#include "common/dtype.h"
 #include "common/entropy_row.h"
 #include "common/reverse_row.h"
 #include "common/transition.h"
