@@ -10,10 +10,11 @@ from torch import Tensor
 
 import sedd_fast as sf
 from helpers.launches import Launches, watched
-from helpers.op_cases import Backend
+from helpers.op_cases import Backend, gpu_backends
 from sedd_fast.backends import head_plan, registry
 from sedd_fast.ops import TouchedRows
 
+pytestmark = pytest.mark.parametrize("gpu", gpu_backends("triton"), ids=str, indirect=True)
 STATES, WIDTH = 700, 8
 #: How a call in float32 is cut -> rows, bytes of workspace, and (rows at a time, blocks, kept).
 CUTS = {
