@@ -81,7 +81,7 @@ def cuts(head: Head) -> list[Plan]:
     """The cuts that fit the workspace, with most, half or none of the blocks kept; and the plan."""
     found = [softmax_plan.plan(head)]
     for parts in PARTS:
-        widest = softmax_plan._widest(head, -(-head.rows // parts))
+        widest = softmax_plan.widest(head, -(-head.rows // parts))
         if widest is not None:
             found += [widest._replace(kept=kept) for kept in (widest.kept, widest.kept // 2, 0)]
     return list(dict.fromkeys(found))

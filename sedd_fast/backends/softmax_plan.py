@@ -3,7 +3,8 @@
 A row's gradient needs the sum over all its states first, so its scores are read twice. Between the
 two passes, what was formed of the last states is kept, as far as the workspace reaches; the scores
 of the other states are formed again, a fourth product of those. With fewer rows at a time more
-states are kept, but every chunk of rows reads the weight again, and adds to its gradient.
+states are kept, but every chunk of rows packs the weight for its products again, and adds to its
+gradient.
 
     rows at a time   kept states   products
     few              all           three, and the weight's gradient is read and written each time
@@ -16,13 +17,12 @@ test compares the plan with what was measured.
 import functools
 from typing import NamedTuple
 
-#: Operations a second of a product of many rows, and bytes of memory a second: their ratio counts.
-#: Two cores of an EPYC 7003 (Zen 3) with AVX2.
-FLOPS, BYTES = 130e9, 20e9
-#: A product of so many rows has half that speed.
-HALF_SPEED_ROWS = 16
-#: Of the bytes moved beside a product, what its operations do not hide.
-UNHIDDEN = 0.7
+#: Operations a second of the three products, of 512 rows, and of a block's scores formed again,
+#: with its exponentials. Two cores of an EPYC 7003 (Zen 3) with AVX2, float32.
+FLOPS, FLOPS_AGAIN = 88e9, 65e9
+#: Seconds that a further chunk of rows takes for each number of the weight: a product packs its
+#: operands once more, and the gradient is read and written.
+SECONDS_A_CHUNK = 5e-9
 
 
 class Head(NamedTuple):
@@ -63,11 +63,11 @@ def plan(head: Head) -> Plan:
     """The cut of least time that the workspace holds."""
     most = max(1, head.rows)
     counts = {max(1, -(-most // parts)) for parts in (*range(1, 33), 48, 64, 96, 128, 192, 256)}
-    found = [cut for count in sorted(counts) if (cut := _widest(head, count)) is not None]
+    found = [cut for count in sorted(counts) if (cut := widest(head, count)) is not None]
     return min(found, key=lambda cut: seconds(head, cut), default=Plan(fewest(head), 0))
 
 
-def _widest(head: Head, rows: int) -> Plan | None:
+def widest(head: Head, rows: int) -> Plan | None:
     """With so many rows at a time, and as many blocks kept as fit; None where nothing fits."""
     room = head.workspace - rows * _row_bytes(head)
     if rows < head.rows:
@@ -90,14 +90,9 @@ def fewest(head: Head) -> int:
 
 
 def seconds(head: Head, cut: Plan) -> float:
-    """The time of a cut: its products, and what they do not hide of the bytes that they move."""
+    """The time of a cut: its products, and what every chunk of rows after the first adds."""
     chunks = -(-head.rows // cut.rows)
-    kept = min(cut.kept * head.block, head.states)
-    again = 1 - kept / head.states
-    speed = FLOPS * cut.rows / (cut.rows + HALF_SPEED_ROWS)
-    products = (3 + again) * 2 * head.rows * head.states * head.width / speed
-    weight = head.states * head.width * head.item
-    gradient = head.states * head.width * max(4, head.item)
-    moved = chunks * 2 * weight + (2 * chunks - 1) * gradient
-    moved += 2 * head.rows * kept * head.item
-    return products + UNHIDDEN * moved / BYTES
+    again = 1 - min(cut.kept * head.block, head.states) / head.states
+    product = 2 * head.rows * head.states * head.width
+    further = (chunks - 1) * head.states * head.width * SECONDS_A_CHUNK
+    return product * (3 / FLOPS + again / FLOPS_AGAIN) + further
