@@ -108,8 +108,9 @@ def test_dtypes_of_the_weights_of_rows(backend: Backend, kind):
 def test_a_small_workspace_changes_nothing(backend: Backend, dtype, workspace):
     """Rows and states come in several parts; the gradient of a half weight is rounded once."""
     rest = {"excluded": (0, 150, 299), "softcap": 4.0, "z_loss": 0.01}
-    head = head_on(backend, 300, dtype, shape=(3, backend.some(12, 2)), **rest)
-    check(head, workspace=workspace)
+    head = head_on(backend, 300, dtype, shape=(3, backend.some(12, 1)), **rest)
+    if not backend.interpreted:
+        check(head, workspace=workspace)
     little = 1e-12 if dtype == torch.float64 else 1e-5
     little = max(little, 2 * torch.finfo(dtype).eps)
     for reduction in ("none", "sum"):
@@ -251,13 +252,13 @@ def listed(head: SoftmaxHead, max_rows: int | None = None) -> sf.ops.TouchedRows
     return sf.touched_rows(head.target.clamp(min=0), graph, head.factor(), max_rows)
 
 
-@pytest.mark.interpreted_head(reduction=("none", "mean"))
+@pytest.mark.interpreted_head(reduction=("mean",))
 @by_reduction
 def test_given_rows_change_nothing(backend: Backend, reduction):
     head = head_on(backend, 11, excluded=(4,), softcap=5.0)
     expected, count = run(head, reduction), len(listed(head).index)
     hidden = head.hidden.masked_fill((head.factor() == 0)[..., None], torch.nan)
-    for max_rows in (None, count, count + 1, 1000):
+    for max_rows in (None, count, count + 1, 1000)[:: backend.some(1, 3)]:
         rows = listed(head, max_rows)
         for rest in ({}, {"workspace": 2000}):
             got = run(replace(head, hidden=hidden), reduction, rows=rows, **rest)

@@ -44,7 +44,7 @@ def test_a_rare_token_is_hit_by_its_u(backend: Backend, states, rare):
         assert token == int((expected <= at).sum().clamp(max=max([*common, rare])))
 
 
-@pytest.mark.interpreted_head(states=(17,), token_filter=TOKEN_FILTERS[::4])
+@pytest.mark.interpreted_head(states=(17,), token_filter=TOKEN_FILTERS[:1])
 @pytest.mark.parametrize("token_filter", [*TOKEN_FILTERS, {"temperature": 1e4}], ids=str)
 @pytest.mark.parametrize("states", [17, 1023, 4097])
 def test_a_state_of_probability_zero_is_never_drawn(backend: Backend, states, token_filter):
