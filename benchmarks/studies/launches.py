@@ -296,6 +296,7 @@ def softmax_row_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
 
 def denoise_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     """The statistics of a block, and what is chosen of a row: all that can be, and less."""
+    from sedd_fast.kernels import denoise_statistics as of_groups
     from sedd_fast.kernels import linear_denoise as op
     from sedd_fast.kernels.softmax_blocks import Block
 
@@ -303,7 +304,7 @@ def denoise_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
     index, u = small(torch.int64, rows), small(torch.float64, 1, rows, 2)
     hidden, scores = small(dtype, rows, width), small(dtype, rows, states)
     token, number = small(torch.int64, 1, rows), small(torch.float32, 1, rows)
-    terms, groups = small(torch.float32, 4, rows), -(-vocab // op.group_states(dtype))
+    terms, groups = small(torch.float32, 4, rows), -(-vocab // of_groups.group_states(dtype))
     weight, bias = small(dtype, vocab, width), small(torch.float32, vocab)
     results = op.Results(token, number, token, number, number, number, number, terms)
     for name, softcap, wanted, draw in (
@@ -312,12 +313,12 @@ def denoise_launches(dtype: torch.dtype, vocab: int) -> Iterator[Launch]:
         ("a given token", 0.0, (False, False, False), op.Draw(index, None, index)),
         ("log_sum", 0.0, (False, False, False), op.Draw(index, None, None)),
     ):
-        made = op.Statistics.like(hidden, groups, *wanted)
+        made = of_groups.Statistics.like(hidden, groups, *wanted)
         block = Block(scores, bias[:states], 0, softcap)
         products = small(dtype, rows, vocab + 47) if softcap else None
         head = op.Head(hidden, weight, bias, softcap, products)
         for part, kernel, launch, arguments in (
-            ("statistics", op._statistics, op.launch_statistics, (block, made, 1.25)),
+            ("statistics", of_groups._statistics, of_groups.launch_statistics, (block, made, 1.25)),
             ("choice", op._choose, op.launch_choose, (made, head, draw, results, 1.25)),
         ):
             yield Launch(

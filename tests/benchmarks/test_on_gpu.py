@@ -121,9 +121,8 @@ def test_every_command_is_one_that_its_program_takes(tmp_path):
                 takes = ('"--json"', "gpu_parser(")
                 assert "--json" not in words or any(t in source.read_text() for t in takes)
                 studies.add(source.stem)
-    assert measured == 9
     few = "choices counters generation gpu_profile head_blocks largest_batch row_settings"
-    assert studies == set(few.split())
+    assert (measured, studies) == (9, set(few.split()))
 
 
 def test_the_build_leaves_the_cpu_module_out(tmp_path, monkeypatch):
@@ -353,9 +352,8 @@ def test_a_gpu_run_that_is_cut_short_leaves_what_it_had_measured(monkeypatch, tm
             made.append(
                 times
                 | {"suite": "ops", "operation": operation, "shape": "2", "dtype": "bf16"}
-                | {"implementation": "ours", "kind": "ours", "calls": 1}
-                | dict.fromkeys(SIZES)
-                | {"floor_bytes": 8, "yardsticks_ms": {}}
+                | {"implementation": "ours", "kind": "ours", "calls": 1, "yardsticks_ms": {}}
+                | (dict.fromkeys(SIZES) | {"floor_bytes": 8})
             )
             about = {"regime": "cuda", "instruction_set": None, "torch_uses": None}
             yield about | {"environment": {}, "remarks": [], "records": made}

@@ -46,13 +46,14 @@ class _Run:
     """One call."""
 
     def __init__(self, linear: Linear, inputs: DenoiseInputs) -> None:
+        from sedd_fast.kernels import denoise_statistics, softmax_blocks, softmax_rows
         from sedd_fast.kernels import linear_denoise as kernel
-        from sedd_fast.kernels import softmax_blocks, softmax_rows
 
-        self.kernel, self.blocks, self.rows = kernel, softmax_blocks, softmax_rows
+        self.kernel, self.statistics = kernel, denoise_statistics
+        self.blocks, self.rows = softmax_blocks, softmax_rows
         self.linear, self.inputs = linear, inputs
         self.index = linear.listed().contiguous()
-        self.groups = -(-len(linear.weight) // kernel.group_states(linear.dtype))
+        self.groups = -(-len(linear.weight) // denoise_statistics.group_states(linear.dtype))
         self.draws = inputs.u is not None
         self.given = self.draws and inputs.top_p < 1
         tempered = self.draws and not self.given and inputs.temperature != 1
@@ -112,11 +113,11 @@ class _Run:
         self.rows.launch_gather(
             draw.index, linear.hidden, len(linear.weight), None, (hidden, draw.index)
         )
-        made = self.kernel.Statistics.like(hidden, self.groups, *self.wanted)
+        made = self.statistics.Statistics.like(hidden, self.groups, *self.wanted)
         for at in scores.cuts.blocks:
             scores.form(hidden, at, scores.weight(at))
             block = scores.block(size, at)
-            self.kernel.launch_statistics(block, made, self.inverse_temperature)
+            self.statistics.launch_statistics(block, made, self.inverse_temperature)
         terms = None
         if self.inputs.embedding:
             terms = hidden.new_empty(4, size, dtype=torch.float32)
