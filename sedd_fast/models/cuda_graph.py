@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from sedd_fast.backends import cuda_graphs, registry, values
 from sedd_fast.backends.triton.linear_reverse_step import GROUPED
 from sedd_fast.models.interface import HeadRequest, ReverseStepRequest, ScoreModel
+from sedd_fast.models.posterior import PosteriorModel
+from sedd_fast.models.posterior_sedd import PosteriorSEDD
 from sedd_fast.ops import touched_rows
 from sedd_fast.process.graphs import Graph
 
@@ -115,6 +117,8 @@ class CudaGraphNetwork(nn.Module):
         """Whether rows of the head that cannot move cost nothing, or there are none."""
         if self.graph.kind == "uniform":
             return True
+        if isinstance(self.model, (PosteriorModel, PosteriorSEDD)):
+            return False  # without a graph they list the rows that move; linear_denoise skips none
         enabled, dtype = _autocast()
         used = dtype if enabled else next((p.dtype for p in self.parameters()), torch.float32)
         return used in GROUPED and head.temperature == 1 and head.top_p == 1

@@ -198,18 +198,19 @@ def test_what_is_not_captured(graphs):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "temperature", "captured"),
+    ("kind", "of", "dtype", "temperature", "captured"),
     [
-        ("absorbing", torch.float32, 1.0, False),
-        ("absorbing", torch.bfloat16, 1.0, True),
-        ("absorbing", torch.bfloat16, 0.5, False),
-        ("uniform", torch.float32, 0.5, True),
+        ("absorbing", sf.SEDD, torch.float32, 1.0, False),
+        ("absorbing", sf.SEDD, torch.bfloat16, 1.0, True),
+        ("absorbing", sf.SEDD, torch.bfloat16, 0.5, False),
+        ("absorbing", sf.PosteriorSEDD, torch.bfloat16, 1.0, False),
+        ("uniform", sf.SEDD, torch.float32, 0.5, True),
     ],
 )
-def test_many_rows_that_cannot_move(graphs, monkeypatch, kind, dtype, temperature, captured):
+def test_many_rows_that_cannot_move(graphs, monkeypatch, kind, of, dtype, temperature, captured):
     """A graph has a fixed list of rows; only sums of groups skip those that cannot move."""
     monkeypatch.setattr(cuda_graph, "MOST_ROWS", 15)
-    graphed = sf.CudaGraphNetwork(network(kind).to(dtype))
+    graphed = sf.CudaGraphNetwork(of(network(kind).config).eval().to(dtype))
     x, u = torch.zeros(2, 8, dtype=torch.int64), torch.rand(2, 8, 2, dtype=torch.float64)
     with torch.no_grad():
         graphed(x, torch.ones(2), ReverseStepRequest("denoise", u=u, temperature=temperature))
