@@ -57,6 +57,7 @@ def test_same_u_same_tokens(backend: Backend, graph, scaled, method, dtype, voca
 @by_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @by_head
+@pytest.mark.usefixtures("products_in_half")
 def test_half_dtypes_draw_nearly_the_same_tokens(backend: Backend, graph, scaled, method, dtype):
     """At least 98 % of the tokens equal those of the unfused step, and those of float64."""
     shape = (4, backend.some(800, 50))
@@ -189,6 +190,7 @@ def test_a_row_without_a_distribution_is_an_error_on_the_cpu(
 @pytest.mark.interpreted_head(method=("analytic", "euler"))
 @by_method
 @by_head
+@pytest.mark.usefixtures("products_in_half")
 def test_autocast(backend: Backend, graph, scaled, method):
     head = make_head(type(graph)(40), scaled, shape=(4, backend.some(50, 4)), device=backend.device)
     rounded = [x.to(torch.bfloat16) for x in head.operands]
