@@ -169,7 +169,7 @@ def test_a_cross_entropy_through_a_head(new: Relabelling):
     for graph in (new.last, new.graph):
         leaf = (weight if graph == new.last else new.rows(weight, 0)).clone().requires_grad_()
         given = [x if graph == new.last else new.states(x) for x in (x_t, x_0)]
-        head = LinearHead(leaf, None, graph, False)
+        head = LinearHead(leaf, None, graph, excluded=(graph.mask_index,))
         for rows in (None, sf.touched_rows(given[0], graph)):
             request = CrossEntropyRequest(given[1], rows=rows)
             results.append(request(hidden, head, given[0], torch.ones(B)))
