@@ -95,6 +95,8 @@ assert_type(sf.posterior_from_score(log_score, t, x_0, graph), Tensor)
 assert_type(sf.score_from_posterior(log_score, t, x_0, graph), Tensor)
 assert_type(sf.posterior_cross_entropy(log_score, x_0, x_0, graph), Tensor)
 assert_type(sf.linear_score_entropy(hidden, weight, None, t, x_0, x_0, graph), Tensor)
+assert_type(sf.linear_cross_entropy(hidden, weight, None, x_0, reduction="mean"), Tensor)
+assert_type(sf.linear_denoise(hidden, weight, None, want=("token",)).token, Tensor | None)
 assert_type(sf.linear_reverse_step(hidden, weight, None, x_0, t, 0.1, graph), Tensor)
 sf.sample(function, graph, noise, (2, 8), method="ancestral")  # type: ignore[arg-type]
 sf.score_entropy(log_score, t, x_0, x_0, graph, reduction="avg")  # type: ignore[arg-type]

@@ -35,9 +35,9 @@ def test_a_failed_launch_names_the_operation() -> None:
     compiled = pytest.importorskip("sedd_fast._cuda", exc_type=ImportError)
     scores = compiled.Tensor(0, 0, (1, 1, 5), (5, 5, 1))
     calls = {
-        "sample_transition": compiled.Transition(0, 0, 0, 0, 1, 1, 0, 4),
-        "score_entropy": compiled.Entropy(scores, 0, 0, 0, 0, 0, 4),
-        "reverse_step": compiled.Reverse(scores, 0, 0, 0, 0, 0, 0, 4, 0, 1.0, 1.0),
+        "sample_transition": compiled.Transition(0, 0, 0, 0, 1, 1, 0, 4, 4),
+        "score_entropy": compiled.Entropy(scores, 0, 0, 0, 0, 0, 4, 4),
+        "reverse_step": compiled.Reverse(scores, 0, 0, 0, 0, 0, 0, 4, 4, 0, 1.0, 1.0),
     }
     for op, call in calls.items():
         with pytest.raises(RuntimeError, match=f"{op} on cuda:0 could not be launched: "):
@@ -48,4 +48,4 @@ def test_too_many_rows_are_an_error() -> None:
     compiled = pytest.importorskip("sedd_fast._cuda", exc_type=ImportError)
     scores = compiled.Tensor(0, 0, (2**31, 1, 5), (5, 5, 1))
     with pytest.raises(RuntimeError, match=r"score_entropy .*more than 2,147,483,647 positions"):
-        compiled.score_entropy(compiled.Entropy(scores, 0, 0, 0, 0, 0, 4), 0, 0)
+        compiled.score_entropy(compiled.Entropy(scores, 0, 0, 0, 0, 0, 4, 4), 0, 0)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sedd_fast as sf
 from helpers.op_cases import make_inputs
 from sedd_fast.backends import reference
+from sedd_fast.backends.inputs import NO_MASK
 from sedd_fast.ops._operator import operator
 
 X_T = torch.tensor([[5, 1]])
@@ -46,7 +47,7 @@ def test_an_implementation_is_not_traced_where_its_operator_runs_eagerly(monkeyp
 
     @torch._dynamo.disable(recursive=False)
     def given_up(x_0: Tensor, sigma: Tensor, u: Tensor) -> Tensor:
-        return torch.ops.sedd_fast.sample_transition(x_0, sigma, u, "uniform", 11)
+        return torch.ops.sedd_fast.sample_transition(x_0, sigma, u, "uniform", 11, NO_MASK)
 
     inputs = make_inputs(sf.Uniform(11))
     compiled = torch.compile(lambda *args: given_up(*args) + 0, backend="eager")
