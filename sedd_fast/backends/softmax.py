@@ -5,8 +5,9 @@
 States of ``excluded`` have probability 0: f is -inf there, after the softcap.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,11 +141,21 @@ def at_positions(value: Tensor, rows: Tensor, shape: tuple[int, ...], fill: floa
     return made[:-1].view(*shape, *value.shape[1:])
 
 
-@dataclass
-class RowResults:
-    """What linear_denoise finds of R rows, (R,) each; None where not wanted.
+class Denoised(NamedTuple):
+    """What :func:`linear_denoise` returns, each (B, L) or (N,); None where not wanted.
 
-    Attributes: those of ``ops.Denoised``.
+    p = softmax(f) is the model's distribution, at temperature 1 and with every state that is not
+    excluded, also where the token is drawn from another one.
+
+    Attributes:
+        token: int64, drawn at the temperature and top-p.
+        log_prob: ln p(token).
+        argmax: int64, the likeliest state, the lowest of equal ones.
+        max_log_prob: ln p(argmax).
+        margin: p(argmax) less the probability of the second likeliest state, which may be equal.
+        entropy: -sum of p ln p, in nats.
+        log_sum_exp: ln(sum of exp(f)).
+        embedding: (..., H), sum over y of p(y) weight_y.
     """
 
     token: Tensor | None = None
@@ -156,28 +167,48 @@ class RowResults:
     log_sum_exp: Tensor | None = None
     embedding: Tensor | None = None
 
-    @classmethod
-    def joined(cls, parts: list["RowResults"]) -> "RowResults":
-        """Those of all rows."""
-        made = cls()
-        for field in fields(cls):
-            values = [getattr(part, field.name) for part in parts]
-            setattr(made, field.name, None if values[0] is None else torch.cat(values))
-        return made
 
-    def at_positions(self, linear: Linear, rows: Tensor) -> tuple[Tensor, ...]:
-        """What the operation returns: (B, L, ...) each, empty where not wanted."""
-        shape = tuple(linear.hidden.shape[:2])
-        numbers = fp32_or_fp64(linear.dtype)
-        made = []
-        for field in fields(self):
-            value, is_state = getattr(self, field.name), field.name in ("token", "argmax")
-            dtype = torch.int64 if is_state else numbers
-            fill = -1 if is_state else torch.nan
-            if field.name == "embedding":
-                dtype, fill = linear.hidden.dtype, 0.0
-            if value is None:
-                made.append(linear.hidden.new_empty(0, dtype=dtype))
-            else:
-                made.append(at_positions(value.to(dtype), rows, shape, fill))
-        return tuple(made)
+def empty_results(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
+    """What linear_denoise returns, uninitialised: the fields of Denoised in order, (B, L) each, the
+    embedding (B, L, H); those not wanted are empty.
+    """
+    hidden, draws = linear.hidden, inputs.u is not None
+    wanted = {
+        "token": draws, "log_prob": draws, "argmax": inputs.top, "max_log_prob": inputs.top,
+        "margin": inputs.top, "entropy": inputs.entropy, "log_sum_exp": True,
+        "embedding": inputs.embedding,
+    }  # fmt: skip
+    dtypes = {"token": torch.int64, "argmax": torch.int64, "embedding": hidden.dtype}
+    made = []
+    for name in Denoised._fields:
+        shape = hidden.shape if name == "embedding" else hidden.shape[:2]
+        dtype = dtypes.get(name, fp32_or_fp64(linear.dtype))
+        made.append(hidden.new_empty(shape if wanted[name] else 0, dtype=dtype))
+    return tuple(made)
+
+
+def fill_unlisted(results: tuple[Tensor, ...]) -> None:
+    """What stands at positions that are not listed: the state -1, NaN, an embedding of 0."""
+    for name, value in zip(Denoised._fields, results, strict=True):
+        missing = torch.nan if value.is_floating_point() else -1
+        value.fill_(0 if name == "embedding" else missing)
+
+
+def stored(
+    found: Denoised, linear: Linear, inputs: DenoiseInputs, rows: Tensor
+) -> tuple[Tensor, ...]:
+    """What linear_denoise returns, of results (R, ...) at positions (R,), -1 for none."""
+    made = empty_results(linear, inputs)
+    if linear.rows is not None:
+        fill_unlisted(made)
+    here = rows >= 0
+    for value, of_rows in zip(made, found, strict=True):
+        if of_rows is not None:
+            value.flatten(0, 1)[rows[here]] = of_rows[here].to(value.dtype)
+    return made
+
+
+def joined(parts: list[Denoised]) -> Denoised:
+    """The results of all rows from those of some."""
+    fields = zip(*parts, strict=True)
+    return Denoised(*(None if values[0] is None else torch.cat(values) for values in fields))

@@ -1,48 +1,18 @@
 """linear_denoise: what a denoising step asks of p(x_0 | x_t), straight from hidden states."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry, values
-from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.head import Linear
-from sedd_fast.backends.softmax import DenoiseInputs
+from sedd_fast.backends.softmax import Denoised, DenoiseInputs, empty_results
 from sedd_fast.names import WANTED, Wanted
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import _linear
 from sedd_fast.ops._operator import operator
 from sedd_fast.ops._uniforms import Generator, uniforms
 from sedd_fast.ops.touched_rows import TouchedRows
-
-
-class Denoised(NamedTuple):
-    """What :func:`linear_denoise` returns, each (B, L) or (N,); None where not wanted.
-
-    p = softmax(f) is the model's distribution, at temperature 1 and with every state that is not
-    excluded, also where the token is drawn from another one.
-
-    Attributes:
-        token: int64, drawn at the temperature and top-p.
-        log_prob: ln p(token).
-        argmax: int64, the likeliest state, the lowest of equal ones.
-        max_log_prob: ln p(argmax).
-        margin: p(argmax) less the probability of the second likeliest state, which may be equal.
-        entropy: -sum of p ln p, in nats.
-        log_sum_exp: ln(sum of exp(f)).
-        embedding: (..., H), sum over y of p(y) weight_y.
-    """
-
-    token: Tensor | None = None
-    log_prob: Tensor | None = None
-    argmax: Tensor | None = None
-    max_log_prob: Tensor | None = None
-    margin: Tensor | None = None
-    entropy: Tensor | None = None
-    log_sum_exp: Tensor | None = None
-    embedding: Tensor | None = None
 
 
 @operator("linear_denoise")
@@ -56,22 +26,7 @@ def linear_denoise_op(
         return run(linear.with_workspace(), inputs)
 
 
-@linear_denoise_op.register_fake
-def _(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
-    shape = linear.hidden.shape[:2]
-    numbers = linear.hidden.new_empty(shape, dtype=fp32_or_fp64(linear.dtype))
-    states, none = numbers.new_empty(shape, dtype=torch.int64), numbers.new_empty(0)
-    drawn, no_state = inputs.u is not None, none.to(torch.int64)
-    return (
-        states if drawn else no_state,
-        numbers if drawn else none.clone(),
-        states.clone() if inputs.top else no_state.clone(),
-        numbers.clone() if inputs.top else none.clone(),
-        numbers.clone() if inputs.top else none.clone(),
-        numbers.clone() if inputs.entropy else none.clone(),
-        numbers.clone(),
-        linear.hidden.new_empty(linear.hidden.shape if inputs.embedding else 0),
-    )
+linear_denoise_op.register_fake(empty_results)
 
 
 def linear_denoise(

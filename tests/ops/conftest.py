@@ -160,3 +160,21 @@ def one_thread() -> Iterator[None]:
 def products_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUs without fast products of 16-bit numbers form them in that dtype all the same."""
     monkeypatch.setattr(products, "_has_products", lambda dtype: True)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Start with an empty compile cache, and compile small kernels in this process."""
+    import torch._inductor.config as inductor
+
+    torch.compiler.reset()
+    with inductor.patch(compile_threads=1):
+        yield
+
+
+@pytest.fixture
+def kernels(backend: Backend) -> Backend:
+    """One backend only: the compiled code is around the operation, not in it."""
+    if backend.name == "reference":
+        pytest.skip("another backend suffices")
+    return backend

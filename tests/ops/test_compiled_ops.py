@@ -1,6 +1,5 @@
 """The operations as opaque nodes of a graph: opcheck, torch.compile, torch.export."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,20 +12,10 @@ from helpers.op_cases import GRAPHS, METHODS, Backend, Inputs, graph_id, make_in
 from sedd_fast.backends import registry
 from sedd_fast.ops._arguments import process
 
-pytestmark = pytest.mark.any_backend
+pytestmark = [pytest.mark.any_backend, pytest.mark.usefixtures("fresh_compiler")]
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 OPS = torch.ops.sedd_fast
 LAYOUTS = ("contiguous", "transposed")
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Start with an empty compile cache, and compile small kernels in this process."""
-    import torch._inductor.config as inductor
-
-    torch.compiler.reset()
-    with inductor.patch(compile_threads=1):
-        yield
 
 
 def laid_out(inputs: Inputs, layout: str) -> Inputs:

@@ -1,6 +1,5 @@
 """The operations on a linear head as opaque nodes: opcheck, torch.compile, torch.export."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,12 @@ from helpers.op_cases import METHODS, Backend, graph_id
 from sedd_fast.backends import registry
 from sedd_fast.ops._arguments import process
 
-pytestmark = [*on_heads, pytest.mark.operation("linear_score_entropy"), pytest.mark.any_backend]
+pytestmark = [
+    *on_heads,
+    pytest.mark.operation("linear_score_entropy"),
+    pytest.mark.any_backend,
+    pytest.mark.usefixtures("fresh_compiler"),
+]
 OPS = torch.ops.sedd_fast
 by_head = pytest.mark.parametrize(("graph", "scaled"), HEADS, ids=lambda v: graph_id(v) or str(v))
 #: For tests that compile slowly: a graph whose rows are compacted, and one whose rows are not.
@@ -29,24 +33,6 @@ NAMES = (
     "linear_score_entropy_with_grad",
     "linear_reverse_step",
 )
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Start with an empty compile cache, and compile small kernels in this process."""
-    import torch._inductor.config as inductor
-
-    torch.compiler.reset()
-    with inductor.patch(compile_threads=1):
-        yield
-
-
-@pytest.fixture
-def kernels(backend: Backend) -> Backend:
-    """One backend only: the compiled code is around the operation, not in it."""
-    if backend.name == "reference":
-        pytest.skip("another backend suffices")
-    return backend
 
 
 def op_arguments(head: Head, name: str, rows: Tensor | None, needs: list[bool]) -> tuple[Any, ...]:

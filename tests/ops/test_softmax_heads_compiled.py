@@ -1,6 +1,5 @@
 """linear_cross_entropy and linear_denoise as opaque nodes: opcheck, torch.compile, torch.export."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,12 @@ from helpers.op_cases import Backend
 from helpers.softmax_cases import SoftmaxHead, make_softmax_head
 from sedd_fast.backends import registry
 
-pytestmark = [*on_heads, pytest.mark.operation("linear_cross_entropy"), pytest.mark.any_backend]
+pytestmark = [
+    *on_heads,
+    pytest.mark.operation("linear_cross_entropy"),
+    pytest.mark.any_backend,
+    pytest.mark.usefixtures("fresh_compiler"),
+]
 OPS = torch.ops.sedd_fast
 NAMES = (
     "linear_cross_entropy",
@@ -23,24 +27,6 @@ NAMES = (
     "linear_cross_entropy_with_grad",
     "linear_denoise",
 )
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Start with an empty compile cache, and compile small kernels in this process."""
-    import torch._inductor.config as inductor
-
-    torch.compiler.reset()
-    with inductor.patch(compile_threads=1):
-        yield
-
-
-@pytest.fixture
-def kernels(backend: Backend) -> Backend:
-    """One backend only: the compiled code is around the operation, not in it."""
-    if backend.name == "reference":
-        pytest.skip("another backend suffices")
-    return backend
 
 
 def small(backend: Backend, dtype: torch.dtype = torch.float32, **rest: Any) -> SoftmaxHead:

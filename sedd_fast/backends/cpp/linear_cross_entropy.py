@@ -35,7 +35,7 @@ def linear_cross_entropy(linear: Linear, entropy: CrossEntropyInputs) -> tuple[T
     """(B, L) losses, and float64 logarithms of the rows' sums: one product."""
     head = _Head(linear, entropy, NeedsGrad())
     for rows in head.chunks(head.rows_at_once()):
-        head.first_pass(rows, head.memory(rows, 0), 0)
+        head.first_pass(rows)
         head.finish(rows)
     return head.loss(), head.log_sum()
 
@@ -45,12 +45,10 @@ def linear_cross_entropy_with_grad(
 ) -> tuple[Tensor, Gradients]:
     """(B, L) losses, and the gradients of their sum: three products, or up to four."""
     head = _Head(linear, entropy, needs)
-    count, kept = head.plan()
-    for rows in head.chunks(count):
-        memory = head.memory(rows, kept)
-        head.first_pass(rows, memory, kept)
+    for rows in head.chunks(*head.plan()):
+        head.first_pass(rows)
         head.finish(rows)
-        head.second_pass(rows, memory, kept)
+        head.second_pass(rows)
     return head.loss(), head.gradients()
 
 
@@ -64,7 +62,7 @@ def linear_cross_entropy_backward(
         log_sum = known[rows.to]
         rows.shift.copy_(log_sum.to(fp32_or_fp64(rows.hidden.dtype)))  # as the kernel rounds it
         rows.sum_exp.copy_((log_sum - rows.shift).exp())
-        head.only_pass(rows, head.memory(rows, 0))
+        head.only_pass(rows)
     return head.gradients()
 
 
@@ -80,6 +78,7 @@ class _Rows:
         shift, sum_exp, f_target, e_target: as in csrc/cpu/operations.h.
         total: (R, H) the gradient of the hidden state, at first in units of a; or None.
         order, bounds: the rows by target, and where in that order those of every block begin.
+        memory: (R, n) for every block, of its own for the last ``kept``, shared by the others.
         scaled: (R, H) a * hidden.
         factor, at_target: a, and the gradient at the target in units of a, float64.
     """
@@ -96,9 +95,15 @@ class _Rows:
     total: Tensor | None
     order: Tensor
     bounds: list[int]
+    memory: list[Tensor]
+    kept: int
     scaled: Tensor
     factor: Tensor
     at_target: Tensor
+
+    def is_kept(self, block: int) -> bool:
+        """Whether the exponentials of a block stay where they are between the passes."""
+        return block >= len(self.memory) - self.kept
 
     def in_block(self, block: int) -> Tensor:
         """The rows whose target is a state of that block."""
@@ -144,16 +149,17 @@ class _Head:
             len(self.index), states, width, block, workspace, item, accumulator
         )
 
-    def chunks(self, count: int) -> Iterator[_Rows]:
+    def chunks(self, count: int, kept: int = 0) -> Iterator[_Rows]:
         """The rows that are read, so many at a time; their results are stored in between."""
         self._allocate(several=len(self.index) > count)
+        buffer = self._buffer(min(count, len(self.index)), kept)
         for number, index in enumerate(self.index.split(count) if len(self.index) else ()):
-            rows = self._rows(number, index)
+            rows = self._rows(number, index, buffer, kept)
             yield rows
             if self.of_hidden is not None and rows.total is not None:
                 self.of_hidden[rows.to] = rows.total.to(self.of_hidden.dtype)
 
-    def _rows(self, number: int, index: Tensor) -> _Rows:
+    def _rows(self, number: int, index: Tensor, buffer: Tensor, kept: int) -> _Rows:
         at = index.clamp(min=0)
         weight = torch.where(index >= 0, self.entropy.row_weight.flatten()[at], 0.0)
         target = torch.where(weight != 0, self.entropy.target.flatten()[at], 0)
@@ -168,7 +174,7 @@ class _Head:
         bounds = torch.searchsorted(ordered, self.starts).tolist()
         return _Rows(
             number, to, hidden, target, weight, shift, sum_exp, f_target, e_target, total, order,
-            bounds, hidden, factor, at_target,
+            bounds, self._memory(buffer, len(index), kept), kept, hidden, factor, at_target,
         )  # fmt: skip
 
     def _allocate(self, several: bool) -> None:
@@ -187,40 +193,38 @@ class _Head:
         if needs.bias:
             self.of_bias = torch.zeros_like(self.bias)
 
-    def memory(self, rows: _Rows, kept: int) -> list[Tensor]:
-        """(R, n) for every block: memory of its own for the last ``kept``, shared by the others."""
-        first = len(self.blocks) - kept
-        shared = 0 if first <= 0 else self.blocks[0].stop
-        own = 0 if kept <= 0 else self.blocks[-1].stop - self.blocks[first].start
-        if self._buffer is None or self._buffer.numel() < len(rows.hidden) * (shared + own):
-            shape = (len(rows.hidden) * (shared + own),)
-            self._buffer = in_huge_pages(shape, rows.hidden, self.linear.dtype)
-        made, begin = [], shared
+    def _buffer(self, rows: int, kept: int) -> Tensor:
+        """Memory for a block, unless all are kept, and for the last ``kept``."""
+        states = sum(at.stop - at.start for at in self.blocks[len(self.blocks) - kept :])
+        states += self.blocks[0].stop * (kept < len(self.blocks))
+        return in_huge_pages((rows * states,), self.linear.weight, self.linear.dtype)
+
+    def _memory(self, buffer: Tensor, rows: int, kept: int) -> list[Tensor]:
+        """(R, n) of it for every block."""
+        made, first = [], len(self.blocks) - kept
+        begin = self.blocks[0].stop * (first > 0)
         for number, at in enumerate(self.blocks):
-            n, count = at.stop - at.start, len(rows.hidden)
-            where = 0 if number < first else begin
-            made.append(self._buffer[where * count : (where + n) * count].view(count, n))
+            n, where = at.stop - at.start, 0 if number < first else begin
+            made.append(buffer[where * rows : (where + n) * rows].view(rows, n))
             begin += n * (number >= first)
         return made
 
-    _buffer: Tensor | None = None
-
-    def first_pass(self, rows: _Rows, memory: list[Tensor], kept: int) -> None:
+    def first_pass(self, rows: _Rows) -> None:
         """The sums of all exponentials, and the gradient of the hidden states in units of a.
 
         Rows whose sum has left the range of float32 get their largest f as the shift, and all are
         formed again.
         """
-        self._first_pass(rows, memory, kept, shift_known=False)
+        self._first_pass(rows, shift_known=False)
         lost = (rows.sum_exp >= MOST) | (rows.sum_exp <= LEAST)
         if bool(lost.any()):
             rows.shift[lost] = self._largest(rows.hidden[lost])
-            self._first_pass(rows, memory, kept, shift_known=True)
+            self._first_pass(rows, shift_known=True)
 
-    def _first_pass(self, rows: _Rows, memory: list[Tensor], kept: int, shift_known: bool) -> None:
+    def _first_pass(self, rows: _Rows, shift_known: bool) -> None:
         rows.sum_exp.zero_()
-        for number, e in enumerate(memory):
-            stored = rows.total is not None or number >= len(memory) - kept
+        for number, e in enumerate(rows.memory):
+            stored = rows.total is not None or rows.is_kept(number)
             find_shift = number == 0 and not shift_known
             self._exponentials(number, rows, e, stored, rows.sum_exp, find_shift)
             if rows.total is not None:
@@ -262,7 +266,7 @@ class _Head:
         # A row without weight may stand at an excluded state, of which f is infinite.
         rows.at_target = torch.where(rows.weight != 0, missing, 0.0)
 
-    def second_pass(self, rows: _Rows, memory: list[Tensor], kept: int) -> None:
+    def second_pass(self, rows: _Rows) -> None:
         """The gradients of weight and bias, and what is missing of the hidden states'."""
         self.find_factors(rows)
         self.find_at_target(rows)
@@ -273,17 +277,17 @@ class _Head:
             rows.total.mul_(rows.factor.to(dtype)[:, None])
         if self.of_weight is None and self.of_bias is None:
             return
-        for number in reversed(range(len(memory))):  # the last ones may still be in a cache
-            e = memory[number]
-            if number < len(memory) - kept:
+        for number in reversed(range(len(self.blocks))):  # the last ones may still be in a cache
+            e = rows.memory[number]
+            if not rows.is_kept(number):
                 self._exponentials(number, rows, e, True)
             self._put_targets(number, rows, e)
             self._add(number, rows, e)
 
-    def only_pass(self, rows: _Rows, memory: list[Tensor]) -> None:
+    def only_pass(self, rows: _Rows) -> None:
         """All gradients of rows whose log_sum is known: ``shift``, with a sum of 1."""
         self.find_factors(rows)
-        for number, e in enumerate(memory):
+        for number, e in enumerate(rows.memory):
             self._exponentials(number, rows, e, True)
             self.find_at_target(rows)
             self._put_targets(number, rows, e)

@@ -20,7 +20,14 @@ from sedd_fast.backends.cpp.reverse_step import reverse_step
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.products import accumulate
-from sedd_fast.backends.softmax import DenoiseInputs, RowResults, finished, head_bias
+from sedd_fast.backends.softmax import (
+    Denoised,
+    DenoiseInputs,
+    finished,
+    head_bias,
+    joined,
+    stored,
+)
 
 #: States of a group: a block of any dtype holds a whole number of them.
 GROUP = 126
@@ -29,11 +36,11 @@ DRAWN = 16
 
 
 def linear_denoise(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
-    """The fields of ``ops.Denoised`` in order, (B, L) each; those not wanted are empty."""
+    """The fields of ``Denoised`` in order, (B, L) each; those not wanted are empty."""
     linear, rows = linear.for_products(), linear.listed()
     head = _Head(linear, inputs)
-    results = RowResults.joined([head.results(some) for some in rows.split(head.count)])
-    return results.at_positions(linear, rows)
+    found = joined([head.results(some) for some in rows.split(head.count)])
+    return stored(found, linear, inputs, rows)
 
 
 class _Head:
@@ -51,7 +58,7 @@ class _Head:
         each += self.draws * 3 * 8 * self.groups
         self.count = max(1, linear.workspace // each)
 
-    def results(self, rows: Tensor) -> RowResults:
+    def results(self, rows: Tensor) -> Denoised:
         """What is wanted of rows (R,), -1 for none."""
         hidden = self.linear.gathered(rows)
         found = _Statistics(self, hidden)
@@ -60,17 +67,18 @@ class _Head:
         log_sum = found.log_sum()
         good = torch.isfinite(log_sum) | (rows < 0)
         values.check_rows_drawable(good, rows, self.linear.hidden.shape[1])
-        results = RowResults(log_sum_exp=log_sum, embedding=found.embedding())
+        results = {"log_sum_exp": log_sum, "embedding": found.embedding()}
         if self.inputs.top:
-            results.argmax = found.argmax
-            results.max_log_prob = found.top - log_sum
-            results.margin = results.max_log_prob.exp() - (found.second - log_sum).exp()
+            results["argmax"] = found.argmax
+            top = found.top - log_sum
+            results["max_log_prob"] = top
+            results["margin"] = top.exp() - (found.second - log_sum).exp()
         if self.inputs.entropy:
-            results.entropy = found.entropy()
+            results["entropy"] = found.entropy()
         if self.inputs.u is not None:
-            results.token, f = self._tokens(rows, hidden, found)
-            results.log_prob = f - log_sum
-        return results
+            results["token"], f = self._tokens(rows, hidden, found)
+            results["log_prob"] = f - log_sum
+        return Denoised(**results)
 
     def _tokens(self, rows: Tensor, hidden: Tensor, found: "_Statistics") -> tuple[Tensor, Tensor]:
         """The drawn states (R,), and f there."""

@@ -8,32 +8,32 @@ from sedd_fast.backends.categorical import inverse_cdf
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.reference.shares import reshaped
-from sedd_fast.backends.softmax import DenoiseInputs, RowResults, outputs
+from sedd_fast.backends.softmax import Denoised, DenoiseInputs, outputs, stored
 
 
 def linear_denoise(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
-    """The fields of ``ops.Denoised`` in order, (B, L) each; those not wanted are empty."""
+    """The fields of ``Denoised`` in order, (B, L) each; those not wanted are empty."""
     rows = linear.listed()
     f = outputs(linear, rows, inputs).double()  # (R, dim)
     log_sum = f.logsumexp(-1)
     values.check_rows_drawable(torch.isfinite(log_sum) | (rows < 0), rows, linear.hidden.shape[1])
     log_p = f - log_sum[:, None]
     p = log_p.exp()
-    results = RowResults(log_sum_exp=log_sum)
+    found = {"log_sum_exp": log_sum}
     if inputs.u is not None:
         u = inputs.u.flatten(0, 1)[rows.clamp(min=0), 1]
         # Scores may lie beyond the range of exp, shares may not.
         drawn_from = reshaped(log_p, inputs.temperature, inputs.top_p).exp()
-        results.token = inverse_cdf(drawn_from.cumsum(-1), u)
-        results.log_prob = log_p.gather(-1, results.token[:, None]).squeeze(-1)
+        found["token"] = inverse_cdf(drawn_from.cumsum(-1), u)
+        found["log_prob"] = log_p.gather(-1, found["token"][:, None]).squeeze(-1)
     if inputs.top:
-        results.argmax = log_p.argmax(-1)
-        results.max_log_prob = log_p.amax(-1)
-        second = p.scatter(-1, results.argmax[:, None], 0).amax(-1)
-        results.margin = results.max_log_prob.exp() - second
+        found["argmax"] = log_p.argmax(-1)
+        found["max_log_prob"] = log_p.amax(-1)
+        second = p.scatter(-1, found["argmax"][:, None], 0).amax(-1)
+        found["margin"] = found["max_log_prob"].exp() - second
     if inputs.entropy:
-        results.entropy = -torch.where(p > 0, p * log_p, 0).sum(-1)
+        found["entropy"] = -torch.where(p > 0, p * log_p, 0).sum(-1)
     if inputs.embedding:
         weight = linear.weight.to(linear.dtype).to(fp32_or_fp64(linear.dtype))
-        results.embedding = p.to(weight.dtype) @ weight
-    return results.at_positions(linear, rows)
+        found["embedding"] = p.to(weight.dtype) @ weight
+    return stored(Denoised(**found), linear, inputs, rows)

@@ -14,7 +14,7 @@ from sedd_fast.backends import row_blocks
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.head_plan import Head
 from sedd_fast.backends.products import accumulate
-from sedd_fast.backends.softmax import DenoiseInputs
+from sedd_fast.backends.softmax import DenoiseInputs, empty_results, fill_unlisted
 from sedd_fast.backends.triton.launch import launched, unsupported
 from sedd_fast.backends.triton.reverse_step import reverse_step
 from sedd_fast.backends.triton.softmax_blocks import Cuts, Scores
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def linear_denoise(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
-    """The fields of ``ops.Denoised`` in order, (B, L) each; those not wanted are empty.
+    """The fields of ``Denoised`` in order, (B, L) each; those not wanted are empty.
 
     A row that gives no distribution has the token -1.
 
@@ -79,32 +79,15 @@ class _Run:
         if self.given:
             tokens = row_blocks.draw_whole_rows(linear, inputs, self.index, reverse_step)
         u = None if inputs.u is None else inputs.u.contiguous()
-        *numbers, embedding = out = self._outputs()
+        *numbers, embedding = out = empty_results(linear, inputs)
+        if linear.rows is not None:
+            fill_unlisted(out)
         scores = Scores(linear, inputs, self.cuts, len(self.index))
         for first in range(0, len(self.index), count):
             at = slice(first, first + count)
             draw = self.kernel.Draw(self.index[at], u, None if tokens is None else tokens[at])
             self._part(scores, draw, numbers, embedding)
-        return tuple(out)
-
-    def _outputs(self) -> list[Tensor]:
-        """What the operation returns, with what stands for no row where rows are listed."""
-        linear, draws, top = self.linear, self.draws, self.inputs.top
-        made = []
-        for name, want in (
-            ("token", draws), ("log_prob", draws), ("argmax", top), ("max_log_prob", top),
-            ("margin", top), ("entropy", self.inputs.entropy), ("log_sum_exp", True),
-        ):  # fmt: skip
-            is_state = name in ("token", "argmax")
-            value = linear.hidden.new_empty(
-                linear.hidden.shape[:2] if want else 0,
-                dtype=torch.int64 if is_state else torch.float32,
-            )
-            if linear.rows is not None:
-                value.fill_(-1 if is_state else torch.nan)
-            made.append(value)
-        shape = linear.hidden.shape if self.inputs.embedding else 0
-        return [*made, linear.hidden.new_zeros(shape)]
+        return out
 
     def _part(self, scores: Scores, draw: "Draw", numbers: list[Tensor], embedding: Tensor) -> None:
         """The results of some rows."""
