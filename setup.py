@@ -58,6 +58,9 @@ X86_SETS = {
     "avx512_bf16": f"{AVX512} -mavx512bf16 -DSEDD_ONLY_BFLOAT16",
 }
 
+#: Sources that are compiled once for each.
+BY_SET = ("rows", "head")
+
 
 def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
@@ -72,10 +75,12 @@ def cpu_objects(x86: bool, compiler: str) -> dict[str, tuple[str, str]]:
     define = "-DSEDD_X86" if x86 else ""
     define += " -DSEDD_AVX512_BF16" if "avx512_bf16" in sets else ""
     made = {
-        f"rows_{name}": ("csrc/cpu/simd/rows.cpp", f"-DSEDD_ISA={name} {flags}")
+        f"{stem}_{name}": (f"csrc/cpu/simd/{stem}.cpp", f"-DSEDD_ISA={name} {flags}")
+        for stem in BY_SET
         for name, flags in sets.items()
+        if stem == "rows" or "ONLY_BFLOAT16" not in flags
     }
-    made |= {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem != "rows"}
+    made |= {s.stem: (str(s.relative_to(ROOT)), define) for s in sources if s.stem not in BY_SET}
     return {f"{name}.o": source for name, source in made.items()}
 
 

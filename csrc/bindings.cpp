@@ -120,6 +120,58 @@ DenoiseRows make_denoise_rows(uintptr_t largest, uintptr_t sum_exp, uintptr_t we
           pointer<int64_t>(argmax)};
 }
 
+LinearHead make_head(uintptr_t weight, int weight_dtype, int64_t states, int64_t width,
+                     int64_t row_stride, int64_t column_stride, uintptr_t bias, uintptr_t hidden,
+                     int64_t rows, int dtype, double softcap, int threads) {
+  return {pointer<const char>(weight),
+          static_cast<DType>(weight_dtype),
+          states,
+          width,
+          row_stride,
+          column_stride,
+          pointer<const char>(bias),
+          pointer<const char>(hidden),
+          rows,
+          static_cast<DType>(dtype),
+          softcap,
+          threads};
+}
+
+CrossEntropyPass make_cross_entropy_pass(uintptr_t target, uintptr_t order, uintptr_t shift,
+                                         uintptr_t sum_exp, uintptr_t f_target, uintptr_t e_target,
+                                         uintptr_t factor, uintptr_t missing, uintptr_t kept,
+                                         int64_t first_kept, bool kept_is_formed,
+                                         uintptr_t of_hidden, uintptr_t scaled, uintptr_t of_weight,
+                                         int of_weight_dtype, bool add, uintptr_t of_bias) {
+  return {pointer<const int64_t>(target),
+          pointer<const int64_t>(order),
+          pointer<const double>(shift),
+          pointer<double>(sum_exp),
+          pointer<double>(f_target),
+          pointer<double>(e_target),
+          pointer<const double>(factor),
+          pointer<const double>(missing),
+          pointer<char>(kept),
+          first_kept,
+          kept_is_formed,
+          pointer<char>(of_hidden),
+          pointer<const char>(scaled),
+          pointer<char>(of_weight),
+          static_cast<DType>(of_weight_dtype),
+          add,
+          pointer<char>(of_bias)};
+}
+
+DenoisePass make_denoise_pass(double inverse_temperature, uintptr_t largest, uintptr_t sum_exp,
+                              uintptr_t weighted, uintptr_t groups, uintptr_t group_shift,
+                              uintptr_t top, uintptr_t second, uintptr_t argmax,
+                              uintptr_t embedding) {
+  return {inverse_temperature,       pointer<double>(largest), pointer<double>(sum_exp),
+          pointer<double>(weighted), pointer<double>(groups),  pointer<double>(group_shift),
+          pointer<double>(top),      pointer<double>(second),  pointer<int64_t>(argmax),
+          pointer<char>(embedding)};
+}
+
 // The block of a counter, in words of 32 bits; for tests.
 py::tuple philox(const py::tuple& counter, uint64_t key) {
   const auto word = [&](int i) { return counter[i].cast<uint64_t>(); };
@@ -163,6 +215,12 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<HeadRows>(m, "HeadRows").def(py::init(&make_rows));
   py::class_<CrossEntropyRows>(m, "CrossEntropyRows").def(py::init(&make_cross_entropy_rows));
   py::class_<DenoiseRows>(m, "DenoiseRows").def(py::init(&make_denoise_rows));
+  py::class_<LinearHead>(m, "LinearHead")
+      .def(py::init(&make_head))
+      .def_property_readonly("block", &LinearHead::block)
+      .def_property_readonly("padded_rows", &LinearHead::padded_rows);
+  py::class_<CrossEntropyPass>(m, "CrossEntropyPass").def(py::init(&make_cross_entropy_pass));
+  py::class_<DenoisePass>(m, "DenoisePass").def(py::init(&make_denoise_pass));
 
   m.def(
       "fill_uniforms",
@@ -217,6 +275,20 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("linear_score_entropy", &linear_score_entropy, nogil());
   m.def("linear_cross_entropy", &linear_cross_entropy, nogil());
   m.def("linear_denoise", &linear_denoise, nogil());
+  m.def(
+      "head_largest",
+      [](const LinearHead& head, int64_t states, uintptr_t largest) {
+        head_largest(head, states, pointer<double>(largest));
+      },
+      nogil());
+  m.def("head_cross_entropy", &head_cross_entropy, nogil());
+  m.def("head_denoise", &head_denoise, nogil());
+  m.def(
+      "head_group_scores",
+      [](const LinearHead& head, uintptr_t group, uintptr_t scores) {
+        head_group_scores(head, pointer<const int64_t>(group), pointer<char>(scores));
+      },
+      nogil());
   m.def(
       "reverse_step",
       [](const ReverseInputs& inputs, uintptr_t u, uintptr_t x_s, int threads) {

@@ -145,6 +145,71 @@ struct DenoiseRows {
 void linear_denoise(const HeadBlock& block, const DenoiseRows& rows, double softcap,
                     double inverse_temperature, int threads);
 
+// A linear head of which products are formed here rather than by torch: f = weight hidden^T + bias,
+// computed in C, float32 or float64.
+struct LinearHead {
+  const char* weight;  // (states, width) of any dtype, with strides in elements
+  DType weight_dtype;
+  int64_t states, width, row_stride, column_stride;
+  const char* bias;    // (states,), C
+  const char* hidden;  // (rows, width), C, contiguous
+  int64_t rows;
+  DType dtype;  // C
+  double softcap;
+  int threads;
+
+  int64_t block() const;        // states of a block
+  int64_t padded_rows() const;  // numbers of a state in a block
+};
+
+// largest[r] = the largest f of the first `states` states.
+void head_largest(const LinearHead& head, int64_t states, double* largest);
+
+// A pass over all blocks of a head for a cross entropy. What is null is not wanted.
+struct CrossEntropyPass {
+  const int64_t* target;  // (rows,) in rising order, and the row of each
+  const int64_t* order;
+  const double* shift;  // (rows,) what is subtracted from f before it is exponentiated
+  double* sum_exp;      // += sum of exp(f - shift)
+  double* f_target;     // = f and exp(f - shift) at the target, where its block is formed
+  double* e_target;
+  // The gradient in f at y is factor * exp(f - shift) times f's slope, and at the target
+  // factor * (e_target - missing) times the slope; 0 if `missing` is null.
+  const double* factor;
+  const double* missing;
+  // Exponentials of the states from first_kept on, (states, padded rows): formed by one pass, and
+  // read by the next, which has `kept_is_formed`.
+  char* kept;
+  int64_t first_kept;
+  bool kept_is_formed;
+  char* of_hidden;     // (rows, width), C: = the sum of gradient / factor times weight
+  const char* scaled;  // (rows, width), C: factor * hidden
+  char* of_weight;     // (states, width): = or += the sum of gradient / factor times scaled
+  DType of_weight_dtype;
+  bool add;
+  char* of_bias;  // (states,), C: += the sum of gradients
+};
+void head_cross_entropy(const LinearHead& head, const CrossEntropyPass& pass);
+
+// The statistics of a head's rows, (rows,) each. What is null is not wanted.
+struct DenoisePass {
+  double inverse_temperature;
+  double* largest;  // = the largest f
+  double* sum_exp;  // = sum of exp(f - largest), and of (f - largest) exp(f - largest)
+  double* weighted;
+  double* groups;  // = sums of exp((f - group_shift) / temperature) over the states of a block,
+  double* group_shift;  // (blocks, padded rows)
+  double* top;          // = the two largest f, and the first state of f = top
+  double* second;
+  int64_t* argmax;
+  char* embedding;  // (rows, width), C: = sum of exp(f - largest) weight
+};
+void head_denoise(const LinearHead& head, const DenoisePass& pass);
+
+// scores[r * block + i] = hidden[r] times the weight of state group[r] * block + i, without the
+// bias; 0 beyond the last state. (rows, block), C.
+void head_group_scores(const LinearHead& head, const int64_t* group, char* scores);
+
 bool reverse_step(const ReverseInputs& inputs, const double* u, int64_t* x_s, int64_t* undrawable,
                   int threads);
 bool reverse_probs(const ReverseInputs& inputs, void* probs, int64_t* undrawable, int threads);

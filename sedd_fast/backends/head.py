@@ -23,15 +23,15 @@ def workspace(device: torch.device) -> int:
     return (32 if device.type == "cpu" else 64) << 20
 
 
-def softmax_workspace(hidden: Tensor, states: int) -> int:
-    """The same for operations that must know a row's sum before its gradient, which keep rows.
+def softmax_workspace(linear: "Linear", keeps: bool) -> int:
+    """The same for the operations on softmax(f), of which the cross entropy ``keeps`` what it forms.
 
-    On a CPU also at most a tenth of the output that they do not make, which may be small.
+    What is kept on a CPU is at most a tenth of the output that is not made, unless that is small.
     """
-    if hidden.device.type != "cpu":
+    if linear.hidden.device.type != "cpu":
         return 256 << 20
-    logits = hidden.shape[:-1].numel() * states * hidden.dtype.itemsize
-    return min(32 << 20, max(1 << 20, logits // 10))
+    output = linear.hidden.shape[:-1].numel() * len(linear.weight) * linear.hidden.dtype.itemsize
+    return min(32 << 20, max(8 << 20, output // 10)) if keeps else 32 << 20
 
 
 class HasTouched(Protocol):
@@ -67,11 +67,11 @@ class Linear:
         operands = self.hidden.detach(), self.weight.detach(), bias
         return Linear(*operands, self.rows, self.dtype, self.workspace)
 
-    def with_workspace(self) -> "Linear":
+    def with_workspace(self, keeps: bool = True) -> "Linear":
         """The same head, with the default workspace of the operations on softmax(f) for 0."""
         if self.workspace:
             return self
-        return replace(self, workspace=softmax_workspace(self.hidden, len(self.weight)))
+        return replace(self, workspace=softmax_workspace(self, keeps))
 
     def for_products(self) -> "Linear":
         """The same head, computed in a dtype whose products are fast on this device."""

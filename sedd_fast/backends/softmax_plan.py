@@ -3,8 +3,7 @@
 A row's gradient needs the sum over all its states first, so its scores are read twice. Between the
 two passes, what was formed of the last states is kept, as far as the workspace reaches; the scores
 of the other states are formed again, a fourth product of those. With fewer rows at a time more
-states are kept, but every chunk of rows packs the weight for its products again, and adds to its
-gradient.
+states are kept, but every chunk of rows reads the weight again, and adds to its gradient.
 
     rows at a time   kept states   products
     few              all           three, and the weight's gradient is read and written each time
@@ -17,12 +16,27 @@ test compares the plan with what was measured.
 import functools
 from typing import NamedTuple
 
-#: Operations a second of the three products, of 512 rows, and of a block's scores formed again,
-#: with its exponentials. Two cores of an EPYC 7003 (Zen 3) with AVX2, float32.
-FLOPS, FLOPS_AGAIN = 88e9, 65e9
-#: Seconds that a further chunk of rows takes for each number of the weight: a product packs its
-#: operands once more, and the gradient is read and written.
-SECONDS_A_CHUNK = 5e-9
+
+class Speed(NamedTuple):
+    """How fast products are.
+
+    Attributes:
+        flops: operations a second of the three products.
+        flops_again: the same of scores formed again, with their exponentials.
+        seconds_a_chunk: what every chunk of rows takes besides, for each number of the weight.
+        seconds_an_exponential: for each score, formed once or read again.
+    """
+
+    flops: float
+    flops_again: float
+    seconds_a_chunk: float
+    seconds_an_exponential: float
+
+
+#: Two cores of an EPYC 7003 (Zen 3) with AVX2, float32. torch's products (MKL) pack the weight for
+#: every chunk of rows; those of csrc/cpu/head_products.cpp read it in place.
+TORCH = Speed(88e9, 65e9, 5e-9, 0.0)
+OURS = Speed(118e9, 110e9, 0.6e-9, 0.5e-9)
 
 
 class Head(NamedTuple):
@@ -32,9 +46,14 @@ class Head(NamedTuple):
         rows, states, width: of the products, (R, H) by (V, H).
         block: states of a block.
         workspace: bytes.
-        item: bytes of an operand of a product, and of what is kept of a score.
-        accumulator: bytes of a number of a float32 sum of weight gradients, where several chunks of
-            rows add up in one and it is not the result; else 0.
+        item: bytes of what is kept of a score.
+        row_bytes: bytes that every row takes at a time, without what is kept.
+        fixed_bytes: bytes that are taken in any case.
+        accumulator: bytes of a float32 sum of weight gradients, where several chunks of rows add up
+            in one and it is not the result; else 0.
+        multiple: products are as fast as with the next multiple of so many rows.
+        most: rows that are worth having at a time.
+        speed: of the products.
     """
 
     rows: int
@@ -43,12 +62,21 @@ class Head(NamedTuple):
     block: int
     workspace: int
     item: int
+    row_bytes: int
+    fixed_bytes: int
     accumulator: int
+    multiple: int
+    most: int
+    speed: Speed
 
     @property
     def blocks(self) -> int:
         """Blocks of states."""
         return -(-self.states // self.block)
+
+    def padded(self, rows: int) -> int:
+        """The next multiple."""
+        return -(-rows // self.multiple) * self.multiple
 
 
 class Plan(NamedTuple):
@@ -62,37 +90,40 @@ class Plan(NamedTuple):
 def plan(head: Head) -> Plan:
     """The cut of least time that the workspace holds."""
     most = max(1, head.rows)
-    counts = {max(1, -(-most // parts)) for parts in (*range(1, 33), 48, 64, 96, 128, 192, 256)}
+    parts = *range(1, 33), 48, 64, 96, 128, 192, 256
+    counts = {min(most, head.padded(max(1, -(-most // number)))) for number in parts}
+    counts = {count for count in counts if count <= head.most or head.accumulator}
     found = [cut for count in sorted(counts) if (cut := widest(head, count)) is not None]
     return min(found, key=lambda cut: seconds(head, cut), default=Plan(fewest(head), 0))
 
 
 def widest(head: Head, rows: int) -> Plan | None:
     """With so many rows at a time, and as many blocks kept as fit; None where nothing fits."""
-    room = head.workspace - rows * _row_bytes(head)
+    padded = head.padded(rows)
+    room = head.workspace - head.fixed_bytes - padded * head.row_bytes
     if rows < head.rows:
-        room -= head.accumulator * head.states * head.width
+        room -= head.accumulator
     if room < 0:
         return None
-    if room >= rows * head.item * head.states:
+    if room >= padded * head.item * head.states:
         return Plan(rows, head.blocks)
-    return Plan(rows, room // (rows * head.item * head.block))
-
-
-def _row_bytes(head: Head) -> int:
-    """A row's hidden state, twice, its gradient, and its part of a block."""
-    return head.width * (2 * head.item + max(4, head.item)) + head.block * head.item
+    return Plan(rows, room // (padded * head.item * head.block))
 
 
 def fewest(head: Head) -> int:
     """Rows at a time where nothing is kept."""
-    return max(1, min(head.rows, head.workspace // _row_bytes(head)))
+    room = (head.workspace - head.fixed_bytes) // head.row_bytes
+    room -= room % head.multiple
+    return max(1, min(head.rows, head.most, max(room, head.multiple)))
 
 
 def seconds(head: Head, cut: Plan) -> float:
-    """The time of a cut: its products, and what every chunk of rows after the first adds."""
-    chunks = -(-head.rows // cut.rows)
+    """The time of a cut: its products, its exponentials, and what every chunk of rows adds."""
+    chunks, rest = divmod(head.rows, cut.rows)
+    rows = chunks * head.padded(cut.rows) + head.padded(rest)
     again = 1 - min(cut.kept * head.block, head.states) / head.states
-    product = 2 * head.rows * head.states * head.width
-    further = (chunks - 1) * head.states * head.width * SECONDS_A_CHUNK
-    return product * (3 / FLOPS + again / FLOPS_AGAIN) + further
+    product, speed = 2 * rows * head.states * head.width, head.speed
+    chunk = head.states * head.width * speed.seconds_a_chunk
+    further = (chunks + bool(rest) - 1) * chunk
+    exponentials = rows * head.states * speed.seconds_an_exponential
+    return product * (3 / speed.flops + again / speed.flops_again) + further + exponentials

@@ -153,8 +153,8 @@ def linear_cross_entropy(
             is not ``ignore_index``, whatever their weight; NaN if there are none.
         rows: from :func:`touched_rows`: the only rows that are formed, so that the call does not
             synchronise a GPU.
-        workspace: bytes of memory to work in besides the gradients; 256 MiB on a GPU, on a CPU 32
-            MiB, but at most a tenth of the output's size.
+        workspace: bytes of memory to work in besides the gradients; 256 MiB on a GPU, on a CPU a
+            tenth of the output's size, at least 8 and at most 32 MiB.
 
     Returns:
         nats; float32, float64 for float64 operands. NaN where ``rows`` has overflowed.

@@ -23,7 +23,7 @@ def linear_denoise_op(
     if inputs.u is not None:
         values.check_uniforms(inputs.u)
     with _linear.no_autocast(linear.hidden.device):
-        return run(linear.with_workspace(), inputs)
+        return run(linear.with_workspace(keeps=False), inputs)
 
 
 linear_denoise_op.register_fake(empty_results)
@@ -63,8 +63,7 @@ def linear_denoise(
         generator: source of the uniforms; torch's default one if None.
         rows: from :func:`touched_rows`: the only rows that are formed. Elsewhere states are -1,
             numbers NaN and embeddings 0.
-        workspace: bytes of memory to work in; 256 MiB on a GPU, on a CPU 32 MiB, but at most a
-            tenth of the output's size.
+        workspace: bytes of memory to work in; 256 MiB on a GPU, 32 MiB on a CPU.
 
     Returns:
         :class:`Denoised`; numbers are float32, float64 for float64 operands, embeddings have the

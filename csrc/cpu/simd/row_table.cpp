@@ -1,21 +1,25 @@
-// Selects the row functions for the instruction set of this processor, once, at first use.
+// Selects the functions for the instruction set of this processor, once, at first use.
 #include <cstdlib>
 #include <cstring>
 
+#include "head.h"
 #include "rows.h"
 
 namespace sedd {
 
 namespace baseline {
 extern const RowTable table;
-}
+extern const HeadFunctions head_table[2];
+}  // namespace baseline
 #if defined(SEDD_X86)
 namespace avx2 {
 extern const RowTable table;
-}
+extern const HeadFunctions head_table[2];
+}  // namespace avx2
 namespace avx512 {
 extern const RowTable table;
-}
+extern const HeadFunctions head_table[2];
+}  // namespace avx512
 #if defined(SEDD_AVX512_BF16)  // the compiler knows it
 namespace avx512_bf16 {
 extern const RowFunctions bfloat16_rows;
@@ -27,6 +31,7 @@ namespace {
 
 struct Choice {
   RowTable table;
+  const HeadFunctions* head;
   const char* name;
 };
 
@@ -46,19 +51,20 @@ Choice choose() {
   __builtin_cpu_init();
   const char* limit = std::getenv("SEDD_FAST_ISA");
   const auto at_most = [&](const char* name) { return limit && !std::strcmp(limit, name); };
-  if (at_most("baseline") || !has_avx2()) return {baseline::table, "baseline"};
+  if (at_most("baseline") || !has_avx2())
+    return {baseline::table, baseline::head_table, "baseline"};
   // Every processor with AVX2 and FMA has F16C, which is compiled in, too.
-  if (at_most("avx2") || !has_avx512()) return {avx2::table, "avx2"};
+  if (at_most("avx2") || !has_avx512()) return {avx2::table, avx2::head_table, "avx2"};
 #if defined(SEDD_AVX512_BF16)
   if (!at_most("avx512") && __builtin_cpu_supports("avx512bf16")) {
     RowTable table = avx512::table;
     table.fast[static_cast<int>(DType::bfloat16)] = avx512_bf16::bfloat16_rows;
-    return {table, "avx512_bf16"};
+    return {table, avx512::head_table, "avx512_bf16"};
   }
 #endif
-  return {avx512::table, "avx512"};
+  return {avx512::table, avx512::head_table, "avx512"};
 #else
-  return {baseline::table, "baseline"};
+  return {baseline::table, baseline::head_table, "baseline"};
 #endif
 }
 
@@ -70,6 +76,7 @@ const Choice& choice() {
 }  // namespace
 
 const RowTable& row_table() { return choice().table; }
+const HeadFunctions& head_functions(DType dtype) { return choice().head[dtype == DType::float64]; }
 const char* instruction_set() { return choice().name; }
 
 }  // namespace sedd
