@@ -24,9 +24,9 @@ def workspace(device: torch.device) -> int:
 
 
 def softmax_workspace(linear: "Linear", keeps: bool) -> int:
-    """The same for the operations on softmax(f), of which the cross entropy ``keeps`` what it forms.
+    """The same for the operations on softmax(f), of which a cross entropy ``keeps`` what it forms.
 
-    What is kept on a CPU is at most a tenth of the output that is not made, unless that is small.
+    That is on a CPU at most a tenth of the output that is not made, unless that is small.
     """
     if linear.hidden.device.type != "cpu":
         return 256 << 20

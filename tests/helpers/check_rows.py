@@ -22,7 +22,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 #: Where `make install` leaves its objects.
 INSTALLED = ROOT / "build" / "objects" / "cpu"
-PROGRAM = ("main", "ordinary", "softmax", "special")
+PROGRAM = ("main", "head", "ordinary", "softmax", "special")
 ARM_COMPILER = "aarch64-linux-gnu-g++"
 #: Names of the emulator in Debian's packages qemu-user and qemu-user-static.
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")

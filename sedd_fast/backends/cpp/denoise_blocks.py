@@ -125,7 +125,7 @@ class _Statistics:
         total, apart = sums.sum(0), (self.largest - highest).clamp(min=-1e30)
         return total.log() - (self.weighted * apart.exp() + apart * sums).sum(0) / total
 
-    def group_weights(self, some: Tensor) -> Tensor:
+    def group_weights(self, some: slice) -> Tensor:
         """(r, groups) of some rows: sums at the temperature, relative to the row's largest f."""
         assert self.groups is not None
         largest, head = self.largest[:, some], self.head

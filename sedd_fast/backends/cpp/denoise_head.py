@@ -18,7 +18,7 @@ class RowStatistics(NamedTuple):
         entropy: ln sum - sum of p f, f relative to the largest so that no digits are lost.
         top, second, argmax: the two largest f, and the first state of the first.
         embedding: (R, H) the mean of the weights under p, or None.
-        group_weights: of some of the rows (r,), (r, groups) sums at the temperature, all relative
+        group_weights: of some of the rows, (r, groups) sums at the temperature, all relative
             to the largest f of the row.
     """
 
@@ -28,7 +28,7 @@ class RowStatistics(NamedTuple):
     second: Tensor
     argmax: Tensor
     embedding: Tensor | None
-    group_weights: Callable[[Tensor], Tensor]
+    group_weights: Callable[[slice], Tensor]
 
 
 class DenoiseHead(ABC):

@@ -45,7 +45,7 @@ class ProductsDenoise(DenoiseHead):
         )  # fmt: skip
         kernels().head_denoise(head, made)
 
-        def group_weights(some: Tensor) -> Tensor:
+        def group_weights(some: slice) -> Tensor:
             apart = groups[1][:, some] - largest[some]
             return ((apart * inputs.inverse_temperature).exp() * groups[0][:, some]).T
 

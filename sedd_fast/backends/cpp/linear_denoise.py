@@ -70,7 +70,8 @@ def _tokens(
         return token, finished((hidden * own).sum(-1), head.bias[token], inputs).double()
     u = inputs.u.flatten(0, 1)[rows.clamp(min=0), 1]
     token, f = torch.empty_like(rows), torch.empty_like(u)
-    for some in torch.arange(len(rows)).split(DRAWN):
+    for begin in range(0, len(rows), DRAWN):
+        some = slice(begin, begin + DRAWN)
         group, share = pick(found.group_weights(some), u[some])
         token[some], f[some] = _in_group(head, hidden[some], group, share)
     return token, f

@@ -1,6 +1,6 @@
 // Checks the row functions (csrc/cpu/simd/rows.h) of the chosen instruction set, of every dtype in
-// both tables, against double formulas. check_rows.py compiles this program and runs it, for Arm in
-// an emulator. The exit status is 1 if a comparison fails.
+// both tables, and those on blocks (head.h), against double formulas. check_rows.py compiles this
+// program and runs it, for Arm in an emulator. The exit status is 1 if a comparison fails.
 #include <string>
 
 #include "tested.h"
@@ -14,5 +14,6 @@ int main() {
       check_softmax(tested);
     }
   }
+  check_head();
   return checks.finish((std::string("row functions, ") + sedd::instruction_set()).c_str());
 }

@@ -50,3 +50,4 @@ struct Tested {
 void check_ordinary(const Tested& tested);
 void check_special(const Tested& tested);
 void check_softmax(const Tested& tested);
+void check_head();
