@@ -39,7 +39,7 @@ from sedd_fast.backends import cpp, softmax_plan
 from sedd_fast.backends.softmax_plan import Head, Plan
 
 #: In how many parts the rows are cut.
-PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+PARTS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32)
 
 Force = Callable[[Plan], AbstractContextManager[object]]
 
@@ -81,7 +81,8 @@ def cuts(head: Head) -> list[Plan]:
     """The cuts that fit the workspace, with most, half or none of the blocks kept; and the plan."""
     found = [softmax_plan.plan(head)]
     for parts in PARTS:
-        widest = softmax_plan.widest(head, -(-head.rows // parts))
+        rows = min(head.rows, head.padded(-(-head.rows // parts)))
+        widest = softmax_plan.widest(head, rows)
         if widest is not None:
             found += [widest._replace(kept=kept) for kept in (widest.kept, widest.kept // 2, 0)]
     return list(dict.fromkeys(found))
