@@ -29,7 +29,7 @@ def test_an_instruction_set(wanted):
     )
     assert done.returncode == 0, done.stderr
     if done.stdout.strip() != wanted:
-        pytest.skip(f"this processor has no {wanted}: {done.stdout.strip()} was checked")
+        pytest.skip(f"this processor has no {wanted}; another case checks {done.stdout.strip()}")
 
 
 def results(inputs: Inputs) -> list[Tensor]:
@@ -106,5 +106,7 @@ def check_specials() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    check_everything()
-    print(cpp.kernels().instruction_set())
+    used = cpp.kernels().instruction_set()
+    print(used)
+    if used == os.environ.get("SEDD_FAST_ISA", used):
+        check_everything()

@@ -2,12 +2,15 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from benchmarks.studies import score_scale
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = [path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.py")]
@@ -41,15 +44,23 @@ def test_imports_of_the_benchmarks_run_downward(package):
         assert set(imported) <= set(allowed), path
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("study", sorted(set(STUDIES) - set(PARTS)))
-def test_every_study_explains_itself(study):
-    done = run(f"benchmarks.studies.{study}", "--help")
-    assert done.returncode == 0, done.stderr
-    assert f"python -m benchmarks.studies.{study}" in done.stdout
+def test_every_study_explains_itself(study, monkeypatch, capsys):
+    """Executed in this process, as ``python -m`` executes it: a new one imports torch first."""
+    monkeypatch.setattr(sys, "argv", [study, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.studies.{study}", run_name="__main__", alter_sys=True)
+    assert not ended.value.code
+    assert f"python -m benchmarks.studies.{study}" in capsys.readouterr().out
 
 
-def test_scale_of_scores(tmp_path):
-    out, record = results(tmp_path, "score_scale", "--steps", "3", "--sequences", "2")
+def test_scale_of_scores(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "results.json"
+    options = ["--steps", "3", "--sequences", "2", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["score_scale", *options])
+    assert score_scale.main() == 0
+    out, record = capsys.readouterr().out, json.loads(path.read_text())
     found = record["found"]
     for name, row in found.items():
         assert name in out

@@ -2,18 +2,17 @@
 
 import json
 import mmap
-import os
 import platform
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 import sedd_fast as sf
+from benchmarks import run
 from benchmarks.harness import cases, measuring, records
-from benchmarks.harness.command import ROOT
 from benchmarks.harness.config import BenchmarkConfig
 from benchmarks.studies import choices, largest_batch
 from benchmarks.suites import sweep, worker
@@ -202,26 +201,33 @@ def test_the_head_is_timed_on_backends_that_have_one():
     assert cases.backends(chosen, "linear_score_entropy") == ("reference",)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "run.py"), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture
+def command(monkeypatch, capfd) -> Callable[..., tuple[int | str | None, str, str]]:
+    """``command("--quick")``: exit status, stdout and stderr of run.py.
+
+    Its workers are processes, and it is itself called in this one.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def call(*arguments: str) -> tuple[int | str | None, str, str]:
+        try:
+            status = run.main(list(arguments))
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capfd.readouterr()
+
+    return call
 
 
-def test_command_writes_json_and_picture(tmp_path):
+def test_command_writes_json_and_picture(tmp_path, command):
     pytest.importorskip("rich")
     pytest.importorskip("matplotlib")
     figures, picture = tmp_path / "figures.json", tmp_path / "figures.png"
-    done = run(
+    status, out, err = command(
         "--quick", "--no-compile", "--threads", "1", "--vocab", "101",
-        "--json", str(figures), "--plot", str(picture),
+        "--regimes", "reused,fresh", "--json", str(figures), "--plot", str(picture),
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert status == 0, err
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     written = json.loads(figures.read_text())
     assert written["environment"]["torch"] == torch.__version__
@@ -231,7 +237,7 @@ def test_command_writes_json_and_picture(tmp_path):
         for times in row["regimes"].values():
             assert 0 < times["p20_ms"] <= times["median_ms"] <= times["p80_ms"]
             assert times["over_floor"] > 0
-        assert row["implementation"] in done.stdout
+        assert row["implementation"] in out
     check_sets(written, [sf.info().instruction_set])
 
 
@@ -248,20 +254,20 @@ def check_sets(written: dict, names: list[str | None]) -> None:
 
 
 @pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels")
-def test_command_measures_an_instruction_set(tmp_path):
+def test_command_measures_an_instruction_set(tmp_path, command):
     figures = tmp_path / "figures.json"
-    done = run(
+    status, out, err = command(
         "--quick", "--no-compile", "--threads", "1", "--vocab", "101", "--positions", "4",
         "--isa", "baseline", "--regimes", "fresh", "--json", str(figures),
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert status == 0, err
     written = json.loads(figures.read_text())
     assert {row["suite"] for row in written["results"]} == {"ops"}
     check_sets(written, ["baseline"])
     (about,) = written["environment"]["instruction_sets"]
     on_x86 = platform.machine() in ("x86_64", "AMD64")
     assert about["torch_uses"]["eager"] == "DEFAULT" or not on_x86
-    assert "fp32, baseline, memory fresh" in done.stdout or ", baseline\n" in done.stdout
+    assert "fp32, baseline, memory fresh" in out or ", baseline\n" in out
 
 
 def test_every_instruction_set_has_its_charts(monkeypatch, tmp_path):
@@ -281,13 +287,14 @@ def test_every_instruction_set_has_its_charts(monkeypatch, tmp_path):
     assert drawn["b.png"] == rows[:1]
 
 
-def test_command_sweeps_into_two_pictures(tmp_path):
+def test_command_sweeps_into_two_pictures(tmp_path, command):
     pytest.importorskip("matplotlib")
-    done = run(
+    status, _, err = command(
         "--quick", "--suite", "sweep", "--threads", "1", "--backend", "reference",
-        "--positions", "4", "--vocab", "101", "--plot", str(tmp_path / "s.png"),
+        "--positions", "4", "--vocab", "101", "--operations", "absorbing loss; uniform euler step",
+        "--plot", str(tmp_path / "s.png"),
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert status == 0, err
     for name in ("s-vocabulary.png", "s-noised.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -308,8 +315,8 @@ def test_command_sweeps_into_two_pictures(tmp_path):
         (["--head-positions", "256,none"], "--head-positions"),
     ],
 )
-def test_wrong_option_is_one_line(arguments, named):
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert named in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_wrong_option_is_one_line(arguments, named, command):
+    status, _, err = command(*arguments)
+    assert status == 2
+    assert named in err.splitlines()[-1]
+    assert "Traceback" not in err

@@ -83,6 +83,8 @@ GRAPHS = (sf.Absorbing(11), sf.Uniform(11))
 #: Sizes near those of vectors (8, 16), chunks (512) and blocks (2048); big ones in float32 only.
 VOCABULARIES = (2, 3, 17, 511, 513)
 BIG_VOCABULARIES = (512, 1023, 4097)
+#: Those that run in Triton's interpreter: less than a block, a whole one, and more.
+INTERPRETED_VOCABULARIES = (2, 512, 513, 1023)
 #: The "little" of the rule, relative to the sum of the absolute terms. Sums are in float32 for
 #: every dtype but float64.
 TOLERANCE = {

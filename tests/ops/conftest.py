@@ -1,7 +1,11 @@
 """The fixtures that run a test on every backend, or on every backend of a GPU.
 
-Triton's interpreter takes milliseconds a position. Two markers therefore say which cases run in it:
+Triton's interpreter takes milliseconds a position. Markers therefore say which cases run in it:
 
+- ``interpreted(name=values, ...)``: those whose parameter ``name`` has one of ``values``. The
+  others run the same code of a kernel.
+- ``not_interpreted``: none, because the test is of the code around a kernel, which is the same for
+  every backend.
 - ``interpreted_float16``: the test's float16 cases run in the interpreter. It leaves out those of
   other tests, because float16 differs from float32 only in how a gradient is stored.
 - ``interpreted_head(name=values, ...)``: the test of a linear head runs in the interpreter, in the
@@ -47,8 +51,18 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     half = request.node.get_closest_marker("interpreted_float16")
     if chosen.interpreted and torch.float16 in parameters and half is None:
         pytest.skip("interpreted: float16 runs the same code as float32")
+    if chosen.interpreted and _is_repeated(request.node):
+        pytest.skip("interpreted: another case runs the same code")
     with sf.use_backend(chosen.name), small_blocks(chosen):
         yield chosen
+
+
+def _is_repeated(item: pytest.Function) -> bool:
+    """Whether the markers of a case leave it out of Triton's interpreter."""
+    marker, given = item.get_closest_marker("interpreted"), item.callspec.params
+    if item.get_closest_marker("not_interpreted"):
+        return True
+    return marker is not None and any(given[k] not in v for k, v in marker.kwargs.items())
 
 
 @pytest.fixture
@@ -80,6 +94,8 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     chosen = request.param
     if reason := registry.unavailable(chosen.name, chosen.device):
         pytest.skip(f"{chosen}: {reason}")
+    if chosen.interpreted and _is_repeated(request.node):
+        pytest.skip("interpreted: another case runs the same code")
     monkeypatch.delenv("SEDD_FAST_CHECK", raising=False)
     if chosen.interpreted:
         monkeypatch.setattr(values, "enabled", lambda device: False)

@@ -139,6 +139,7 @@ def test_both_u_and_generator(op):
         call(op, make_inputs(U), generator=torch.Generator())
 
 
+@pytest.mark.not_interpreted
 def test_denoise_needs_no_dsigma(backend: Backend):
     inputs = make_inputs(U, device=backend.device)
     tokens = sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u)

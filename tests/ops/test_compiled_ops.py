@@ -16,6 +16,10 @@ pytestmark = [pytest.mark.any_backend, pytest.mark.usefixtures("fresh_compiler")
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 OPS = torch.ops.sedd_fast
 LAYOUTS = ("contiguous", "transposed")
+#: The checks of opcheck that look at results: what is changed in place, dtypes, shapes, strides.
+METADATA = ("test_schema", "test_faketensor")
+#: The others, of the code around the implementations, which all backends share.
+TRACING = ("test_autograd_registration", "test_aot_dispatch_dynamic")
 
 
 def laid_out(inputs: Inputs, layout: str) -> Inputs:
@@ -61,21 +65,19 @@ def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", sorted(op_arguments(make_inputs(GRAPHS[0]), False)))
 @by_graph
+@pytest.mark.interpreted(graph=GRAPHS[1:], layout=["contiguous"])
 def test_opcheck(backend: Backend, graph: sf.Graph, name, layout):
-    if backend.interpreted and layout != "contiguous":
-        pytest.skip("interpreted: another case runs the same code")
     inputs = laid_out(make_inputs(graph, shape=(2, 3), device=backend.device), layout)
     arguments = op_arguments(inputs, needs_grad=True)[name]
-    torch.library.opcheck(getattr(OPS, name).default, arguments)
+    checks = METADATA if backend.interpreted else METADATA + TRACING
+    torch.library.opcheck(getattr(OPS, name).default, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_fake_results_have_the_dtypes_of_real_ones(backend: Backend, dtype):
     inputs = make_inputs(GRAPHS[0], dtype, (2, 3), device=backend.device)
     for name, arguments in op_arguments(inputs, needs_grad=False).items():
-        torch.library.opcheck(
-            getattr(OPS, name).default, arguments, test_utils=("test_schema", "test_faketensor")
-        )
+        torch.library.opcheck(getattr(OPS, name).default, arguments, test_utils=METADATA)
 
 
 def weighted_loss(
@@ -94,6 +96,7 @@ def backward(function: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 @by_graph
+@pytest.mark.interpreted(compiler=["inductor"])
 @pytest.mark.parametrize(
     "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.not_in_smoke)]
 )
@@ -110,6 +113,7 @@ def test_compiled_loss_and_gradient_equal_eager(backend: Backend, graph, compile
 
 
 @by_graph
+@pytest.mark.not_interpreted
 def test_a_dynamic_batch_compiles_once(backend: Backend, graph: sf.Graph):
     compiled = torch.compile(weighted_loss, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -122,6 +126,7 @@ def test_a_dynamic_batch_compiles_once(backend: Backend, graph: sf.Graph):
 
 @by_graph
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.interpreted(graph=GRAPHS[:1], method=METHODS[:1])
 def test_compiled_step_equals_eager(backend: Backend, graph: sf.Graph, method):
     def step(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         tokens = sf.reverse_step(*inputs.reverse(), method, u=inputs.u)
@@ -135,6 +140,7 @@ def test_compiled_step_equals_eager(backend: Backend, graph: sf.Graph, method):
         assert torch.equal(got, expected)
 
 
+@pytest.mark.not_interpreted
 def test_compiled_step_at_any_temperature_and_top_p(backend: Backend):
     """The numbers change from call to call."""
 
@@ -142,16 +148,15 @@ def test_compiled_step_at_any_temperature_and_top_p(backend: Backend):
         token_filter = {"temperature": temperature, "top_p": top_p}
         return sf.reverse_step(*inputs.reverse(), "denoise", u=inputs.u, **token_filter) + 0
 
-    shape = (3, backend.some(8, 2))
-    inputs = make_inputs(GRAPHS[0], shape=shape, device=backend.device)
+    inputs = make_inputs(GRAPHS[0], device=backend.device)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for token_filter in ((1.0, 1.0), (0.7, 0.9), (3.0, 0.5)):
         assert torch.equal(compiled(*token_filter), step(*token_filter))
 
 
+@pytest.mark.not_interpreted
 def test_uniforms_are_drawn_inside_a_compiled_step(backend: Backend):
-    shape = (2, backend.some(50, 20))
-    inputs = make_inputs(sf.Uniform(11), shape=shape, device=backend.device)
+    inputs = make_inputs(sf.Uniform(11), shape=(2, 50), device=backend.device)
     compiled = torch.compile(
         lambda: sf.reverse_step(*inputs.reverse()), fullgraph=True, backend="aot_eager"
     )
@@ -195,6 +200,7 @@ def spy(function: Any, name: str, op: str, calls: list[tuple[str, str]]) -> Any:
 
 
 @by_graph
+@pytest.mark.not_interpreted
 def test_export(backend: Backend, graph: sf.Graph):
     class Step(torch.nn.Module):
         def forward(self, log_score, sigma, x_t, x_0, u):

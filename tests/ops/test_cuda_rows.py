@@ -147,10 +147,18 @@ def test_draws(
         assert_drawn(case, case.reverse(rows, method), method)
 
 
-@pytest.mark.parametrize("token_filter", [(0.6, 1.0), (1.5, 0.9), (1e-40, 0.9)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("graph", GRAPHS)
+TOKEN_FILTERS = ((0.6, 1.0), (1.5, 0.9), (1e-40, 0.9))
+#: Every method with every graph, dtype and filter, and every filter with every graph and dtype: the
+#: whole product takes over a minute.
+FILTERED = [
+    (graph, method, dtype, TOKEN_FILTERS[(g + m + d) % 3])
+    for g, graph in enumerate(GRAPHS)
+    for m, method in enumerate(METHODS)
+    for d, dtype in enumerate((torch.float32, torch.bfloat16, torch.float64))
+]
+
+
+@pytest.mark.parametrize(("graph", "method", "dtype", "token_filter"), FILTERED, ids=str)
 def test_temperature_and_top_p(
     rows: ctypes.CDLL,
     graph: str,

@@ -171,14 +171,15 @@ def test_the_probability_that_a_token_moves(backend: Backend, graph: sf.Graph, m
 @by_graph
 @pytest.mark.parametrize("sigma", [1e-3, 0.5, 5.0])
 def test_sample_transition(backend: Backend, graph: sf.Graph, sigma):
-    x_0 = torch.full((1, DRAWS), 4, device=backend.device)
-    tokens = sf.sample_transition(x_0, sigma, graph, u=uniforms(DRAWS, backend.device))
+    draws = backend.some(DRAWS, 20_000)
+    x_0 = torch.full((1, draws), 4, device=backend.device)
+    tokens = sf.sample_transition(x_0, sigma, graph, u=uniforms(draws, backend.device))
     assert_distribution(tokens, graph.transition_matrix(sigma)[:, 4])
 
 
 @by_graph
 def test_the_default_generator_draws_from_the_same_distribution(backend: Backend, graph: sf.Graph):
     torch.manual_seed(0)
-    x_0 = torch.full((1, DRAWS), 4, device=backend.device)
+    x_0 = torch.full((1, backend.some(DRAWS, 20_000)), 4, device=backend.device)
     tokens = sf.sample_transition(x_0, 0.5, graph)
     assert_distribution(tokens, graph.transition_matrix(0.5)[:, 4])

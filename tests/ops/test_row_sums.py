@@ -57,6 +57,7 @@ def definition(inputs: Inputs, term: str, a: Tensor, b: Tensor) -> tuple[Tensor,
     return total, picked
 
 
+@pytest.mark.interpreted(graph=graphs_of((2, 2300)))
 @by_term
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("graph", graphs_of((2, 3, 17, 2300)), ids=graph_id)
@@ -73,6 +74,7 @@ def test_the_definition(backend: Backend, graph: sf.Graph, dtype: torch.dtype, t
     assert torch.equal(picked, at_x_0)
 
 
+@pytest.mark.interpreted(graph=graphs_of((3, 600)))
 @by_term
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("graph", graphs_of((3, 11, 600)), ids=graph_id)
@@ -216,6 +218,7 @@ def test_a_second_derivative_is_refused(backend: Backend):
         first.sum().backward()
 
 
+@pytest.mark.interpreted(dtype=[torch.bfloat16])
 @by_graph
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_opcheck(backend: Backend, graph: sf.Graph, dtype):
@@ -232,6 +235,7 @@ def test_opcheck(backend: Backend, graph: sf.Graph, dtype):
     )
 
 
+@pytest.mark.not_interpreted
 @by_graph
 def test_compiled_equals_eager(backend: Backend, graph: sf.Graph):
     inputs = make_inputs(graph, device=backend.device)

@@ -20,6 +20,7 @@ from sedd_fast.ops._arguments import process
 pytestmark = pytest.mark.operation("score_entropy")
 by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+one_dtype = pytest.mark.interpreted(dtype=[torch.float32])
 
 
 def laid_out(log_score: Tensor, layout: str) -> Tensor:
@@ -49,6 +50,7 @@ LAYOUTS = (
 )
 
 
+@one_dtype
 @by_dtype
 @by_graph
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -122,6 +124,7 @@ def test_an_empty_batch(backend: Backend, graph: sf.Graph, shape):
     assert once.shape == gradient.shape
 
 
+@one_dtype
 @by_dtype
 @by_graph
 def test_rows_without_weight_are_never_read(backend: Backend, graph: sf.Graph, dtype):
@@ -139,6 +142,7 @@ def test_rows_without_weight_are_never_read(backend: Backend, graph: sf.Graph, d
     assert torch.equal(loss[weight > 0], expected[weight > 0])
 
 
+@one_dtype
 @by_dtype
 def test_unmasked_rows_are_never_read(backend: Backend, dtype):
     graph = sf.Absorbing(11)

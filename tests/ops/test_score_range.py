@@ -29,6 +29,7 @@ def relative_error(scores: Tensor, got: Tensor) -> float:
     return float(np.abs((got.cpu().numpy().astype(np.longdouble) - truth) / truth).max())
 
 
+@pytest.mark.interpreted(width=[1, 37])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_float32_exponential(backend: Backend, width):
     generator = torch.Generator().manual_seed(0)
@@ -118,6 +119,7 @@ def test_scores_of_minus_infinity(backend: Backend, graph: sf.Graph, dtype):
         assert torch.equal(loss[counted], torch.full_like(loss[counted], torch.inf))
 
 
+@pytest.mark.interpreted(dtype=[torch.float32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)

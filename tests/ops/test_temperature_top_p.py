@@ -75,6 +75,7 @@ def test_the_reference_by_the_definition(graph: sf.Graph, token_filter: dict[str
         torch.testing.assert_close(probs[b, i], expected, rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.interpreted(method=["analytic", "euler"])
 @by_token_filter
 @by_method
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -80,72 +80,6 @@ def test_interrupted_run_saves_and_resumes_as_if_never_stopped(number, whole, te
     assert losses(tmp_path / "run") == losses(whole.run_dir)
 
 
-#: Trains with the settings of a file, and kills its own process "before" or "after" the n-th call
-#: of a function. Arguments: settings, module or module:class, function, n, "before" or "after".
-#: With "-" in place of the module it trains to the end.
-CHILD = """
-import importlib, os, signal, sys
-from sedd_fast.training.api import train
-from sedd_fast.training.config import load_config, save_config
-
-settings, module, name, count, when = sys.argv[1:]
-calls = 0
-
-def die_at(function):
-    def called(*args, **options):
-        global calls
-        calls += 1
-        if calls == int(count) and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **options)
-        if calls == int(count):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return called
-
-if module != "-":
-    place, _, owner = module.partition(":")
-    holder = importlib.import_module(place)
-    holder = getattr(holder, owner) if owner else holder
-    setattr(holder, name, die_at(getattr(holder, name)))
-train(load_config(files=[settings]))
-"""
-TRAIN = "sedd_fast.training"
-
-
-def write_child(config, folder):
-    """The arguments that run CHILD with settings, less those after the file of settings."""
-    save_config(config, folder / "settings.yaml")
-    (folder / "child.py").write_text(CHILD)
-    return [str(folder / "child.py"), str(folder / "settings.yaml")]
-
-
-@pytest.mark.parametrize(
-    ("where", "checkpoints"),
-    [
-        ((f"{TRAIN}.metrics:MetricsLog", "write", 1, "after"), []),
-        ((f"{TRAIN}.step:Learner", "apply", 5, "after"), [3]),
-        ((f"{TRAIN}.loop", "save_file", 2, "before"), []),  # the random state without the weights
-        ((f"{TRAIN}.metrics:MetricsLog", "write", 14, "before"), [6, 9]),
-    ],
-    ids=lambda value: "-".join(map(str, value[1:])) if isinstance(value, tuple) else "",
-)
-def test_killed_run_resumes_as_if_never_stopped(where, checkpoints, whole, text_file, tmp_path):
-    child = write_child(settings(text_file, tmp_path / "run", "training.keep_last=2"), tmp_path)
-    done = subprocess.run(
-        [sys.executable, *child, *map(str, where)],
-        stderr=subprocess.PIPE, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert RunDirectory(tmp_path / "run").steps() == checkpoints
-    resume(tmp_path / "run")
-    assert not list((tmp_path / "run").rglob(".*"))
-    ours, theirs = losses(tmp_path / "run"), losses(whole.run_dir)
-    assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs]
-    # Another process may run another number of threads, which sums in another order.
-    assert [e[2] for e in ours] == pytest.approx([e[2] for e in theirs], rel=1e-5)
-
-
 def test_half_written_checkpoint_is_ignored_and_removed(whole, text_file, tmp_path, monkeypatch):
     def power_cut(self, step, keep_last):
         raise OSError("power cut")
@@ -366,6 +300,15 @@ def test_wandb_gets_the_figures(text_file, tmp_path, monkeypatch):
     assert finished == [True]
 
 
+PLAIN = """
+import sys
+from sedd_fast.training.api import train
+from sedd_fast.training.config import load_config
+
+train(load_config(files=sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen",
@@ -379,10 +322,11 @@ def test_wandb_gets_the_figures(text_file, tmp_path, monkeypatch):
     ids=lambda chosen: " ".join(chosen) or "usual",
 )
 def test_two_processes(chosen, text_file, tmp_path):
-    child = write_child(settings(text_file, tmp_path / "run", *chosen), tmp_path)
+    save_config(settings(text_file, tmp_path / "run", *chosen), tmp_path / "settings.yaml")
+    (tmp_path / "child.py").write_text(PLAIN)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     subprocess.run(
-        [*launch, *child, "-", "", "0", ""],
+        [*launch, str(tmp_path / "child.py"), str(tmp_path / "settings.yaml")],
         check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert len([e for e in losses(tmp_path / "run") if e[1] == "loss"]) == 12
