@@ -6,6 +6,9 @@ CSRC := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suf
 FORMATTED := $(CSRC) $(wildcard tests/helpers/*.cpp tests/helpers/*/*.cpp tests/helpers/*/*.h)
 SOURCES := setup.py pyproject.toml constraints.txt $(CSRC)
 
+# The tests start many processes. Without bytecode each compiles torch again: 5 s instead of 2.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install tools demo test lint rows fuzz sanitize faults arm bench compile-kernels gpu format clean
 
