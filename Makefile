@@ -55,7 +55,7 @@ lint: tools ## ruff, type checker, clang-format
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
 test: tools lint ## lint, then all tests but the slow ones
-	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile --durations=10
+	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --durations=10
 
 rows: tools ## check the C++ row functions by themselves, for every instruction set
 	$(BIN)/python tests/helpers/check_rows.py

@@ -19,6 +19,19 @@ MISSING = [
     name for name in ("omegaconf", "safetensors", "scipy", "rich") if find_spec(name) is None
 ]
 collect_ignore_glob = ["test_*.py"] if MISSING else []
+#: Files of few tests that take longest. They run first, since a file runs in one process of xdist.
+LONGEST = (
+    "test_benchmarks",
+    "test_package",
+    "test_benchmark_scripts",
+    "test_typing",
+    "test_instruction_sets",
+    "test_distributed_head",
+    "test_readme",
+    "test_smoke_set",
+    "test_compiled_ops",
+    "test_cuda_rows",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,6 +75,7 @@ def pytest_report_header() -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     asked_for_slow = "slow" in (config.getoption("-m") or "")
     for item in items:
         if item.get_closest_marker("slow") and not asked_for_slow:

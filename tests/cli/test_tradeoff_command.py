@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from sedd_fast.cli import tradeoff_networks
 from sedd_fast.evaluate.plots import plot_tradeoff
 from sedd_fast.names import METHODS
 from sedd_fast.training.api import train
@@ -37,6 +38,7 @@ def test_tradeoff_trains_its_baseline_and_compares(run_dir, call, tmp_path):
 
 def test_tradeoff_of_the_demo_trains_both_once(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tradeoff_networks, "_BLOCKS", 4)  # of the two bounds: 64 take seconds
     args = ["tradeoff", "--demo", "--minutes", 0.01, "--steps", 2, "-n", 4, "--methods", "hit"]
     result = call(*args)
     assert result.code == 0
@@ -89,8 +91,6 @@ def test_tradeoff_of_the_demo_leaves_another_run_alone(run_dir, call, tmp_path, 
 
 
 def test_tradeoff_of_a_size_knows_time_alone(call, tmp_path, monkeypatch):
-    from sedd_fast.cli import tradeoff_networks
-
     small = ["model.hidden_size=16", "model.n_heads=2", "model.n_blocks=1", "model.length=12"]
     monkeypatch.setattr(
         tradeoff_networks, "load_config", lambda name: load_config("tiny", (), small)

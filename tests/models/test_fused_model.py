@@ -22,6 +22,11 @@ from sedd_fast.models.sedd import SEDD
 
 by_kind = pytest.mark.parametrize(("graph", "scaled"), KINDS)
 by_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+#: For slow tests: every kind and every reduction once.
+by_either = pytest.mark.parametrize(
+    ("graph", "scaled", "reduction"),
+    [(*kind, reduction) for kind, reduction in zip(KINDS, ("none", "mean", "sum"), strict=True)],
+)
 
 
 @by_kind
@@ -272,8 +277,7 @@ def test_a_bound_needs_no_log_scores(graph, scaled, mode, calls, own_hooks):
     assert sum(len(x_t) for x_t, _ in dense) == reconstructed
 
 
-@by_kind
-@by_reduction
+@by_either
 def test_whole_training_runs_are_equal(graph, scaled, reduction):
     start = tiny(graph, scaled)
 
@@ -318,8 +322,7 @@ def test_activation_checkpointing(reduction, reentrant):
     assert_same_gradients(gradients(model), expected)
 
 
-@by_kind
-@pytest.mark.parametrize("reduction", ["none", "mean"])
+@by_either
 def test_the_compiled_network_has_no_graph_break(graph, scaled, reduction):
     torch.compiler.reset()
     model = tiny(graph, scaled, n_blocks=1)
