@@ -41,7 +41,7 @@ class CrossEntropy {
     const int64_t parts = o_.part_count(o_.head.states), numbers = o_.rows * o_.width;
     std::vector<std::vector<double>> sums(parts);
     std::vector<std::unique_ptr<Numbers>> totals(parts);
-    o_.for_parts(o_.head.states, [&](int64_t part, int64_t begin, int64_t end) {
+    o_.for_parts(o_.head.states, [&](int64_t part, int64_t step) {
       Former former(o_);
       if (pass_.of_hidden) {
         totals[part] = std::make_unique<Numbers>(numbers, o_.item);
@@ -53,11 +53,10 @@ class CrossEntropy {
         add(former, number, sums[part].data(), totals[part] ? totals[part]->at(0) : nullptr,
             converted);
       };
-      // What was formed last may still be in a cache when it is read.
-      if (pass_.kept_is_formed) {
-        for (int64_t number = end; number-- > begin;) visit(number);
-      } else {
-        for (int64_t number = begin; number < end; ++number) visit(number);
+      const int64_t count = o_.blocks(o_.head.states), last = (count - 1 - part) / step;
+      for (int64_t i = 0; i <= last; ++i) {
+        // What was formed last may still be in a cache when it is read.
+        visit(part + step * (pass_.kept_is_formed ? last - i : i));
       }
     });
     for (int64_t r = 0; pass_.sum_exp && r < o_.head.rows; ++r) {

@@ -49,7 +49,8 @@ void combine(const Operands& o, const DenoisePass& pass,
     factors.push_back(factor);
     sum_exp += factor * part->sum_exp[r];
     weighted += factor * (part->weighted[r] + apart * part->sum_exp[r]);
-    if (part->top[r] > top) {
+    const bool earlier = part->top[r] == top && part->argmax[r] < argmax;
+    if (part->top[r] > top || earlier) {
       second = std::max(top, part->second[r]);
       top = part->top[r];
       argmax = part->argmax[r];
@@ -73,11 +74,11 @@ void combine(const Operands& o, const DenoisePass& pass,
 void head_denoise(const LinearHead& head, const DenoisePass& pass) {
   const Operands o(head);
   std::vector<std::unique_ptr<PartStatistics>> parts(o.part_count(head.states));
-  o.for_parts(head.states, [&](int64_t part, int64_t begin, int64_t end) {
+  o.for_parts(head.states, [&](int64_t part, int64_t step) {
     Former former(o);
     parts[part] = std::make_unique<PartStatistics>(o, pass);
     PartStatistics& found = *parts[part];
-    for (int64_t number = begin; number < end; ++number) {
+    for (int64_t number = part; number < o.blocks(head.states); number += step) {
       former.pack(number);
       for (const Strip& strip : o.strips) {
         char* block = former.form(strip);

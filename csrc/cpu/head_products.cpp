@@ -16,10 +16,10 @@ int64_t LinearHead::padded_rows() const { return rounded_up(rows, head_functions
 void head_largest(const LinearHead& head, int64_t states, double* largest) {
   const Operands o(head);
   std::vector<std::vector<double>> found(o.part_count(states));
-  o.for_parts(states, [&](int64_t part, int64_t begin, int64_t end) {
+  o.for_parts(states, [&](int64_t part, int64_t step) {
     Former former(o);
     found[part].assign(o.rows, -kInfinity);
-    for (int64_t number = begin; number < end; ++number) {
+    for (int64_t number = part; number < o.blocks(states); number += step) {
       former.pack(number);
       for (const Strip& strip : o.strips) {
         double* most = found[part].data() + strip.begin;

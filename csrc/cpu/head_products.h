@@ -64,17 +64,14 @@ class Operands {
 
   int64_t blocks(int64_t states) const { return (states + block - 1) / block; }
 
-  // Calls run(part, first block, end) for the parts of the blocks of the first `states` states.
+  // Calls run(part, step) for the parts of the blocks of the first `states` states: a part has the
+  // blocks part, part + step, and so on, because neighbouring ones may be cheaper than others.
   template <class Run>
-  int for_parts(int64_t states, const Run& run) const {
-    const int64_t count = blocks(states), parts = part_count(states);
-    const int64_t cost = count * block * head.rows;
+  void for_parts(int64_t states, const Run& run) const {
+    const int64_t parts = part_count(states), cost = states * head.rows;
     parallel_for(parts, cost, static_cast<int>(parts), [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) {
-        run(part, count * part / parts, count * (part + 1) / parts);
-      }
+      for (int64_t part = begin; part < end; ++part) run(part, parts);
     });
-    return static_cast<int>(parts);
   }
   int64_t part_count(int64_t states) const {
     return std::max<int64_t>(1, std::min<int64_t>(head.threads, blocks(states)));

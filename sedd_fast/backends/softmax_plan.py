@@ -123,7 +123,8 @@ def seconds(head: Head, cut: Plan) -> float:
     rows = chunks * head.padded(cut.rows) + head.padded(rest)
     again = 1 - min(cut.kept * head.block, head.states) / head.states
     product, speed = 2 * rows * head.states * head.width, head.speed
-    chunk = head.states * head.width * speed.seconds_a_chunk
+    # Half as much again where the weight is read once more.
+    chunk = head.states * head.width * speed.seconds_a_chunk * (1 + again / 2)
     further = (chunks + bool(rest) - 1) * chunk
     exponentials = rows * head.states * speed.seconds_an_exponential
     return product * (3 / speed.flops + again / speed.flops_again) + further + exponentials

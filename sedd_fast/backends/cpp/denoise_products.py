@@ -46,8 +46,9 @@ class ProductsDenoise(DenoiseHead):
         kernels().head_denoise(head, made)
 
         def group_weights(some: slice) -> Tensor:
-            apart = groups[1][:, some] - largest[some]
-            return ((apart * inputs.inverse_temperature).exp() * groups[0][:, some]).T
+            sums, shift = groups[:, :, :rows]  # without those that pad them
+            apart = (shift[:, some] - largest[some]) * inputs.inverse_temperature
+            return (apart.exp() * sums[:, some]).T
 
         return RowStatistics(
             log_sum=largest + sums.log(),
