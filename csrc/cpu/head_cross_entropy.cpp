@@ -140,14 +140,15 @@ class CrossEntropy {
   }
 
   void store_totals(const std::vector<std::unique_ptr<Numbers>>& totals) const {
-    const int64_t width = o_.head.width;
-    for (int64_t r = 0; r < o_.head.rows; ++r) {
-      for (int64_t k = 0; k < width; ++k) {
+    const int64_t width = o_.head.width, cost = width * static_cast<int64_t>(totals.size());
+    parallel_for(o_.head.rows, cost, o_.head.threads, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * width; i < end * width; ++i) {
         double sum = 0;
-        for (const auto& of_part : totals) sum += o_.of.get(of_part->at(0), r * o_.width + k);
-        o_.of.set(pass_.of_hidden, r * width + k, sum);
+        const int64_t at = i / width * o_.width + i % width;
+        for (const auto& of_part : totals) sum += o_.of.get(of_part->at(0), at);
+        o_.of.set(pass_.of_hidden, i, sum);
       }
-    }
+    });
   }
 
   const Operands& o_;

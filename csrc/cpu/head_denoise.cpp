@@ -94,7 +94,10 @@ void head_denoise(const LinearHead& head, const DenoisePass& pass) {
       }
     }
   });
-  for (int64_t r = 0; r < head.rows; ++r) combine(o, pass, parts, r);
+  const int64_t cost = pass.embedding ? head.width * static_cast<int64_t>(parts.size()) : 1;
+  parallel_for(head.rows, cost, head.threads, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) combine(o, pass, parts, r);
+  });
 }
 
 void head_group_scores(const LinearHead& head, const int64_t* group, char* scores) {

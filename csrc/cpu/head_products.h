@@ -14,11 +14,11 @@
 #include "simd/head.h"
 
 namespace sedd {
+
 // Bytes of a packed block of the weight: that many stay in the second cache beside its outputs.
-constexpr int64_t kBlockBytes = int64_t{256} << 10;
-// Rows whose outputs of a block are formed at a time, for the same reason; a multiple of all
-// panels.
-constexpr int64_t kStripRows = 128;
+inline constexpr int64_t kBlockBytes = int64_t{256} << 10;
+// Rows whose outputs of a block are formed at a time, for the same reason; whole panels of any set.
+inline constexpr int64_t kStripRows = 128;
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 inline int64_t rounded_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }

@@ -62,6 +62,23 @@ def test_the_absorbing_loss_with_gradient_is_vector_code(module, of):
     assert not problems
 
 
+@pytest.mark.parametrize("left", ["Panels", "Rows", "Columns"])
+def test_the_sums_of_a_tile_stay_in_registers(module, left):
+    """The innermost loop of a product reads its operands, and nothing else of memory."""
+    product = re.compile(rf"sedd::(\w+)::.*\bmultiply(?:_in_memory)?<float, .*\b{left}<float> ?>")
+    sets = {found[1]: at for at, name in module.names.items() if (found := product.search(name))}
+    assert sets.keys() >= SETS.keys(), f"not compiled for every instruction set: {sets}"
+    problems = []
+    for name, address in sets.items():
+        loops = innermost_loops(module.instructions(address))
+        loop = max(loops, key=lambda loop: sum(i.multiplies for i in loop))
+        count = sum(i.multiplies for i in loop)
+        on_stack = [i for i in loop if i.register and re.search(r"%rsp|\bsp\b", i.operands)]
+        if count < 12 or complaint(loop, SETS[name]) or on_stack:
+            problems.append(f"{name}: {count} multiply, {len(on_stack)} on the stack")
+    assert not problems
+
+
 def disassembly(*lines: str) -> Disassembly:
     """A function at 100, an instruction every four bytes."""
     body = "\n".join(f"     {0x100 + 4 * k:x}:\t{line}" for k, line in enumerate(lines))

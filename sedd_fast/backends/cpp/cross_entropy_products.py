@@ -26,7 +26,7 @@ class ProductsHead(CrossEntropyHead):
     def sizes(self) -> softmax_plan.Head:
         states, width = self.linear.weight.shape
         head, item = self.head, self.linear.dtype.itemsize
-        summed = width * (5 + head.threads) * (self.needs.hidden or self.needs.weight)
+        summed = width * (3 + head.threads) * (self.needs.hidden or self.needs.weight)
         row_bytes = item * (2 * width + summed + head.block * head.threads) + 200
         fixed = 2 * head.threads * head.block * width * item
         return softmax_plan.Head(
