@@ -179,11 +179,10 @@ def test_cuts_are_forced_and_shown(monkeypatch, capsys):
     made = [softmax_plan.Plan(row["rows"], row["kept"]) for row in found["cuts"]]
     assert made == list(dict.fromkeys(used))
     assert len(made) > 5
-    assert made[0] == softmax_plan.plan(
-        softmax_plan.Head(*(found[k] for k in softmax_plan.Head._fields))
-    )
+    head = softmax_plan.Head(*(found[k] for k in softmax_plan.Head._fields))
+    assert made[0] == softmax_plan.plan(head)
     assert min(row["ms_over_least"] for row in found["cuts"]) == 1
     lines = softmax_cuts.lines_of({"dtype": "fp32", **found})
     assert sum(line.startswith("*") for line in lines) == 1
     with softmax_cuts.force(softmax_plan.Plan(3, 1)):
-        assert softmax_plan.plan(softmax_plan.Head(9, 9, 9, 9, 9, 4, 0)) == (3, 1)
+        assert softmax_plan.plan(head) == (3, 1)
