@@ -68,13 +68,6 @@ SEDD_INLINE typename Pack<N>::f32 load_floats(const Half* p) {
   return half_to_float<N>(load_bits<N>(p));
 }
 
-template <int N>
-SEDD_INLINE typename Pack<N>::f32 load_floats(const double* p) {
-  typename Pack<N>::f32 v;
-  for (int j = 0; j < N; ++j) v[j] = static_cast<float>(p[j]);
-  return v;
-}
-
 template <class C, class T>
 SEDD_INLINE typename Lanes<C>::vec load(const T* p) {
   const auto v = load_floats<Lanes<C>::width>(p);

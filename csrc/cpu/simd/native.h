@@ -117,6 +117,14 @@ SEDD_INLINE typename Pack<N>::u16 float_to_half(typename Pack<N>::f32 v) {
   return __builtin_convertvector(out | sign, typename Pack<N>::u16);
 }
 
+// Elements that are rounded to float32 one by one: only weights are read so.
+template <int N>
+SEDD_INLINE typename Pack<N>::f32 load_floats(const double* p) {
+  typename Pack<N>::f32 v;
+  for (int j = 0; j < N; ++j) v[j] = static_cast<float>(p[j]);
+  return v;
+}
+
 // --- AVX-512 ------------------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
