@@ -178,7 +178,8 @@ def _softmax_gradient(pointers, rows, states, stride, first, softcap, OPTIONS: t
     for _ in range(0, tl.minimum(GROUP, rows - group * GROUP), ROWS):
         live = i < rows
         f = tl.load(pointers.scores + begin + at, mask=live[:, None], other=0.0).to(tl.float32)
-        log_sum = tl.load(pointers.terms + i, mask=live, other=0.0)
+        # The sums of columns hold rows beyond the last: 0 times exp of a large bias would be NaN.
+        log_sum = tl.load(pointers.terms + i, mask=live, other=INFINITY)
         scale = tl.load(pointers.terms + rows + i, mask=live, other=0.0)
         f += b
         if OPTIONS.with_softcap:

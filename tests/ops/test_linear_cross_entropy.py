@@ -10,6 +10,7 @@ import sedd_fast as sf
 from helpers.head_cases import on_heads
 from helpers.op_cases import DTYPES, Backend
 from helpers.softmax_cases import SoftmaxHead, check, head_on, naive, run
+from sedd_fast.ops import TouchedRows
 
 REDUCTIONS = ("none", "sum", "mean")
 pytestmark = [*on_heads, pytest.mark.operation("linear_cross_entropy")]
@@ -359,3 +360,29 @@ def test_any_number_of_threads(backend: Backend, reduction):
         got = run(head, reduction, workspace=20_000)
         assert_same(got, expected, rtol=1e-5, atol=1e-5)
         assert_same(run(head, reduction, workspace=20_000), got, rtol=0, atol=0)
+
+
+@pytest.mark.interpreted_head(reduction=("none", "mean"))
+@by_reduction
+def test_rows_without_loss_beside_a_large_bias(backend: Backend, reduction):
+    """exp of the bias alone overflows: times the weight 0 of a row that is none it would be NaN."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 4, generator=generator) for n in (3, 7))
+    bias, target = torch.zeros(7), torch.tensor([1, 2, 5])
+    bias[3] = 1e4
+    row_weight = torch.tensor([0.0, 1.0, 0.5])
+    exact = [x.double().requires_grad_() for x in (hidden, weight, bias)]
+    f = torch.nn.functional.linear(*exact)
+    scale = 1 / 3 if reduction == "mean" else 1
+    nats = torch.nn.functional.cross_entropy(f, target, reduction="none")
+    (scale * row_weight * nats).sum().backward()
+    hidden[0] = torch.nan  # not read
+    leaves = [x.to(backend.device).requires_grad_() for x in (hidden, weight, bias)]
+    rows = TouchedRows.at(torch.tensor([-1, 0, 1, 2, -1], device=backend.device))
+    loss = sf.linear_cross_entropy(
+        *leaves, target.to(backend.device), row_weight.to(backend.device), rows=rows,
+        reduction=reduction,
+    )  # fmt: skip
+    loss.sum().backward()
+    for got, expected in zip(leaves, exact, strict=True):
+        torch.testing.assert_close(got.grad.cpu(), expected.grad.float(), rtol=1e-4, atol=1e-4)

@@ -13,6 +13,9 @@ from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
 from sedd_fast.backends.softmax import CrossEntropyInputs
 
+#: The log-sum-exp of rows that are none: at any bias their probabilities are 0. Exact in float32.
+BEYOND = 2.0**100
+
 
 def linear_cross_entropy(linear: Linear, entropy: CrossEntropyInputs) -> tuple[Tensor, Tensor]:
     """(B, L) losses, and float64 logarithms of the rows' sums: one product."""
@@ -42,7 +45,7 @@ def linear_cross_entropy_backward(
     head = _head(linear, entropy, needs)
     known = torch.cat((log_sum.flatten(), log_sum.new_zeros(1)))
     for rows in head.chunks(head.rows_at_once()):
-        log_sum = known[rows.to]
+        log_sum = torch.where(rows.weight != 0, known[rows.to], BEYOND)
         rows.shift.copy_(log_sum.to(fp32_or_fp64(rows.hidden.dtype)))  # as the kernel rounds it
         rows.sum_exp.copy_((log_sum - rows.shift).exp())
         head.find_factors(rows)

@@ -35,7 +35,8 @@ def linear_cross_entropy_backward(
     rows, target, weight = read(linear, entropy)
     f = outputs(linear, rows, entropy)  # (R, dim)
     log_sum = log_sum.flatten()[rows.clamp(min=0)]
-    p = (f - log_sum[:, None]).exp()
+    # An entry for no position has no sum: at a large bias 0 times exp(f) would be NaN.
+    p = torch.where(rows[:, None] >= 0, (f - log_sum[:, None]).exp(), 0.0)
     g = weight[:, None] * (1 + 2 * entropy.z_loss * log_sum)[:, None] * p  # float64
     g.scatter_add_(-1, target[:, None], -weight[:, None])
     if entropy.softcap:
