@@ -7,7 +7,7 @@ namespace sedd {
 namespace {
 
 // The shift of rows that are none: their exponentials are 0 at any bias.
-constexpr double kBeyond = 1e30;
+constexpr double kBeyond = kInfinity;
 
 // (padded rows,) copies of numbers of the rows, and another one beyond them.
 std::vector<double> padded(const Operands& o, const double* of_rows, double beyond) {

@@ -114,7 +114,8 @@ SEDD_INLINE void for_tiles(int64_t rows, const Run& run) {
 template <class C, class A>
 void multiply(const A& a, const C* panels, int64_t depth, C* out, int64_t stride, int64_t rows,
               int64_t columns, bool add) {
-  for (int64_t k = 0; k < depth; k += kDepth, add = true) {
+  int64_t k = 0;
+  do {  // a result of depth 0 is 0
     const int64_t steps = depth - k < kDepth ? depth - k : kDepth;
     for (int64_t c = 0; c < columns; c += kPanel<C>) {
       const C* panel = panels + (c / kPanel<C> * depth + k) * kPanel<C>;
@@ -123,7 +124,8 @@ void multiply(const A& a, const C* panels, int64_t depth, C* out, int64_t stride
                              columns - c);
       });
     }
-  }
+    k += kDepth, add = true;
+  } while (k < depth);
 }
 
 // The same where the result is in memory, of which the next rows are fetched meanwhile: in the
@@ -131,7 +133,8 @@ void multiply(const A& a, const C* panels, int64_t depth, C* out, int64_t stride
 template <class C, class A>
 void multiply_in_memory(const A& a, const C* panels, int64_t depth, C* out, int64_t stride,
                         int64_t rows, int64_t columns, bool add) {
-  for (int64_t k = 0; k < depth; k += kDepth, add = true) {
+  int64_t k = 0;
+  do {  // a result of depth 0 is 0
     const int64_t steps = depth - k < kDepth ? depth - k : kDepth;
     for_tiles(rows, [=](int64_t i, auto count) SEDD_INLINE_LAMBDA {
       for (int64_t c = 0; c < columns; c += kPanel<C>) {
@@ -141,7 +144,8 @@ void multiply_in_memory(const A& a, const C* panels, int64_t depth, C* out, int6
         multiply_part<count>(a.from(i, k), panel, steps, to, stride, add, columns - c);
       }
     });
-  }
+    k += kDepth, add = true;
+  } while (k < depth);
 }
 
 // Rows (rows, width) as panels (width / kPanel, rows, kPanel): a right operand of depth `rows`.

@@ -14,7 +14,7 @@ from sedd_fast.backends.head import Gradients, Linear, NeedsGrad
 from sedd_fast.backends.softmax import CrossEntropyInputs
 
 #: The log-sum-exp of rows that are none: at any bias their probabilities are 0. Exact in float32.
-BEYOND = 2.0**100
+BEYOND = 2.0**127
 
 
 def linear_cross_entropy(linear: Linear, entropy: CrossEntropyInputs) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,8 @@ def _results(head: DenoiseHead, rows: Tensor) -> Denoised:
         results["entropy"] = found.entropy
     if head.inputs.u is not None:
         results["token"], f = _tokens(head, rows, hidden, found)
-        results["log_prob"] = f - found.log_sum
+        # f is formed again for the draw, and rounds in another way.
+        results["log_prob"] = (f - found.log_sum).clamp(max=0)
     return Denoised(**results)
 
 
