@@ -43,6 +43,6 @@ def pick(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """
     running = weights.cumsum(1, dtype=torch.float64)
     index = inverse_cdf(running, u)[:, None]
-    weight = weights.gather(1, index)
-    share = (u[:, None] * running[:, -1:] - running.gather(1, index) + weight) / weight
+    before = torch.where(index > 0, running.gather(1, (index - 1).clamp(min=0)), 0.0)
+    share = (u[:, None] * running[:, -1:] - before) / weights.gather(1, index)
     return index.squeeze(1), share.squeeze(1).clamp(0, 1)

@@ -187,28 +187,20 @@ def empty_results(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
     return tuple(made)
 
 
-def fill_unlisted(results: tuple[Tensor, ...]) -> None:
-    """What stands at positions that are not listed: the state -1, NaN, an embedding of 0."""
-    for name, value in zip(Denoised._fields, results, strict=True):
+def new_results(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
+    """The same, and at positions that are not listed the state -1, NaN, an embedding of 0."""
+    made = empty_results(linear, inputs)
+    if linear.rows is None:
+        return made
+    for name, value in zip(Denoised._fields, made, strict=True):
         missing = torch.nan if value.is_floating_point() else -1
         value.fill_(0 if name == "embedding" else missing)
+    return made
 
 
-def stored(
-    found: Denoised, linear: Linear, inputs: DenoiseInputs, rows: Tensor
-) -> tuple[Tensor, ...]:
-    """What linear_denoise returns, of results (R, ...) at positions (R,), -1 for none."""
-    made = empty_results(linear, inputs)
-    if linear.rows is not None:
-        fill_unlisted(made)
+def store(made: tuple[Tensor, ...], found: Denoised, rows: Tensor) -> None:
+    """Put results (R, ...) at positions (R,), -1 for none."""
     here = rows >= 0
     for value, of_rows in zip(made, found, strict=True):
         if of_rows is not None:
             value.flatten(0, 1)[rows[here]] = of_rows[here].to(value.dtype)
-    return made
-
-
-def joined(parts: list[Denoised]) -> Denoised:
-    """The results of all rows from those of some."""
-    fields = zip(*parts, strict=True)
-    return Denoised(*(None if values[0] is None else torch.cat(values) for values in fields))

@@ -112,9 +112,14 @@ def widest(head: Head, rows: int) -> Plan | None:
 
 def fewest(head: Head) -> int:
     """Rows at a time where nothing is kept."""
-    room = (head.workspace - head.fixed_bytes) // head.row_bytes
-    room -= room % head.multiple
-    return max(1, min(head.rows, head.most, max(room, head.multiple)))
+    room = head.workspace - head.fixed_bytes
+    if head.accumulator:  # rather all rows than a sum beside the result
+        if head.padded(head.rows) * head.row_bytes <= room:
+            return max(1, head.rows)
+        room -= head.accumulator
+    count = room // head.row_bytes
+    count -= count % head.multiple
+    return max(1, min(head.rows, head.most, max(count, head.multiple)))
 
 
 def seconds(head: Head, cut: Plan) -> float:

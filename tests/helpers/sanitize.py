@@ -26,7 +26,8 @@ FOLDER = ROOT / "build" / "sanitize"
 ADDRESS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
 THREAD = "-fsanitize=thread -fno-omit-frame-pointer -g -O1 -std=c++17 -pthread"
 TESTS = (
-    *("alignment", "arguments", "edges", "linear_reverse_step", "linear_score_entropy"),
+    *("alignment", "arguments", "edges", "linear_cross_entropy", "linear_denoise"),
+    *("linear_denoise_draws", "linear_reverse_step", "linear_score_entropy"),
     *("reverse_step", "row_sums", "sample_transition", "score_entropy", "score_range"),
     *("temperature_top_p", "uniforms"),
 )

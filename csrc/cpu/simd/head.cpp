@@ -30,8 +30,8 @@ struct StateOutput {
   C softcap, inverse;
 
   SEDD_INLINE vec operator()(vec raw, C bias) const {
+    if (bias == -C(__builtin_inf())) return vec{} + bias;  // also where the score is NaN
     if constexpr (!capped) return raw + bias;
-    if (bias == -C(__builtin_inf())) return vec{} + bias;
     return softcap * tanh_lanes<C>((raw + bias) * inverse);
   }
   // e times f's slope in the raw score. 0 times the slope of an f of -inf would be NaN.

@@ -34,8 +34,8 @@ struct HeadOutput {
   SEDD_INLINE vec operator()(int64_t y, Count count) const {
     const vec b = load_some<C>(bias + y, count);
     const vec f = load_some<C>(row + y, count) + b;
-    if constexpr (!capped) return f;
-    const vec infinite = vec{} - C(__builtin_inf());
+    const vec infinite = vec{} - C(__builtin_inf());  // also where the score is NaN
+    if constexpr (!capped) return b == infinite ? infinite : f;
     return b == infinite ? infinite : softcap * tanh_lanes<C>(f * (1 / softcap));
   }
   SEDD_INLINE vec slope(vec f) const {

@@ -176,11 +176,13 @@ class CrossEntropyHead(ABC):
     def first_pass(self, rows: Rows) -> None:
         """The sums, and the gradient of the hidden states in units of a.
 
-        Rows whose sum has left the range of float32 get their largest f as the shift, and all are
-        formed again.
+        Rows whose sum, or weight over it, has left the range of float32 get their largest f as the
+        shift, and all are formed again.
         """
         self.form(rows, shift_known=False)
         lost = (rows.sum_exp >= MOST) | (rows.sum_exp <= LEAST)
+        small = rows.weight.abs() < LEAST * rows.sum_exp
+        lost |= small & (rows.weight != 0) & (rows.sum_exp > len(self.bias))
         if bool(lost.any()):
             rows.shift[lost] = self.largest(rows.hidden[lost])
             rows.sum_exp.zero_()

@@ -33,7 +33,7 @@ class BlocksDenoise(DenoiseHead):
         each = (self.step + linear.hidden.shape[-1]) * item + 24 * -(-states // self.step)
         each += self.inputs.embedding * 2 * linear.hidden.shape[-1] * max(4, item)
         each += self.draws * 8 * self.groups
-        return max(1, linear.workspace // each)
+        return max(1, self.room // each)
 
     def statistics(self, hidden: Tensor) -> RowStatistics:
         found = _Statistics(self, hidden)

@@ -9,6 +9,9 @@ from torch import Tensor
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.softmax import DenoiseInputs
 
+#: Rows drawn at a time, at most: more are no faster.
+MOST_DRAWN = 64
+
 
 class RowStatistics(NamedTuple):
     """Of rows, (R,) each.
@@ -36,7 +39,9 @@ class DenoiseHead(ABC):
 
     Attributes:
         bias: (dim,), -inf at the states that have no probability.
-        draws: whether groups are added up for a draw.
+        draws: whether groups are added up for a draw; else whole rows are formed for it, if any.
+        drawing: bytes of the workspace that the draw takes.
+        room: bytes of what is left.
         group: states of one.
     """
 
@@ -45,6 +50,9 @@ class DenoiseHead(ABC):
     def __init__(self, linear: Linear, inputs: DenoiseInputs, bias: Tensor) -> None:
         self.linear, self.inputs, self.bias = linear, inputs, bias
         self.draws = inputs.u is not None and inputs.top_p == 1
+        part = 0 if inputs.u is None else 8 if self.draws else 2
+        self.drawing = linear.workspace // part if part else 0
+        self.room = linear.workspace - self.drawing
 
     @abstractmethod
     def count(self) -> int:
@@ -60,6 +68,11 @@ class DenoiseHead(ABC):
 
         Beyond the last state there may be any finite number.
         """
+
+    @property
+    def drawn(self) -> int:
+        """Rows drawn at a time: the weights of their groups are several float64 numbers each."""
+        return max(1, min(MOST_DRAWN, self.drawing // (32 * self.groups)))
 
     @property
     def groups(self) -> int:

@@ -28,7 +28,7 @@ class ProductsDenoise(DenoiseHead):
         each += self.inputs.embedding * item * width * (1 + threads)
         each += self.draws * 16 * self.groups
         fixed = item * threads * self.group * width
-        count = (linear.workspace - fixed) // each
+        count = (self.room - fixed) // each
         return max(1, self.head.panel, count - count % self.head.panel)
 
     def statistics(self, hidden: Tensor) -> RowStatistics:

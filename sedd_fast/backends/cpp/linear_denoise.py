@@ -6,6 +6,8 @@ states: the sums of all groups tell from which a row draws, and only that group 
 With top-p the rows are formed whole for their draw (:mod:`sedd_fast.backends.row_blocks`).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,9 @@ from sedd_fast.backends.softmax import (
     DenoiseInputs,
     finished,
     head_bias,
-    joined,
-    stored,
+    new_results,
+    store,
 )
-
-#: Rows drawn at a time: the weights of their groups take less memory.
-DRAWN = 64
 
 
 def linear_denoise(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
@@ -34,8 +33,10 @@ def linear_denoise(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
     linear, rows = linear.for_products(), linear.listed()
     kind = BlocksDenoise if linear.dtype.itemsize == 2 else ProductsDenoise
     head = kind(linear, inputs, head_bias(linear, inputs))
-    found = joined([_results(head, some) for some in rows.split(head.count())])
-    return stored(found, linear, inputs, rows)
+    made = new_results(linear, inputs)
+    for some in rows.split(head.count()):
+        store(made, _results(head, some), some)
+    return made
 
 
 def _results(head: DenoiseHead, rows: Tensor) -> Denoised:
@@ -65,16 +66,20 @@ def _tokens(
     """The drawn states (R,), and f there."""
     linear, inputs = head.linear, head.inputs
     assert inputs.u is not None
-    if not head.draws:
-        token = row_blocks.draw_whole_rows(linear, inputs, rows, reverse_step)
-        own = linear.weight[token].to(hidden.dtype)
-        return token, finished((hidden * own).sum(-1), head.bias[token], inputs).double()
     u = inputs.u.flatten(0, 1)[rows.clamp(min=0), 1]
     token, f = torch.empty_like(rows), torch.empty_like(u)
-    for begin in range(0, len(rows), DRAWN):
-        some = slice(begin, begin + DRAWN)
-        group, share = pick(found.group_weights(some), u[some])
-        token[some], f[some] = _in_group(head, hidden[some], group, share)
+    if not head.draws:
+        whole = replace(linear, workspace=max(1, head.drawing))
+        token = row_blocks.draw_whole_rows(whole, inputs, rows, reverse_step)
+    for begin in range(0, len(rows), head.drawn):
+        some = slice(begin, begin + head.drawn)
+        if head.draws:
+            group, share = pick(found.group_weights(some), u[some])
+            token[some], f[some] = _in_group(head, hidden[some], group, share)
+        else:
+            own = linear.weight[token[some]].to(hidden.dtype)
+            scores = (hidden[some] * own).sum(-1)
+            f[some] = finished(scores, head.bias[token[some]], inputs).double()
     return token, f
 
 

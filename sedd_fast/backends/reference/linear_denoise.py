@@ -8,7 +8,7 @@ from sedd_fast.backends.categorical import inverse_cdf
 from sedd_fast.backends.dtypes import fp32_or_fp64
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.reference.shares import reshaped
-from sedd_fast.backends.softmax import Denoised, DenoiseInputs, outputs, stored
+from sedd_fast.backends.softmax import Denoised, DenoiseInputs, new_results, outputs, store
 
 
 def linear_denoise(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
@@ -36,4 +36,6 @@ def linear_denoise(linear: Linear, inputs: DenoiseInputs) -> tuple[Tensor, ...]:
     if inputs.embedding:
         weight = linear.weight.to(linear.dtype).to(fp32_or_fp64(linear.dtype))
         found["embedding"] = p.to(weight.dtype) @ weight
-    return stored(Denoised(**found), linear, inputs, rows)
+    made = new_results(linear, inputs)
+    store(made, Denoised(**found), rows)
+    return made

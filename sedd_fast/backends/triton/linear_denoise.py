@@ -14,7 +14,7 @@ from sedd_fast.backends import row_blocks
 from sedd_fast.backends.head import Linear
 from sedd_fast.backends.head_plan import Head
 from sedd_fast.backends.products import accumulate
-from sedd_fast.backends.softmax import DenoiseInputs, empty_results, fill_unlisted
+from sedd_fast.backends.softmax import DenoiseInputs, new_results
 from sedd_fast.backends.triton.launch import launched, unsupported
 from sedd_fast.backends.triton.reverse_step import reverse_step
 from sedd_fast.backends.triton.softmax_blocks import Cuts, Scores
@@ -79,9 +79,7 @@ class _Run:
         if self.given:
             tokens = row_blocks.draw_whole_rows(linear, inputs, self.index, reverse_step)
         u = None if inputs.u is None else inputs.u.contiguous()
-        *numbers, embedding = out = empty_results(linear, inputs)
-        if linear.rows is not None:
-            fill_unlisted(out)
+        *numbers, embedding = out = new_results(linear, inputs)
         scores = Scores(linear, inputs, self.cuts, len(self.index))
         for first in range(0, len(self.index), count):
             at = slice(first, first + count)
