@@ -63,6 +63,12 @@ def test_a_sum_in_float32_counts_as_workspace():
     assert few is None  # the sum alone takes 51 MB
 
 
+def test_all_rows_at_once_rather_than_a_sum_beside_the_result():
+    made = head(8 << 20, rows=1000, row_bytes=5000, accumulator=4 * 60_000 * 128)
+    assert softmax_plan.fewest(made) == 1000
+    assert softmax_plan.fewest(made._replace(accumulator=0)) == 512
+
+
 def test_all_is_kept_where_it_fits():
     assert softmax_plan.plan(head(1 << 30)) == Plan(512, 419)
 

@@ -15,8 +15,8 @@ struct Size {
   int64_t states, width, panels;
 };
 // Below, at and beyond the rows of a tile, the columns of a panel, and the depth of a sum.
-constexpr Size kSizes[] = {{1, 1, 1},   {2, 7, 1},   {12, 32, 2},  {13, 33, 3},
-                           {60, 70, 1}, {120, 9, 4}, {24, 300, 2}, {7, 513, 1}};
+constexpr Size kSizes[] = {{1, 1, 1},   {2, 7, 1},    {12, 32, 2}, {13, 33, 3}, {60, 70, 1},
+                           {120, 9, 4}, {24, 300, 2}, {7, 513, 1}, {3, 0, 1}};
 
 class HeadBlocks {
  public:
