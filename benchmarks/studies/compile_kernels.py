@@ -162,18 +162,18 @@ def parts(value: Any, kind: Any, path: tuple[int, ...]) -> Iterator[tuple[Any, .
 
 
 def triton_reports(
-    vocab: int, dtypes: tuple[torch.dtype, ...], targets: tuple[Target, ...]
+    vocab: int, dtypes: tuple[torch.dtype, ...], targets: tuple[Target, ...], quick: bool
 ) -> Iterator[Report | str]:
     """Compile every launch for those targets, in as many processes as there are cores.
 
-    A text is a failure.
+    If ``quick``, one launch of each kernel for all targets but the first. A text is a failure.
     """
-    jobs = [
-        (dtype, vocab, dtype == dtypes[0], number, target)
-        for dtype in dtypes
-        for number, _ in enumerate(launches_of(dtype, vocab, dtype == dtypes[0]))
-        for target in targets
-    ]
+    jobs, met = [], set()
+    for dtype in dtypes:
+        for number, launch in enumerate(launches_of(dtype, vocab, dtype == dtypes[0])):
+            of = targets[:1] if quick and (dtype, launch.kernel) in met else targets
+            met.add((dtype, launch.kernel))
+            jobs += [(dtype, vocab, dtype == dtypes[0], number, target) for target in of]
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         yield from pool.map(triton_report, jobs, chunksize=len(targets))
 
@@ -206,10 +206,10 @@ def nvidia_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Rep
     tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
-        command = [shutil.which("cuobjdump") or str(tool), "--dump-resource-usage", "-sass"]
-        said = subprocess.run(
-            [*command, file.name], capture_output=True, text=True, check=True
-        ).stdout
+        command = [shutil.which("cuobjdump") or str(tool), "--dump-resource-usage", file.name]
+        if ROW_KERNELS.match(name):  # to disassemble takes as long as to compile
+            command.insert(1, "-sass")
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     ptx = compiled.asm["ptx"]
     note = f"; bits loaded {widths(ptx, 'ld')}; stored {widths(ptx, 'st')}"
     number = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
@@ -249,12 +249,17 @@ def amd_report(compiled: Any, target: tuple[str, Any, int], name: str) -> Report
 # --- CUDA ---------------------------------------------------------------------------------------
 
 
-def cuda_reports(nvcc: str, build: dict[str, Any]) -> Iterator[Report | str]:
-    """Compile every CUDA object for every architecture; a text is a failure."""
+def cuda_reports(
+    nvcc: str, build: dict[str, Any], dtype: torch.dtype | None, archs: list[str]
+) -> Iterator[Report | str]:
+    """Compile the CUDA objects of a dtype, or all, for those architectures; a text is a failure."""
+    left_out = dict(build["CUDA_TYPES"]) if dtype is not None else {}
+    left_out.pop(str(dtype).removeprefix("torch."), None)
     jobs = [
         (name, source, flags, arch)
         for name, (source, flags) in build["cuda_objects"]().items()
-        for arch in CUDA_ARCHS
+        for arch in archs
+        if Path(name).stem.rpartition("_")[2] not in left_out
     ]
 
     def compiled(job: tuple[str, str, str, str]) -> tuple[tuple[str, ...], Any]:
@@ -307,25 +312,31 @@ def main() -> int:
         help="size of the vocabulary (%(default)s)",
     )
     parser.add_argument(
-        "--dtype", choices=tuple(DTYPES), help="compile Triton's kernels for one dtype only"
+        "--dtype", choices=tuple(DTYPES), help="compile the kernels of one dtype only"
     )
     names = tuple(map(target_name, TRITON_TARGETS))
     parser.add_argument(
         "--targets",
         type=some_of(*names),
         default=names,
-        help=f"targets of Triton's kernels, with commas between (default: {', '.join(names)})",
+        help=f"with commas between (default: {', '.join(names)}); CUDA kernels only for "
+        + " and ".join(f"sm_{arch}" for arch in CUDA_ARCHS),
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="for all targets but the first, one launch of each Triton kernel",
     )
     arguments = parser.parse_args()
+    one = DTYPES.get(arguments.dtype)
+    dtypes = tuple(DTYPES.values()) if one is None else (one,)
+    targets = tuple(t for t in TRITON_TARGETS if target_name(t) in arguments.targets)
     reports: list[Iterator[Report | str]] = []
     if arguments.only != "cuda":
         if importlib.util.find_spec("triton") is None:
             print("Triton kernels: not compiled, Triton is missing (pip install triton)")
         else:
-            one = arguments.dtype
-            dtypes = tuple(DTYPES.values()) if one is None else (DTYPES[one],)
-            targets = [t for t in TRITON_TARGETS if target_name(t) in arguments.targets]
-            reports.append(triton_reports(arguments.vocabulary, dtypes, tuple(targets)))
+            reports.append(triton_reports(arguments.vocabulary, dtypes, targets, arguments.quick))
     if arguments.only != "triton":
         with mock.patch("setuptools.setup"):  # only its flags and lists are needed
             build = runpy.run_path(str(ROOT / "setup.py"))
@@ -333,7 +344,8 @@ def main() -> int:
         if nvcc is None:
             print("CUDA kernels: not compiled, nvcc is missing (set CUDA_HOME or PATH)")
         else:
-            reports.append(cuda_reports(nvcc, build))
+            archs = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in arguments.targets]
+            reports.append(cuda_reports(nvcc, build, one, archs))
     count, failed = 0, 0
     for report in (report for some in reports for report in some):
         count += 1
