@@ -6,6 +6,7 @@ Every function takes sequences of hashable units: token ids, or the characters o
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Units = Sequence[Hashable]
@@ -46,12 +47,40 @@ def ngram_divergence(drawn: Iterable[Units], real: Iterable[Units], n: int) -> f
     compare equal amounts, beside the value of real text against real text. NaN where either has no
     n-gram.
     """
-    p, q = ngram_counts(drawn, n), ngram_counts(real, n)
-    if not p or not q:
-        return math.nan
-    mean = {gram: p[gram] / p.total() / 2 + q[gram] / q.total() / 2 for gram in p.keys() | q.keys()}
-    nats = -sum(m * math.log(m) for m in mean.values()) - (_entropy(p) + _entropy(q)) / 2
-    return max(0.0, nats / math.log(2))
+    return NGrams.of(drawn, n).divergence(NGrams.of(real, n))
+
+
+@dataclass(frozen=True)
+class NGrams:
+    """The n-grams of a set of texts, counted once for several comparisons.
+
+    Attributes:
+        counts: how often each n-gram occurs.
+        total: the number of n-grams.
+        entropy: the entropy of their frequencies, in nats.
+    """
+
+    counts: Counter[Any]
+    total: int
+    entropy: float
+
+    @classmethod
+    def of(cls, sequences: Iterable[Units], n: int) -> "NGrams":
+        counts = ngram_counts(sequences, n)
+        return cls(counts, counts.total(), _entropy(counts))
+
+    def divergence(self, other: "NGrams") -> float:
+        """Jensen-Shannon divergence of the frequencies, in bits (:func:`ngram_divergence`)."""
+        if not self.total or not other.total:
+            return math.nan
+        few, many = sorted((self, other), key=lambda grams: len(grams.counts))
+        # Sum of m ln m over the n-grams of `many`, as if `few` had none, and what those change.
+        nats = -(many.entropy + math.log(2)) / 2
+        for gram, count in few.counts.items():
+            q = many.counts[gram] / many.total / 2
+            m = q + count / few.total / 2
+            nats += m * math.log(m) - (q * math.log(q) if q else 0.0)
+        return max(0.0, (-nats - (few.entropy + many.entropy) / 2) / math.log(2))
 
 
 def ngram_counts(sequences: Iterable[Units], n: int) -> Counter[Any]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from sedd_fast.data.blocks import Blocks
-from sedd_fast.evaluate.diversity import ngram_divergence, unigram_entropy
+from sedd_fast.evaluate.diversity import NGrams, unigram_entropy
 from sedd_fast.evaluate.generative import ORDERS, generative_perplexity
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.ngram import NGram
@@ -94,14 +94,14 @@ class Quality:
     """The metrics of samples; make one with :meth:`of_text`.
 
     Attributes:
-        held_out: the held-out text, as characters.
+        held_out: the n-grams of the characters of the held-out text, by n.
         decode: tokens -> text.
         ngram: an n-gram model of the training text.
         judge: the judge of generative perplexity; None: leave it out.
         real: the metrics of real text.
     """
 
-    held_out: str
+    held_out: dict[int, NGrams]
     decode: Decode
     ngram: NGram
     judge: Judge | None
@@ -134,7 +134,8 @@ class Quality:
             raise ValueError("held-out text: it has no token to compare with; give more text")
         ngram = NGram.fit(train[:_COUNTED], vocab_size, min(5, len(train)))
         text = decode(held_out.tolist())
-        quality = cls(text, decode, ngram, judge, {})
+        grams = {n: NGrams.of([text], n) for n in ORDERS}
+        quality = cls(grams, decode, ngram, judge, {})
         real = quality(spaced_rows(held_out, budget.length, budget.num_samples).tolist())
         last = spaced_rows(train[-amount:], budget.length, budget.num_samples)
         real |= quality.divergences([decode(row) for row in last.tolist()])
@@ -152,7 +153,9 @@ class Quality:
 
     def divergences(self, texts: Sequence[str]) -> dict[str, float]:
         """js_1 .. js_4 of samples against the held-out text, and their mean js."""
-        found = {f"js_{n}": ngram_divergence(texts, [self.held_out], n) for n in ORDERS}
+        found = {
+            f"js_{n}": NGrams.of(texts, n).divergence(real) for n, real in self.held_out.items()
+        }
         return {**found, "js": sum(found.values()) / len(ORDERS)}
 
 

@@ -75,9 +75,9 @@ def test_scale_of_scores(tmp_path, monkeypatch, capsys):
 
 
 def test_memory_of_an_evaluation(tmp_path):
-    options = ("--batch", "8", "--length", "64", "--vocab", "20000")  # 41 MB of log scores
+    options = ("--batch", "4", "--length", "32", "--vocab", "20000")  # 10 MB of log scores
     out, record = results(tmp_path, "evaluation", *options)
-    assert "41 MB" in out
+    assert "10 MB" in out
     rows = {(row["graph"], row["mode"]): row for row in record["rows"]}
     for graph, mode in (("absorbing", "exact"), ("absorbing", "paper"), ("uniform", "paper")):
         row = rows[graph, mode]

@@ -139,3 +139,19 @@ def test_ngram_divergence():
     found = ngram_divergence(["aaab"], ["abbb"], 1)
     assert found == pytest.approx(float(wanted) / math.log(2), rel=1e-5)
     assert math.isnan(ngram_divergence(["a"], ["b"], 2))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_ngram_divergence_of_long_and_short_texts_by_the_definition(n):
+    letters = torch.randint(5, (3000,), generator=torch.Generator().manual_seed(n)).tolist()
+    few, many = [letters[:60]], [letters[60:2000], letters[2000:]]
+    p, q = ngram_counts(few, n), ngram_counts(many, n)
+
+    def nats(of: dict) -> float:
+        return -sum(value * math.log(value) for value in of.values())
+
+    p, q = ({gram: count / of.total() for gram, count in of.items()} for of in (p, q))
+    mean = {gram: (p.get(gram, 0) + q.get(gram, 0)) / 2 for gram in p | q}
+    wanted = (nats(mean) - (nats(p) + nats(q)) / 2) / math.log(2)
+    assert ngram_divergence(few, many, n) == pytest.approx(wanted, rel=1e-12)
+    assert ngram_divergence(many, few, n) == pytest.approx(wanted, rel=1e-12)
