@@ -5,6 +5,7 @@
 // reach). The order in which they run is the caller's, and one warp runs as far ahead of the others
 // as it can: a missing barrier shows as a wrong result, or as one that depends on the order.
 // test_cuda_rows.py compiles this into a library and calls it through ctypes.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -81,8 +82,7 @@ class Machine {
   void sync() {
     const int round = round_;
     if (++arrived_ >= running_) return release();
-    while (round == round_) yield();
-    progressed_ = true;
+    wait_for_another(round_, round);
   }
 
   double exchange(int thread, double value, int lane) {
@@ -94,16 +94,19 @@ class Machine {
       warp.arrived = 0;
       ++warp.round;
     }
-    while (round == warp.round) yield();
+    if (round == warp.round) wait_for_another(warp.round, round);
     progressed_ = true;
     return slots[lane];
   }
 
  private:
   struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // to enter it; then _longjmp, which needs no system call
+    jmp_buf jump;
     std::unique_ptr<char[]> stack;
-    bool finished = true;
+    bool entered = false, finished = true;
+    const int* round = nullptr;  // what it waits for: that this is no longer `seen`
+    int seen = 0;
   };
   struct Warp {
     int arrived = 0, round = 0;
@@ -135,36 +138,46 @@ class Machine {
     machine->progressed_ = true;
     // Who has returned is no longer waited for.
     if (--machine->running_ > 0 && machine->arrived_ >= machine->running_) machine->release();
+    _longjmp(machine->scheduler_, 1);
   }
 
   void start(int i) {
     Fiber& fiber = fibers_[i];
-    fiber.finished = false;
+    fiber.entered = fiber.finished = false;
+    fiber.round = nullptr;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = &scheduler_;
+    fiber.context.uc_link = nullptr;  // it never returns
     const uintptr_t address = reinterpret_cast<uintptr_t>(this);
     makecontext(&fiber.context, reinterpret_cast<void (*)()>(&enter), 3,
                 static_cast<unsigned>(address >> 32), static_cast<unsigned>(address), i);
   }
 
   void resume(int i) {
-    if (fibers_[i].finished) return;
+    Fiber& fiber = fibers_[i];
+    if (fiber.finished || (fiber.round && *fiber.round == fiber.seen)) return;
+    fiber.round = nullptr;
     current_ = i;
-    swapcontext(&scheduler_, &fibers_[i].context);
+    if (_setjmp(scheduler_)) return;
+    if (fiber.entered) _longjmp(fiber.jump, 1);
+    fiber.entered = true;
+    setcontext(&fiber.context);
   }
 
-  void yield() {
-    const int i = current_;
-    swapcontext(&fibers_[i].context, &scheduler_);
+  void wait_for_another(const int& round, int seen) {
+    Fiber& fiber = fibers_[current_];
+    fiber.round = &round;
+    fiber.seen = seen;
+    if (!_setjmp(fiber.jump)) _longjmp(scheduler_, 1);
+    progressed_ = true;
   }
 
   int threads_;
   bool reversed_;
   std::vector<Warp> warps_;
   std::vector<Fiber> fibers_;
-  ucontext_t scheduler_;
+  jmp_buf scheduler_;
   const std::function<void(HostBlock&)>* body_ = nullptr;
   int running_ = 0, arrived_ = 0, round_ = 0, current_ = 0;
   bool progressed_ = false;
