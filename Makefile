@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CSRC := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) csrc/*/*/*.$(suffix)))
 FORMATTED := $(CSRC) $(wildcard tests/helpers/*.cpp tests/helpers/*/*.cpp tests/helpers/*/*.h)
-SOURCES := setup.py pyproject.toml constraints.txt $(CSRC)
 
 # The tests start many processes. Without bytecode each compiles torch again: 5 s instead of 2.
 unexport PYTHONDONTWRITEBYTECODE
@@ -16,7 +15,7 @@ help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/installed ## virtual environment with the package and what users need
-tools: $(VENV)/tools ## the same with linters and test tools
+tools: $(VENV)/tools $(VENV)/installed ## the same with linters and test tools
 
 # $(call stage,text,command): a line every 15 seconds, until the command ends, says that it goes on.
 define stage
@@ -31,24 +30,27 @@ PACKAGE := .[train,plot]
 BUILD := $(BIN)/python setup.py --quiet build_ext --inplace --build-temp build/objects
 BUILD_TOOLS := 'setuptools>=77' 'pybind11>=2.12' 'ninja>=1.11'
 
-$(VENV)/installed: $(SOURCES)
+$(VENV)/packages: setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
 	@echo "install 1/3: virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { echo "a virtual environment could not be made: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	$(call stage,install 2/3: torch and other packages,$(PIP) $(BUILD_TOOLS) && export SEDD_FAST_CPU=0 SEDD_FAST_CUDA=0 && $(PIP) --no-build-isolation -c constraints.txt -e '$(PACKAGE)')
+	@touch $@
+
+$(VENV)/installed: $(VENV)/packages $(CSRC)
 	@rm -f sedd_fast/_cpu.*.so sedd_fast/_cuda.*.so  # where one no longer compiles, the old one would remain
 	$(call stage,install 3/3: compiling the kernels,$(BUILD))  # pip would hide its progress, and compile everything again
 	@$(BIN)/python -c 'from sedd_fast.backends import cpp; print("install done; C++ kernels:", cpp.unavailable() or "built")'
 	@touch $@
 
-$(VENV)/tools: pyproject.toml constraints.txt | $(VENV)/installed
+$(VENV)/tools: $(VENV)/packages
 	$(call stage,tools: linters and test tools,$(PIP) -c constraints.txt 'sedd-fast[test]')
 	@touch $@
 
 demo: install ## train on this computer for five minutes, then evaluate, sample and infill
 	GOMP_SPINCOUNT=10000 $(BIN)/sedd-fast demo  # waiting threads leave the cores to others
 
-lint: tools ## ruff, type checker, clang-format
+lint: $(VENV)/tools ## ruff, type checker, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -20,8 +20,14 @@ from sedd_fast.names import TERMS
 pytestmark = pytest.mark.skipif(cpp.unavailable() is not None, reason="no C++ kernels here")
 
 
-@pytest.mark.parametrize("wanted", ["baseline", "avx2", "avx512"])
+SETS = ("baseline", "avx2", "avx512")
+
+
+@pytest.mark.parametrize("wanted", SETS)
 def test_an_instruction_set(wanted):
+    best = cpp.kernels().instruction_set()
+    if SETS.index(wanted) > SETS.index(best.partition("_")[0]):
+        pytest.skip(f"this processor has no {wanted}; another case checks {best}")
     environment = {**os.environ, "SEDD_FAST_ISA": wanted, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     done = subprocess.run(

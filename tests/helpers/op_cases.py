@@ -50,6 +50,14 @@ class Backend:
         """float64 where the backend supports it, else float32."""
         return torch.float64 if torch.float64 in self.dtypes else torch.float32
 
+    @property
+    def opchecks(self) -> tuple[str, ...]:
+        """The checks of torch.library.opcheck; tracing is of code that all backends share."""
+        metadata = ("test_schema", "test_faketensor")
+        if self.name != "reference" and self.device == "cpu":
+            return metadata
+        return (*metadata, "test_autograd_registration", "test_aot_dispatch_dynamic")
+
     def rounding(self, dtype: torch.dtype) -> float:
         """The largest relative error of one rounding to ``dtype``."""
         truncates = self.interpreted and dtype == torch.bfloat16  # GPUs round

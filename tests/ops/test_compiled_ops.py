@@ -18,8 +18,6 @@ OPS = torch.ops.sedd_fast
 LAYOUTS = ("contiguous", "transposed")
 #: The checks of opcheck that look at results: what is changed in place, dtypes, shapes, strides.
 METADATA = ("test_schema", "test_faketensor")
-#: The others, of the code around the implementations, which all backends share.
-TRACING = ("test_autograd_registration", "test_aot_dispatch_dynamic")
 
 
 def laid_out(inputs: Inputs, layout: str) -> Inputs:
@@ -69,8 +67,7 @@ def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]
 def test_opcheck(backend: Backend, graph: sf.Graph, name, layout):
     inputs = laid_out(make_inputs(graph, shape=(2, 3), device=backend.device), layout)
     arguments = op_arguments(inputs, needs_grad=True)[name]
-    checks = METADATA if backend.interpreted else METADATA + TRACING
-    torch.library.opcheck(getattr(OPS, name).default, arguments, test_utils=checks)
+    torch.library.opcheck(getattr(OPS, name).default, arguments, test_utils=backend.opchecks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

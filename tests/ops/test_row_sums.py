@@ -227,11 +227,12 @@ def test_opcheck(backend: Backend, graph: sf.Graph, dtype):
     settings = ("log", *process(graph))
     leaf = inputs.log_score.clone().requires_grad_()
     forward = (leaf, inputs.x_t, inputs.x_0, a, b, *settings)
-    torch.library.opcheck(torch.ops.sedd_fast.row_sums.default, forward)
+    checks = {"test_utils": backend.opchecks}
+    torch.library.opcheck(torch.ops.sedd_fast.row_sums.default, forward, **checks)
     *_, code = torch.ops.sedd_fast.row_sums(*forward)
     tensors = (a, b.detach(), inputs.log_score, inputs.x_t, inputs.x_0, a, b.detach())
     torch.library.opcheck(
-        torch.ops.sedd_fast.row_sums_backward.default, (*tensors, *settings, code)
+        torch.ops.sedd_fast.row_sums_backward.default, (*tensors, *settings, code), **checks
     )
 
 

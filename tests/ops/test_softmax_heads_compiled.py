@@ -69,7 +69,7 @@ def test_opcheck(backend: Backend, name):
     rows = torch.tensor([5, 0, 2, -1, 4, 1, 3], device=backend.device)
     for given, listed in ((head, None), (spread, rows), (replace(head, bias=None), None)):
         arguments = op_arguments(given.leaves(), name, listed, [True, True, given.bias is not None])
-        torch.library.opcheck(getattr(OPS, name).default, arguments)
+        torch.library.opcheck(getattr(OPS, name).default, arguments, test_utils=backend.opchecks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
