@@ -18,9 +18,9 @@ def make_faster() -> None:
     patch_the_language_once(interpreter, language)
     keep_dtypes(interpreter)
     keep_shapes(language)
-    semantic = getattr(interpreter, "interpreter_semantic", None)
-    if hasattr(semantic, "binary_op_sanitize_overflow_impl"):
-        semantic.binary_op_sanitize_overflow_impl = check_overflow
+    of = getattr(language.semantic, "TritonSemantic", None)
+    if hasattr(of, "binary_op_sanitize_overflow_impl"):
+        of.binary_op_sanitize_overflow_impl = check_overflow
 
 
 def patch_the_language_once(interpreter: Any, language: Any) -> None:
@@ -85,7 +85,7 @@ def keep_shapes(language: Any) -> None:
     language.block_type.__init__, language.tensor.__init__ = block, tensor
 
 
-def check_overflow(lhs: Any, rhs: Any, binary_op: Any) -> None:
+def check_overflow(_: Any, lhs: Any, rhs: Any, binary_op: Any) -> None:
     """Fail where a sum, difference or product of integers is beyond their dtype."""
     kind = lhs.type.scalar
     if kind.int_bitwidth >= 64:
