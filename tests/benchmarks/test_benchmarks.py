@@ -291,8 +291,8 @@ def test_command_sweeps_into_two_pictures(tmp_path, command):
     pytest.importorskip("matplotlib")
     status, _, err = command(
         "--quick", "--suite", "sweep", "--threads", "1", "--backend", "reference",
-        "--positions", "4", "--vocab", "101", "--operations", "absorbing loss; uniform euler step",
-        "--plot", str(tmp_path / "s.png"),
+        "--regimes", "reused", "--positions", "4", "--vocab", "101",
+        "--operations", "absorbing loss; uniform euler step", "--plot", str(tmp_path / "s.png"),
     )  # fmt: skip
     assert status == 0, err
     for name in ("s-vocabulary.png", "s-noised.png"):
