@@ -51,8 +51,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sedd_fast.evaluate.estimators import Estimator, check_clean
+from sedd_fast.evaluate.estimators import Estimator
 from sedd_fast.evaluate.result import LikelihoodBound
+from sedd_fast.evaluate.sequences import Sequences
 from sedd_fast.models.interface import ScoreModel, device_of
 from sedd_fast.names import Mode, Times
 from sedd_fast.process.graphs import Graph
@@ -74,6 +75,8 @@ def likelihood_bound(
     eps: float = 1e-3,
     progress: bool = False,
     times: Times = "stratified",
+    loss_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
 ) -> LikelihoodBound:
     """An upper bound on -log p(x_0) of each sequence, in nats, by Monte Carlo.
 
@@ -97,6 +100,10 @@ def likelihood_bound(
         progress: show a progress bar on stderr.
         times: how noise levels are placed: "stratified", or "antithetic", in mirrored pairs
             (``samples`` a multiple of 4); :class:`sedd_fast.evaluate.draws.Batches` defines both.
+        loss_mask: (B, L) bool: the bound is that of the tokens at its True positions given all
+            others, such as a completion given its prompt. None: of all tokens.
+        attention_mask: (B, L), 0 at padding, which is not read and not counted; positions of equal
+            number attend to each other alone (:mod:`sedd_fast.models.attention`).
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of range; the message names it.
@@ -105,9 +112,8 @@ def likelihood_bound(
         >>> bound = likelihood_bound(model, x_0, graph, noise, samples=256)
         >>> print(f"{bound.bits_per_token:.3f} +- {bound.bits_per_token_stderr:.3f} bits per token")
     """
-    check_clean(x_0, graph)
     estimator = Estimator(graph, noise, mode, samples, eps, batch_size, times, generator, progress)
-    return estimator(model, x_0, x_0.device)
+    return estimator(model, Sequences.checked(x_0, graph, loss_mask, attention_mask), x_0.device)
 
 
 def evaluate_corpus(
@@ -122,6 +128,8 @@ def evaluate_corpus(
     eps: float = 1e-3,
     progress: bool = False,
     times: Times = "stratified",
+    loss_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
 ) -> LikelihoodBound:
     """The bound over a whole text: :func:`likelihood_bound` of its blocks.
 
@@ -132,8 +140,8 @@ def evaluate_corpus(
         blocks: (N, L) integers, a tensor anywhere or an array; moved to the model's device batch
             by batch.
         samples_per_block: at least 2.
-        model, graph, noise, mode, generator, batch_size, eps, progress, times: as in
-            :func:`likelihood_bound`.
+        model, graph, noise, mode, generator, batch_size, eps, progress, times, loss_mask,
+            attention_mask: as in :func:`likelihood_bound`.
 
     Returns:
         A bound with N sequences; ``perplexity`` and ``bits_per_token`` are those of the text.
@@ -144,8 +152,8 @@ def evaluate_corpus(
     tokens = torch.tensor(blocks) if isinstance(blocks, np.ndarray) else blocks
     if isinstance(tokens, Tensor) and tokens.dtype in _STORED:
         tokens = tokens.long()
-    check_clean(tokens, graph, "blocks")
     estimator = Estimator(
         graph, noise, mode, samples_per_block, eps, batch_size, times, generator, progress
     )
-    return estimator(model, tokens, device_of(model))
+    sequences = Sequences.checked(tokens, graph, loss_mask, attention_mask, "blocks")
+    return estimator(model, sequences, device_of(model))

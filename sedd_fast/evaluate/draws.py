@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sedd_fast.evaluate.sequences import Sequences
 from sedd_fast.evaluate.standard_error import total
 from sedd_fast.names import Times
 from sedd_fast.ops._uniforms import RowStreams
@@ -39,7 +40,7 @@ def stratum_sizes(draws: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Batches:
-    """The sequences x_0 (N, L), and the uniform numbers of each of their samples.
+    """Sequences (N, L), and the uniform numbers of each of their samples.
 
     A sample of a sequence is a place in [0, 1), which sets the noise level, and 1 + 2 L further
     uniform numbers, which set the noised tokens. With S samples of each sequence, ``times`` is
@@ -56,7 +57,7 @@ class Batches:
     same expected value.
     """
 
-    x_0: Tensor
+    sequences: Sequences
     device: torch.device
     generator: torch.Generator | None
     batch_size: int
@@ -64,32 +65,34 @@ class Batches:
     times: Times = "stratified"
 
     def draw(self, term: Callable[..., Tensor], samples: int, label: str) -> Tensor:
-        """(N, draws) float64 on the CPU, the independent draws of ``term(x_0, place, choice, u)``.
+        """(N, draws) float64 on the CPU, the independent draws of ``term(rows, place, choice, u)``.
 
         A sequence has ``samples`` draws if stratified; half as many, means of pairs, if antithetic.
-        ``place`` and ``choice`` are (R,), ``u`` is (R, L, 2), all float64. One number of the
-        generator is the key of all, and a row's numbers depend on the number of the row only: the
-        batch size does not change them.
+        ``rows`` are R of the sequences, ``place`` and ``choice`` are (R,), ``u`` is (R, L, 2), all
+        float64. One number of the generator is the key of all, and a row's numbers depend on the
+        number of the row only: neither the batch size nor padding changes them.
         """
-        sequences, length = self.x_0.shape
-        if self.x_0.numel() == 0:
+        x_0 = self.sequences.x_0
+        sequences, length = x_0.shape
+        if x_0.numel() == 0:
             return torch.zeros(sequences, samples, dtype=torch.float64)
         draws = samples // 2 if self.times == "antithetic" else samples
         sizes = torch.tensor(stratum_sizes(draws))
         width = sizes.repeat_interleave(sizes)  # (draws,), in units of 1 / samples
         start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-        stream = RowStreams.of_generators([self.generator])
+        [key] = RowStreams.of_generators([self.generator]).keys
         values = []
         rows = torch.arange(sequences * draws).split(self.batch_size)
         for row in tracked(rows, label, self.progress):
-            u = stream.uniform((1, len(row), 2 + 2 * length))[0]
+            streams = RowStreams.of_texts(key, row.tolist())
+            u = streams.uniform((len(row), 2 + 2 * length))
             s = row % draws
             place = ((start[s] + width[s] * u[:, 0]) / samples).to(self.device)
-            x_0 = self.x_0[(row // draws).to(self.x_0.device)].to(self.device)  # (R, L)
+            of_rows = self.sequences.rows(row // draws, self.device)
             u = u.to(self.device)
             numbers = place, u[:, 1], u[:, 2:].reshape(len(row), length, 2)
-            value = term(x_0, *numbers)
+            value = term(of_rows, *numbers)
             if self.times == "antithetic":
-                value = (value + term(x_0, *(_BELOW_ONE - v for v in numbers))) / 2
+                value = (value + term(of_rows, *(_BELOW_ONE - v for v in numbers))) / 2
             values.append(value)
         return torch.cat(values).cpu().view(sequences, draws)

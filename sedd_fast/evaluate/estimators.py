@@ -4,6 +4,7 @@ The formulas are in :mod:`sedd_fast.evaluate.bound`.
 """
 
 import math
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +15,14 @@ from torch import Tensor
 from sedd_fast.evaluate.draws import Batches, variance_of_mean
 from sedd_fast.evaluate.levels import Levels, noised
 from sedd_fast.evaluate.result import LikelihoodBound
+from sedd_fast.evaluate.sequences import Sequences
 from sedd_fast.evaluate.standard_error import covering_error, total
+from sedd_fast.models.attention import masked
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.interface import ScoreEntropyRequest, ScoreModel, answer, evaluating
 from sedd_fast.names import MODES, TIMES, Mode, Times
 from sedd_fast.ops import reverse_probs
-from sedd_fast.ops._arguments import check_choice, check_graph, check_tokens, whole
+from sedd_fast.ops._arguments import check_choice, whole
 from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 
@@ -70,9 +73,13 @@ class Estimator:
         return self.graph.kind == "absorbing" and self.mode != "paper"
 
     @torch.no_grad()
-    def __call__(self, model: ScoreModel, x_0: Tensor, device: torch.device) -> LikelihoodBound:
-        length = x_0.shape[1]
-        batches = Batches(x_0, device, self.generator, self.batch_size, self.progress, self.times)
+    def __call__(
+        self, model: ScoreModel, sequences: Sequences, device: torch.device
+    ) -> LikelihoodBound:
+        counts = sequences.counts.cpu()
+        batches = Batches(
+            sequences, device, self.generator, self.batch_size, self.progress, self.times
+        )
         term = self._over_masks if self.over_masks else self._over_levels
         with evaluating(model):
             integral = batches.draw(partial(term, model), self.samples, f"bound ({self.mode})")
@@ -82,24 +89,26 @@ class Estimator:
                 few = max(4, self.samples // 32 * 4)
                 last = batches.draw(partial(self._reconstruction, model), few, "reconstruction")
                 divergence = limit_divergence(self._levels.high, self.graph.vocab_size)
-                nats = nats + last.mean(1) + length * divergence
+                nats = nats + last.mean(1) + counts * divergence
                 both = zip((variance, degrees), variance_of_mean(last), strict=True)
                 variance, degrees = total(*(torch.stack(pair, 1) for pair in both))
         stderr = covering_error(variance, degrees)
         strict = self.mode != "paper"
+        length = sequences.x_0.shape[1]
+        tokens = length if bool((counts == length).all()) else counts
         return LikelihoodBound(
-            nats, stderr, length, self.mode, self.samples, strict, self.times, degrees
+            nats, stderr, tokens, self.mode, self.samples, strict, self.times, degrees
         )
 
     # Requests leave positions unsummed: they are added up in float64.
 
     def _over_masks(
-        self, model: ScoreModel, x_0: Tensor, place: Tensor, choice: Tensor, u: Tensor
+        self, model: ScoreModel, given: Sequences, place: Tensor, choice: Tensor, u: Tensor
     ) -> Tensor:
         """L * mean of the bracket over n masked positions, n from ``place``; (R,)."""
-        length = x_0.shape[1]
-        order = u[..., 0]  # (R, L)
-        count = (place * length).long().clamp(max=length - 1) + 1  # n, (R,)
+        x_0, length = given.x_0, given.counts
+        order = u[..., 0].masked_fill(~given.evaluated, 2.0)  # (R, L); above 1 is never masked
+        count = (place * length).long().minimum(length - 1) + 1  # n, (R,)
         m = order.sort(-1).values.gather(-1, count[:, None] - 1)  # (R, 1)
         masked = order <= m
         sigma = self._trained(-torch.log1p(-m.squeeze(-1)))  # (R,)
@@ -110,8 +119,9 @@ class Estimator:
         if self.mode == "normalised":
             weight = weight[:, None].expand(x_0.shape)
             request = CrossEntropyRequest(x_0, weight)
-            return answer(model, self.graph, x_t, sigma, request).double().sum(-1)
-        return self._entropy(model, x_t, x_0, sigma, weight * torch.expm1(sigma.double()))
+            nats = answer(model, self.graph, x_t, sigma, request, given.attention_mask)
+            return nats.double().sum(-1)
+        return self._entropy(model, x_t, given, sigma, weight * torch.expm1(sigma.double()))
 
     def _trained(self, sigma: Tensor) -> Tensor:
         """sigma clamped to the noise levels of training, in float32: passed to the network."""
@@ -124,68 +134,61 @@ class Estimator:
         return Levels(*self.noise.sigma(ends).tolist())
 
     def _over_levels(
-        self, model: ScoreModel, x_0: Tensor, place: Tensor, choice: Tensor, u: Tensor
+        self, model: ScoreModel, given: Sequences, place: Tensor, choice: Tensor, u: Tensor
     ) -> Tensor:
         """Mean score entropy at a level sigma from ``place``, times the level's weight; (R,)."""
         sigma = self._levels.at(place)
         entropy = partial(self._entropy, model)
-        return self._mean(entropy, x_0, sigma, choice, u) * self._levels.weight(sigma)
+        return self._mean(entropy, given, sigma, choice, u) * self._levels.weight(sigma)
 
     def _mean(
-        self, loss: Callable[..., Tensor], x_0: Tensor, sigma: Tensor, choice: Tensor, u: Tensor
+        self,
+        loss: Callable[..., Tensor],
+        given: Sequences,
+        sigma: Tensor,
+        choice: Tensor,
+        u: Tensor,
     ) -> Tensor:
-        """An estimate of the mean of ``loss(x_t, x_0, sigma)`` over x_t; (R,)."""
-        x_t, left_out = noised(x_0, sigma, self.graph, choice, u)
-        mean = (1 - left_out) * loss(x_t, x_0, sigma)
+        """An estimate of the mean of ``loss(x_t, given, sigma)`` over x_t; (R,)."""
+        x_t, left_out = noised(given.x_0, given.evaluated, sigma, self.graph, choice, u)
+        mean = (1 - left_out) * loss(x_t, given, sigma)
         if self.graph.mask_index is None and bool((rare := left_out > 0).any()):
-            clean = x_0[rare]
-            mean[rare] += left_out[rare] * loss(clean, clean, sigma[rare])
+            clean = given.where(rare)
+            mean[rare] += left_out[rare] * loss(clean.x_0, clean, sigma[rare])
         return mean
 
     def _entropy(
         self,
         model: ScoreModel,
         x_t: Tensor,
-        x_0: Tensor,
+        given: Sequences,
         sigma: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:
         """Score entropy of each sequence, times its weight (R,); (R,) float64."""
         weight = torch.ones_like(sigma, dtype=torch.float64) if weight is None else weight
-        row_weight = weight[:, None].expand(x_0.shape)
-        request = ScoreEntropyRequest(x_0, row_weight)
-        return answer(model, self.graph, x_t, sigma.float(), request).double().sum(-1)
+        request = ScoreEntropyRequest(given.x_0, weight[:, None] * given.evaluated)
+        mask = given.attention_mask
+        return answer(model, self.graph, x_t, sigma.float(), request, mask).double().sum(-1)
 
     def _reconstruction(
-        self, model: ScoreModel, x_0: Tensor, place: Tensor, choice: Tensor, u: Tensor
+        self, model: ScoreModel, given: Sequences, place: Tensor, choice: Tensor, u: Tensor
     ) -> Tensor:
         """Mean of -log p(x_0 | x_t0) under the denoising step at t0 = eps; (R,)."""
         sigma = torch.full_like(place, self._levels.low)
-        return self._mean(partial(self._denoised, model), x_0, sigma, place, u)
+        return self._mean(partial(self._denoised, model), given, sigma, place, u)
 
-    def _denoised(self, model: ScoreModel, x_t: Tensor, x_0: Tensor, sigma: Tensor) -> Tensor:
+    def _denoised(self, model: ScoreModel, x_t: Tensor, given: Sequences, sigma: Tensor) -> Tensor:
         """-log p(x_0 | x_t) under the denoising step at noise sigma (R,); (R,) float64."""
-        sigma = sigma.float()
-        log_score = model(x_t, sigma)
+        x_0, sigma, network = given.x_0, sigma.float(), typing.cast(Callable[..., Tensor], model)
+        log_score = network(x_t, sigma, **masked(given.attention_mask))
         nats = []
         for i in range(len(x_0)):  # one sequence at a time: probs is (1, L, V)
             one = slice(i, i + 1)
             probs = reverse_probs(log_score[one], x_t[one], sigma[one], None, self.graph, "denoise")
-            nats.append(-probs.gather(-1, x_0[one, :, None]).double().log().sum())
+            own = probs.gather(-1, x_0[one, :, None]).squeeze(-1)[given.evaluated[one]]
+            nats.append(-own.double().log().sum())
         return torch.stack(nats)
-
-
-def check_clean(x_0: Tensor, graph: Graph, name: str = "x_0") -> None:
-    """Raise unless x_0 (B, L) int64, called `name` in messages, holds tokens of the vocabulary."""
-    check_graph(graph)
-    check_tokens(name, x_0)
-    bad = ~graph.is_token(x_0)
-    if bool(bad.any()):
-        row, column = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(
-            f"{name} holds {int(x_0[row, column])} at position ({row}, {column}); clean tokens are "
-            f"{graph.tokens_in_words}: have model and tokenizer the same vocabulary?"
-        )
 
 
 def limit_divergence(sigma: float, vocab_size: int) -> float:

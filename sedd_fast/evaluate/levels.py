@@ -70,12 +70,13 @@ class Levels:
 
 
 def noised(
-    x_0: Tensor, sigma: Tensor, graph: Graph, choice: Tensor, u: Tensor
+    x_0: Tensor, evaluated: Tensor, sigma: Tensor, graph: Graph, choice: Tensor, u: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Noised sequences of levels sigma, those that are x_0 itself left out.
 
     Args:
         x_0: (R, L) int64.
+        evaluated: (R, L) bool, the positions that are noised; a row has at least one.
         sigma: (R,) float64.
         choice: (R,) uniform numbers, which set the first noised position.
         u: (R, L, 2) uniform numbers: whether a later position is noised, and its token.
@@ -84,14 +85,15 @@ def noised(
         x_t (R, L), and the probability P (R,) float64 of what is left out: 0 where P is below 1 %,
         and nothing is left out.
     """
-    length, vocab, mask = x_0.shape[1], graph.vocab_size, graph.mask_index
+    length, vocab, mask = evaluated.sum(1), graph.vocab_size, graph.mask_index
     p = -torch.expm1(-sigma) * ((vocab - 1) / vocab if mask is None else 1)
     log_stay = torch.log1p(-p)
     left_out = torch.exp(length * log_stay)
     left_out = torch.where(left_out > _RARE, left_out, 0.0)
     # By inverting P(first < j) = (1 - (1 - p)^j) / (1 - P).
     first = torch.floor(torch.log1p(-choice * (1 - left_out)) / log_stay)[:, None]
-    place = torch.arange(length, device=x_0.device)
+    # The place of a position among those that are noised; before all of them elsewhere.
+    place = torch.where(evaluated, evaluated.cumsum(1) - 1, -1)
     moves = (place == first) | ((place > first) & (u[..., 0] < p[:, None]))
     other = (x_0 + 1 + (u[..., 1] * (vocab - 1)).long()) % vocab
     target = other if mask is None else torch.full_like(x_0, mask)

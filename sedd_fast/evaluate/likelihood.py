@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sedd_fast.evaluate.estimators import check_clean
 from sedd_fast.evaluate.result import LikelihoodBound
+from sedd_fast.evaluate.sequences import check_clean
 from sedd_fast.losses.next_token import NextTokenLoss
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.interface import device_of, evaluating

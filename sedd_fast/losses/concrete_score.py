@@ -35,7 +35,7 @@ class ConcreteScoreMatching(Objective):
         return super()._level(t.double())
 
     def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
-        x_t, x_0, weight, level = noised
+        x_t, x_0, weight, level = noised[:4]
         entropy = EntropyInputs(level.sigma, x_t, x_0, None, *process(self.graph))
         # c + b = r at x_0 and b = r elsewhere, up to the factor w: the ratios of score entropy.
         a, b, c, _ = entropy_coefficients(entropy)

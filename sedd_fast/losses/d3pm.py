@@ -82,7 +82,7 @@ class D3PMLoss(Objective):
 
 def _uniform_divergence(log_score: Tensor, noised: NoisedBatch, graph: Graph) -> Tensor:
     """KL(q(x_s | x_t, x_0), p(x_s | x_t)) of every position, (B, L) float64."""
-    x_t, x_0, weight, level = noised
+    x_t, x_0, weight, level = noised[:4]
     q = _uniform_step(level, x_t == x_0, graph.vocab_size)
     read = weight != 0
     total, log_x_0 = row_sums(log_score, x_t, x_0, graph, "affine", read.double())

@@ -31,6 +31,6 @@ class DenseScoreEntropyLoss(Objective):
         return sample_transition(x_0, sigma, self.graph, generator)
 
     def _terms(self, log_score: Tensor, noised: NoisedBatch) -> Tensor:
-        x_t, x_0, weight, level = noised
+        x_t, x_0, weight, level = noised[:4]
         entropy = score_entropy(log_score, level.sigma, x_t, x_0, self.graph)  # (B, L)
         return torch.where(weight != 0, weight * entropy, 0)

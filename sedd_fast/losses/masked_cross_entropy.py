@@ -24,15 +24,15 @@ class MaskedCrossEntropy(Objective):
 
     It is score entropy less Z - 1 - ln Z, Z = E sum(s): the same for a normalised network, and
     does not change when a row of log scores is shifted. For the log-linear schedule the weight is
-    1/t. RADD calls it t-DCE. LLaDA divides by the length besides, and has the mask's logit in the
-    sum: over a PosteriorModel with ``zero_masking=False`` this is its loss.
+    1/t. RADD calls it t-DCE. LLaDA divides by the length besides (``per_token``), and has the
+    mask's logit in the sum: over a PosteriorModel with ``zero_masking=False`` this is its loss.
 
     It does not train the scale of a row of scores: train a
     :class:`sedd_fast.PosteriorSEDD`, or any network in a :class:`sedd_fast.PosteriorModel`.
 
     Args:
         graph: ``Absorbing(V)``.
-        noise, reduction, sampling_eps: as in :class:`sedd_fast.ScoreEntropyLoss`.
+        noise, reduction, sampling_eps, per_token: as in :class:`sedd_fast.ScoreEntropyLoss`.
         over: "t", or "lambda" (RADD's lambda-DCE): the times drawn, and ``t`` where given, are mask
             probabilities lambda in (0, 1], the weight is 1/lambda, and the schedule only
             determines the noise level passed to the network, clamped to its trained range.

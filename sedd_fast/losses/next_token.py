@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sedd_fast.models.autoregressive import NextTokenRequest
-from sedd_fast.models.interface import takes_request
+from sedd_fast.models.interface import takes_request, warn_of_evaluation_mode
 from sedd_fast.ops._arguments import check_choice
 
 _Reduction = Literal["none", "mean"]
@@ -39,6 +39,7 @@ class NextTokenLoss:
         t: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        warn_of_evaluation_mode(model)
         if self.reduction == "none":
             return self._answered(model, x_0, NextTokenRequest()).sum(-1)
         # The factor of a scalar has to be known in the forward, where its gradient is formed.

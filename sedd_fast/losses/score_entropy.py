@@ -29,6 +29,8 @@ class ScoreEntropyLoss(Objective):
         noise: a schedule.
         reduction: over sequences: "none" gives (B,), "mean" and "sum" a scalar.
         sampling_eps: times are drawn from (sampling_eps, 1]; the original's 1e-3.
+        per_token: divide the loss of every document by the number of its positions with loss
+            (LLaDA's fine-tuning); "mean" is then that over documents.
 
     Raises:
         ValueError: another reduction, sampling_eps outside (0, 1).

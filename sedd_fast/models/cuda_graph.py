@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sedd_fast.backends import cuda_graphs, registry, values
 from sedd_fast.backends.triton.linear_reverse_step import GROUPED
+from sedd_fast.models.attention import masked
 from sedd_fast.models.interface import HeadRequest, ReverseStepRequest, ScoreModel
 from sedd_fast.models.posterior import PosteriorModel
 from sedd_fast.models.posterior_sedd import PosteriorSEDD
@@ -79,16 +80,23 @@ class CudaGraphNetwork(nn.Module):
         """What the network answers."""
         return self.model.head_requests  # type: ignore[attr-defined,no-any-return]
 
-    def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
+    def forward(
+        self,
+        indices: Tensor,
+        sigma: Tensor,
+        head: HeadRequest | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         """As the network: (B, L), (B,) -> log scores (B, L, dim), or what the request asks for."""
+        given = masked(attention_mask)
         if head is None:
-            return self.model(indices, sigma)
+            return self.model(indices, sigma, **given)
         if not isinstance(head, ReverseStepRequest) or not self._may_capture(indices, head):
-            return self.model(indices, sigma, head)
+            return self.model(indices, sigma, head, **given)
         is_training, weights = _state(self.model)
         if is_training:
-            return self.model(indices, sigma, head)
-        inputs = _Inputs.of(indices, sigma, head)
+            return self.model(indices, sigma, head, **given)
+        inputs = _Inputs.of(indices, sigma, head, attention_mask)
         if weights != self._weights:
             self._forget()
             self._weights = weights
@@ -100,7 +108,9 @@ class CudaGraphNetwork(nn.Module):
                 self._captured.popitem(last=False)
         self._captured.move_to_end(key)
         captured = self._captured[key]
-        return self.model(indices, sigma, head) if captured is None else captured(inputs)
+        if captured is None:
+            return self.model(indices, sigma, head, **given)
+        return captured(inputs)
 
     def _may_capture(self, indices: Tensor, head: ReverseStepRequest) -> bool:
         return (
@@ -157,26 +167,33 @@ class _Inputs:
     sigma: Tensor
     dsigma: Tensor | None
     u: Tensor
+    attention_mask: Tensor | None
 
     @classmethod
-    def of(cls, indices: Tensor, sigma: Tensor, head: ReverseStepRequest) -> "_Inputs":
+    def of(
+        cls, indices: Tensor, sigma: Tensor, head: ReverseStepRequest, mask: Tensor | None
+    ) -> "_Inputs":
         """The inputs of a request, a number as a tensor."""
         assert head.u is not None
         dsigma = head.dsigma
         if isinstance(dsigma, (int, float)):
             dsigma = torch.full((), dsigma, dtype=torch.float64, device=indices.device)
-        return cls(indices, sigma, None if dsigma is None else dsigma.to(indices.device), head.u)
+        dsigma = None if dsigma is None else dsigma.to(indices.device)
+        return cls(indices, sigma, dsigma, head.u, mask)
+
+    @property
+    def _all(self) -> tuple[Tensor | None, ...]:
+        return self.indices, self.sigma, self.dsigma, self.u, self.attention_mask
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(t for t in (self.indices, self.sigma, self.dsigma, self.u) if t is not None)
+        return tuple(t for t in self._all if t is not None)
 
     def key(self) -> tuple[Any, ...]:
         """What a graph is captured for: shapes, dtypes, the device."""
-        return self.dsigma is None, *((t.shape, t.dtype, t.device) for t in self.tensors())
+        return tuple(None if t is None else (t.shape, t.dtype, t.device) for t in self._all)
 
     def clone(self) -> "_Inputs":
-        dsigma = None if self.dsigma is None else self.dsigma.clone()
-        return _Inputs(self.indices.clone(), self.sigma.clone(), dsigma, self.u.clone())
+        return _Inputs(*(None if t is None else t.clone() for t in self._all))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -205,7 +222,7 @@ def _capture(
         def step() -> Tensor:
             rows = touched_rows(mine.indices, graph, max_rows=mine.indices.numel())
             request = replace(head, dsigma=mine.dsigma, u=mine.u, rows=rows)
-            return model(mine.indices, mine.sigma, request)
+            return model(mine.indices, mine.sigma, request, **masked(mine.attention_mask))
 
         # Without autocast's cache: what it holds is freed when its context ends, the graph is not.
         enabled, dtype = _autocast()

@@ -18,6 +18,8 @@ forward of a wrapper of torch, see plain calls and log scores only.
 """
 
 import contextlib
+import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,9 +27,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
+from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models import overrides
+from sedd_fast.models.attention import masked
 from sedd_fast.models.linear_head import (
     LinearHead,
     listed_rows,
@@ -213,7 +218,12 @@ def _declared(model: object, name: str) -> Any:
 
 
 def answer(
-    model: ScoreModel, graph: Graph, x_t: Tensor, sigma: Tensor, request: HeadRequest
+    model: ScoreModel,
+    graph: Graph,
+    x_t: Tensor,
+    sigma: Tensor,
+    request: HeadRequest,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
     """What a request asks for, from the network itself where it takes the request, else from its
     log scores.
@@ -225,11 +235,13 @@ def answer(
         x_t: (B, L) int64.
         sigma: (B,), the noise level passed to the network.
         request: the loss or the tokens that are wanted.
+        attention_mask: (B, L), passed to the network where it is given.
     """
+    network: Callable[..., Tensor] = model
+    given = masked(attention_mask)
     if takes_request(model, graph, type(request)):
-        fused: Callable[..., Tensor] = model
-        return fused(x_t, sigma, request)
-    return request.of_scores(model(x_t, sigma), x_t, sigma, graph)
+        return network(x_t, sigma, request, **given)
+    return request.of_scores(network(x_t, sigma, **given), x_t, sigma, graph)
 
 
 def wrapped_by_torch(module: object) -> nn.Module | None:
@@ -269,6 +281,31 @@ def evaluating(model: object) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """A warning that is given once in a process."""
+    warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def warn_of_evaluation_mode(model: object) -> None:
+    """Warn, once, where a network with dropout is trained in evaluation mode."""
+    if not isinstance(model, nn.Module) or model.training or is_traced():
+        return
+    if not torch.is_grad_enabled() or not any(p.requires_grad for p in model.parameters()):
+        return
+    if any(_has_dropout(module) for module in model.modules()):
+        _warn(
+            "the network is in evaluation mode, in which its dropout has no effect: call "
+            "model.train() before training (from_pretrained returns evaluation mode), and "
+            "evaluate under torch.no_grad()"
+        )
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", None)
+    return isinstance(rate, float) and rate > 0
 
 
 def device_of(model: object) -> torch.device:

@@ -61,11 +61,13 @@ class Rotary(nn.Module):
             self.inv_freq = kept.to(self.inv_freq.device)
         return self
 
-    def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        position = torch.arange(length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
+    def forward(self, position: int | Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, (..., L, 1, head_dim / 2), of positions (..., L), or 0 .. position - 1."""
+        if isinstance(position, int):
+            position = torch.arange(position, device=self.inv_freq.device)
         # A broadcast product: autocast would run einsum or matmul in half precision.
-        angle = position[:, None] * self.inv_freq  # (L, head_dim / 2)
-        return angle.cos()[:, None], angle.sin()[:, None]  # (L, 1, head_dim / 2)
+        angle = position[..., None].to(self.inv_freq.dtype) * self.inv_freq  # (L, head_dim / 2)
+        return angle.cos()[..., None, :], angle.sin()[..., None, :]
 
 
 def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

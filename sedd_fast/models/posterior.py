@@ -29,6 +29,7 @@ from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models import exposed_head, overrides
+from sedd_fast.models.attention import masked
 from sedd_fast.models.cross_entropy import CrossEntropyRequest, check_logits
 from sedd_fast.models.interface import (
     HeadRequest,
@@ -191,17 +192,25 @@ class PosteriorModel(nn.Module):
         others = (ScoreEntropyRequest, ReverseStepRequest) if fused else ()
         return (CrossEntropyRequest, *others)
 
-    def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
+    def forward(
+        self,
+        indices: Tensor,
+        sigma: Tensor,
+        head: HeadRequest | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         """(B, L) int64, (B,) -> (B, L, graph.dim) log scores, float32 or float64.
 
         Of a request, ``head``, the answer: from hidden states where they are known, else a cross
-        entropy from the logits and any other from scores.
+        entropy from the logits and any other from scores. ``attention_mask`` (B, L) is passed to
+        the network, and to ``hidden``, under this name.
         """
+        given = masked(attention_mask)
         if head is not None and (linear := self._linear_head(head)) is not None:
             if not is_traced():
                 head = head.prepared(indices, sigma, linear)
-            return head(self._run(self.hidden, indices, sigma), linear, indices, sigma)
-        out = self._run(None, indices, sigma)
+            return head(self._run(self.hidden, indices, sigma, **given), linear, indices, sigma)
+        out = self._run(None, indices, sigma, **given)
         logits = out if isinstance(out, Tensor) else getattr(out, "logits", out)
         if self._head_name is not None:
             logits = logits[..., : self.graph.dim]  # further columns are padding
@@ -235,10 +244,14 @@ class PosteriorModel(nn.Module):
         logits = out if isinstance(out, Tensor) else out.logits
         exposed_head.compare(f, logits, self.softcap)
 
-    def _run(self, hidden: Callable[..., Any] | None, indices: Tensor, sigma: Tensor) -> Any:
+    def _run(
+        self, hidden: Callable[..., Any] | None, indices: Tensor, sigma: Tensor, **given: Tensor
+    ) -> Any:
         """What the network returns, or that function of it."""
         inputs = (indices, sigma) if self.takes_sigma else (indices,)
-        return self.network(*inputs) if hidden is None else hidden(self.network, *inputs)
+        if hidden is None:
+            return self.network(*inputs, **given)
+        return hidden(self.network, *inputs, **given)
 
     def _fused_linear(self) -> nn.Linear | None:
         """The head, if the network's logits are its plain output for the hidden states."""

@@ -15,6 +15,7 @@ from sedd_fast.backends.coefficients import log_output_scale
 from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models import layers, overrides
+from sedd_fast.models.attention import check_attention_mask, masked, positions, within_documents
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.interface import HeadRequest, ReverseStepRequest, ScoreEntropyRequest
@@ -73,7 +74,13 @@ class SEDD(Transformer):
         own = overrides.forwards_requests(self, SEDD.forward)
         return self._answers() if usable and own else ()
 
-    def forward(self, indices: Tensor, sigma: Tensor, head: HeadRequest | None = None) -> Tensor:
+    def forward(
+        self,
+        indices: Tensor,
+        sigma: Tensor,
+        head: HeadRequest | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         """Log scores (B, L, dim) or, of a request, what it asks for.
 
         A request among `head_requests` never forms log scores; any other is answered from them.
@@ -84,12 +91,18 @@ class SEDD(Transformer):
             head: a :class:`sedd_fast.models.interface.ScoreEntropyRequest` (a loss), a
                 :class:`sedd_fast.models.interface.ReverseStepRequest` (the next tokens), a
                 :class:`sedd_fast.models.cross_entropy.CrossEntropyRequest` (a loss), or None.
+            attention_mask: (B, L), 0 at padding; positions of equal number attend to each other,
+                and count their places from the first of them (:mod:`sedd_fast.models.attention`).
+                Outputs at padding mean nothing. None: every sequence is one document.
 
         Raises:
             TypeError, ValueError: a wrong dtype, shape, device or value; the message names it.
         """
+        if attention_mask is not None:
+            check_attention_mask(attention_mask, indices)
+        given = masked(attention_mask)
         if head is None:
-            return self._all_log_scores(indices, sigma)
+            return self._all_log_scores(indices, sigma, **given)
         linear = self._fused_linear()
         # Only here, since FSDP2 gathers the weight when forward is called.
         if (
@@ -97,11 +110,12 @@ class SEDD(Transformer):
             or not overrides.is_dense(linear)
             or not isinstance(head, self._answers())
         ):
-            return head.of_scores(self._all_log_scores(indices, sigma), indices, sigma, self.graph)
+            log_score = self._all_log_scores(indices, sigma, **given)
+            return head.of_scores(log_score, indices, sigma, self.graph)
         parameters = self._linear_head(linear)
         if not is_traced():
             head = head.prepared(indices, sigma, parameters)
-        return head(self.features(indices, sigma), parameters, indices, sigma)
+        return head(self.features(indices, sigma, **given), parameters, indices, sigma)
 
     def _answers(self) -> tuple[type[HeadRequest], ...]:
         """What a plain head computes without log scores."""
@@ -114,17 +128,18 @@ class SEDD(Transformer):
         scaled = self.config.scale_by_sigma
         return LinearHead(linear.weight, linear.bias, graph, scaled, excluded=mask)
 
-    def _all_log_scores(self, indices: Tensor, sigma: Tensor) -> Tensor:
+    def _all_log_scores(self, indices: Tensor, sigma: Tensor, **given: Tensor) -> Tensor:
         if overrides.has_own_methods(self, "features", "_log_score"):
             # The layer is called as one module: its hooks run, and FSDP2 gathers its parameters.
-            return self._from_output(self.output_layer(*self._body(indices, sigma)), indices, sigma)
+            output = self.output_layer(*self._body(indices, sigma, **given))
+            return self._from_output(output, indices, sigma)
         if not layers.may_be_called_by_parts(self.output_layer):
             raise ValueError(
                 f"{type(self).__name__} overrides features or _log_score, which call the parts of "
                 "output_layer, and a hook, a wrapper or a forward of its own on output_layer would "
                 "not run; override _from_output instead, or remove that from output_layer"
             )
-        return self._log_score(self.features(indices, sigma), indices, sigma)
+        return self._log_score(self.features(indices, sigma, **given), indices, sigma)
 
     def _log_score(self, hidden: Tensor, indices: Tensor, sigma: Tensor) -> Tensor:
         """Log scores from the `features`, for subclasses that change either."""
@@ -143,22 +158,34 @@ class SEDD(Transformer):
             log_score.sub_(scale)
         return log_score.scatter_(-1, indices[..., None], 0.0)
 
-    def features(self, indices: Tensor, sigma: Tensor) -> Tensor:
+    def features(
+        self, indices: Tensor, sigma: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """What the head `output_layer.linear` is applied to: (B, L), (B,) -> (B, L, hidden_size).
 
-        sigma may also be (B, 1) or a scalar tensor. Raises TypeError or ValueError for a wrong
-        dtype, shape or device, and on the CPU for a token outside [0, dim).
+        sigma may also be (B, 1) or a scalar tensor; attention_mask as in `forward`. Raises
+        TypeError or ValueError for a wrong dtype, shape or device, and on the CPU for a token
+        outside [0, dim).
         """
-        return self.output_layer.features(*self._body(indices, sigma))
+        body = self._body(indices, sigma, **masked(attention_mask))
+        return self.output_layer.features(*body)
 
-    def _body(self, indices: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def _body(
+        self, indices: Tensor, sigma: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What the output layer takes: (B, L, hidden_size), and the noise embedding."""
         sigma = _check_input(indices, sigma)
         x = self._embed(indices)
         c = F.silu(self.sigma_map(sigma))  # (B, cond_dim)
-        rotary = self.rotary_emb(indices.shape[1])
+        if attention_mask is None:
+            rotary = self.rotary_emb(indices.shape[1])
+            for block in self.blocks:
+                x = block(x, c, rotary)
+            return x, c
+        rotary = self.rotary_emb(positions(attention_mask))
+        attend = within_documents(attention_mask)
         for block in self.blocks:
-            x = block(x, c, rotary)
+            x = block(x, c, rotary, attend)
         return x, c
 
     def _embed(self, indices: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sedd_fast.models.attention import check_attention_mask, without_padding
 from sedd_fast.models.interface import ScoreModel, device_of, evaluating
 from sedd_fast.names import METHODS, Method
 from sedd_fast.ops import _arguments as arguments
@@ -147,6 +148,7 @@ def infill(
     temperature: float = 1.0,
     top_p: float = 1.0,
     legacy_fp32_gumbel: bool = False,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
     """Draw the unknown positions of sequences, given the known ones, wherever these are.
 
@@ -160,6 +162,10 @@ def infill(
             remask, temperature, top_p, legacy_fp32_gumbel: as in :func:`sample`.
         tokens: (B, L) int64; unknown positions may hold any value.
         known: (B, L) bool, True where the token is given.
+        attention_mask: (B, L), 0 at padding, of any tokens, which are returned as they are;
+            positions of equal number attend to each other alone
+            (:mod:`sedd_fast.models.attention`). With a generator for each sequence and padding on
+            the right a sequence is drawn as it would be by itself. None: there is no padding.
 
     Returns:
         (B, L) int64 on the device of ``tokens``.
@@ -181,10 +187,18 @@ def infill(
         temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
     )  # fmt: skip
     arguments.check_tokens("tokens", tokens)
-    process = ReverseProcess(model, graph, noise, config, for_rows(generator, tokens.shape[0]))
+    arguments.check_mask("known", known, tokens)
+    given = tokens
+    if attention_mask is not None:
+        check_attention_mask(attention_mask, tokens)
+        tokens = without_padding(tokens, attention_mask, graph)
+        known = known | (attention_mask == 0)
+    source = for_rows(generator, tokens.shape[0])
+    process = ReverseProcess(model, graph, noise, config, source, attention_mask)
     _check_prompt(tokens, known, graph)
     start = graph.sample_limit(tuple(tokens.shape), tokens.device, process.generator)
-    return _run(process, start, (tokens, known), callback, progress)
+    drawn = _run(process, start, (tokens, known), callback, progress)
+    return drawn if attention_mask is None else torch.where(attention_mask != 0, drawn, given)
 
 
 def _run(
@@ -224,7 +238,6 @@ def _check_method(method: str) -> None:
 
 
 def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
-    arguments.check_mask("known", known, tokens)
     bad = known & ~graph.is_token(tokens)
     if bool(bad.any()):
         row, column = (int(i) for i in bad.nonzero()[0])

@@ -64,7 +64,8 @@ class HitSampler:
         """The tokens (B, L) after step i, from those before."""
         sequence, sigma, row, column = self.where[i]
         where = sequence[row], column
-        tokens = self.process.unmask(x[sequence], sigma, row, column, self.u[where])
+        drawn = self.u[where]
+        tokens = self.process.unmask(x[sequence], sigma, row, column, drawn, sequence)
         return x.index_put(where, tokens)
 
 

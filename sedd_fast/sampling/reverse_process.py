@@ -4,12 +4,14 @@ The samplers decide when, where and how far to step. How the next tokens are dra
 is decided here alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sedd_fast.models.attention import masked
 from sedd_fast.models.interface import ReverseStepRequest, ScoreModel, takes_request
 from sedd_fast.names import STEP_METHODS, Method, StepMethod
 from sedd_fast.ops import TouchedRows, reverse_probs, reverse_step
@@ -34,6 +36,7 @@ class ReverseProcess:
         config: the settings; they are checked against the graph.
         generator: source of all randomness: of the batch, or a stream for every row; torch's own if
             None.
+        attention_mask: (B, L), passed to the network; None: the network is passed none.
     """
 
     model: ScoreModel
@@ -41,6 +44,7 @@ class ReverseProcess:
     noise: Noise
     config: SamplerConfig
     generator: Generator | None = None
+    attention_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.config.check_graph(self.graph)
@@ -91,7 +95,13 @@ class ReverseProcess:
         return reverse_step(log_score, x, sigma, removed, graph, method, u=u, **self._shares)
 
     def unmask(
-        self, x: Tensor, sigma: Tensor, row: Tensor, column: Tensor, drawn: Tensor
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        row: Tensor,
+        column: Tensor,
+        drawn: Tensor,
+        sequence: Tensor,
     ) -> Tensor:
         """Tokens at chosen masked positions, in proportion to the scores: p(y) = s_y / sum(s).
 
@@ -102,6 +112,7 @@ class ReverseProcess:
             sigma: (R,) float64, their noise.
             row, column: (K,) int64, the masked positions in x.
             drawn: (K, 2) float64, their uniforms.
+            sequence: (R,) int64, the numbers of the sequences x in the batch.
 
         Returns:
             (K,) int64, never the mask.
@@ -111,8 +122,8 @@ class ReverseProcess:
             u[row, column] = drawn
             rows = TouchedRows.at(row * x.shape[1] + column)
             request = ReverseStepRequest("denoise", None, u, rows, **self._shares)
-            return self._call(x, sigma, request)[row, column]
-        log_score = self._call(x, sigma)[row, column].unsqueeze(1)  # (K, 1, dim)
+            return self._call(x, sigma, request, sequence=sequence)[row, column]
+        log_score = self._call(x, sigma, sequence=sequence)[row, column].unsqueeze(1)  # (K, 1, dim)
         here, u = x[row, column].unsqueeze(1), drawn.unsqueeze(1)
         shares = self._shares
         return reverse_step(
@@ -131,8 +142,18 @@ class ReverseProcess:
         mask = self.graph.mask_index
         return mask is not None and x.device.type == "cpu" and not bool((x == mask).any())
 
-    def _call(self, x: Tensor, sigma: Tensor, *request: ReverseStepRequest) -> Tensor:
-        return self.model(x, sigma.float().expand(x.shape[0]), *request)
+    def _call(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        *request: ReverseStepRequest,
+        sequence: Tensor | None = None,
+    ) -> Tensor:
+        network: Callable[..., Tensor] = self.model
+        mask = self.attention_mask
+        if mask is not None and sequence is not None:
+            mask = mask[sequence]
+        return network(x, sigma.float().expand(x.shape[0]), *request, **masked(mask))
 
     @property
     def _shares(self) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class TrapezoidalSampler(GridSampler):
         inner = tau_leap(first, x, theta * h * rate, process.graph, process.generator)
         if process.all_unmasked(inner):
             return inner
+        process.begin_draw(i, 1)
         second = process.log_score(inner, self.inner_sigma[i])
         log_rate = extrapolate(second, self.a1 * inner_rate, first, self.a2 * rate, inner != x)
         return tau_leap(log_rate, inner, (1 - theta) * h, process.graph, process.generator)
