@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby, islice
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sedd_fast.data.prompts import Sample, decode_samples
 from sedd_fast.models.autoregressive import generate
@@ -51,7 +51,7 @@ def draw(
         config: the sampler; an autoregressive network takes its temperature and top_p alone.
         num_samples: samples of each request.
         seed: at least 0.
-        batch_size: sequences at a time; requests of one batch have one length.
+        batch_size: sequences at a time, at most; shorter ones are padded.
         keep_after_eot: do not cut a sample at the first end-of-text after all given text.
         progress: True: show the steps of each batch on stderr. A function: it is called with the
             number of steps made and their total, in each batch anew.
@@ -71,32 +71,39 @@ def draw(
         if len(batch) < total:
             label += f" {done + 1} to {done + len(batch)} of {total}"
         given, keys = zip(*batch, strict=True)
-        laid_out = (request.tensors() for request in given)
-        tokens, known = (torch.stack(rows) for rows in zip(*laid_out, strict=True))  # (B, L)
         with network.autocast(), reported(progress, label, "steps") as report:
-            drawn = _draw_batch(network, tokens, known, config, RowStreams(keys), report)
+            drawn = _draw_batch(network, given, config, RowStreams(keys), report)
         done += len(batch)
-        for request, row, of_row in zip(given, drawn, known, strict=True):
-            [text] = decode_samples(row[None], of_row, network.tokenizer, mask, keep_after_eot)
+        for request, row in zip(given, drawn, strict=True):
+            tokens, known = row[None, : request.length], request.tensors()[1]
+            [text] = decode_samples(tokens, known, network.tokenizer, mask, keep_after_eot)
             yield request, text
 
 
 def _draw_batch(
     network: Network | Baseline,
-    tokens: Tensor,
-    known: Tensor,
+    requests: Sequence[Request],
     config: SamplerConfig,
     streams: RowStreams,
     report: Report,
 ) -> Tensor:
-    """Tokens and known, (B, L) on the CPU, to the drawn tokens, (B, L) on the CPU."""
+    """The drawn tokens of the requests, (B, L) on the CPU, L the length of the longest."""
+    length = max(request.length for request in requests)
     if isinstance(network, Baseline):
-        shape, top_p = (tokens.shape[0], tokens.shape[1]), config.top_p
+        shape, top_p = (len(requests), length), config.top_p
         return generate(network.model, shape, top_p, config.temperature, streams, report).cpu()
-    model, device = network.model, network.device
+    laid_out = zip(*(request.tensors() for request in requests), strict=True)
+    tokens, known = (
+        pad_sequence(list(rows), batch_first=True).to(network.device) for rows in laid_out
+    )
+    model, lengths = network.model, torch.tensor([request.length for request in requests])
+    mask = None
+    if int(lengths.min()) < length:
+        mask = (torch.arange(length) < lengths[:, None]).long().to(network.device)
     return fill(
-        network.sampled, model.graph, model.noise, tokens.to(device), known.to(device),
-        generator=streams, callback=lambda step: report(step.index + 1, step.steps), **vars(config),
+        network.sampled, model.graph, model.noise, tokens, known, generator=streams,
+        callback=lambda step: report(step.index + 1, step.steps), attention_mask=mask,
+        **vars(config),
     ).cpu()  # fmt: skip
 
 
@@ -122,7 +129,15 @@ def _keyed(requests: Sequence[Request], samples: int, seed: int) -> Iterator[Key
 
 
 def _batches(wanted: Iterable[Keyed], size: int) -> Iterator[list[Keyed]]:
-    """Neighbouring requests of one length, at most ``size`` of them at a time."""
-    for _, same in groupby(wanted, key=lambda keyed: keyed[0].length):
-        while batch := list(islice(same, size)):
+    """Neighbouring requests, at most ``size`` at a time, and at most as much padding as text."""
+    batch: list[Keyed] = []
+    longest, total = 0, 0
+    for keyed in wanted:
+        length = keyed[0].length
+        longest, total = max(longest, length), total + length
+        if batch and (len(batch) == size or (len(batch) + 1) * longest > 2 * total):
             yield batch
+            batch, longest, total = [], length, length
+        batch.append(keyed)
+    if batch:
+        yield batch

@@ -2,15 +2,18 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import sedd_fast as sf
 from sedd_fast.cli import main
-from sedd_fast.sampling import SamplerConfig
+from sedd_fast.sampling import SamplerConfig, infill
 from sedd_fast.text import drawing
+from sedd_fast.text.requests import from_prompt
 
 SHORT = "the cat sat on a mat. "
 
@@ -224,3 +227,33 @@ def test_an_autoregressive_network_samples_and_has_an_exact_likelihood(baseline)
         baseline.infill("a [3]")
     with pytest.raises(ValueError, match="takes temperature and top_p alone"):
         baseline.sample(steps=64)
+
+
+def test_requests_of_different_lengths_share_a_batch(
+    model: sf.TextModel, baseline: sf.TextModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def watched(*args: Any, **options: Any) -> Tensor:
+        sizes.append((*args[3].shape, options["attention_mask"] is not None))
+        return infill(*args, **options)
+
+    monkeypatch.setattr(drawing, "fill", watched)
+    config = SamplerConfig("hit", 4)
+
+    def drawn(network: sf.TextModel, lengths: list[int], batch_size: int) -> list[list[int]]:
+        prompt = "" if network is baseline else "the"
+        requests = [from_prompt(prompt, network.tokenizer, length) for length in lengths]
+        settings = SamplerConfig() if network is baseline else config
+        found = drawing.draw(requests, network.network, settings, 2, 3, batch_size, True)
+        return [sample.tokens for _, sample in found]
+
+    for network in (model, baseline):
+        lengths = [8, 12, 10]
+        together = drawn(network, lengths, 16)
+        assert [len(tokens) for tokens in together] == [8, 8, 12, 12, 10, 10]
+        assert together == drawn(network, lengths, 1)
+    assert sizes == [(6, 12, True), *((1, n, False) for n in (8, 8, 12, 12, 10, 10))]
+    sizes.clear()
+    drawn(model, [8, 8, 200, 9, 9, 9], 16)  # at most as much padding as text
+    assert sizes == [(4, 8, False), (4, 200, True), (4, 9, False)]
