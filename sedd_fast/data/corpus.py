@@ -162,6 +162,10 @@ def _load_examples(
         rest = [row for each in held_out for row in rows[each.start : each.stop]]
         kept = kept_ranges(held_out, len(rows))
         rows = [row for each in kept for row in rows[each.start : each.stop]]
+    if not rows:
+        raise ValueError(
+            "data.held_out: it leaves no rows to train on; lower it, or give more rows"
+        )
     texts = (text for row in rows for text in row.contents)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, texts)
     train, most = encode_rows(rows, tokenizer), config.completion_length

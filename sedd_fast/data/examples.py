@@ -176,7 +176,7 @@ class Examples:
             places.append(example.where)
             self._characters += example.characters
         if not places:
-            raise ValueError(f"data: {name} are none; give more rows, or lower data.held_out")
+            raise ValueError(f"data: no rows for {name}; give more, or change data.held_out")
         self.length, self.eot, self.name = length, eot, name
         self._tokens = np.frombuffer(tokens, np.int32)
         self._prompts, self._completions = (
