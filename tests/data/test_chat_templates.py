@@ -30,7 +30,7 @@ def backend(template=TEMPLATE, end="<end>"):
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="?", bos_token="<s>", eos_token=end,
-        additional_special_tokens=["<user>", "<assistant>"],
+        additional_special_tokens=["<end>", "<user>", "<assistant>"],
     )  # fmt: skip
     fast.chat_template = template
     return fast
@@ -105,7 +105,8 @@ def test_the_wrong_message_is_named(messages, message, tmp_path):
     ("template", "message"),
     [
         (
-            "{% if add_generation_prompt %}{{ raise_exception('Roles must\nalternate') }}{% endif %}",
+            "{% if add_generation_prompt %}"
+            "{{ raise_exception('Roles must\nalternate') }}{% endif %}",
             r"messages: the chat template of .* failed \(Roles must\); check the roles",
         ),
         ("{% for m in messages %}", r"messages: the chat template of .* failed \(.*endfor"),

@@ -131,15 +131,15 @@ def test_first_fit_by_hand():
 
 
 def test_packing_exceeds_no_length_and_loses_nothing():
-    generator = np.random.default_rng(1)
+    sizes, used = np.random.default_rng(1).integers(1, 41, 500).tolist(), []
     for most in (1, 3, 64):
-        sizes = generator.integers(1, 41, 500).tolist()
         rows = pack_rows(sizes, 40, most)
         assert sorted(itertools.chain(*rows)) == list(range(500))
         filled = [sum(sizes[number] for number in row) for row in rows]
         assert max(filled) <= 40
         assert all(row == sorted(row) for row in rows)
-    assert sum(filled) / (40 * len(rows)) > 0.95  # the most of 64 open rows
+        used.append(sum(filled) / (40 * len(rows)))
+    assert used[0] < 0.8 < used[1] < 0.9 < used[2]  # the more rows are open, the fuller they get
 
 
 def test_fingerprints_tell_packing_and_its_length():
