@@ -128,6 +128,7 @@ def test_first_fit_by_hand():
     # with one open row the first is closed when the second is opened
     assert pack_rows([5, 6, 4, 3, 9], 10, most=1) == [[0], [1, 2], [3], [4]]
     assert pack_rows([10, 10], 10) == [[0], [1]]
+    assert pack_rows([6, 10, 4], 10) == [[0, 2], [1]]  # room for the shortest keeps a row open
 
 
 def test_packing_exceeds_no_length_and_loses_nothing():

@@ -308,6 +308,7 @@ def test_only_documents_with_loss_are_counted():
     assert Batch(tokens, attention_mask=numbers).documents == 5
     assert Batch(tokens, loss, numbers).documents == 3
     assert Batch(tokens, loss & (numbers == 2)).documents == 1
+    assert Batch(tokens, torch.ones_like(loss), numbers).documents == 5  # padding is no document
 
 
 def test_masks_of_another_shape_or_dtype():
