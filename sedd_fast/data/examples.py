@@ -86,7 +86,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Iterator[Example]:
             raise
         for number, (row, pair) in enumerate(zip(part, texts, strict=True)):
             with named(row.where):
-                yield _example(row, pair, ids[2 * number : 2 * number + 2], tokenizer)
+                example = _example(row, pair, ids[2 * number : 2 * number + 2], tokenizer)
+            yield example
 
 
 def read_prompt(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[int], str | None]:
