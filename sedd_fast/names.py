@@ -77,6 +77,10 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 LearningRate = Literal["constant", "cosine"]
 OptimizerName = Literal["adamw", "muon"]
 
+#: What a run is trained on: running text, or completions given their prompts.
+DataFormat = Literal["text", "prompt_completion"]
+DATA_FORMATS: tuple[DataFormat, ...] = get_args(DataFormat)
+
 #: Where in a training text the held-out text lies.
 HeldOutAt = Literal["spread", "end"]
 

@@ -5,6 +5,8 @@ x_0 = corpus.train.take(32)  # (32, 128) int64
 
 config      DataConfig: which text a run reads
 corpus      load_corpus: from a DataConfig to blocks; blocks has their order
+examples    prompts and completions as batches; example_rows reads their files, example_order has
+            their order and packing, batches the batch, chat_templates the messages of a chat
 sources     files, the built-in corpus, Hugging Face data sets; datasets has the named ones
 files       UTF-8 text of files and its lines; json_lines reads objects from it
 copies      named data sets from a copy on disk

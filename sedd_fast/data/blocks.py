@@ -119,7 +119,7 @@ class BlockOrder:
 
     def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
         """The next `count` blocks; this process's share of them: (count / world, L) int64."""
-        positions = range(self.position, self.position + count)[_share(count, rank, world)]
+        positions = range(self.position, self.position + count)[share(count, rank, world)]
         self.position += count
         return torch.cat([self._row(position) for position in positions])
 
@@ -192,7 +192,7 @@ class StreamOrder:
         used = count * self.length
         blocks = torch.tensor(self._pending[:used]).view(count, self.length)
         del self._pending[:used]
-        return blocks[_share(count, rank, world)]
+        return blocks[share(count, rank, world)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "documents": self.documents, "pending": list(self._pending)}
@@ -220,8 +220,8 @@ class StreamOrder:
             self.epoch, self.documents = self.epoch + 1, 0
 
 
-def _share(count: int, rank: int, world: int) -> slice:
-    """One process's share of `count` blocks."""
+def share(count: int, rank: int, world: int) -> slice:
+    """One process's share of the `count` rows of a batch."""
     return slice(rank * count // world, (rank + 1) * count // world)
 
 

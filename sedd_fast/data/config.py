@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sedd_fast.names import HeldOutAt
+from sedd_fast.names import DataFormat, HeldOutAt
 
 
 def limits(accepts: Callable[[Any], bool], expected: str) -> dict[str, Any]:
@@ -46,6 +46,19 @@ class DataConfig:
         shuffle_buffer: rows shuffled at a time in a stream; 0 keeps its order.
         stream_held_out: rows held out from the start of a stream without a valid split.
         cache_dir: where tokenised data sets are kept; None: ~/.cache/sedd_fast.
+        format: "text", or "prompt_completion": `train` and `valid` are files of JSON lines with a
+            prompt and a completion, or the messages of a chat, in each row (`examples`). A row is
+            never cut; `held_out` is a fraction of the rows, and `random_offset` has no effect.
+        packing: put several examples into one sequence (attention does not cross from one to
+            another); needs format "prompt_completion".
+        completion_length: extend shorter completions by end-of-text tokens to so many tokens, so
+            that the network learns to end a completion within a gap of that length. None: the
+            longest completion in `train`, with its end-of-text; 1: extend none. Needs format
+            "prompt_completion".
+
+    Raises:
+        ValueError: `packing` or `completion_length` with format "text", or `streaming` with
+            "prompt_completion".
     """
 
     train: str | list[str] = field(default="pydoc", metadata=_TEXT)
@@ -63,3 +76,25 @@ class DataConfig:
     shuffle_buffer: int = 10_000
     stream_held_out: int = 256
     cache_dir: str | None = None
+    format: DataFormat = "text"
+    packing: bool = False
+    completion_length: int | None = field(
+        default=None, metadata=limits(lambda v: v >= 1, "at least 1")
+    )
+
+    def __post_init__(self) -> None:
+        if self.format == "prompt_completion":
+            if self.streaming:
+                raise ValueError(
+                    "data.streaming: data.format=prompt_completion reads whole files, got "
+                    "data.streaming=true; leave it out"
+                )
+            return
+        for name, usual in (("packing", False), ("completion_length", None)):
+            if (value := getattr(self, name)) != usual:
+                shown = "true" if value is True else value
+                raise ValueError(
+                    f"data.{name}: only valid with data.format=prompt_completion, got {shown} with "
+                    f"data.format={self.format}; take data.format=prompt_completion, or leave "
+                    f"data.{name} out"
+                )

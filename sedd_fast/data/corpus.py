@@ -7,6 +7,9 @@ is set, it is cut from the training source: `data.held_out` (default 5 %) of the
 files, or of the rows of a data set, in passages spread over it, or the first `data.stream_held_out`
 rows of a stream. One part of a text can be much easier than another: the last 5 % of the built-in
 text have half a bit per character less than the rest.
+
+With `data.format=prompt_completion` a row of a file is one example, which is never cut or joined to
+another, and whole rows are held out.
 """
 
 import hashlib
@@ -24,6 +27,9 @@ import numpy as np
 
 from sedd_fast.data.blocks import BlockOrder, Blocks, StreamOrder, fingerprint_of, with_end
 from sedd_fast.data.config import DataConfig
+from sedd_fast.data.example_order import ExampleOrder
+from sedd_fast.data.example_rows import Row, read_rows
+from sedd_fast.data.examples import Examples, encode_rows
 from sedd_fast.data.sources import (
     HubDataset,
     held_out_ranges,
@@ -45,18 +51,21 @@ _PASSAGE_CHARS = 8  # for each token of a block, at least: two blocks of subword
 
 @dataclass(frozen=True)
 class Corpus:
-    """The tokenizer, the training blocks in their order, and the held-out blocks.
+    """The tokenizer, the training blocks or examples in their order, and the held-out ones.
 
     `chars_per_token` is measured on the held-out text (end-of-text counts as a token): bits per
     character are bits per token divided by it. It and `held_out` are None without held-out text.
-    `held_out_source` says, for every figure, where the held-out text is from.
+    `held_out_source` says, for every figure, where the held-out text is from. Of examples the
+    characters and tokens are those of the completions, and `completion_length` is the number of
+    tokens to which these are extended; of a text it is None.
     """
 
     tokenizer: Tokenizer
-    train: BlockOrder | StreamOrder
-    held_out: Blocks | None
+    train: BlockOrder | StreamOrder | ExampleOrder
+    held_out: Blocks | Examples | None
     chars_per_token: float | None
     held_out_source: str
+    completion_length: int | None = None
 
 
 def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -87,12 +96,17 @@ def load_corpus(
 
     Args:
         config: sources, split and tokenizer (see `DataConfig`).
-        length: tokens per block.
+        length: tokens per block, or of the longest example.
         seed: random seed of the order of the blocks.
         tokenizer: the tokenizer of a resumed run; None: make the one of `config.tokenizer`.
         trained_length: tokens per block of the run whose held-out text this is, which the place
             of the held-out passages depends on; None: `length`.
+
+    Raises:
+        ValueError: a source, a tokenizer or a row that cannot be used, or too little text.
     """
+    if config.format == "prompt_completion":
+        return _load_examples(config, length, seed, tokenizer)
     hub = is_hub_name(config.train)
     separate = config.valid is not None or (hub and config.valid_split is not None)
     order: BlockOrder | StreamOrder
@@ -135,6 +149,33 @@ def hold_out(
     """Training documents, held-out documents, and what these are, for blocks of `length` tokens."""
     held_out, where = _held_out(config, sum(map(len, documents)), _PASSAGE_CHARS * length)
     return *split_documents(documents, held_out), where
+
+
+def _load_examples(
+    config: DataConfig, length: int, seed: int, tokenizer: Tokenizer | None
+) -> Corpus:
+    rows, rest, where = read_rows(config.train), list[Row](), "a text of its own"
+    if config.valid is not None:
+        rest = read_rows(config.valid)
+    else:
+        held_out, where = _held_out(config, len(rows), shortest=1)
+        rest = [row for each in held_out for row in rows[each.start : each.stop]]
+        kept = kept_ranges(held_out, len(rows))
+        rows = [row for each in kept for row in rows[each.start : each.stop]]
+    if not rows:
+        raise ValueError(
+            "data.held_out: it leaves no rows to train on; lower it, or give more rows"
+        )
+    texts = (text for row in rows for text in row.contents)
+    tokenizer = tokenizer or make_tokenizer(config.tokenizer, texts)
+    train, most = encode_rows(rows, tokenizer), config.completion_length
+    examples = Examples(train, length, most, tokenizer.eot, "the training examples")
+    order, most = ExampleOrder(examples, seed, config.packing), examples.completion_length
+    if not rest:
+        return Corpus(tokenizer, order, None, None, "no held-out text", most)
+    encoded = encode_rows(rest, tokenizer)
+    apart = Examples(encoded, length, most, tokenizer.eot, "the held-out examples")
+    return Corpus(tokenizer, order, apart, apart.chars_per_token, where, most)
 
 
 def _load_rows(config: DataConfig, tokenizer: Tokenizer | None, length: int) -> _Loaded:

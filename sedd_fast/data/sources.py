@@ -161,7 +161,7 @@ def read_documents(source: str | Sequence[str]) -> list[str]:
     names = [source] if isinstance(source, str) else source
     for name in names:
         read = BUILT_IN.get(name)
-        documents += read() if read else map(read_text, _expand(name))
+        documents += read() if read else map(read_text, expand(name))
     if not any(documents):
         raise ValueError(f"data: {', '.join(names)}: it holds no text; check the file")
     return documents
@@ -264,7 +264,8 @@ def _within(documents: Sequence[str], ranges: Sequence[range]) -> list[str]:
     ]
 
 
-def _expand(name: str) -> list[Path]:
+def expand(name: str) -> list[Path]:
+    """The files that a path or a glob names, sorted; ValueError where there are none."""
     full = str(expanded(name))
     if Path(full).is_file():
         return [Path(full)]
