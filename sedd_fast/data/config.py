@@ -51,8 +51,9 @@ class DataConfig:
             never cut; `held_out` is a fraction of the rows, and `random_offset` has no effect.
         packing: put several examples into one sequence (attention does not cross from one to
             another); needs format "prompt_completion".
-        completion_length: extend shorter completions by end-of-text tokens to so many tokens, so
-            that the network learns to end a completion within a gap of that length. None: the
+        completion_length: extend shorter completions by end-of-text tokens to so many tokens (as
+            far as model.length leaves room), so that the network learns to end a completion within
+            a gap of that length. None: the
             longest completion in `train`, with its end-of-text; 1: extend none. Needs format
             "prompt_completion".
 

@@ -65,9 +65,9 @@ def used_fields(record: dict[str, Any], completed: bool) -> dict[str, Any]:
         if (value := record.get(name)) is not None
     }
     if "messages" in fields:
-        others = [repr(name) for name in fields if name != "messages"]
-        if others:
-            raise ValueError(f"both 'messages' and {' and '.join(others)}; leave one form out")
+        if "completion" in fields:
+            raise ValueError("both 'messages' and 'completion'; leave one of them out")
+        fields.pop("prompt", None)  # some published data sets repeat the first message there
         check_messages(messages := fields["messages"])
         if completed and not ends_with_assistant(messages):
             role = reprlib.repr(messages[-1]["role"])

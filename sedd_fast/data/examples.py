@@ -142,10 +142,10 @@ class Examples:
     Args:
         examples: prompts and completions, at least one.
         length: tokens per sequence at most, `model.length`.
-        completion_length: shorter completions are extended by end-of-text tokens to so many tokens.
-            These are noised and carry loss as the others do, so that at sampling a gap of that
-            length ends by itself. None: the longest completion; without end-of-text none is
-            extended.
+        completion_length: shorter completions are extended by end-of-text tokens to so many tokens,
+            as far as `length` leaves room. These are noised and carry loss as the others do, so
+            that at sampling a gap of that length ends by itself. None: the longest completion;
+            without end-of-text none is extended.
         eot: the id of end-of-text, which also fills the padding; None: there is none (padding: 0).
         name: what error messages call them.
 
@@ -194,7 +194,8 @@ class Examples:
                 "data.tokenizer"
             )
         self.completion_length = completion_length
-        self.loss_sizes = np.maximum(self._completions, completion_length)
+        room = np.minimum(completion_length, length - self._prompts)
+        self.loss_sizes = np.maximum(self._completions, room)
         self.sizes = self._prompts + self.loss_sizes
         if (too_long := np.flatnonzero(self.sizes > length)).size:
             number = int(too_long[0])
@@ -281,8 +282,7 @@ class Examples:
                 f"prompt of {prompt} tokens leaves no room for a completion in {limit}; shorten "
                 "it, or raise model.length"
             )
-        remedy = "shorten it, or raise model.length"
-        if completion < self.completion_length:
-            completion = self.completion_length
-            remedy += f", or lower data.completion_length={completion}, to which it is extended"
-        return f"prompt of {prompt} tokens and completion of {completion} exceed {limit}; {remedy}"
+        return (
+            f"prompt of {prompt} tokens and completion of {completion} exceed {limit}; shorten it, "
+            "or raise model.length"
+        )
