@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import sedd_fast as sf
+from helpers.initial_weights import LETTERS, initial, saved_network, stop_at, with_letters
 from helpers.tiny_models import batch, tiny
 from helpers.tiny_run import losses, settings, write_letters, write_text
 from sedd_fast.cli import main
-from sedd_fast.data.tokenizers import ByteTokenizer, CharTokenizer, load_tokenizer
+from sedd_fast.data.tokenizers import ByteTokenizer, load_tokenizer
 from sedd_fast.models import networks
 from sedd_fast.models.checkpoint import read
 from sedd_fast.models.config import SEDDConfig
@@ -31,15 +32,12 @@ from sedd_fast.training.config import (
     changed,
     load_config,
     load_run_config,
-    save_config,
 )
-from sedd_fast.training.initial_weights import InitialWeights, read_initial
+from sedd_fast.training.initial_weights import read_initial
 from sedd_fast.training.loop import Trainer
 from sedd_fast.training.run_directory import RunDirectory
-from sedd_fast.training.settings import TrainConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-LETTERS = CharTokenizer("abcdefgh")  # 10 tokens; the networks of `tiny` have 11
 STILL = ["training.n_iters=1", "optim.lr=0"]
 
 
@@ -53,26 +51,6 @@ def base(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of another size than that of `settings`."""
     more = ["model.hidden_size=24", "model.n_blocks=2", "model.mlp_ratio=3", "training.n_iters=2"]
     return train(settings(text_file, tmp_path_factory.mktemp("runs") / "base", *more)).run_dir
-
-
-def saved_network(folder: Path, kind: str = "sedd", graph: str = "absorbing", **more: int) -> Path:
-    """A directory of random weights, with the tokenizer of LETTERS in a directory beside it."""
-    config = {"length": 16, "vocab_size": 11, **more}
-    torch.manual_seed(1)
-    model = KINDS[kind](replace(tiny(graph).config, **config))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    model.save_pretrained(folder / "weights")
-    LETTERS.save(folder / "letters")
-    return folder / "weights"
-
-
-def with_letters(weights: Path) -> list[str]:
-    return [f"model.init={weights}", f"data.tokenizer={weights.parent / 'letters'}"]
-
-
-def initial(text_file: Path, *more: str) -> InitialWeights:
-    return read_initial(settings(text_file, Path("unused"), *more))
 
 
 def state(run: Path) -> dict[str, dict[str, Tensor]]:
@@ -120,12 +98,9 @@ def test_it_starts_with_exactly_these_weights(source, base, text_file, tmp_path)
 
 def test_it_trains_from_there(base, text_file, tmp_path):
     run = train(settings(text_file, tmp_path / "run", f"model.init={base}", "optim.lr=1e-3"))
-    before, after = (
-        load_file(base / "export/model.safetensors"),
-        load_file(run.export / "model.safetensors"),
-    )
-    assert all(not torch.equal(after[name], value) for name, value in before.items())
-    assert all(float((after[name] - value).abs().max()) < 0.05 for name, value in before.items())
+    before, after = (load_file(path / "export/model.safetensors") for path in (base, run.run_dir))
+    moved = [float((after[name] - value).abs().max()) for name, value in before.items()]
+    assert 0 < max(moved) < 0.05
 
 
 def test_the_settings_of_the_network_are_written_to_the_run(text_file, tmp_path):
@@ -182,7 +157,15 @@ def test_weights_are_read_once_by_the_main_process_first_and_not_kept(
     gc.collect()
     [saved] = found
     assert saved() is None
+    monkeypatch.undo()
     assert_equal(trainer.learner.plain.state_dict(), networks.load(base).state_dict())
+
+
+def test_sizes_of_a_preset_give_way(base):
+    small = changed(load_config("small"), {"model.init": str(base), "model.length": 16})
+    found = read_initial(replace(small, data=replace(small.data, tokenizer="characters"))).config
+    expected: SEDDConfig = networks.load(base).config
+    assert found.model_config(10) == replace(expected, length=16)
 
 
 # The kind of network and the objective
@@ -239,7 +222,7 @@ def test_a_sedd_network_becomes_a_posterior_network_of_the_same_posterior(
         scores = [m(x_t, sigma)[masked][:, :11].exp() for m in (sedd.double(), posterior)]
     ours, converted = (s / s.sum(-1, keepdim=True) for s in scores)
     assert len(ours) > 10
-    assert float(ours.max()) > 0.2  # a uniform posterior would agree with any other such
+    assert float(ours.max() / ours.min()) > 3  # two uniform posteriors would agree
     torch.testing.assert_close(converted, ours, atol=1e-6, rtol=0)
 
 
@@ -270,14 +253,6 @@ def test_weights_of_50257_tokens_have_the_tokenizer_of_gpt2(text_file, tmp_path,
 
 
 # Resuming
-
-
-def stop_at(step: int):
-    def stop(info):
-        if info.step == step:
-            raise RuntimeError("stopped")
-
-    return stop
 
 
 @pytest.fixture(scope="module")
@@ -352,134 +327,3 @@ def test_a_network_of_more_tokens_than_the_tokenizer(text_file, tmp_path):
 def test_a_network_of_fewer_tokens_than_the_tokenizer(text_file, tmp_path):
     with pytest.raises(ValueError, match=r"^model\.vocab_size: expected at least the 10 tokens of"):
         train(settings(text_file, tmp_path / "run", "model.vocab_size=9"))
-
-
-# Errors
-
-
-@pytest.mark.parametrize(
-    ("weights", "graph", "chosen", "message"),
-    [
-        ("sedd", "absorbing", "model.length=17", "model.length: 17 exceeds the 16 tokens that the "
-         "weights of {} were trained with; take at most 16"),
-        ("sedd", "absorbing", "graph.type=uniform",
-         "graph.type: the weights of {} were trained with absorbing, got uniform; leave graph.type "
-         "out"),
-        ("sedd", "absorbing", "noise.type=geometric", "noise.type: the weights of {} were trained "
-         "with loglinear, got geometric"),
-        ("sedd", "absorbing", "noise.eps=0.01", "noise.eps: the weights of {} were trained with "
-         "0.001, got 0.01"),
-        ("sedd", "absorbing", "noise.sigma_max=10", "noise.sigma_max: the weights of {} were "
-         "trained with 20.0, got 10.0"),
-        ("sedd", "absorbing", "model.scale_by_sigma=false",
-         "model.scale_by_sigma: the weights of {} were trained with True, got False"),
-        ("sedd", "absorbing", "model.vocab_size=12", "model.vocab_size: the weights of {} were "
-         "trained with 11, got 12"),
-        ("sedd", "absorbing", "model.kind=ar", "model.kind: the weights of {} are those of a "
-         "network of kind sedd (absorbing), got ar; leave model.kind out"),
-        ("posterior", "absorbing", "model.kind=sedd", "model.kind: the weights of {} are those of "
-         "a network of kind posterior (absorbing), got sedd; leave model.kind out"),
-        ("ar", "absorbing", "model.kind=sedd", "model.kind: the weights of {} are those of a "
-         "network of kind ar (absorbing), got sedd"),
-        ("sedd", "uniform", "model.kind=posterior", "model.kind: the weights of {} are those of a "
-         "network of kind sedd (uniform), got posterior"),
-        ("sedd", "uniform", "objective.type=d3pm", "objective.type: the weights of {} are those of "
-         "a network of kind sedd (uniform), got d3pm, which needs kind posterior; take "
-         "objective.type=score_entropy"),
-        ("ar", "absorbing", "objective.type=masked_cross_entropy", "objective.type: the weights of "
-         "{} are those of a network of kind ar (absorbing), got masked_cross_entropy"),
-        ("posterior", "uniform", "objective.type=masked_cross_entropy", "model.init: with the "
-         "network of {}: objective.type: masked_cross_entropy needs a mask"),
-        ("sedd", "absorbing", "data.tokenizer=bytes", "data.tokenizer: bytes has 257 tokens, the "
-         "weights of {} only 11: they are weights of another vocabulary; name the tokenizer"),
-        ("sedd", "absorbing", "data.tokenizer=bpe:300", "data.tokenizer: bpe:300 would be learned "
-         "from the text, and there is no tokenizer beside the weights of {} (11 tokens); name"),
-    ],
-)  # fmt: skip
-def test_settings_that_do_not_fit_the_weights(weights, graph, chosen, message, text_file, tmp_path):
-    path = saved_network(tmp_path, weights, graph)
-    with pytest.raises(ValueError) as caught:
-        train(settings(text_file, tmp_path / "run", *with_letters(path), chosen))
-    assert str(caught.value).startswith(message.format(path))
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "config.yaml").exists()
-
-
-def test_a_tokenizer_that_is_too_large_is_told_of_that_beside_the_weights(base, text_file):
-    with pytest.raises(ValueError, match=rf"with: data\.tokenizer={base}/export$"):
-        initial(text_file, f"model.init={base}", "data.tokenizer=bytes")
-
-
-def test_a_run_started_before_keeps_its_tokenizer(base, text_file, tmp_path):
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(settings(text_file, tmp_path / "run", f"model.init={base}"), on_step=stop_at(1))
-    own = CharTokenizer("hgfedcba")
-    shutil.rmtree(tmp_path / "run/tokenizer")
-    own.save(tmp_path / "run/tokenizer")
-    assert load_tokenizer(resume(tmp_path / "run").export) == own
-    config = load_run_config(tmp_path / "run/config.yaml")
-    with pytest.raises(ValueError, match=r"the tokenizer of the run has 257 tokens, .* only 10:"):
-        read_initial(config, ByteTokenizer())
-
-
-def test_names_without_weights(text_file, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    (tmp_path / "begun").mkdir()
-    save_config(TrainConfig(), tmp_path / "begun/config.yaml")
-    cases = {
-        "absent": "no directory '",
-        "empty": f"{tmp_path / 'empty'} holds no config.json",
-        "file": f"{tmp_path / 'file'} is a file",
-        "begun": f"the run {tmp_path / 'begun'} holds no weights yet",
-    }
-    for name, message in cases.items():
-        words = [f"data.train={text_file}", f"model.init={tmp_path / name}"]
-        assert main(["train", *words, "--run-dir", str(tmp_path / "run")]) == 2
-        shown = capsys.readouterr().err
-        assert shown.startswith(f"sedd-fast: model.init: {message}")
-        assert shown.count("\n") == 1
-        assert not (tmp_path / "run/config.yaml").exists()
-    with pytest.raises(ValueError, match=r"^model\.init: expected a run directory, .*, got ''"):
-        load_config("tiny", overrides=["model.init="])
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("hidden_size", 512, "the weights of .* do not fit its settings"),
-        (
-            "n_blocks",
-            2000,
-            "the settings of .* ask for 2000 blocks, but its weights are those of 2",
-        ),
-        ("n_heads", 5, "hidden_size must be n_heads times an even head width"),
-    ],
-)
-def test_settings_of_another_network_are_found_before_it_is_made(
-    key, value, message, text_file, tmp_path
-):
-    weights = saved_network(tmp_path)
-    wrong = json.loads((weights / "config.json").read_text())
-    wrong["model"][key] = value
-    (weights / "config.json").write_text(json.dumps(wrong))
-    (weights / "model.sha256").unlink()
-    with pytest.raises(ValueError, match=rf"^model\.init: [^\n]*{message}[^\n]*$"):
-        initial(text_file, *with_letters(weights))
-
-
-def test_damaged_weights(text_file, tmp_path):
-    weights = saved_network(tmp_path)
-    file = weights / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^model\.init: .*model\.safetensors"):
-        initial(text_file, *with_letters(weights))
-
-
-def test_sizes_of_a_preset_give_way(base):
-    small = changed(load_config("small"), {"model.init": str(base), "model.length": 16})
-    found = read_initial(replace(small, data=replace(small.data, tokenizer="characters"))).config
-    expected: SEDDConfig = networks.load(base).config
-    assert found.model_config(10) == replace(expected, length=16)
