@@ -16,6 +16,7 @@ from sedd_fast.data.config import DataConfig
 from sedd_fast.data.corpus import hold_out, pack
 from sedd_fast.data.prompts import decode
 from sedd_fast.data.sources import read_documents
+from sedd_fast.data.tokenizers import GPT2_TOKENS
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus
 from sedd_fast.evaluate.judge import Judge
 from sedd_fast.evaluate.likelihood import exact_likelihood
@@ -26,7 +27,6 @@ from sedd_fast.models.sedd import SEDD
 from sedd_fast.names import Precision, Preset
 from sedd_fast.text import demo
 from sedd_fast.text.network import (
-    GPT2_TOKENS,
     Baseline,
     Network,
     autocast,

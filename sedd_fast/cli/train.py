@@ -68,8 +68,7 @@ def train(
     [bold]Settings most often changed[/]
       data.train=book.txt            a file, "books/*.txt", "\\[a.txt,b.txt]",
                                      pydoc, docstrings, or a data set
-      data.tokenizer=gpt2            bpe:2048, characters, bytes, a file, a
-                                     hub name
+      data.tokenizer=gpt2            bpe:2048, characters, bytes, file, hub name
       model.length=256               tokens per training block
       training.batch_size=32         blocks per step, over all processes
       training.n_iters=20000         steps
@@ -80,6 +79,7 @@ def train(
       graph.type=uniform             absorbing or uniform
       objective.type=d3pm            score_entropy, masked_cross_entropy, d3pm
                                      or concrete_score
+      model.init=runs/base           starts from trained weights (or bundled)
       model.kind=ar                  the autoregressive baseline of equal size
     RUN_DIR/config.yaml, written at the start, lists them all.
 

@@ -27,7 +27,14 @@ from sedd_fast.files import checksums, hub
 from sedd_fast.files.documents import read_json
 from sedd_fast.files.paths import expanded
 
+GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2's
 _BPE_SIZES = range(257, 2**20 + 1)
+_FILES = (MARKER, "tokenizer.json", "vocab.json")
+
+
+def is_learned(spec: str) -> bool:
+    """Whether the tokenizer takes its vocabulary from the training text."""
+    return spec == "characters" or spec.startswith("bpe:")
 
 
 def make_tokenizer(spec: str, texts: Iterable[str] | None = None) -> Tokenizer:
@@ -42,7 +49,7 @@ def make_tokenizer(spec: str, texts: Iterable[str] | None = None) -> Tokenizer:
     """
     if spec == "bytes":
         return ByteTokenizer()
-    if spec != "characters" and not spec.startswith("bpe:"):
+    if not is_learned(spec):
         return load_tokenizer(spec)
     size = spec.removeprefix("bpe:")
     if spec != "characters" and not (size.isdecimal() and int(size[:10]) in _BPE_SIZES):
@@ -82,6 +89,17 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
             "check the path"
         )
     return load_from_hub(name)
+
+
+def tokenizer_beside(source: str, vocab_size: int) -> str | None:
+    """What `load_tokenizer` reads for the weights of `source`, a directory or a hub name.
+
+    The tokenizer in the directory; "gpt2" where there is none and the network has GPT-2's number
+    of tokens; else None.
+    """
+    if any((Path(source) / file).is_file() for file in _FILES):
+        return source
+    return "gpt2" if vocab_size == GPT2_TOKENS else None
 
 
 def _load_directory(path: Path) -> Tokenizer:

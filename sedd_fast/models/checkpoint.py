@@ -284,11 +284,18 @@ Network = TypeVar("Network", bound=nn.Module)
 def build(saved: Checkpoint, make: Callable[[SEDDConfig], Network]) -> Network:
     """The network `make(config)` with the weights of a checkpoint.
 
-    It is first made without memory and compared with the weights: settings that ask for another
-    size than theirs allocate nothing.
+    ValueError as of `check`, before any memory is taken.
+    """
+    model = make(check(saved, make))
+    restore(model, saved)
+    return model
 
-    Raises:
-        ValueError: the settings are no SEDDConfig, or the weights do not fit them.
+
+def check(saved: Checkpoint, make: Callable[[SEDDConfig], nn.Module]) -> SEDDConfig:
+    """The settings of a checkpoint; ValueError unless they are a SEDDConfig that fits the weights.
+
+    The network is made without memory for this: settings that ask for another size than that of
+    the weights allocate nothing.
     """
     with _named(Path(saved.source)):
         config = SEDDConfig(**saved.config)
@@ -300,9 +307,7 @@ def build(saved: Checkpoint, make: Callable[[SEDDConfig], Network]) -> Network:
         )
     with torch.device("meta"):
         check_fit(make(config), saved)
-    model = make(config)
-    restore(model, saved)
-    return model
+    return config
 
 
 def check_fit(model: nn.Module, saved: Checkpoint) -> None:

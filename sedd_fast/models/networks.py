@@ -10,6 +10,9 @@ from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.posterior_sedd import PosteriorSEDD
 from sedd_fast.models.sedd import SEDD
 
+#: The model that comes with the package; its README says what it is.
+BUNDLED = Path(__file__).parent.parent / "text" / "python_help"
+
 AnyNetwork = SEDD | Autoregressive
 KINDS: dict[str, type[AnyNetwork]] = {c.kind: c for c in (SEDD, PosteriorSEDD, Autoregressive)}
 

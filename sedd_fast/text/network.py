@@ -2,28 +2,27 @@
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from sedd_fast.backends import registry
 from sedd_fast.data.corpus import Corpus, load_corpus
-from sedd_fast.data.tokenizers import MARKER, Tokenizer, load_tokenizer, make_tokenizer
+from sedd_fast.data.tokenizers import (
+    Tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+    tokenizer_beside,
+)
 from sedd_fast.models import networks
 from sedd_fast.models.autoregressive import Autoregressive
-from sedd_fast.models.checkpoint import CONFIG
 from sedd_fast.models.cuda_graph import CudaGraphNetwork
 from sedd_fast.models.interface import ScoreModel
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.names import Precision
 from sedd_fast.training.config import load_run_config
-from sedd_fast.training.run_directory import RunDirectory
+from sedd_fast.training.run_directory import RunDirectory, weights_of
 
-#: The model that comes with the package; its README says what it is.
-BUNDLED = Path(__file__).with_name("python_help")
-_TOKENIZER_FILES = (MARKER, "tokenizer.json", "vocab.json")
 _ATTEMPTS = 3  # at an export that changes while it is read
-GPT2_TOKENS = 50_257  # the published checkpoints hold no tokenizer: it is GPT-2's
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def load_any(
     A run that is training replaces its export; where that happened meanwhile it is read again.
     """
     place = choose_device(device)
-    name = str(BUNDLED) if name is None else name
+    name = str(networks.BUNDLED) if name is None else name
     if name == "":
         raise ValueError("model: got an empty name; give a run directory or a hub name")
     for _ in range(_ATTEMPTS):
@@ -156,19 +155,6 @@ def corpus_of_run(name: str, network: Network | Baseline, length: int) -> tuple[
     return str(config.data.train), corpus
 
 
-def weights_of(name: str) -> str:
-    """The directory of weights in a run directory; any other name unchanged."""
-    run = RunDirectory(name)
-    if run.export.is_dir():
-        return str(run.export)
-    if run.config.is_file() and not (run.path / CONFIG).is_file():
-        raise ValueError(
-            f"model: the run {run.path} holds no weights yet (they are written with the first "
-            f"checkpoint); continue it with: sedd-fast train --resume {run.path}"
-        )
-    return name
-
-
 def choose_device(name: str) -> torch.device:
     """The device of that name; ValueError where it is absent or its backend cannot run on it."""
     if name == "auto":
@@ -197,10 +183,8 @@ def check_backend(device_type: str) -> None:
 
 
 def _tokenizer_of(source: str, vocab_size: int) -> str:
-    if any((Path(source) / file).is_file() for file in _TOKENIZER_FILES):
-        return source
-    if vocab_size == GPT2_TOKENS:
-        return "gpt2"
+    if found := tokenizer_beside(source, vocab_size):
+        return found
     raise ValueError(
         f"tokenizer: there is none beside the weights of {source} ({vocab_size} tokens); "
         "name it: a directory, a tokenizer.json, a hub name, or bytes"

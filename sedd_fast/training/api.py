@@ -44,7 +44,8 @@ def train(
             laptop), "small" (12 x 768, as published), "medium" (24 x 1024).
         run_dir: a new directory for all that the run writes; None: runs/NAME-DATE-TIME.
         minutes: training time in minutes; None: that of the preset.
-        overrides: other settings, which win, as in `load_config`: {"optim.lr": 1e-3}.
+        overrides: other settings, which win, as in `load_config`: {"optim.lr": 1e-3}, or
+            {"model.init": "runs/base"} to start from trained weights.
         progress: show the state on stderr unless there is an `on_step`: live on a terminal, a line
             every ten seconds elsewhere.
 
@@ -55,6 +56,7 @@ def train(
         TypeError: `text` is none of these.
         ValueError: a setting or a text is unusable, the directory already holds a run or is in use
             by another process, or `accelerate` is not installed.
+        FileNotFoundError: `model.init` names no network.
         NonFiniteLossError: the loss or gradient is not finite.
         DiskFullError: a file could not be written for lack of space.
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP; the state is saved, and `resume(run_dir)`
@@ -102,6 +104,7 @@ def resume(
     Raises:
         ValueError: no run there, an override that does not fit the saved weights or text, a damaged
             checkpoint, or a run that another process trains.
+        FileNotFoundError: the run has no checkpoint yet, and `model.init` names no network.
         NonFiniteLossError, DiskFullError, TrainingInterrupted: as `train`.
     """
     run = RunDirectory(run_dir)

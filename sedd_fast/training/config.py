@@ -64,9 +64,17 @@ def changed(config: TrainConfig, *overrides: Overrides) -> TrainConfig:
 
 
 def baseline_config(config: TrainConfig, run_dir: Path) -> TrainConfig:
-    """The settings of the autoregressive baseline that is trained as `config` is."""
-    model = replace(config.model, kind="ar")
-    return replace(config, model=model, objective=ObjectiveSection(), run_dir=str(run_dir))
+    """The settings of the autoregressive baseline that is trained as `config` is.
+
+    It starts from random weights. For a run that started from others (`model.init`) it takes the
+    tokenizer of the run.
+    """
+    data = config.data
+    if config.model.init is not None and config.run_dir is not None:
+        data = replace(data, tokenizer=str(Path(config.run_dir) / "tokenizer"))
+    model = replace(config.model, kind="ar", init=None)
+    run = str(run_dir)
+    return replace(config, model=model, data=data, objective=ObjectiveSection(), run_dir=run)
 
 
 def load_run_config(path: str | Path, overrides: Overrides = ()) -> TrainConfig:

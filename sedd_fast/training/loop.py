@@ -22,6 +22,7 @@ from sedd_fast.evaluate.draws import variance_of_mean
 from sedd_fast.evaluate.standard_error import covering_error, total
 from sedd_fast.training import saved_state
 from sedd_fast.training.config import config_from_dict, save_config
+from sedd_fast.training.initial_weights import read_initial
 from sedd_fast.training.interrupt import StopRequest
 from sedd_fast.training.metrics import MetricsLog
 from sedd_fast.training.networks import new_network
@@ -73,13 +74,16 @@ class Trainer:
             self._check_settings(saved, self._checkpoint)
         # The vocabulary of a run is fixed by its first start.
         tokenizer = load_tokenizer(self.run.tokenizer) if self.run.config.is_file() else None
+        weights = None
         with accelerator.main_process_first():
+            if config.model.init is not None and self._checkpoint is None:
+                self.config, tokenizer, weights = read_initial(self.config, tokenizer)
             self.corpus = load_corpus(
                 config.data, config.model.length, config.training.seed, tokenizer
             )
         if saved and self._checkpoint:
             self._check_saved(saved, self._checkpoint)
-        self.learner = Learner(self.config, self.corpus.tokenizer.vocab_size, accelerator)
+        self.learner = Learner(self.config, self.corpus.tokenizer.vocab_size, accelerator, weights)
         self.step, self.elapsed, self.held_out = 0, 0.0, None  # type: int, float, HeldOut | None
         self._window = [0.0, 0]  # sum and number of the losses since the last metrics line
         self._metrics: MetricsLog | None = None  # of the main process, while `fit` runs

@@ -106,6 +106,23 @@ class RunDirectory:
             _remove(removed)
 
 
+def weights_of(name: str, argument: str = "model") -> str:
+    """The directory of weights in a run directory; any other name unchanged.
+
+    Raises:
+        ValueError: the run has none yet; the message begins with `argument`.
+    """
+    run = RunDirectory(name)
+    if run.export.is_dir():
+        return str(run.export)
+    if run.config.is_file() and not (run.path / CONFIG).is_file():
+        raise ValueError(
+            f"{argument}: the run {run.path} holds no weights yet (they are written with the first "
+            f"checkpoint); continue it with: sedd-fast train --resume {run.path}"
+        )
+    return name
+
+
 def save_file(content: Any, path: Path) -> None:
     """`torch.save`, flushed to the disk; OSError, with no file left, where it cannot be written."""
     save_pickle(content, path)

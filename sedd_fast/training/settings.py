@@ -35,6 +35,9 @@ def _at_least(lowest: float, default: float | None) -> Any:
     return field(default=default, metadata=limits(lambda v: v >= lowest, f"at least {lowest}"))
 
 
+_NETWORK = limits(bool, "a run directory, a directory of weights, a hub name, or bundled")
+
+
 @dataclass(frozen=True)
 class ModelSection:
     """The transformer.
@@ -45,6 +48,12 @@ class ModelSection:
             posterior, whichever the objective needs.
         scale_by_sigma: scale the scores of kind "sedd" by the noise level; None: for the absorbing
             graph only.
+        init: a trained network whose weights the run starts from, with a new optimiser: a run
+            directory, a directory of weights, a run directory of the original trainer, a hub name,
+            or "bundled". Its settings replace those of graph, noise and this section, except
+            `length` and `dropout`; its tokenizer replaces one that would be learned from the text.
+            None: random weights.
+        vocab_size: tokens of the network, at least those of the tokenizer. None: as many as those.
     """
 
     kind: NetworkKind | None = None
@@ -56,6 +65,8 @@ class ModelSection:
     mlp_ratio: int = _at_least(1, 4)
     dropout: float = fraction(0.1)
     scale_by_sigma: bool | None = None
+    init: str | None = field(default=None, metadata=_NETWORK)
+    vocab_size: int | None = _at_least(1, None)
 
 
 @dataclass(frozen=True)
@@ -231,9 +242,20 @@ class TrainConfig:
         return "masked_cross_entropy" if fits else "score_entropy"
 
     def model_config(self, vocab_size: int) -> SEDDConfig:
-        """The architecture for a tokenizer of `vocab_size` tokens."""
-        settings = {"tokens": vocab_size, **asdict(self)}
-        del settings["model"]["kind"]  # which network: `networks.new_network` reads it
+        """The architecture for a tokenizer of `vocab_size` tokens.
+
+        Raises:
+            ValueError: `model.vocab_size` is smaller.
+        """
+        tokens = vocab_size if self.model.vocab_size is None else self.model.vocab_size
+        if tokens < vocab_size:
+            raise ValueError(
+                f"model.vocab_size: expected at least the {vocab_size} tokens of the tokenizer, "
+                f"got {tokens}; leave it out for as many as the tokenizer has"
+            )
+        settings = {"tokens": tokens, **asdict(self)}
+        for name in ("kind", "init", "vocab_size"):  # not part of the architecture
+            del settings["model"][name]
         if self.model.scale_by_sigma is None:
             settings["model"]["scale_by_sigma"] = self.graph.type == "absorbing"
         return SEDDConfig(**config_from_original(settings))

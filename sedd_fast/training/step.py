@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sedd_fast.data.blocks import Blocks
 from sedd_fast.losses.objective import stratified_times
+from sedd_fast.models import checkpoint
 from sedd_fast.models.ema import ExponentialMovingAverage
 from sedd_fast.models.networks import AnyNetwork
 from sedd_fast.ops._uniforms import RowStreams
@@ -41,13 +42,27 @@ class Learner:
     A step is `accumulate`, then `clip_gradients`, then `apply`; until `apply` only the gradients
     have changed. `model` is the network as Accelerate wraps it, for DDP or compiled; `plain` is the
     network itself, whose names of weights do not depend on that.
+
+    Args:
+        config: all settings.
+        vocab_size: tokens of the tokenizer.
+        accelerator: made by `api.make_accelerator`.
+        initial: weights that the network and its moving average start from; None: random weights.
     """
 
-    def __init__(self, config: TrainConfig, vocab_size: int, accelerator: Any) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        vocab_size: int,
+        accelerator: Any,
+        initial: checkpoint.Checkpoint | None = None,
+    ) -> None:
         self.config, self.accelerator = config, accelerator
         optim, section = config.optim, config.training
         torch.manual_seed(section.seed)
         model, self.objective = new_network(config, vocab_size)
+        if initial is not None:
+            checkpoint.restore(model, initial)
         # A fused head forms the gradient of a mean in its forward pass.
         self._mean = replace(self.objective, reduction="mean")
         model.to(accelerator.device)

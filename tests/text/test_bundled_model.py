@@ -7,7 +7,7 @@ import pytest
 import sedd_fast as sf
 from sedd_fast.data.sources import pydoc_text
 from sedd_fast.evaluate.words import known_words
-from sedd_fast.text.network import BUNDLED
+from sedd_fast.models.networks import BUNDLED
 
 
 @pytest.fixture(scope="module")
