@@ -98,13 +98,13 @@ def run(
         other = replace(config.training, seed=config.training.seed + 1)
         learner.config = replace(config, training=other)
     losses = []
-    for step, x_0 in enumerate(batches, start=1):
-        losses.append(learner.accumulate(x_0.to(learner.accelerator.device), step).double())
+    for step, batch in enumerate(batches, start=1):
+        losses.append(learner.accumulate(batch, step).double())
         learner.clip_gradients()
         learner.apply(rate_factor(config.optim, step, step / len(batches)))
     learner.plain.eval()
     found = learner.held_out_losses(corpus.held_out)
-    per_token = torch.stack(losses).cpu() / config.model.length
+    per_token = torch.stack(losses).cpu()
     return TrainingRun(per_token, float(found.double().mean()), start, flat(learner))
 
 

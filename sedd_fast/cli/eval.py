@@ -11,10 +11,11 @@ from sedd_fast.cli import options as shared
 from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.output import Result, figure
 from sedd_fast.files.paths import expanded
-from sedd_fast.names import DATA_SETS, Mode, Times, Wrap
+from sedd_fast.names import DATA_SETS, DataFormat, Mode, Times, Wrap
 from sedd_fast.version import __version__
 
 if TYPE_CHECKING:
+    from sedd_fast.evaluate.completions import Completions
     from sedd_fast.evaluate.wrapping import Wrapped
     from sedd_fast.text.bound import TextBound
     from sedd_fast.text.network import Baseline, Network
@@ -52,6 +53,15 @@ class EvalOptions:
             help="The split of the data set TEXT.",
             show_default="that of the papers",
             **RARE,
+        ),
+    ] = None
+    format: Annotated[
+        DataFormat | None,
+        typer.Option(
+            metavar="NAME",
+            help="text; or prompt_completion: JSON lines with prompts and completions, or the "
+            "messages of a chat. The bound is that of the completions given their prompts.",
+            show_default="as the run --model was trained",
         ),
     ] = None
     wrap: Annotated[
@@ -122,6 +132,10 @@ def evaluate(context: typer.Context, options: EvalOptions) -> None:
       sedd-fast eval --model runs/demo book.txt "more/*.txt" --samples 128
       sedd-fast eval --model louaaron/sedd-small wikitext2 --save wt2.json
       sedd-fast eval --model louaaron/sedd-small ptb --data ptb.valid.txt
+      sedd-fast eval --model runs/sums test.jsonl
+
+    For a run that was trained on prompts and completions, blocks are
+    completions, each bounded given its prompt.
     """
     from sedd_fast.text.bound import bound_text
     from sedd_fast.text.network import Baseline, load_any
@@ -138,14 +152,45 @@ def evaluate(context: typer.Context, options: EvalOptions) -> None:
     _result(record).write(options.save, options.as_json)
 
 
-def _find_text(network: "Network | Baseline", options: EvalOptions) -> "Wrapped":
+def _completions(network: "Network | Baseline", options: EvalOptions) -> "Completions":
+    """The completions to evaluate: those of files, or those that the run held out."""
+    from sedd_fast.data.examples import Examples, read_examples
+    from sedd_fast.evaluate.completions import Completions
+    from sedd_fast.text.network import Network, corpus_of_run
+
+    if options.data or options.split or options.wrap != "sedd":
+        raise ValueError(
+            "--data, --split, --wrap: only valid with --format text; prompts and completions are "
+            "read from files of JSON lines, each by itself"
+        )
+    length, tokenizer = options.length or network.model.config.length, network.tokenizer
+    if options.files:
+        trained = network.completion_length if isinstance(network, Network) else None
+        examples = read_examples(options.files, tokenizer)
+        made = Examples(examples, length, trained or 1, tokenizer.eot, "the evaluation")
+        return Completions(made, ", ".join(options.files))
+    name, corpus = corpus_of_run(options.model, network, length) or ("", None)
+    if corpus is None or not isinstance(corpus.held_out, Examples):
+        raise ValueError(
+            f"eval: {options.model} is no run directory with held-out completions; name a file of "
+            "JSON lines"
+        )
+    name = f"the held-out part of {name}: {corpus.held_out_source}"
+    return Completions(corpus.held_out, name)
+
+
+def _find_text(network: "Network | Baseline", options: EvalOptions) -> "Wrapped | Completions":
     """The text to evaluate, in blocks: a named data set, files, or what the run held out."""
+    from sedd_fast.data.blocks import Blocks
     from sedd_fast.data.copies import named_rows
     from sedd_fast.data.datasets import NAMED
     from sedd_fast.data.sources import read_documents
     from sedd_fast.evaluate.wrapping import Wrapped, wrap
     from sedd_fast.text.network import corpus_of_run
 
+    trained_on = "prompt_completion" if getattr(network, "completion_length", None) else "text"
+    if (options.format or trained_on) == "prompt_completion":
+        return _completions(network, options)
     length = options.length or network.model.config.length
     names, copy, split = options.files or [], options.data, options.split
     named = len(names) == 1 and names[0] in NAMED and not Path(names[0]).is_file()
@@ -170,12 +215,13 @@ def _find_text(network: "Network | Baseline", options: EvalOptions) -> "Wrapped"
             f"--wrap: the held-out text is in blocks already, got {options.wrap}; name a TEXT"
         )
     name, corpus = corpus_of_run(options.model, network, length) or ("", None)
-    if corpus is None or corpus.held_out is None or corpus.chars_per_token is None:
+    held_out = None if corpus is None else corpus.held_out
+    if corpus is None or not isinstance(held_out, Blocks) or corpus.chars_per_token is None:
         raise ValueError(
             f"eval: {options.model} is no run directory with a held-out text; name a TEXT"
         )
     name = f"the held-out part of {name}: {corpus.held_out_source}"
-    return Wrapped.of_blocks(corpus.held_out, corpus.chars_per_token, name)
+    return Wrapped.of_blocks(held_out, corpus.chars_per_token, name)
 
 
 def _check_files(names: list[str]) -> None:
@@ -192,10 +238,17 @@ def _check_files(names: list[str]) -> None:
 def _record(
     network: "Network | Baseline", found: "TextBound", options: EvalOptions
 ) -> dict[str, Any]:
+    from sedd_fast.evaluate.completions import Completions
     from sedd_fast.text.bound import EPS
     from sedd_fast.text.network import Baseline
 
     text, bound = found.text, found.bound
+    of_text: dict[str, Any] = {"format": "text", "wrap": getattr(text, "wrap", None)}
+    if isinstance(text, Completions):
+        count = len(bound.nats)
+        of_text["format"] = "prompt_completion"
+        of_text["nats_per_completion"] = bound.total_nats / count
+        of_text["nats_per_completion_stderr"] = bound.total_stderr / count
     drawn: dict[str, Any] = {"times": options.times, "seed": options.seed, "eps": EPS}
     if isinstance(network, Baseline):
         drawn = dict.fromkeys(drawn)  # an exact likelihood draws no noise
@@ -218,7 +271,7 @@ def _record(
         "blocks": len(bound.nats),
         "blocks_in_text": len(text),
         "block_length": text.block_length,
-        "wrap": text.wrap,
+        **of_text,
         "tokens_left_over": text.left_over,
         "chars_per_token": text.chars_per_token,
         "dtype": network.precision,
@@ -230,6 +283,12 @@ def _result(record: dict[str, Any]) -> Result:
     of = "of {blocks_in_text:,} ".format(**record) * (record["max_blocks"] is not None)
     upto = "up to " * (record["wrap"] == "separate")
     tokens = "{tokens:,} in {blocks:,} {0}blocks of {1}{block_length}".format(of, upto, **record)
+    of_completions = record["format"] == "prompt_completion"
+    if of_completions:
+        tokens = (
+            "{tokens:,} in {blocks:,} {0}completions, end-of-text included; with their prompts up "
+            "to {block_length}"
+        ).format(of, **record)
     if record["tokens_left_over"]:
         tokens += ", {tokens_left_over} at the end of the text left out".format(**record)
     about = {
@@ -237,7 +296,7 @@ def _result(record: dict[str, Any]) -> Result:
         "tokenizer": "{tokenizer_name} ({tokenizer})".format(**record),
         "text": record["text"],
         "tokens": tokens,
-        "wrapping": record["wrap"],
+        **({} if of_completions else {"wrapping": record["wrap"]}),
         "estimator": record["estimator"],
         "network": "{dtype} on {device}, {batch_size} blocks at a time".format(**record),
     }
@@ -247,4 +306,7 @@ def _result(record: dict[str, Any]) -> Result:
         name.replace("_per_", "/"): figure(record[name], record[f"{name}_stderr"], 4)
         for name in ("perplexity", "bits_per_token", "bits_per_char")
     }
+    if of_completions:
+        each = record["nats_per_completion"], record["nats_per_completion_stderr"]
+        figures["nats/completion"] = figure(*each, 4)
     return Result(record, about, figures)

@@ -53,10 +53,13 @@ def infill(model: BundledModel = None, *, given: GivenText, options: SamplingOpt
       sedd-fast infill -m runs/demo --middle "exception@40" -l 96 -n 4
       sedd-fast infill -m runs/demo --template "The [8] fox [12] dog."
       sedd-fast infill -m runs/demo --from gaps.jsonl --json > filled.jsonl
+      sedd-fast infill -m runs/sums --from test.jsonl
 
     A line of the --from file is an object with "template", or with any of
     "prefix", "middle" (pairs of a text and its first token's number),
-    "suffix" and "length"; "id" is copied to the output.
+    "suffix" and "length"; or a row of a file to fine-tune on: "prompt" or
+    "messages", whose completion is drawn and, where the row has it, compared.
+    "id" is copied to the output.
     """
     from sedd_fast.cli import requests
     from sedd_fast.text.network import load_network
@@ -83,7 +86,8 @@ def _requests(given: dict[str, Any], network: "Network") -> list["Request"]:
     if "source" in given:
         if others := sorted(texts - {"source"}):
             raise ValueError(f"--from: every line says what is given, so not with --{others[0]}")
-        return requests.from_file(given["source"], network.tokenizer, length)
+        gap = None if "length" in given else network.completion_length
+        return requests.from_file(given["source"], network.tokenizer, length, gap)
     return [from_record(given, network.tokenizer, length, "--")]
 
 

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sedd_fast.cli.output import heading, show_text, write_json
+from sedd_fast.cli.output import heading, progress, show_text, write_json
 from sedd_fast.cli.sampler_options import SamplingOptions
 from sedd_fast.data.files import decode, read_bytes
 from sedd_fast.data.json_lines import read_objects
+from sedd_fast.data.prompts import Sample
+from sedd_fast.data.prompts import decode as decode_tokens
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.text import drawing
 from sedd_fast.text.network import Network
-from sedd_fast.text.requests import Request, from_record, short
+from sedd_fast.text.requests import Request, from_record, from_row, short
 
-_EXAMPLE = '{"template": "The [8] fox."} or {"prefix": "The ", "suffix": "."}'
+_EXAMPLE = '{"template": "The [8] fox."}, {"prefix": "The "} or {"prompt": "2+2="}'
 KEYS = ("template", "prefix", "middle", "suffix", "length", "id")
 
 
@@ -37,8 +39,13 @@ def _label(number: int, record: dict[str, Any]) -> dict[str, Any]:
     return {"line": number, "id": record["id"]}
 
 
-def from_file(path: str, tokenizer: Tokenizer, length: int) -> list[Request]:
+def from_file(
+    path: str, tokenizer: Tokenizer, length: int, completion_length: int | None = None
+) -> list[Request]:
     """The requests of a JSONL file ("-": stdin), one object a line; empty lines are skipped.
+
+    A line with "prompt" or "messages" is a row as training reads it, whose completion is drawn:
+    `completion_length` tokens of it, or up to `length` in all.
 
     Raises:
         ValueError: a line is no valid request (the message names the line), or the file does not
@@ -48,9 +55,15 @@ def from_file(path: str, tokenizer: Tokenizer, length: int) -> list[Request]:
     found = []
     for number, record in read_objects(decode(content, path, "--from"), path, _EXAMPLE):
         try:
-            if unknown := [key for key in record if key not in KEYS]:
-                raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}")
-            request = from_record(record, tokenizer, length)
+            if "prompt" in record or "messages" in record:
+                request = from_row(record, tokenizer, length, completion_length)
+            else:
+                if unknown := [key for key in record if key not in KEYS]:
+                    raise ValueError(
+                        f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}, and prompt or "
+                        "messages"
+                    )
+                request = from_record(record, tokenizer, length)
             found.append(replace(request, label=_label(number, record)))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
@@ -71,16 +84,39 @@ def draw(requests: Sequence[Request], network: Network, options: SamplingOptions
     seed = drawing.new_seed() if options.seed is None else options.seed
     settings = options.record(network, seed)
     total = len(requests) * options.num_samples
+    compared: list[bool] = []
     samples = drawing.draw(
         requests, network, options.sampler, options.num_samples, seed, options.batch_size,
         options.keep_after_eot, progress=True,
     )  # fmt: skip
     for number, (request, sample) in enumerate(samples, start=1):
+        completed = _completed(request, sample, network)
+        if "match" in completed:
+            compared.append(completed["match"])
         if options.as_json:
             shown = {"text": sample.text, "tokens": sample.tokens, "given": sample.given}
+            shown |= completed
             settings["length"] = request.length
             write_json({**request.label, **shown, "settings": settings})
             continue
         if total > 1:
             heading(f"{number} of {total}")
         show_text(sample.text, sample.marks)
+    if compared:
+        right = sum(compared)
+        progress().print(
+            f"{right} of {len(compared)} completions equal their reference ({right / total:.1%})"
+        )
+
+
+def _completed(request: Request, sample: Sample, network: Network) -> dict[str, Any]:
+    """The completion of a prompt, and whether it is that of the row, white space at ends aside."""
+    if request.prompt_length is None:
+        return {}
+    tokens = sample.tokens[request.prompt_length :]
+    completion = decode_tokens(tokens, network.tokenizer, network.model.graph.mask_index)
+    found: dict[str, Any] = {"completion": completion}
+    if request.reference is not None:
+        match = completion.strip() == request.reference.strip()
+        found |= {"reference": request.reference, "match": match}
+    return found

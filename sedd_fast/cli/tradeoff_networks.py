@@ -11,7 +11,7 @@ import torch
 
 from sedd_fast.cli.output import progress
 from sedd_fast.cli.tradeoff_options import DEMO, MINUTES, TradeoffOptions
-from sedd_fast.data.blocks import BlockOrder
+from sedd_fast.data.blocks import BlockOrder, Blocks
 from sedd_fast.data.config import DataConfig
 from sedd_fast.data.corpus import hold_out, pack
 from sedd_fast.data.prompts import decode
@@ -189,9 +189,10 @@ def _tokens(name: str, network: Network, files: list[str]) -> tuple[np.ndarray, 
         train_tokens, held_out = (pack(part, network.tokenizer) for part in parts)
         return train_tokens, held_out, source
     _, corpus = corpus_of_run(name, network, network.model.config.length) or ("", None)
-    if corpus is None or corpus.held_out is None or not isinstance(corpus.train, BlockOrder):
+    train, apart = (None, None) if corpus is None else (corpus.train, corpus.held_out)
+    if corpus is None or not isinstance(train, BlockOrder) or not isinstance(apart, Blocks):
         raise ValueError(f"tradeoff: {name} is no run with a held-out text; name files: TEXT ...")
-    return corpus.train.blocks.tokens, corpus.held_out.tokens, corpus.held_out_source
+    return train.blocks.tokens, apart.tokens, corpus.held_out_source
 
 
 def _likelihood(bound: LikelihoodBound) -> dict[str, Any]:

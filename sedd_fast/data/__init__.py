@@ -1,7 +1,7 @@
 """Text as blocks of tokens: sources, tokenizers, held-out text, prompts.
 
 corpus = load_corpus(DataConfig(train="book.txt"), length=128)
-x_0 = corpus.train.take(32)  # (32, 128) int64
+x_0 = corpus.train.take(32).tokens  # (32, 128) int64
 
 config      DataConfig: which text a run reads
 corpus      load_corpus: from a DataConfig to blocks; blocks has their order

@@ -19,6 +19,7 @@ class Batch:
         global_loss_tokens: `loss_tokens` of the global batch, which is that of all processes and
             all accumulation steps. 0: this batch is the whole of it.
         global_documents: `documents` of the global batch, likewise.
+        global_tokens: `real_tokens` of the global batch, likewise.
 
     Raises:
         ValueError: a mask of another shape or dtype.
@@ -29,6 +30,7 @@ class Batch:
     attention_mask: Tensor | None = None
     global_loss_tokens: int = 0
     global_documents: int = 0
+    global_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, dtype in (("loss_mask", torch.bool), ("attention_mask", torch.int64)):
@@ -38,9 +40,16 @@ class Batch:
                     f"{name}: expected {dtype} of shape {tuple(self.tokens.shape)} as tokens has, "
                     f"got {mask.dtype} of shape {tuple(mask.shape)}"
                 )
-        for name in ("loss_tokens", "documents"):
+        own = {"loss_tokens": "loss_tokens", "documents": "documents", "tokens": "real_tokens"}
+        for name, of_batch in own.items():
             if not getattr(self, f"global_{name}"):
-                object.__setattr__(self, f"global_{name}", getattr(self, name))
+                object.__setattr__(self, f"global_{name}", getattr(self, of_batch))
+
+    @classmethod
+    def of_blocks(cls, tokens: Tensor, count: int) -> "Batch":
+        """Blocks (B, L) without masks, of a global batch of `count` blocks."""
+        number = count * tokens.shape[1]
+        return cls(tokens, global_loss_tokens=number, global_documents=count, global_tokens=number)
 
     def __len__(self) -> int:
         """The number of rows, B."""
@@ -83,6 +92,16 @@ class Batch:
         ]
         return [self._with(part) for part in zip(*parts, strict=False)]
 
+    def rows(self, part: slice) -> "Batch":
+        """These rows, with the same global numbers."""
+        return self._with([each if each is None else each[part] for each in self._tensors])
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks that there are, as arguments of an objective or a bound."""
+        found = {"loss_mask": self.loss_mask, "attention_mask": self.attention_mask}
+        return {name: mask for name, mask in found.items() if mask is not None}
+
     @property
     def _tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return self.tokens, self.loss_mask, self.attention_mask
@@ -90,5 +109,5 @@ class Batch:
     def _with(self, tensors: Sequence[Tensor | None]) -> "Batch":
         tokens, loss_mask, attention_mask = tensors
         assert tokens is not None
-        numbers = self.global_loss_tokens, self.global_documents
+        numbers = self.global_loss_tokens, self.global_documents, self.global_tokens
         return Batch(tokens, loss_mask, attention_mask, *numbers)

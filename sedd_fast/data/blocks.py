@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sedd_fast.data.batches import Batch
 from sedd_fast.data.sources import HubDataset
 from sedd_fast.data.tokenizers import Tokenizer
 
@@ -53,9 +54,9 @@ class Blocks:
         picked = self.tokens[starts[:, None] + np.arange(self.length)]  # (n, L)
         return torch.from_numpy(picked.astype(np.int64))
 
-    def spaced(self, most: int) -> torch.Tensor:
-        """Evenly spaced blocks, at most `most` of them: (n, L) int64."""
-        return self.rows(evenly_spaced(len(self), most))
+    def spaced(self, most: int) -> Batch:
+        """Evenly spaced blocks, at most `most` of them."""
+        return Batch(self.rows(evenly_spaced(len(self), most)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -95,7 +96,7 @@ class BlockOrder:
 
     Example:
         >>> order = BlockOrder(Blocks(np.arange(12), length=3), seed=0)
-        >>> order.take(4).shape
+        >>> order.take(4).tokens.shape
         torch.Size([4, 3])
     """
 
@@ -117,11 +118,12 @@ class BlockOrder:
         slack = self.blocks.length - 1 if self.random_offset else 0
         return max(1, (len(self.blocks.tokens) - slack) // self.blocks.length)
 
-    def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
-        """The next `count` blocks; this process's share of them: (count / world, L) int64."""
+    def take(self, count: int, rank: int = 0, world: int = 1) -> Batch:
+        """The next `count` blocks; this process's share of them: (count / world, L)."""
         positions = range(self.position, self.position + count)[share(count, rank, world)]
         self.position += count
-        return torch.cat([self._row(position) for position in positions])
+        own = torch.cat([self._row(position) for position in positions])
+        return Batch.of_blocks(own, count)
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -185,14 +187,14 @@ class StreamOrder:
         """Whether a run with this fingerprint read the same stream."""
         return saved == self.fingerprint
 
-    def take(self, count: int, rank: int = 0, world: int = 1) -> torch.Tensor:
-        """The next `count` blocks; this process's share of them: (count / world, L) int64."""
+    def take(self, count: int, rank: int = 0, world: int = 1) -> Batch:
+        """The next `count` blocks; this process's share of them: (count / world, L)."""
         while len(self._pending) < count * self.length:
             self._pending += next(self._documents)
         used = count * self.length
         blocks = torch.tensor(self._pending[:used]).view(count, self.length)
         del self._pending[:used]
-        return blocks[share(count, rank, world)]
+        return Batch.of_blocks(blocks[share(count, rank, world)], count)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "documents": self.documents, "pending": list(self._pending)}

@@ -54,19 +54,27 @@ class ExampleOrder:
     def take(self, count: int, rank: int = 0, world: int = 1) -> Batch:
         """The next `count` rows; this process's share of them: (count / world, L).
 
-        L is the same in all processes, and so are `global_loss_tokens` and `global_documents`,
-        which count all `count` rows.
+        L is the same in all processes, and so are the global numbers, which count all `count` rows.
         """
         rows = [self._next() for _ in range(count)]
         own = self.examples.batch(rows[share(count, rank, world)], self.examples.width(rows))
-        loss_tokens, documents = self.examples.counts(rows)
-        return replace(own, global_loss_tokens=loss_tokens, global_documents=documents)
+        loss_tokens, documents, tokens = self.examples.counts(rows)
+        return replace(
+            own, global_loss_tokens=loss_tokens, global_documents=documents, global_tokens=tokens
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "place": self.place}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.place = int(state["epoch"]), int(state["place"])
+        """Restore what `state_dict` returned; ValueError for a place beyond its epoch."""
+        epoch, place = int(state["epoch"]), int(state["place"])
+        rows = len(self._rows(epoch)[1]) - 1
+        if not 0 <= place < rows:
+            raise ValueError(
+                f"data.place: expected one of the {rows} rows of an epoch, got {place}"
+            )
+        self.epoch, self.place = epoch, place
 
     def _next(self) -> np.ndarray:
         numbers, starts = self._rows(self.epoch)

@@ -153,6 +153,8 @@ class Examples:
         completion_length: the number that was given or found.
         sizes: (N,) int64, the number of tokens of each example, extended.
         loss_sizes: (N,) int64, the number of those that carry loss.
+        completion_sizes: (N,) int64, the number of those that are not an extension.
+        characters: of all completions, without end-of-text.
 
     Raises:
         ValueError: no examples; one that is longer than `length`, with its file and line; or a
@@ -168,25 +170,25 @@ class Examples:
         name: str = "the examples",
     ) -> None:
         tokens, prompts, completions, places = array("i"), array("q"), array("q"), []
-        self._characters = 0
+        self.characters = 0
         for example in examples:
             tokens.extend(example.prompt)
             tokens.extend(example.completion)
             prompts.append(len(example.prompt))
             completions.append(len(example.completion))
             places.append(example.where)
-            self._characters += example.characters
+            self.characters += example.characters
         if not places:
             raise ValueError(f"data: no rows for {name}; give more, or change data.held_out")
         self.length, self.eot, self.name = length, eot, name
         self._tokens = np.frombuffer(tokens, np.int32)
-        self._prompts, self._completions = (
+        self._prompts, self.completion_sizes = (
             np.frombuffer(a, np.int64) for a in (prompts, completions)
         )
-        self._starts = np.cumsum(self._prompts + self._completions) - self._prompts
-        self._starts -= self._completions
+        self._starts = np.cumsum(self._prompts + self.completion_sizes) - self._prompts
+        self._starts -= self.completion_sizes
         if completion_length is None:
-            completion_length = 1 if eot is None else int(self._completions.max())
+            completion_length = 1 if eot is None else int(self.completion_sizes.max())
         if completion_length > 1 and eot is None:
             raise ValueError(
                 f"data.completion_length: expected 1, because the vocabulary has no end-of-text to "
@@ -195,7 +197,7 @@ class Examples:
             )
         self.completion_length = completion_length
         room = np.minimum(completion_length, length - self._prompts)
-        self.loss_sizes = np.maximum(self._completions, room)
+        self.loss_sizes = np.maximum(self.completion_sizes, room)
         self.sizes = self._prompts + self.loss_sizes
         if (too_long := np.flatnonzero(self.sizes > length)).size:
             number = int(too_long[0])
@@ -225,7 +227,7 @@ class Examples:
             at = 0
             for document, number in enumerate(row, start=1):
                 start, prompt = self._starts[number], self._prompts[number]
-                given, end = prompt + self._completions[number], at + self.sizes[number]
+                given, end = prompt + self.completion_sizes[number], at + self.sizes[number]
                 tokens[b, at : at + given] = self._tokens[start : start + given]
                 loss[b, at + prompt : end] = True
                 documents[b, at:end] = document
@@ -244,10 +246,14 @@ class Examples:
             raise ValueError(f"rows: one has {longest} tokens, expected at most {self.length}")
         return min(-(-longest // _MULTIPLE) * _MULTIPLE, self.length)
 
-    def counts(self, rows: Sequence[Sequence[int] | np.ndarray]) -> tuple[int, int]:
-        """The numbers of tokens with loss and of documents in `rows`."""
+    def counts(self, rows: Sequence[Sequence[int] | np.ndarray]) -> tuple[int, int, int]:
+        """The numbers of tokens with loss, of documents and of tokens in `rows`."""
         numbers = [number for row in rows for number in row]
-        return int(self.loss_sizes[numbers].sum()) if numbers else 0, len(numbers)
+        if not numbers:
+            return 0, 0, 0
+        sizes = (int(each[numbers].sum()) for each in (self.loss_sizes, self.sizes))
+        with_loss, all_tokens = sizes
+        return with_loss, len(numbers), all_tokens
 
     def spaced(self, most: int) -> Batch:
         """Evenly spaced examples, at most `most` of them, one a sequence."""
@@ -256,12 +262,12 @@ class Examples:
     @property
     def chars_per_token(self) -> float:
         """Characters of the completions over tokens with loss, extensions among them."""
-        return self._characters / int(self.loss_sizes.sum())
+        return self.characters / int(self.loss_sizes.sum())
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes with any token, with any boundary, and with `completion_length`."""
-        arrays = (self._tokens, self._prompts, self._completions)
+        arrays = (self._tokens, self._prompts, self.completion_sizes)
         parts = [fingerprint_of(each) for each in arrays]
         described = f"{' '.join(parts)} {self.completion_length} {self.eot}"
         return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
@@ -275,7 +281,7 @@ class Examples:
 
     def _excess(self, number: int) -> str:
         """Why an example is too long."""
-        prompt, completion = int(self._prompts[number]), int(self._completions[number])
+        prompt, completion = int(self._prompts[number]), int(self.completion_sizes[number])
         limit = f"model.length={self.length}"
         if prompt >= self.length:
             return (

@@ -218,7 +218,7 @@ def spaced_rows(tokens: np.ndarray, length: int, most: int) -> Tensor:
 
     A text shorter than `length` is one row.
     """
-    return Blocks(tokens, min(length, len(tokens))).spaced(most)
+    return Blocks(tokens, min(length, len(tokens))).spaced(most).tokens
 
 
 def _now(model: nn.Module) -> float:

@@ -10,7 +10,7 @@ Every token of a block counts towards the perplexity, end-of-text included: Wiki
 rows, and for each of them "sedd" and "mdlm" count a token that is easy to predict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sedd_fast.data.batches import Batch
 from sedd_fast.data.blocks import Blocks, evenly_spaced, with_end
 from sedd_fast.data.corpus import pack
 from sedd_fast.data.tokenizers import Tokenizer
@@ -72,6 +73,12 @@ class Wrapped:
         chosen = evenly_spaced(len(self), limit or len(self))
         lengths = self.lengths[chosen]
         return [self._rows(self.starts[chosen[lengths == n]], n) for n in np.unique(lengths)]
+
+    def batches(self, limit: int | None, rows: int) -> Iterator[tuple[Batch, Tensor | None]]:
+        """The same blocks, at most `rows` at a time; None: all their tokens count."""
+        for group in self.blocks(limit):
+            for part in group.split(rows):
+                yield Batch(part), None
 
     def _rows(self, starts: np.ndarray, length: int) -> Tensor:
         rows = self.tokens[starts[:, None] + np.arange(length)].astype(np.int64)

@@ -1,11 +1,12 @@
 """The likelihood of a text: its blocks, bounded a few at a time."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
+from sedd_fast.evaluate.completions import Completions
 from sedd_fast.evaluate.likelihood import exact_likelihood
 from sedd_fast.evaluate.wrapping import Wrapped
 from sedd_fast.names import Mode, Times
@@ -27,11 +28,11 @@ class TextBound:
 
     Attributes:
         bound: the bounds of the blocks in nats, and what they were made with.
-        text: the text in blocks.
+        text: the text in blocks, or the completions.
     """
 
     bound: LikelihoodBound
-    text: Wrapped
+    text: Wrapped | Completions
 
     @property
     def value(self) -> float:
@@ -71,7 +72,7 @@ class TextBound:
 
 def bound_text(
     network: Network | Baseline,
-    text: Wrapped,
+    text: Wrapped | Completions,
     mode: Mode = "exact",
     samples: int = 32,
     times: Times = "stratified",
@@ -85,7 +86,8 @@ def bound_text(
     Args:
         network: an autoregressive one gives the likelihood itself; mode, samples, times and seed
             then have no effect.
-        text: from :func:`sedd_fast.evaluate.wrapping.wrap`.
+        text: from :func:`sedd_fast.evaluate.wrapping.wrap`; or completions, each bounded given its
+            prompt, by a diffusion network.
         mode, samples, times: those of :func:`sedd_fast.likelihood_bound`, for each block.
         max_blocks: number of blocks to evaluate, evenly spaced over the text; None: all.
         seed: random seed for the noise, 0 .. 2^64 - 1.
@@ -99,20 +101,25 @@ def bound_text(
     samples, batch_size = check_count("samples", samples), check_count("batch_size", batch_size)
     if max_blocks is not None:
         max_blocks = check_count("max_blocks", max_blocks)
+    if isinstance(network, Baseline) and isinstance(text, Completions):
+        raise ValueError(
+            f"{text.name}: an autoregressive network is not trained on prompts and completions; "
+            "take a diffusion network, or evaluate a text"
+        )
     generator, parts = torch.Generator().manual_seed(check_seed(seed)), []
-    groups = text.blocks(max_blocks)
-    total, done = sum(map(len, groups)), 0
+    total, done = min(len(text), max_blocks or len(text)), 0
     with network.autocast(), reported(progress, "bounding", "blocks") as report:
-        for blocks in (b for g in groups for b in g.split(max(1, _ROWS // samples))):
+        for batch, counted in text.batches(max_blocks, max(1, _ROWS // samples)):
             if isinstance(network, Baseline):
-                part = exact_likelihood(network.model, blocks, batch_size)
+                part = exact_likelihood(network.model, batch.tokens, batch_size)
             else:
-                model = network.model
+                model, rows = network.model, batch.to(network.device)
                 part = evaluate_corpus(
-                    model, blocks, model.graph, model.noise, samples, mode,
+                    model, rows.tokens, model.graph, model.noise, samples, mode,
                     generator, batch_size, EPS, times=times,
+                    loss_mask=rows.loss_mask, attention_mask=rows.attention_mask,
                 )  # fmt: skip
-            parts.append(part)
-            done += len(blocks)
+            parts.append(part if counted is None else replace(part, tokens=counted))
+            done += len(batch)
             report(done, total)
     return TextBound(join(parts), text)

@@ -16,7 +16,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from sedd_fast.data.blocks import BlockOrder
+from sedd_fast.data.blocks import BlockOrder, Blocks
 from sedd_fast.data.corpus import load_corpus
 from sedd_fast.data.prompts import Sample
 from sedd_fast.evaluate.ngram import baseline_bits
@@ -197,7 +197,7 @@ def evaluate_demo(
     tokenizer = network.tokenizer
     corpus = load_corpus(config.data, length, seed, tokenizer)
     assert isinstance(corpus.train, BlockOrder)
-    assert corpus.held_out is not None
+    assert isinstance(corpus.held_out, Blocks)
     assert corpus.chars_per_token is not None
     text = Wrapped.of_blocks(corpus.held_out, corpus.chars_per_token, corpus.held_out_source)
     on_stage("bounding the held-out text")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from sedd_fast.backends import registry
+from sedd_fast.data.completions import load_completion_length
 from sedd_fast.data.corpus import Corpus, load_corpus
 from sedd_fast.data.tokenizers import (
     Tokenizer,
@@ -45,9 +46,13 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class Network(_Loaded):
-    """A SEDD network."""
+    """A SEDD network.
+
+    `completion_length` is that of the run's training on prompts and completions; None for others.
+    """
 
     model: SEDD
+    completion_length: int | None = None
 
     @functools.cached_property
     def sampled(self) -> ScoreModel:
@@ -140,7 +145,8 @@ def _load(
     name = kind if kind.startswith(named) else f"{kind}, from {named}"
     if isinstance(model, Autoregressive):
         return Baseline(source, found, name, place, precision, model)
-    return Network(source, found, name, place, precision, model)
+    completion_length = load_completion_length(source)
+    return Network(source, found, name, place, precision, model, completion_length)
 
 
 def corpus_of_run(name: str, network: Network | Baseline, length: int) -> tuple[str, Corpus] | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sedd_fast.data.examples import read_prompt
 from sedd_fast.data.prompts import LARGEST, Piece, Placed, as_tensors, place, read_template
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.ops._arguments import whole
@@ -21,11 +22,15 @@ class Request:
         placed: its known tokens, from :func:`sedd_fast.data.prompts.place`.
         length: of the text in tokens, L.
         label: further entries of its JSON records, such as its line.
+        prompt_length: tokens of its prompt, where all that follows is its completion; else None.
+        reference: the text that the completion is compared with.
     """
 
     placed: Placed
     length: int
     label: dict[str, Any] = field(default_factory=dict)
+    prompt_length: int | None = None
+    reference: str | None = None
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Tokens (L,) int64, and which of them are known (L,) bool."""
@@ -44,6 +49,36 @@ def from_prompt(prompt: str, tokenizer: Tokenizer, length: int, name: str = "pro
     pieces = [Piece(prompt, 0, name)] if prompt else []
     length = _length(length)
     return Request(place(pieces, tokenizer, length), length)
+
+
+def from_row(
+    record: dict[str, Any], tokenizer: Tokenizer, length: int, completion_length: int | None = None
+) -> Request:
+    """The request to complete the prompt of a row: "prompt" or "messages", perhaps with "length".
+
+    Args:
+        record: the row; a "completion", or a last message of the assistant, is its reference.
+            Other keys are ignored.
+        tokenizer: the network's, for messages with a chat template.
+        length: most tokens of prompt and completion.
+        completion_length: tokens of the gap that is filled, as far as `length` leaves room; None:
+            up to `length`. The row's "length" is that of the whole, in place of both.
+
+    Raises:
+        ValueError: a value of the wrong type, or a prompt that leaves no room.
+    """
+    prompt, reference = read_prompt(record, tokenizer)
+    if "length" in record:
+        length = _length(record["length"])
+    elif completion_length is not None:
+        length = min(length, len(prompt) + completion_length)
+    if len(prompt) >= length:
+        raise ValueError(
+            f"prompt: its {len(prompt)} tokens leave no room for a completion in a length of "
+            f"{length}; shorten it, or raise the length"
+        )
+    placed = [(0, prompt)] if prompt else []
+    return Request(placed, length, prompt_length=len(prompt), reference=reference)
 
 
 def from_record(

@@ -16,12 +16,15 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from sedd_fast.data.batches import Batch
+from sedd_fast.data.completions import save_completion_length
 from sedd_fast.data.corpus import load_corpus
+from sedd_fast.data.examples import Examples
 from sedd_fast.data.tokenizers import load_tokenizer
-from sedd_fast.evaluate.draws import variance_of_mean
-from sedd_fast.evaluate.standard_error import covering_error, total
+from sedd_fast.models.sedd import SEDD
 from sedd_fast.training import saved_state
 from sedd_fast.training.config import config_from_dict, save_config
+from sedd_fast.training.held_out import draw_completions, mean_loss
 from sedd_fast.training.initial_weights import read_initial
 from sedd_fast.training.interrupt import StopRequest
 from sedd_fast.training.metrics import MetricsLog
@@ -111,8 +114,9 @@ class Trainer:
                     self._evaluate()  # where the run was stopped before it
                 self._save()  # the export, where the run was killed before it
             self._began = time.monotonic() - self.elapsed
-            # The last fifty steps: (step, seconds since the start of the run).
-            self._pace: deque[tuple[int, float]] = deque([(self.step, self.elapsed)], maxlen=50)
+            # The last fifty steps: (step, seconds since the start of the run, tokens since `fit`).
+            self._pace: deque[tuple[int, float, int]] = deque(maxlen=50)
+            self._pace.append((self.step, self.elapsed, 0))
             while not section.is_over(self.step, self.elapsed):
                 info, stopping = self._train_step(stop.requested)
                 self._record(info)
@@ -180,23 +184,22 @@ class Trainer:
         step, config, a = self.step + 1, self.config, self.accelerator
         section = config.training
         factor = rate_factor(config.optim, step, section.progress(self.step, self.elapsed))
-        x_0 = self.corpus.train.take(section.batch_size, a.process_index, a.num_processes)
-        x_0 = x_0.to(a.device)  # (B, L)
-        mean = self.learner.accumulate(x_0, step).double().item()
+        batch = self.corpus.train.take(section.batch_size, a.process_index, a.num_processes)
+        mean = self.learner.accumulate(batch, step).double().item()
         everyone = self._gather(mean, float(stop), time.monotonic() - self._began)
         finite = everyone[:, 0].isfinite().tolist()
         if not all(finite):
             # A process whose own loss is finite names the one whose loss is not.
             where = f" in process {finite.index(False)}" if finite[a.process_index] else ""
-            self._fail(f"loss{where}", step, x_0)
+            self._fail(f"loss{where}", step, batch)
         grad_norm = self.learner.clip_gradients()
         # With a loss scaler an infinite gradient is routine: the scaler skips the step.
         if not math.isfinite(grad_norm) and a.scaler is None:
-            self._fail("gradient", step, x_0)
+            self._fail("gradient", step, batch)
         self.learner.apply(factor)
         self.step, self.elapsed = step, float(everyone[0, 2])
-        self._pace.append((step, self.elapsed))
-        loss = float(everyone[:, 0].mean()) / config.model.length
+        self._pace.append((step, self.elapsed, self._pace[-1][2] + batch.global_tokens))
+        loss = float(everyone[:, 0].mean())
         return self._info(loss, factor * config.optim.lr, grad_norm), bool(everyone[:, 1].any())
 
     def _gather(self, *values: float) -> Tensor:
@@ -204,11 +207,11 @@ class Trainer:
         own = torch.tensor([values], dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.gather(own).cpu()
 
-    def _fail(self, what: str, step: int, x_0: Tensor) -> NoReturn:
+    def _fail(self, what: str, step: int, batch: Batch) -> NoReturn:
         path = self.run.path / f"nonfinite-step-{step:08d}-{self.accelerator.process_index}.pt"
-        t, losses = self.learner.each_loss(x_0, step)
-        content = {"step": step, "x_0": x_0.cpu(), "t": t.cpu(), "loss": losses.cpu()}
-        save_file({**content, "seed": self.config.training.seed}, path)
+        t, losses = self.learner.each_loss(batch, step)
+        content = {"step": step, "x_0": batch.tokens, "t": t.cpu(), "loss": losses.cpu()}
+        save_file({**content, **batch.masks, "seed": self.config.training.seed}, path)
         bad = ~losses.isfinite()
         times = (t[bad] if bool(bad.any()) else t).tolist()
         steps = self.run.steps()
@@ -225,12 +228,14 @@ class Trainer:
     def _bits(self, loss: float) -> dict[str, float | None]:
         """Bits per token and per character, where the objective is in nats."""
         bits = loss / math.log(2) if self.learner.objective.in_nats else None
-        ratio = self.corpus.chars_per_token
+        # A mean over documents is not one over tokens.
+        ratio = None if self.learner.is_per_token else self.corpus.chars_per_token
         per_char = bits / ratio if bits is not None and ratio else None
         return {"bits_per_token": bits, "bits_per_char": per_char}
 
     def _info(self, loss: float, lr: float, grad_norm: float) -> StepInfo:
-        (first, since), (last, now), section = self._pace[0], self._pace[-1], self.config.training
+        section = self.config.training
+        (first, since, read), (last, now, tokens) = self._pace[0], self._pace[-1]
         seconds = max(now - since, 1e-9) / max(last - first, 1)  # per step, over the last fifty
         left = (section.n_iters - self.step) * seconds
         if section.max_minutes is not None:
@@ -243,7 +248,7 @@ class Trainer:
             **self._bits(loss),
             lr=lr,
             grad_norm=grad_norm,
-            tokens_per_second=section.batch_size * self.config.model.length / seconds,
+            tokens_per_second=(tokens - read) / max(now - since, 1e-9),
             elapsed_seconds=self.elapsed,
             eta_seconds=left,
             held_out=self.held_out,
@@ -265,27 +270,26 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Estimate the held-out loss, unless this step has its estimate."""
-        blocks = self.corpus.held_out
-        if blocks is None or (self.held_out is not None and self.held_out.step == self.step):
+        held_out = self.corpus.held_out
+        if held_out is None or (self.held_out is not None and self.held_out.step == self.step):
             return
         with self.learner.averaged_weights():
-            losses = self.learner.held_out_losses(blocks).double().cpu()
-        n, spread, degrees = len(losses), 0.0, 1.0
-        if n > 1:  # neighbours have neighbouring times, which are stratified
-            variance, of_freedom = variance_of_mean(losses[None])
-            spread, degrees = float(variance) * n**2, float(of_freedom)
-        sums = float(losses.sum()), float(losses.square().sum())
-        counts, ones, squares, spreads, freedom = self._gather(n, *sums, spread, degrees).T
-        count, mean = int(counts.sum()), float(ones.sum() / counts.sum())
-        variance, of_freedom = total(spreads, freedom)
-        if 1 in counts and count > 1:  # a loss has no neighbour: the spread of all, without strata
-            of_freedom = counts.sum() - 1
-            variance = (squares.sum() - count * mean**2).clamp(min=0) * count / of_freedom
-        error = float(covering_error(variance, of_freedom)) / count if count > 1 else None
+            losses = self.learner.held_out_losses(held_out).double().cpu()
+            self._draw_completions()
+        mean, error = mean_loss(losses, self._gather)
         bits = self._bits(mean)
         self.held_out = HeldOut(self.step, mean, error, **bits)
         figures = {"loss": mean, "stderr": self.held_out.stderr, **bits}
         self._write({f"held_out_{name}": value for name, value in figures.items()})
+
+    def _draw_completions(self) -> None:
+        """Log completions of a few held-out prompts, drawn by the main process."""
+        model, examples, most = self.learner.plain, self.corpus.held_out, self.config.log.samples
+        if self._metrics is not None and most and isinstance(examples, Examples):
+            assert isinstance(model, SEDD)  # a baseline is not trained on examples
+            device, tokenizer = self.accelerator.device, self.corpus.tokenizer
+            records = draw_completions(model, examples, tokenizer, most, device)
+            self._metrics.write_samples(records, self.step)
 
     # Saving
 
@@ -318,6 +322,8 @@ class Trainer:
         with self.learner.averaged_weights():
             self.learner.plain.save_pretrained(directory)
         self.corpus.tokenizer.save(directory)
+        if self.corpus.completion_length is not None:
+            save_completion_length(directory, self.corpus.completion_length)
 
     def _state(self) -> dict[str, Any]:
         return {

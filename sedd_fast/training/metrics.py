@@ -6,6 +6,9 @@ A line of metrics.jsonl is one JSON object with "step" and any of
     lr, grad_norm, tokens_per_second, elapsed_seconds
     held_out_loss, held_out_bits_per_token, held_out_bits_per_char, held_out_stderr
 
+Beside it, with data.format=prompt_completion, samples.jsonl has a line for every completion that
+was drawn of a held-out prompt: "step", "prompt", "completion" and "reference", that of the data.
+
 Held-out figures are those of the averaged weights. Losses are in nats per token;
 `held_out_stderr` is the standard error of `held_out_loss` over sequences, null for one. An
 objective that is not in nats has its own unit, and null for bits.
@@ -15,7 +18,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +49,9 @@ class MetricsLog(ExitStack):
         self._last = rewind(run.metrics, step)
         self._file = self.enter_context(run.metrics.open("a", encoding="utf-8"))
         self._trackers: list[Callable[[dict[str, float], int], object]] = []
+        self._write_text: Callable[[str, str, int], object] | None = None  # TensorBoard's
+        self._samples = run.samples
+        self._sampled = rewind_samples(run.samples, step)
         if config.log.tensorboard:
             self._open_tensorboard(run.tensorboard, step)
         if config.log.wandb:
@@ -67,6 +73,18 @@ class MetricsLog(ExitStack):
         for tracker in self._trackers:
             tracker({_tag(k): v for k, v in finite.items()}, step)
 
+    def write_samples(self, records: Sequence[Mapping[str, str]], step: int) -> None:
+        """Write what was drawn at a step, unless it is there."""
+        if step <= self._sampled:
+            return
+        self._sampled = step
+        with self._samples.open("a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps({"step": step, **record}) + "\n")
+        if self._write_text is not None:
+            shown = json.dumps(list(records), ensure_ascii=False, indent=2)
+            self._write_text("held_out/completions", f"```json\n{shown}\n```", step)
+
     def sync(self) -> None:
         """Flush to the disk: a checkpoint must not be newer than the lines before it."""
         os.fsync(self._file.fileno())
@@ -87,6 +105,7 @@ class MetricsLog(ExitStack):
         threading.excepthook = _without_writer_errors(threading.excepthook)
         self.callback(writer.close)
         self._trackers.append(log)
+        self._write_text = writer.add_text
 
     def _open_wandb(self, path: Path, config: TrainConfig) -> None:
         wandb = import_library("wandb", "wandb", "log.wandb=true")
@@ -146,6 +165,22 @@ def rewind(path: Path, step: int) -> dict[str, Any] | None:
     if path.read_bytes() != text.encode():  # a reader such as tail -f keeps the file it opened
         write_text(path, text)
     return kept[-1] if kept else None
+
+
+def rewind_samples(path: Path, step: int) -> int:
+    """Drop the lines of samples.jsonl after `step`; return the last step that is left, or -1."""
+    if not path.is_file():
+        return -1
+    kept, last = [], -1
+    for line in split_lines(read_text(path, "samples")):
+        with suppress(ValueError, RecursionError, KeyError, TypeError):
+            if (of_line := int(json.loads(line)["step"])) <= step:
+                kept.append(line + "\n")
+                last = max(last, of_line)
+    text = "".join(kept)
+    if path.read_bytes() != text.encode():
+        write_text(path, text)
+    return last
 
 
 def _tag(name: str) -> str:

@@ -1,5 +1,7 @@
 """The network and the objective that the settings of a run select."""
 
+from typing import Any
+
 from sedd_fast import losses
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.networks import KINDS, AnyNetwork
@@ -13,12 +15,14 @@ def new_network(config: TrainConfig, vocab_size: int) -> tuple[AnyNetwork, AnyOb
     model = KINDS[config.network_kind](config.model_config(vocab_size))
     if isinstance(model, Autoregressive):
         return model, losses.NextTokenLoss()
-    graph, noise, section = model.graph, model.noise, config.objective
+    section = config.objective
+    shared: dict[str, Any] = {"graph": model.graph, "noise": model.noise}
+    shared["per_token"] = section.per_token
     match config.objective_type:
         case "masked_cross_entropy":
-            return model, losses.MaskedCrossEntropy(graph, noise, over=section.over)
+            return model, losses.MaskedCrossEntropy(**shared, over=section.over)
         case "d3pm":
-            return model, losses.D3PMLoss(graph, noise, steps=section.steps)
+            return model, losses.D3PMLoss(**shared, steps=section.steps)
         case "concrete_score":
-            return model, losses.ConcreteScoreMatching(graph, noise)
-    return model, losses.ScoreEntropyLoss(graph, noise)
+            return model, losses.ConcreteScoreMatching(**shared)
+    return model, losses.ScoreEntropyLoss(**shared)

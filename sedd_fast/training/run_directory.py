@@ -3,6 +3,7 @@
     RUN/config.yaml                   all settings, as the run was started or last resumed
     RUN/tokenizer/                    the tokenizer, fixed for the run
     RUN/metrics.jsonl                 one line per logged step
+    RUN/samples.jsonl                 completions drawn of held-out prompts
     RUN/tensorboard/                  the same for TensorBoard
     RUN/checkpoints/step-00000123/    state.pt, and for each process rng-0.pt, rng-1.pt, ...
     RUN/export/                       averaged weights and tokenizer: models.networks.load reads it
@@ -45,6 +46,7 @@ class RunDirectory:
         self.path = path = expanded(path)
         self.config, self.tokenizer = path / "config.yaml", path / "tokenizer"
         self.metrics, self.tensorboard = path / "metrics.jsonl", path / "tensorboard"
+        self.samples = path / "samples.jsonl"
         self.checkpoints, self.export = path / "checkpoints", path / "export"
 
     def checkpoint(self, step: int, staging: bool = False) -> Path:
@@ -91,7 +93,7 @@ class RunDirectory:
         for leftover in [*self.checkpoints.glob(".step-*")]:
             if _PARTIAL_STEP.fullmatch(leftover.name) and leftover.is_dir():
                 _remove(leftover)
-        for file in (self.config, self.metrics):
+        for file in (self.config, self.metrics, self.samples):
             partial = file.with_name(f"{file.name}.tmp")
             if partial.is_file():
                 partial.unlink()

@@ -102,15 +102,14 @@ def held_out(saved: Any) -> dict[str, Any] | None:
 
 
 def position(saved: Any, vocab_size: int, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The place in the training text, of blocks or of a stream, with the keys of `like`."""
+    """The place in the training text, of blocks, examples or a stream, with the keys of `like`."""
     found = mapping(saved, "data")
     if found.keys() != like.keys():
         raise ValueError(f"data: expected {', '.join(like)}, got {reprlib.repr(sorted(found))}")
-    if "position" in found:
-        count(found, "position", "data")
-        return found
-    for name in ("epoch", "documents"):
+    for name in found.keys() - {"pending"}:
         count(found, name, "data")
+    if "pending" not in found:
+        return found
 
     def accepts(tokens: Any) -> bool:
         return type(tokens) is list and all(_is_count(t) and t < vocab_size for t in tokens)

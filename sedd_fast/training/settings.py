@@ -102,11 +102,14 @@ class ObjectiveSection:
         over: for masked_cross_entropy, the variable of the integral: "t", or "lambda" (RADD's
             lambda-DCE).
         steps: for d3pm, the number T of steps of its chain.
+        per_token: divide the loss of every document by the number of its tokens with loss, and take
+            the mean over documents (LLaDA's fine-tuning), for data.format=prompt_completion.
     """
 
     type: ObjectiveName | None = "score_entropy"
     over: Variable = "t"
     steps: int = _at_least(1, 1000)
+    per_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,13 @@ class LogConfig:
 
     Args:
         tensorboard: write TensorBoard's event files.
+        samples: held-out prompts whose completions are drawn at every estimate, to samples.jsonl
+            and TensorBoard, with data.format=prompt_completion; 0 for none.
         wandb: report to Weights & Biases (an error where it is not installed).
     """
 
     tensorboard: bool = True
+    samples: int = _at_least(0, 4)
     wandb: bool = False
     wandb_project: str = "sedd-fast"
 
@@ -315,8 +321,19 @@ def _is_a(kind: Any, value: Any) -> bool:
 
 
 def _check_objective(config: TrainConfig) -> None:
-    """ValueError where graph or network do not fit the objective."""
+    """ValueError where graph, network or data do not fit the objective."""
     kind, name = config.model.kind, config.objective_type
+    of_examples = config.data.format == "prompt_completion"
+    if kind == "ar" and of_examples:
+        raise ValueError(
+            "data.format: model.kind=ar is trained on text, got prompt_completion; take another "
+            "kind of network, or data.format=text"
+        )
+    if config.objective.per_token and not of_examples:
+        raise ValueError(
+            "objective.per_token: only valid with data.format=prompt_completion, got true with "
+            f"data.format={config.data.format} (a constant factor there); leave it out"
+        )
     for key, owner in (("over", "masked_cross_entropy"), ("steps", "d3pm")):
         value, usual = (getattr(o, key) for o in (config.objective, ObjectiveSection()))
         if name != owner and value != usual:

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.data.batches import Batch
 from sedd_fast.data.blocks import Blocks
-from sedd_fast.losses.objective import stratified_times
+from sedd_fast.data.examples import Examples
+from sedd_fast.losses.objective import Objective, stratified_times
 from sedd_fast.models import checkpoint
 from sedd_fast.models.ema import ExponentialMovingAverage
 from sedd_fast.models.networks import AnyNetwork
@@ -91,31 +93,54 @@ class Learner:
         self.plain: AnyNetwork = model  # Accelerate has put autocast into its forward pass
         self.ema = ExponentialMovingAverage(self.plain.parameters(), section.ema)
 
-    def accumulate(self, x_0: Tensor, step: int) -> Tensor:
-        """Add the gradient of a batch (B, L); return its mean loss in nats per sequence, ()."""
+    def accumulate(self, batch: Batch, step: int) -> Tensor:
+        """Add the gradient of a batch; return its loss in nats per token with loss, ().
+
+        The gradient is that of the mean over sequences or, with `objective.per_token`, documents of
+        the global batch; the mean over processes of what they return is the loss of that batch.
+        """
         self.plain.train()
         accum = self.config.training.accum
         losses = []
-        for number, part in enumerate(x_0.chunk(accum)):
+        for number, part in enumerate(batch.chunk(accum)):
             last = number == accum - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self._loss(self._mean, self.model, part, step, number)[1]  # ()
+                loss = loss * self._share(part)
                 self.accelerator.backward(loss / accum)
             losses.append(loss.detach())
-        return torch.stack(losses).mean()
+        mean = torch.stack(losses).mean()
+        if self.is_per_token:
+            return mean
+        return mean * (self.config.training.batch_size / batch.global_loss_tokens)
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether the loss of every document is divided by its number of tokens."""
+        return isinstance(self.objective, Objective) and self.objective.per_token
+
+    def _share(self, part: Batch) -> float:
+        """What the mean loss of a part of the global batch counts, 1 for a part of average size."""
+        if not self.is_per_token:
+            return 1.0  # parts have equally many sequences
+        parts = self.accelerator.num_processes * self.config.training.accum
+        return part.documents * parts / part.global_documents
 
     @torch.no_grad()
-    def each_loss(self, x_0: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def each_loss(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """Times and losses (nats per sequence), each (B,), with the noise of `accumulate`."""
-        parts = enumerate(x_0.chunk(self.config.training.accum))
+        parts = enumerate(batch.chunk(self.config.training.accum))
         # Without DDP, because a single process may call this.
         drawn = [self._loss(self.objective, self.plain, part, step, n) for n, part in parts]
         t, losses = zip(*drawn, strict=True)
         return torch.cat(t), torch.cat(losses)
 
     @torch.no_grad()
-    def held_out_losses(self, blocks: Blocks) -> Tensor:
-        """Losses of evenly spaced held-out blocks, (n,) in nats per token, in the order of times.
+    def held_out_losses(self, held_out: Blocks | Examples) -> Tensor:
+        """Losses of evenly spaced blocks or examples, (n,) in nats per token with loss, by time.
+
+        Without `objective.per_token` each is divided by the mean number of tokens of all, so that
+        their mean is the loss of all over the tokens of all.
 
         Times and noise are the same in every call, so that two calls differ by the weights alone.
         Each process returns the losses of its own batches; the noise of a block depends on its
@@ -123,23 +148,25 @@ class Learner:
         """
         section, a = self.config.training, self.accelerator
         batch_size = section.batch_size // (a.num_processes * section.accum)
-        rows = blocks.spaced(section.eval_sequences)  # (count, L)
-        count = len(rows)
+        batch = held_out.spaced(section.eval_sequences)
+        count = len(batch)
+        tokens = 1.0 if self.is_per_token else batch.global_loss_tokens / count
         generator = torch.Generator(a.device).manual_seed(_HELD_OUT_SEED)
         t = stratified_times(count, self.objective.sampling_eps, a.device, generator)  # (count,)
         losses = [torch.empty(0, device=a.device)]  # a process may have no batch
         times = [t[:0]]
         for number in range(a.process_index, -(-count // batch_size), a.num_processes):
             part = slice(number * batch_size, (number + 1) * batch_size)
-            x_0 = rows[part].to(a.device)  # (B, L)
+            rows = batch.rows(part).to(a.device)
             own: Any = RowStreams.of_texts(_HELD_OUT_SEED, range(count)[part], request=1)
-            loss = self.objective(self.plain, x_0, t=t[part], generator=own)  # (B,)
-            losses.append(loss.float() / blocks.length)
+            given = {"t": t[part], "generator": own, **rows.masks}
+            loss = self.objective(self.plain, rows.tokens, **given)  # (B,)
+            losses.append(loss.float() / tokens)
             times.append(t[part])
         return torch.cat(losses)[torch.cat(times).argsort()]
 
     def _loss(
-        self, objective: AnyObjective, model: nn.Module, x_0: Tensor, step: int, part: int
+        self, objective: AnyObjective, model: nn.Module, batch: Batch, step: int, part: int
     ) -> tuple[Tensor, Tensor]:
         """Times (B,) of one part of a batch, and its loss, reduced as `objective` says."""
         device = self.accelerator.device
@@ -147,8 +174,9 @@ class Learner:
         own = _seeds(self.config.training.seed, step, self.accelerator.process_index, part)
         torch.manual_seed(own[0])
         generator = torch.Generator(device).manual_seed(own[1])
-        t = stratified_times(len(x_0), objective.sampling_eps, device, generator)
-        return t, objective(model, x_0, t=t, generator=generator)
+        t = stratified_times(len(batch), objective.sampling_eps, device, generator)
+        rows = batch.to(device)
+        return t, objective(model, rows.tokens, t=t, generator=generator, **rows.masks)
 
     def clip_gradients(self) -> float:
         """Scale the gradient down to the norm `optim.grad_clip`; return its norm before that."""

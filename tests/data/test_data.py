@@ -250,7 +250,7 @@ def test_text_shorter_than_a_block():
 @pytest.mark.parametrize("random_offset", [False, True])
 def test_an_epoch_has_every_block_once(random_offset):
     order = BlockOrder(Blocks(np.arange(103), length=4), 7, random_offset)
-    epochs = [order.take(order.per_epoch) for _ in range(3)]
+    epochs = [order.take(order.per_epoch).tokens for _ in range(3)]
     for rows in epochs:
         assert torch.equal(rows - rows[:, :1], torch.arange(4).expand_as(rows))
         assert len(set(rows[:, 0].tolist())) == order.per_epoch
@@ -260,7 +260,9 @@ def test_an_epoch_has_every_block_once(random_offset):
 
 
 def test_order_depends_on_the_seed():
-    first, second = (BlockOrder(Blocks(np.arange(400), 4), seed).take(100) for seed in (0, 1))
+    first, second = (
+        BlockOrder(Blocks(np.arange(400), 4), seed).take(100).tokens for seed in (0, 1)
+    )
     assert not torch.equal(first, second)
 
 
@@ -269,15 +271,15 @@ def test_processes_share_a_batch_and_resuming_goes_on():
         return BlockOrder(Blocks(np.arange(103), length=4), seed=3, random_offset=True)
 
     whole, shares, late = order(), [order(), order()], order()
-    batches = [whole.take(6) for _ in range(9)]  # more than two epochs
+    batches = [whole.take(6).tokens for _ in range(9)]  # more than two epochs
     for batch in batches:
-        parts = [share.take(6, rank, 2) for rank, share in enumerate(shares)]
+        parts = [share.take(6, rank, 2).tokens for rank, share in enumerate(shares)]
         assert torch.equal(torch.cat(parts), batch)
     early = order()
     for _ in range(5):
         early.take(6)
     late.load_state_dict(early.state_dict())
-    assert torch.equal(late.take(6), batches[5])
+    assert torch.equal(late.take(6).tokens, batches[5])
 
 
 def test_corpus_of_a_file(tmp_path):

@@ -112,7 +112,7 @@ def test_stream_resumes_and_is_shared(rows, tmp_path):
 
     corpus = stream()
     assert corpus.held_out.tokens.tolist() == expected_tokens(range(5))
-    batches = [corpus.train.take(4) for _ in range(15)]  # more than one pass
+    batches = [corpus.train.take(4).tokens for _ in range(15)]  # more than one pass
     assert corpus.train.epoch > 0
     for stop in (3, 11):
         half = stream().train
@@ -120,14 +120,14 @@ def test_stream_resumes_and_is_shared(rows, tmp_path):
             half.take(4, 1, 2)
         late = stream().train
         late.load_state_dict(json.loads(json.dumps(half.state_dict())))
-        assert torch.equal(late.take(4), batches[stop])
+        assert torch.equal(late.take(4).tokens, batches[stop])
 
 
 def test_stream_whose_passes_end_with_a_batch(tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": "abc"}) for _ in range(4)))
     stream = StreamOrder(HubDataset(str(tmp_path), streaming=True), ByteTokenizer(), 4, 0, buffer=0)
-    first = stream.take(4)  # the whole data set, no token left over
-    assert torch.equal(stream.take(4), first)
+    first = stream.take(4).tokens  # the whole data set, no token left over
+    assert torch.equal(stream.take(4).tokens, first)
     (tmp_path / "train.jsonl").write_text('{"text": ""}')
     empty = StreamOrder(HubDataset(str(tmp_path), streaming=True), ByteTokenizer(eot=None), 4, 0)
     with pytest.raises(ValueError, match="has no text to train on"):
@@ -150,13 +150,13 @@ def test_stream_resumes_at_every_batch_however_rows_and_batches_meet(buffer, mon
         order, states, batches = stream(length), [], []
         for _ in range(2 * 21 // length + 2):  # more than two passes
             states.append(json.loads(json.dumps(order.state_dict())))
-            batches.append(order.take(1))
+            batches.append(order.take(1).tokens)
         first = torch.cat(batches).flatten()[: len(tokens)]
         assert sorted(first.tolist()) == sorted(tokens.tolist())
         late = stream(length)
         for at in range(0, len(states), 5 if length == 1 else 1):
             late.load_state_dict(states[at])
-            assert all(torch.equal(late.take(1), batch) for batch in batches[at : at + 3])
+            assert all(torch.equal(late.take(1).tokens, batch) for batch in batches[at : at + 3])
 
 
 @pytest.mark.parametrize("options", [{}, {"tokenizer": "characters"}, {"streaming": True}])
@@ -167,7 +167,9 @@ def test_rows_without_text_are_passed_over_and_others_named(options, tmp_path):
     config = DataConfig(f"hf:{tmp_path}/set", cache_dir=str(tmp_path / "c"), **given)
     file.write_text('{"text": "abcdefg"}\n{"text": null}\n' * 60)
     corpus = load_corpus(config, 8)
-    assert corpus.tokenizer.decode(corpus.train.take(2)[1].tolist()) == "abcdefg<|endoftext|>"
+    assert (
+        corpus.tokenizer.decode(corpus.train.take(2).tokens[1].tolist()) == "abcdefg<|endoftext|>"
+    )
     for value in (3, ["a"], {"a": 1}, 0.5):
         file.write_text(json.dumps({"text": None}) + "\n" + json.dumps({"text": value}) + "\n")
         wrong = r"row [01] of the data set .* in column 'text', not text: .*choose"

@@ -1,0 +1,59 @@
+"""Completions to evaluate: the likelihood of each given its prompt."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sedd_fast.data.batches import Batch
+from sedd_fast.data.blocks import evenly_spaced
+from sedd_fast.data.examples import Examples
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Prompts and completions, as :class:`sedd_fast.evaluate.wrapping.Wrapped` is a text in blocks.
+
+    The bound is that of a completion with its end-of-text and the extension that it had in
+    training. It is one of the completion with its end-of-text alone too, since a longer sequence is
+    less likely; these tokens are counted.
+
+    Attributes:
+        examples: prompts and completions.
+        name: their name in reports.
+    """
+
+    examples: Examples
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def block_length(self) -> int:
+        """Tokens of the longest prompt with its completion."""
+        return int(self.examples.sizes.max())
+
+    @property
+    def chars_per_token(self) -> float:
+        """Characters of the completions over their tokens, end-of-text included."""
+        return self.examples.characters / int(self.examples.completion_sizes.sum())
+
+    @property
+    def left_over(self) -> int:
+        """Tokens that are in no block: none."""
+        return 0
+
+    def batches(self, limit: int | None, rows: int) -> Iterator[tuple[Batch, Tensor | None]]:
+        """All examples, or `limit` evenly spaced ones, `rows` at a time, the shortest first.
+
+        With each batch the number of tokens that count in every row, (B,) int64.
+        """
+        chosen = evenly_spaced(len(self), limit or len(self))
+        chosen = chosen[np.argsort(self.examples.sizes[chosen], kind="stable")]
+        for start in range(0, len(chosen), rows):
+            part = chosen[start : start + rows]
+            counted = torch.from_numpy(self.examples.completion_sizes[part].astype(np.int64))
+            yield self.examples.batch([[number] for number in part.tolist()]), counted
