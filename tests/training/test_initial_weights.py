@@ -85,7 +85,11 @@ def test_it_starts_with_exactly_these_weights(source, base, text_file, tmp_path)
             chosen.append(f"data.tokenizer={tmp_path / 'letters'}")
     more = [] if source in ("run", "export", "sedd") else ["objective.type=null"]
     run = train(settings(text_file, tmp_path / "run", *STILL, *chosen, *more)).run_dir
-    before = networks.load(path)  # of a run directory of the original: its EMA weights
+    before = networks.load(path)
+    if source == "local-run":
+        original = torch.load(path / "checkpoints-meta/checkpoint.pth", weights_only=True)
+        averages = original["ema"]["shadow_params"]
+        assert all(map(torch.equal, state(run)["ema"]["shadow_params"], averages))
     assert_equal(state(run)["model"], before.state_dict())
     for averaged, p in zip(state(run)["ema"]["shadow_params"], before.parameters(), strict=True):
         assert torch.equal(averaged, p)
@@ -306,11 +310,14 @@ def test_a_run_of_a_version_without_these_settings_is_resumed(text_file, tmp_pat
     assert resume(run.path, {"training.n_iters": 5}).step == 5
 
 
-def test_the_baseline_of_a_run_has_its_size_and_tokenizer(whole, tmp_path):
-    config = baseline_config(load_run_config(whole / "config.yaml"), tmp_path / "ar")
-    run = train(config, lambda info: None).run_dir
-    assert load_tokenizer(run / "export") == load_tokenizer(whole / "export")
-    assert networks.load(run).config == networks.load(whole).config
+def test_the_baseline_of_a_run_has_its_size_and_tokenizer(base, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("abca" * 500)  # fewer characters than in the text of `base`
+    tuned = train(settings(text, tmp_path / "run", *STILL, f"model.init={base}")).run_dir
+    config = baseline_config(load_run_config(tuned / "config.yaml"), tmp_path / "ar")
+    run = train(config).run_dir
+    assert load_tokenizer(run / "export") == load_tokenizer(base / "export")
+    assert networks.load(run).config == networks.load(tuned).config
     assert load_run_config(run / "config.yaml").model.init is None
 
 
