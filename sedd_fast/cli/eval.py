@@ -62,6 +62,7 @@ class EvalOptions:
             help="text; or prompt_completion: JSON lines with prompts and completions, or the "
             "messages of a chat. The bound is that of the completions given their prompts.",
             show_default="as the run --model was trained",
+            **RARE,
         ),
     ] = None
     wrap: Annotated[
@@ -125,17 +126,15 @@ def evaluate(context: typer.Context, options: EvalOptions) -> None:
     are those of this estimate on this text. Tokens at the end that fill no
     block are left out and counted. A named data set is detokenised as the
     published zero-shot perplexities assume. For an autoregressive network
-    the likelihood itself is computed, without error.
+    the likelihood itself is computed, without error. Of a run that was
+    trained on prompts, blocks are completions, bounded given their prompts.
 
     [bold]Examples[/]
       sedd-fast eval --model runs/demo
       sedd-fast eval --model runs/demo book.txt "more/*.txt" --samples 128
       sedd-fast eval --model louaaron/sedd-small wikitext2 --save wt2.json
       sedd-fast eval --model louaaron/sedd-small ptb --data ptb.valid.txt
-      sedd-fast eval --model runs/sums test.jsonl
-
-    For a run that was trained on prompts and completions, blocks are
-    completions, each bounded given its prompt.
+      sedd-fast eval --model runs/dates dates-test.jsonl
     """
     from sedd_fast.text.bound import bound_text
     from sedd_fast.text.network import Baseline, load_any

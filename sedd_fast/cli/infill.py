@@ -51,15 +51,12 @@ def infill(model: BundledModel = None, *, given: GivenText, options: SamplingOpt
       sedd-fast infill --template "The [6] statement [10]."
       sedd-fast infill -m runs/demo --prefix "The " --suffix " is raised."
       sedd-fast infill -m runs/demo --middle "exception@40" -l 96 -n 4
-      sedd-fast infill -m runs/demo --template "The [8] fox [12] dog."
       sedd-fast infill -m runs/demo --from gaps.jsonl --json > filled.jsonl
-      sedd-fast infill -m runs/sums --from test.jsonl
+      sedd-fast infill -m runs/dates --from dates-test.jsonl
 
-    A line of the --from file is an object with "template", or with any of
-    "prefix", "middle" (pairs of a text and its first token's number),
-    "suffix" and "length"; or a row of a file to fine-tune on: "prompt" or
-    "messages", whose completion is drawn and, where the row has it, compared.
-    "id" is copied to the output.
+    A line of the --from file is an object with "template"; with any of
+    "prefix", "middle" (pairs [TEXT, POS]), "suffix" and "length"; or with
+    "prompt" or "messages", to be completed (and compared with its answer).
     """
     from sedd_fast.cli import requests
     from sedd_fast.text.network import load_network

@@ -77,9 +77,9 @@ def train(
       optim.lr=1e-3                  highest learning rate of AdamW
       optim.schedule=cosine          constant or cosine
       graph.type=uniform             absorbing or uniform
-      objective.type=d3pm            score_entropy, masked_cross_entropy, d3pm
-                                     or concrete_score
+      objective.type=d3pm            or score_entropy, masked_cross_entropy, ...
       model.init=runs/base           starts from trained weights (or bundled)
+      data.format=prompt_completion  fine-tuning on JSON lines: docs/finetuning.md
       model.kind=ar                  the autoregressive baseline of equal size
     RUN_DIR/config.yaml, written at the start, lists them all.
 
@@ -172,6 +172,8 @@ def commands(finished: "TrainResult", longer: bool = True) -> Text:
     config = load_run_config(RunDirectory(finished.run_dir).config)
     if config.network_kind == "ar":
         rows = {"compare": f"sedd-fast tradeoff --model SEDD_RUN --ar {run}"}
+    elif config.data.format == "prompt_completion":
+        rows = {"complete": f"sedd-fast infill --model {run} --from PROMPTS.jsonl"}
     else:
         rows = {
             "sample": f"sedd-fast sample --model {run}",

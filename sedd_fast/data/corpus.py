@@ -154,9 +154,9 @@ def hold_out(
 def _load_examples(
     config: DataConfig, length: int, seed: int, tokenizer: Tokenizer | None
 ) -> Corpus:
-    rows, rest, where = read_rows(config.train), list[Row](), "a text of its own"
+    rows, rest, where = read_rows(config.train, "data.train"), list[Row](), "a text of its own"
     if config.valid is not None:
-        rest = read_rows(config.valid)
+        rest = read_rows(config.valid, "data.valid")
     else:
         held_out, where = _held_out(config, len(rows), shortest=1)
         rest = [row for each in held_out for row in rows[each.start : each.stop]]

@@ -37,16 +37,17 @@ class Row:
         return [m["content"] for m in messages] if messages else list(self.fields.values())
 
 
-def read_rows(source: str | Sequence[str]) -> list[Row]:
-    """The rows of files of JSON lines; errors as those of :func:`read_examples`."""
+def read_rows(source: str | Sequence[str], name: str = "data") -> list[Row]:
+    """The rows of files of JSON lines, which errors call `name`, as :func:`read_examples`."""
     rows: list[Row] = []
-    for name in [source] if isinstance(source, str) else source:
-        if name in BUILT_IN or is_hub_name(name):
+    for given in [source] if isinstance(source, str) else source:
+        if given in BUILT_IN or is_hub_name(given):
+            to_null = f", or {name}=null to hold rows out" if name == "data.valid" else ""
             raise ValueError(
-                f"data: {name!r} is no file here, and data.format=prompt_completion reads files of "
-                "JSON lines; give a .jsonl file"
+                f"{name}: {given!r} is no file here, and data.format=prompt_completion reads files "
+                f"of JSON lines; give a .jsonl file{to_null}"
             )
-        for path in expand(name):
+        for path in expand(given):
             before = len(rows)
             for number, record in read_objects(read_text(path), str(path), _FORMS):
                 where = f"{path}, line {number}"

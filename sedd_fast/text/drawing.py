@@ -16,6 +16,8 @@ from sedd_fast.sampling.api import infill as fill
 from sedd_fast.text.network import Baseline, Network
 from sedd_fast.text.requests import Request
 
+_MOST_PAIRS = 2**28  # of positions of a padded batch: bytes of its attention mask
+
 #: A request, and the key of the numbers that one sample of it is drawn with.
 Keyed = tuple[Request, int]
 
@@ -129,13 +131,19 @@ def _keyed(requests: Sequence[Request], samples: int, seed: int) -> Iterator[Key
 
 
 def _batches(wanted: Iterable[Keyed], size: int) -> Iterator[list[Keyed]]:
-    """Neighbouring requests, at most ``size`` at a time, and at most as much padding as text."""
+    """Neighbouring requests, at most ``size`` at a time, with at most as much padding as text.
+
+    Lengths differ only where the mask of their attention is of moderate size.
+    """
     batch: list[Keyed] = []
     longest, total = 0, 0
     for keyed in wanted:
         length = keyed[0].length
         longest, total = max(longest, length), total + length
-        if batch and (len(batch) == size or (len(batch) + 1) * longest > 2 * total):
+        rows = len(batch) + 1
+        is_padded = rows * longest > total
+        too_much = rows * longest > 2 * total or rows * longest**2 > _MOST_PAIRS
+        if batch and (rows > size or (is_padded and too_much)):
             yield batch
             batch, longest, total = [], length, length
         batch.append(keyed)

@@ -10,7 +10,7 @@ The command line calls the same functions: the same seed gives the same samples 
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, get_args, overload
@@ -18,6 +18,8 @@ from typing import Any, TypedDict, get_args, overload
 import torch
 from typing_extensions import Unpack
 
+from sedd_fast.data.chat_templates import Message
+from sedd_fast.data.prompts import Sample, decode
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.evaluate.wrapping import wrap as wrap_text
 from sedd_fast.models.networks import AnyNetwork
@@ -29,7 +31,7 @@ from sedd_fast.sampling.remask import Remask
 from sedd_fast.text.bound import TextBound, bound_text
 from sedd_fast.text.drawing import check_seed, draw, new_seed
 from sedd_fast.text.network import Baseline, Network, Precision, load_any
-from sedd_fast.text.requests import Request, from_prompt, from_record
+from sedd_fast.text.requests import Request, from_prompt, from_record, from_row
 
 
 class DrawOptions(TypedDict, total=False):
@@ -207,6 +209,55 @@ class TextModel:
         texts = self._draw(request, 1 if n is None else n, options)
         return texts[0] if n is None else texts
 
+    def complete(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        *,
+        completion_length: int | None = None,
+        **options: Unpack[DrawOptions],
+    ) -> list[str]:
+        """Complete prompts, as `sedd-fast infill --from` does for rows with a prompt.
+
+        A network that was trained on prompts and completions (docs/finetuning.md) answers them.
+
+        Args:
+            prompts: texts, or chats: lists of messages such as
+                ``{"role": "user", "content": "Hi"}``, written by the tokenizer's chat template.
+            completion_length: tokens of the gap that is filled, in which the completion ends; None:
+                that of the network's training on completions, else up to the length of training.
+            options: those of :class:`DrawOptions`.
+
+        Returns:
+            A completion of each prompt, without the prompt.
+
+        Raises:
+            TypeError, ValueError: as :meth:`sample`; a prompt that leaves no room, or a tokenizer
+                without chat template.
+
+        Example:
+            >>> load("runs/dates").complete(["14 July 1989 is "])
+        """
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise TypeError(
+                f"prompts must be a list of texts or of chats, got {type(prompts).__name__}; "
+                "for one prompt: complete([prompt])"
+            )
+        gap = getattr(self.network, "completion_length", None)
+        if completion_length is not None:
+            gap = check_count("completion_length", completion_length)
+        requests = []
+        for number, prompt in enumerate(prompts):
+            row = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
+            try:
+                requests.append(from_row(row, self.tokenizer, self._length(None), gap))
+            except ValueError as error:
+                raise ValueError(f"prompts[{number}]: {error}") from error
+        mask = getattr(getattr(self.model, "graph", None), "mask_index", None)
+        return [
+            decode(sample.tokens[request.prompt_length :], self.tokenizer, mask)
+            for request, sample in self._drawn(requests, 1, options)
+        ]
+
     def bits_per_token(
         self,
         text: str | Sequence[str],
@@ -273,6 +324,11 @@ class TextModel:
         return check_count("length", length)
 
     def _draw(self, request: Request, n: int, options: DrawOptions) -> list[str]:
+        return [sample.text for _, sample in self._drawn([request], n, options)]
+
+    def _drawn(
+        self, requests: Sequence[Request], n: int, options: DrawOptions
+    ) -> Iterator[tuple[Request, Sample]]:
         sampler: dict[str, Any] = {**options}
         known = [*DrawOptions.__annotations__]
         for name in sampler.keys() - known:
@@ -281,8 +337,8 @@ class TextModel:
             raise TypeError(f"unknown option {name!r}; {hint}")
         seed, batch_size = sampler.pop("seed", None), sampler.pop("batch_size", 16)
         more = {name: sampler.pop(name, False) for name in ("keep_after_eot", "progress")}
-        drawn = draw(
-            [request],
+        return draw(
+            requests,
             self.network,
             SamplerConfig(**sampler),
             check_count("n", n),
@@ -290,7 +346,6 @@ class TextModel:
             check_count("batch_size", batch_size),
             **more,
         )
-        return [sample.text for _, sample in drawn]
 
 
 def _as_lists(pairs: Any) -> Any:
