@@ -75,7 +75,8 @@ def test_it_resumes_as_if_never_stopped(graph, name, own, kind, text_file, tmp_p
     whole = train(settings(text_file, tmp_path / "whole", *chosen, "training.n_iters=6"))
     train(settings(text_file, tmp_path / "parts", *chosen, "training.n_iters=3"))
     saved = torch.load(tmp_path / "parts/checkpoints/step-00000003/state.pt", weights_only=True)
-    assert saved["config"]["objective"] == {"over": "t", "steps": 1000, **own, "type": name}
+    expected = {"over": "t", "steps": 1000, "per_token": False, **own, "type": name}
+    assert saved["config"]["objective"] == expected
     resume(tmp_path / "parts", ["training.n_iters=6"])
     of_steps = [
         [entry for entry in losses(run) if not entry[1].startswith("held_out")]
