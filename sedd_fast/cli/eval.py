@@ -164,9 +164,18 @@ def _completions(network: "Network | Baseline", options: EvalOptions) -> "Comple
         )
     length, tokenizer = options.length or network.model.config.length, network.tokenizer
     if options.files:
-        trained = network.completion_length if isinstance(network, Network) else None
-        examples = read_examples(options.files, tokenizer)
-        made = Examples(examples, length, trained or 1, tokenizer.eot, "the evaluation")
+        trained = network.completions if isinstance(network, Network) else None
+        extended_to = 1 if trained is None else trained.extended_to
+        try:
+            examples = read_examples(options.files, tokenizer)
+        except ValueError as error:
+            if options.format is not None:
+                raise
+            raise ValueError(
+                f"{error} (the run was trained on prompts and completions; to evaluate a text, add "
+                "--format text)"
+            ) from error
+        made = Examples(examples, length, extended_to, tokenizer.eot, "the evaluation")
         return Completions(made, ", ".join(options.files))
     name, corpus = corpus_of_run(options.model, network, length) or ("", None)
     if corpus is None or not isinstance(corpus.held_out, Examples):
@@ -187,7 +196,7 @@ def _find_text(network: "Network | Baseline", options: EvalOptions) -> "Wrapped 
     from sedd_fast.evaluate.wrapping import Wrapped, wrap
     from sedd_fast.text.network import corpus_of_run
 
-    trained_on = "prompt_completion" if getattr(network, "completion_length", None) else "text"
+    trained_on = "prompt_completion" if getattr(network, "completions", None) else "text"
     if (options.format or trained_on) == "prompt_completion":
         return _completions(network, options)
     length = options.length or network.model.config.length
@@ -285,8 +294,8 @@ def _result(record: dict[str, Any]) -> Result:
     of_completions = record["format"] == "prompt_completion"
     if of_completions:
         tokens = (
-            "{tokens:,} in {blocks:,} {0}completions, end-of-text included; with their prompts up "
-            "to {block_length}"
+            "{tokens:,} in {blocks:,} {0}completions, with the end-of-text that ends and extends "
+            "them; with their prompts up to {block_length}"
         ).format(of, **record)
     if record["tokens_left_over"]:
         tokens += ", {tokens_left_over} at the end of the text left out".format(**record)
@@ -307,5 +316,5 @@ def _result(record: dict[str, Any]) -> Result:
     }
     if of_completions:
         each = record["nats_per_completion"], record["nats_per_completion_stderr"]
-        figures["nats/completion"] = figure(*each, 4)
+        figures = {"nats/completion": figure(*each, 4), **figures}
     return Result(record, about, figures)

@@ -83,7 +83,7 @@ def _requests(given: dict[str, Any], network: "Network") -> list["Request"]:
     if "source" in given:
         if others := sorted(texts - {"source"}):
             raise ValueError(f"--from: every line says what is given, so not with --{others[0]}")
-        gap = None if "length" in given else network.completion_length
+        gap = None if "length" in given else network.gap
         return requests.from_file(given["source"], network.tokenizer, length, gap)
     return [from_record(given, network.tokenizer, length, "--")]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sedd_fast.cli.output import heading, progress, show_text, write_json
 from sedd_fast.cli.sampler_options import SamplingOptions
+from sedd_fast.data.examples import before
 from sedd_fast.data.files import decode, read_bytes
 from sedd_fast.data.json_lines import read_objects
 from sedd_fast.data.prompts import Sample
@@ -99,24 +100,25 @@ def draw(requests: Sequence[Request], network: Network, options: SamplingOptions
             settings["length"] = request.length
             write_json({**request.label, **shown, "settings": settings})
             continue
-        if total > 1:
-            heading(f"{number} of {total}")
+        expected = completed.get("reference") if not completed.get("match", True) else None
+        if total > 1 or expected is not None:
+            heading(f"{number} of {total}" + ("" if expected is None else f", not {expected!r}"))
         show_text(sample.text, sample.marks)
     if compared:
-        right = sum(compared)
-        progress().print(
-            f"{right} of {len(compared)} completions equal their reference ({right / total:.1%})"
-        )
+        right, of = sum(compared), len(compared)
+        progress().print(f"{right} of {of} completions equal their reference ({right / of:.1%})")
 
 
 def _completed(request: Request, sample: Sample, network: Network) -> dict[str, Any]:
     """The completion of a prompt, and whether it is that of the row, white space at ends aside."""
     if request.prompt_length is None:
         return {}
-    tokens = sample.tokens[request.prompt_length :]
-    completion = decode_tokens(tokens, network.tokenizer, network.model.graph.mask_index)
+    tokens, end = sample.tokens[request.prompt_length :], network.tokenizer.eot
+    mask = network.model.graph.mask_index
+    completion = decode_tokens(tokens, network.tokenizer, mask)
     found: dict[str, Any] = {"completion": completion}
     if request.reference is not None:
-        match = completion.strip() == request.reference.strip()
+        text = decode_tokens(before(tokens, end), network.tokenizer, mask)
+        match = text.strip() == request.reference.strip()
         found |= {"reference": request.reference, "match": match}
     return found

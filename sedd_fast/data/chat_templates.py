@@ -68,8 +68,9 @@ def _apply(messages: list[Message], tokenizer: Tokenizer, starts_answer: bool) -
     if not isinstance(tokenizer, TransformersTokenizer) or not template:
         name = getattr(tokenizer, "name", type(tokenizer).__name__)
         raise ValueError(
-            f"messages: the tokenizer ({name}) has no chat template; take "
-            "data.tokenizer=transformers:NAME of a chat model, or write 'prompt' and 'completion'"
+            f"messages: the tokenizer ({name}) has no chat template; write 'prompt' and "
+            "'completion', or take a tokenizer of transformers that has one, by the name "
+            "transformers:DIRECTORY or transformers:NAME"
         )
     what = f"messages: the chat template of {tokenizer.name} failed"
     with explained(what, "check the roles and their order", Exception):

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from sedd_fast.data.blocks import BlockOrder, Blocks, StreamOrder, fingerprint_of, with_end
+from sedd_fast.data.completions import CompletionLengths
 from sedd_fast.data.config import DataConfig
 from sedd_fast.data.example_order import ExampleOrder
-from sedd_fast.data.example_rows import Row, read_rows
+from sedd_fast.data.example_rows import Row, looks_like_rows, read_rows
 from sedd_fast.data.examples import Examples, encode_rows
 from sedd_fast.data.sources import (
     HubDataset,
@@ -56,8 +57,8 @@ class Corpus:
     `chars_per_token` is measured on the held-out text (end-of-text counts as a token): bits per
     character are bits per token divided by it. It and `held_out` are None without held-out text.
     `held_out_source` says, for every figure, where the held-out text is from. Of examples the
-    characters and tokens are those of the completions, and `completion_length` is the number of
-    tokens to which these are extended; of a text it is None.
+    characters and tokens are those of the completions, and `completion_lengths` are theirs; of a
+    text it is None.
     """
 
     tokenizer: Tokenizer
@@ -65,7 +66,7 @@ class Corpus:
     held_out: Blocks | Examples | None
     chars_per_token: float | None
     held_out_source: str
-    completion_length: int | None = None
+    completion_lengths: CompletionLengths | None = None
 
 
 def pack(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -138,7 +139,13 @@ _Loaded = tuple[Tokenizer, np.ndarray, list[str], str]
 
 
 def _load_files(config: DataConfig, tokenizer: Tokenizer | None, length: int) -> _Loaded:
-    train, rest, where = hold_out(read_documents(config.train), config, length)
+    documents = read_documents(config.train)
+    if looks_like_rows(documents[0]):
+        _log.warning(
+            "data.train: %s holds prompts and completions, but with data.format=text its lines "
+            "are trained on as they stand; take data.format=prompt_completion", config.train,
+        )  # fmt: skip
+    train, rest, where = hold_out(documents, config, length)
     tokenizer = tokenizer or make_tokenizer(config.tokenizer, train)
     return tokenizer, pack(train, tokenizer), rest, where
 
@@ -158,9 +165,10 @@ def _load_examples(
     if config.valid is not None:
         rest = read_rows(config.valid, "data.valid")
     else:
-        held_out, where = _held_out(config, len(rows), shortest=1)
+        held_out, _ = _held_out(config, len(rows), shortest=1)
         rest = [row for each in held_out for row in rows[each.start : each.stop]]
         kept = kept_ranges(held_out, len(rows))
+        where = f"{len(rest):,} of the {len(rows):,} rows"
         rows = [row for each in kept for row in rows[each.start : each.stop]]
     if not rows:
         raise ValueError(
@@ -171,11 +179,12 @@ def _load_examples(
     train, most = encode_rows(rows, tokenizer), config.completion_length
     examples = Examples(train, length, most, tokenizer.eot, "the training examples")
     order, most = ExampleOrder(examples, seed, config.packing), examples.completion_length
+    lengths = CompletionLengths(most, int(examples.loss_sizes.max()))
     if not rest:
-        return Corpus(tokenizer, order, None, None, "no held-out text", most)
+        return Corpus(tokenizer, order, None, None, "no held-out text", lengths)
     encoded = encode_rows(rest, tokenizer)
     apart = Examples(encoded, length, most, tokenizer.eot, "the held-out examples")
-    return Corpus(tokenizer, order, apart, apart.chars_per_token, where, most)
+    return Corpus(tokenizer, order, apart, apart.chars_per_token, where, lengths)
 
 
 def _load_rows(config: DataConfig, tokenizer: Tokenizer | None, length: int) -> _Loaded:

@@ -8,12 +8,14 @@ A row is one of
 Other keys are ignored.
 """
 
+import json
 import reprlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from sedd_fast.data.basic_tokenizers import utf8
 from sedd_fast.data.chat_templates import check_messages, ends_with_assistant
 from sedd_fast.data.files import read_text
 from sedd_fast.data.json_lines import read_objects
@@ -21,6 +23,8 @@ from sedd_fast.data.sources import BUILT_IN, expand, is_hub_name
 
 _FORM = '{"prompt": "2+2=", "completion": "4"}'
 _FORMS = f'{_FORM} or {{"messages": [{{"role": "user", "content": "Hi"}}, ...]}}'
+
+_EXPECTED = f"{_FORMS} on each line (data.format=text is for plain text)"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def read_rows(source: str | Sequence[str], name: str = "data") -> list[Row]:
             )
         for path in expand(given):
             before = len(rows)
-            for number, record in read_objects(read_text(path), str(path), _FORMS):
+            for number, record in read_objects(read_text(path), str(path), _EXPECTED):
                 where = f"{path}, line {number}"
                 with named(where):
                     rows.append(Row(used_fields(record, completed=True), where))
@@ -76,6 +80,8 @@ def used_fields(record: dict[str, Any], completed: bool) -> dict[str, Any]:
                 f"messages: the last one has the role {role}, expected 'assistant', whose message "
                 "is the completion; leave what follows that out"
             )
+        for message in messages:
+            utf8(message["content"])
         if completed and not messages[-1]["content"]:
             raise ValueError("empty completion: the assistant's message has no content; add it")
         return fields
@@ -85,11 +91,20 @@ def used_fields(record: dict[str, Any], completed: bool) -> dict[str, Any]:
     for name, value in fields.items():
         if not isinstance(value, str):
             raise ValueError(f"{name}: expected text, got {reprlib.repr(value)}; put it in quotes")
+        utf8(value)
     if completed and not fields["completion"]:
         raise ValueError(
             "empty completion; write the text that follows the prompt, or drop the row"
         )
     return fields
+
+
+def looks_like_rows(text: str) -> bool:
+    """Whether the first line of a text is a row of prompts and completions."""
+    with suppress(ValueError, RecursionError):
+        record = json.loads(text.lstrip().partition("\n")[0])
+        return isinstance(record, dict) and bool(used_fields(record, completed=True))
+    return False
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import torch
 from sedd_fast.data.basic_tokenizers import Tokenizer, checked
 from sedd_fast.data.batches import Batch
 from sedd_fast.data.blocks import evenly_spaced, fingerprint_of
-from sedd_fast.data.chat_templates import ends_with_assistant, render
+from sedd_fast.data.chat_templates import render
 from sedd_fast.data.example_rows import Row, named, read_rows, used_fields
 
 _ROWS = 1000  # encoded at a time
@@ -91,7 +91,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Iterator[Example]:
 
 
 def read_prompt(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[int], str | None]:
-    """The tokens of a prompt, and the text that should follow it, where the record has one.
+    """The tokens of a prompt, and the text that training puts after it, where the record has one.
 
     Args:
         record: a row, or one without "completion", or one whose last message is not the
@@ -99,18 +99,26 @@ def read_prompt(record: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[int]
         tokenizer: as in :func:`read_examples`.
 
     Returns:
-        The prompt's tokens; the completion, or the content of the assistant's message (without what
-        a chat template adds), or None.
+        The prompt's tokens; the completion, or what a chat template writes of the assistant's
+        message, up to its first end-of-text; or None.
 
     Raises:
         ValueError: as :func:`read_examples`, without file and line.
     """
     fields = used_fields(record, completed=False)
-    if "messages" not in fields:
-        return tokenizer.encode(fields["prompt"]), fields.get("completion")
-    messages = fields["messages"]
-    reference = messages[-1]["content"] if ends_with_assistant(messages) else None
-    return tokenizer.encode(render(messages, tokenizer)[0]), reference
+    if "messages" in fields:
+        prompt, reference = render(fields["messages"], tokenizer)
+    else:
+        prompt, reference = fields["prompt"], fields.get("completion")
+    if reference is not None:
+        [ids] = tokenizer.encode_corpus([reference])
+        reference = tokenizer.decode(before(ids, tokenizer.eot))
+    return tokenizer.encode(prompt), reference
+
+
+def before(ids: list[int], end: int | None) -> list[int]:
+    """The tokens before the first `end`."""
+    return ids[: ids.index(end)] if end in ids else ids
 
 
 def _texts(fields: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, str]:

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sedd_fast.data.batches import Batch
 from sedd_fast.data.blocks import evenly_spaced
@@ -16,9 +14,8 @@ from sedd_fast.data.examples import Examples
 class Completions:
     """Prompts and completions, as :class:`sedd_fast.evaluate.wrapping.Wrapped` is a text in blocks.
 
-    The bound is that of a completion with its end-of-text and the extension that it had in
-    training. It is one of the completion with its end-of-text alone too, since a longer sequence is
-    less likely; these tokens are counted.
+    The bound is that of a completion with its end-of-text and the end-of-text tokens that extend
+    it, as in training: all of them are noised, and counted.
 
     Attributes:
         examples: prompts and completions.
@@ -38,22 +35,17 @@ class Completions:
 
     @property
     def chars_per_token(self) -> float:
-        """Characters of the completions over their tokens, end-of-text included."""
-        return self.examples.characters / int(self.examples.completion_sizes.sum())
+        """Characters of the completions over the tokens that are counted."""
+        return self.examples.chars_per_token
 
     @property
     def left_over(self) -> int:
         """Tokens that are in no block: none."""
         return 0
 
-    def batches(self, limit: int | None, rows: int) -> Iterator[tuple[Batch, Tensor | None]]:
-        """All examples, or `limit` evenly spaced ones, `rows` at a time, the shortest first.
-
-        With each batch the number of tokens that count in every row, (B,) int64.
-        """
+    def batches(self, limit: int | None, rows: int) -> Iterator[Batch]:
+        """All examples, or `limit` evenly spaced ones, `rows` at a time, the shortest first."""
         chosen = evenly_spaced(len(self), limit or len(self))
-        chosen = chosen[np.argsort(self.examples.sizes[chosen], kind="stable")]
+        chosen = chosen[np.argsort(self.examples.sizes[chosen], kind="stable")].tolist()
         for start in range(0, len(chosen), rows):
-            part = chosen[start : start + rows]
-            counted = torch.from_numpy(self.examples.completion_sizes[part].astype(np.int64))
-            yield self.examples.batch([[number] for number in part.tolist()]), counted
+            yield self.examples.batch([[number] for number in chosen[start : start + rows]])

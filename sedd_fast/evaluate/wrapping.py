@@ -74,11 +74,11 @@ class Wrapped:
         lengths = self.lengths[chosen]
         return [self._rows(self.starts[chosen[lengths == n]], n) for n in np.unique(lengths)]
 
-    def batches(self, limit: int | None, rows: int) -> Iterator[tuple[Batch, Tensor | None]]:
-        """The same blocks, at most `rows` at a time; None: all their tokens count."""
+    def batches(self, limit: int | None, rows: int) -> Iterator[Batch]:
+        """The same blocks, at most `rows` at a time."""
         for group in self.blocks(limit):
             for part in group.split(rows):
-                yield Batch(part), None
+                yield Batch(part)
 
     def _rows(self, starts: np.ndarray, length: int) -> Tensor:
         rows = self.tokens[starts[:, None] + np.arange(length)].astype(np.int64)

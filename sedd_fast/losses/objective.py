@@ -173,13 +173,15 @@ class Objective:
             x_t = self._transition(x_0, level.sigma, generator)
             if loss_mask is not None:
                 x_t = torch.where(loss_mask, x_t, x_0)
+        elif attention_mask is not None:
+            x_t = without_padding(x_t, attention_mask, self.graph)
         weight = level.weight[:, None].expand(x_0.shape)  # (B, L)
         if loss_mask is not None:
             weight = weight * loss_mask
         divisor: int | Tensor = len(x_0)
         if self.per_token:
             share = _share(x_0, loss_mask, attention_mask)
-            weight, divisor = weight * share, share.sum()
+            weight, divisor = weight * share, share.sum().clamp(min=1)
         level = level._replace(model_sigma=level.model_sigma.to(fp32_or_fp64(t.dtype)))
         return self._loss(model, NoisedBatch(x_t, x_0, weight, level, divisor, attention_mask))
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models.layers import Attend
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.process.graphs import Graph
@@ -35,6 +36,22 @@ def check_attention_mask(mask: Tensor, tokens: Tensor) -> None:
             f"{tuple(mask.shape)}"
         )
     arguments.check_device("attention_mask", mask, tokens, "the tokens")
+
+
+def check_padding_alone(mask: Tensor) -> None:
+    """ValueError for a mask of numbers other than 0 and 1; synchronises the device.
+
+    Not checked while a graph is traced or captured.
+    """
+    captured = mask.is_cuda and torch.cuda.is_current_stream_capturing()
+    if mask.dtype == torch.bool or is_traced() or captured:
+        return
+    if bool(((mask != 0) & (mask != 1)).any()):
+        raise ValueError(
+            "attention_mask has numbers other than 0 (padding) and 1, as for packed documents, "
+            "which networks of transformers would read as one document: pad instead, or pass "
+            "takes_documents=True to PosteriorModel for a network that keeps them apart"
+        )
 
 
 def masked(attention_mask: Tensor | None) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from sedd_fast.backends.dtypes import at_least_fp32
 from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models import exposed_head, overrides
-from sedd_fast.models.attention import masked
+from sedd_fast.models.attention import check_padding_alone, masked
 from sedd_fast.models.cross_entropy import CrossEntropyRequest, check_logits
 from sedd_fast.models.interface import (
     HeadRequest,
@@ -138,6 +138,9 @@ class PosteriorModel(nn.Module):
             (:meth:`check_head` compares them). Further rows, the padding of an embedding, have no
             probability. It may be tied to the embedding.
         softcap: s, of a network whose logits are s * tanh(f / s) (Gemma).
+        takes_documents: the network reads the numbers of an attention mask as
+            :mod:`sedd_fast.models.attention` describes them. False: it reads a mask as networks of
+            `transformers` do, so one of 0 (padding) and 1 alone is accepted.
 
     Raises:
         TypeError, ValueError: ``network`` is not callable, another graph; one of ``hidden`` and
@@ -164,6 +167,7 @@ class PosteriorModel(nn.Module):
         hidden: Callable[..., Tensor] | None = None,
         head: nn.Module | None = None,
         softcap: float | None = None,
+        takes_documents: bool = False,
     ) -> None:
         super().__init__()
         arguments.check_graph(graph)
@@ -178,6 +182,7 @@ class PosteriorModel(nn.Module):
         self.network, self.graph = network, graph
         self.takes_sigma, self.zero_masking = takes_sigma, zero_masking
         self.hidden, self.softcap = hidden, softcap
+        self.takes_documents = takes_documents
 
     @property
     def head_requests(self) -> tuple[type[HeadRequest], ...]:
@@ -206,6 +211,8 @@ class PosteriorModel(nn.Module):
         the network, and to ``hidden``, under this name.
         """
         given = masked(attention_mask)
+        if attention_mask is not None and not self.takes_documents:
+            check_padding_alone(attention_mask)
         if head is not None and (linear := self._linear_head(head)) is not None:
             if not is_traced():
                 head = head.prepared(indices, sigma, linear)

@@ -1,7 +1,7 @@
 """The likelihood of a text: its blocks, bounded a few at a time."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -109,7 +109,7 @@ def bound_text(
     generator, parts = torch.Generator().manual_seed(check_seed(seed)), []
     total, done = min(len(text), max_blocks or len(text)), 0
     with network.autocast(), reported(progress, "bounding", "blocks") as report:
-        for batch, counted in text.batches(max_blocks, max(1, _ROWS // samples)):
+        for batch in text.batches(max_blocks, max(1, _ROWS // samples)):
             if isinstance(network, Baseline):
                 part = exact_likelihood(network.model, batch.tokens, batch_size)
             else:
@@ -119,7 +119,7 @@ def bound_text(
                     generator, batch_size, EPS, times=times,
                     loss_mask=rows.loss_mask, attention_mask=rows.attention_mask,
                 )  # fmt: skip
-            parts.append(part if counted is None else replace(part, tokens=counted))
+            parts.append(part)
             done += len(batch)
             report(done, total)
     return TextBound(join(parts), text)

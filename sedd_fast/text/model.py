@@ -242,7 +242,7 @@ class TextModel:
                 f"prompts must be a list of texts or of chats, got {type(prompts).__name__}; "
                 "for one prompt: complete([prompt])"
             )
-        gap = getattr(self.network, "completion_length", None)
+        gap = getattr(self.network, "gap", None)
         if completion_length is not None:
             gap = check_count("completion_length", completion_length)
         requests = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from sedd_fast.backends import registry
-from sedd_fast.data.completions import load_completion_length
+from sedd_fast.data.completions import CompletionLengths, load_completion_lengths
 from sedd_fast.data.corpus import Corpus, load_corpus
 from sedd_fast.data.tokenizers import (
     Tokenizer,
@@ -48,11 +48,16 @@ class _Loaded:
 class Network(_Loaded):
     """A SEDD network.
 
-    `completion_length` is that of the run's training on prompts and completions; None for others.
+    `completions` has the lengths of training on prompts and completions; None for other training.
     """
 
     model: SEDD
-    completion_length: int | None = None
+    completions: CompletionLengths | None = None
+
+    @property
+    def gap(self) -> int | None:
+        """Tokens in which a completion ends, after training on completions."""
+        return None if self.completions is None else self.completions.longest
 
     @functools.cached_property
     def sampled(self) -> ScoreModel:
@@ -106,7 +111,7 @@ def load_any(
     A run that is training replaces its export; where that happened meanwhile it is read again.
     """
     place = choose_device(device)
-    name = str(networks.BUNDLED) if name is None else name
+    name = str(networks.BUNDLED) if name in (None, "bundled") else name
     if name == "":
         raise ValueError("model: got an empty name; give a run directory or a hub name")
     for _ in range(_ATTEMPTS):
@@ -145,8 +150,8 @@ def _load(
     name = kind if kind.startswith(named) else f"{kind}, from {named}"
     if isinstance(model, Autoregressive):
         return Baseline(source, found, name, place, precision, model)
-    completion_length = load_completion_length(source)
-    return Network(source, found, name, place, precision, model, completion_length)
+    completions = load_completion_lengths(source)
+    return Network(source, found, name, place, precision, model, completions)
 
 
 def corpus_of_run(name: str, network: Network | Baseline, length: int) -> tuple[str, Corpus] | None:

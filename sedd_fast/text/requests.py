@@ -75,7 +75,7 @@ def from_row(
     if len(prompt) >= length:
         raise ValueError(
             f"prompt: its {len(prompt)} tokens leave no room for a completion in a length of "
-            f"{length}; shorten it, or raise the length"
+            f"{length} tokens; shorten it"
         )
     placed = [(0, prompt)] if prompt else []
     return Request(placed, length, prompt_length=len(prompt), reference=reference)

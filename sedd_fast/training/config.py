@@ -67,14 +67,41 @@ def baseline_config(config: TrainConfig, run_dir: Path) -> TrainConfig:
     """The settings of the autoregressive baseline that is trained as `config` is.
 
     It starts from random weights. For a run that started from others (`model.init`) it takes the
-    tokenizer of the run.
+    tokenizer of the run. ValueError for a run on prompts and completions.
     """
     data = config.data
+    if data.format == "prompt_completion":
+        raise ValueError(
+            f"{config.run_dir}: the run was trained on prompts and completions, and an "
+            "autoregressive baseline is trained on text alone; name a run on text"
+        )
     if config.model.init is not None and config.run_dir is not None:
         data = replace(data, tokenizer=str(Path(config.run_dir) / "tokenizer"))
     model = replace(config.model, kind="ar", init=None)
     run = str(run_dir)
     return replace(config, model=model, data=data, objective=ObjectiveSection(), run_dir=run)
+
+
+def check_unchanged(config: TrainConfig, saved: TrainConfig) -> None:
+    """ValueError where a setting differs that a resumed run keeps, `saved` being those it had."""
+    # The objective first: a changed objective changes the kind of network that it needs.
+    for section in ("objective", "model", "graph", "noise", "optim", "data"):
+        now, before = (asdict(getattr(c, section)) for c in (config, saved))
+        if section == "model":
+            now["kind"], before["kind"] = config.network_kind, saved.network_kind
+        elif section == "objective":
+            now["type"], before["type"] = config.objective_type, saved.objective_type
+        elif section == "optim":
+            before = {"type": before["type"]}
+        elif section == "data":
+            before = {key: before[key] for key in ("format", "packing", "completion_length")}
+        for key, value in before.items():
+            if now[key] != value and key != "dropout":
+                raise ValueError(
+                    f"{section}.{key}: the run was trained with {value}, got {now[key]}; a resumed "
+                    "run keeps its model, its objective, the kinds of its data and its optimiser: "
+                    "start a new one with another run_dir"
+                )
 
 
 def load_run_config(path: str | Path, overrides: Overrides = ()) -> TrainConfig:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sedd_fast.data.examples import Examples
+from sedd_fast.data.examples import Examples, before
 from sedd_fast.data.prompts import decode
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.evaluate.draws import variance_of_mean
@@ -63,13 +63,10 @@ def draw_completions(
     mask_index, records = model.graph.mask_index, []
     for own, found, gap in zip(batch.tokens, drawn, batch.loss_mask, strict=True):
         start = int(gap.nonzero()[0])
-        parts = {"prompt": own[:start], "completion": found[gap], "reference": own[gap]}
-        texts = {name: _until_end(ids, tokenizer) for name, ids in parts.items()}
-        records.append({name: decode(ids, tokenizer, mask_index) for name, ids in texts.items()})
+        parts = {
+            "prompt": own[:start].tolist(),
+            "completion": before(found[gap].tolist(), tokenizer.eot),
+            "reference": before(own[gap].tolist(), tokenizer.eot),
+        }
+        records.append({name: decode(ids, tokenizer, mask_index) for name, ids in parts.items()})
     return records
-
-
-def _until_end(tokens: Tensor, tokenizer: Tokenizer) -> list[int]:
-    """The tokens before the first end-of-text."""
-    ids: list[int] = tokens.tolist()
-    return ids[: ids.index(tokenizer.eot)] if tokenizer.eot in ids else ids

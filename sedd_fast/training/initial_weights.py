@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sedd_fast.data.tokenizers import (
+    GPT2_TOKENS,
     Tokenizer,
     is_learned,
     load_tokenizer,
@@ -25,6 +26,7 @@ from sedd_fast.training.run_directory import weights_of
 from sedd_fast.training.settings import TrainConfig
 
 SETTING = "model.init"
+_COMPARED = 500  # tokens of two vocabularies
 #: Presets set most of these sizes, so that a value does not say what the user wants.
 _SIZES = ("hidden_size", "cond_dim", "n_blocks", "n_heads", "mlp_ratio")
 
@@ -135,11 +137,11 @@ def _tokenizer(
     config: TrainConfig, saved: Checkpoint, vocab_size: int, of_run: Tokenizer | None
 ) -> Tokenizer:
     """The tokenizer of the run; ValueError where it has more tokens than the network."""
-    found, name = of_run, "the tokenizer of the run"
+    found, name, is_other = of_run, "the tokenizer of the run", False
     if found is None:
         name = config.data.tokenizer
         if not is_learned(name):
-            found = make_tokenizer(name)
+            found, is_other = make_tokenizer(name), True
         elif beside := tokenizer_beside(saved.source, vocab_size):
             found, name = load_tokenizer(beside), beside
         else:
@@ -148,13 +150,29 @@ def _tokenizer(
                 f"beside the weights of {saved.source} ({vocab_size} tokens); name the one that "
                 "they were trained with: a directory, a tokenizer.json, a hub name, or bytes"
             )
-    if found.vocab_size > vocab_size:
-        beside = tokenizer_beside(saved.source, vocab_size)
+    beside = tokenizer_beside(saved.source, vocab_size)
+    if found.vocab_size > vocab_size or (is_other and not _has_tokens_of(beside, found)):
+        only = "only " * (found.vocab_size > vocab_size)
+        own = f": data.tokenizer={beside}" * bool(beside and beside != name)
         raise ValueError(
             f"data.tokenizer: {name} has {found.vocab_size} tokens, the weights of {saved.source} "
-            f"only {vocab_size}: they are weights of another vocabulary; name the tokenizer that "
-            "they were trained with"
-            + f": data.tokenizer={beside}"
-            * bool(beside and beside != name)
+            f"{only}{vocab_size}: they are weights of another vocabulary; name the tokenizer that "
+            f"they were trained with{own}"
         )
     return found
+
+
+def _has_tokens_of(beside: str | None, found: Tokenizer) -> bool:
+    """Whether a tokenizer has the tokens of the one beside the weights, where there is one.
+
+    It may add a chat template, so that the vocabularies are compared by a sample of their tokens.
+    """
+    if beside is None:
+        return True
+    if beside == "gpt2":
+        return found.vocab_size == GPT2_TOKENS
+    own = load_tokenizer(beside)
+    numbers = range(0, own.vocab_size, max(1, own.vocab_size // _COMPARED))
+    return own.vocab_size == found.vocab_size and all(
+        own.decode([i]) == found.decode([i]) for i in numbers
+    )

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from sedd_fast.data.batches import Batch
-from sedd_fast.data.completions import save_completion_length
 from sedd_fast.data.corpus import load_corpus
 from sedd_fast.data.examples import Examples
 from sedd_fast.data.tokenizers import load_tokenizer
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.training import saved_state
-from sedd_fast.training.config import config_from_dict, save_config
+from sedd_fast.training.config import check_unchanged, config_from_dict, save_config
 from sedd_fast.training.held_out import draw_completions, mean_loss
 from sedd_fast.training.initial_weights import read_initial
 from sedd_fast.training.interrupt import StopRequest
@@ -322,8 +321,8 @@ class Trainer:
         with self.learner.averaged_weights():
             self.learner.plain.save_pretrained(directory)
         self.corpus.tokenizer.save(directory)
-        if self.corpus.completion_length is not None:
-            save_completion_length(directory, self.corpus.completion_length)
+        if self.corpus.completion_lengths is not None:
+            self.corpus.completion_lengths.save(directory)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -340,7 +339,7 @@ class Trainer:
     def _check_settings(self, saved: Any, checkpoint: Path) -> None:
         with saved_state.blamed_on(checkpoint / "state.pt"):
             trained = config_from_dict(saved_state.mapping(saved, "config"))
-        _check_same_model(self.config, trained)
+        check_unchanged(self.config, trained)
 
     def _check_saved(self, saved: Any, checkpoint: Path) -> None:
         """ValueError where a state is not of the text or, which is not built yet, the network."""
@@ -375,25 +374,6 @@ class Trainer:
             states = load_file(own)
             with saved_state.blamed_on(own):
                 set_random_state(saved_state.random_states(states))
-
-
-def _check_same_model(config: TrainConfig, saved: TrainConfig) -> None:
-    # The objective first: a changed objective changes the kind of network that it needs.
-    for section in ("objective", "model", "graph", "noise", "optim"):
-        now, before = (asdict(getattr(c, section)) for c in (config, saved))
-        if section == "model":
-            now["kind"], before["kind"] = config.network_kind, saved.network_kind
-        elif section == "objective":
-            now["type"], before["type"] = config.objective_type, saved.objective_type
-        elif section == "optim":
-            now, before = ({"type": each["type"]} for each in (now, before))
-        for key, value in before.items():
-            if now[key] != value and key != "dropout":
-                raise ValueError(
-                    f"{section}.{key}: the run was trained with {value}, got {now[key]}; a resumed "
-                    "run keeps its model, objective and kind of optimiser: start a new one with "
-                    "another run_dir"
-                )
 
 
 def _is_due(step: int, every: int) -> bool:

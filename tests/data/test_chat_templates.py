@@ -73,6 +73,9 @@ def test_the_prompt_of_messages_and_its_reference():
     tokenizer = TransformersTokenizer(backend())
     prompt = ids("<s> <user> hi there <end> <assistant>")
     assert read_prompt({"messages": [HI, ME]}, tokenizer) == (prompt, "me me")
+    # What training puts there, up to end-of-text: here <end> is another token than that.
+    other = TransformersTokenizer(backend(end="?"))
+    assert read_prompt({"messages": [HI, ME]}, other) == (prompt, "me me <end>")
     assert read_prompt({"messages": [HI]}, tokenizer) == (prompt, None)
 
 
@@ -117,7 +120,7 @@ def test_the_wrong_message_is_named(messages, message, tmp_path):
         ),
         (
             None,
-            "messages: the tokenizer .* has no chat template; take data.tokenizer=transformers:",
+            "messages: the tokenizer .* has no chat template; write 'prompt' and ",
         ),
     ],
 )

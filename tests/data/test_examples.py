@@ -7,6 +7,8 @@ import torch
 
 from sedd_fast.data.batches import Batch
 from sedd_fast.data.blocks import evenly_spaced
+from sedd_fast.data.config import DataConfig
+from sedd_fast.data.corpus import load_corpus
 from sedd_fast.data.example_rows import read_rows
 from sedd_fast.data.examples import Example, Examples, encode_rows, read_examples, read_prompt
 from sedd_fast.data.hub_tokenizers import HubTokenizer
@@ -89,6 +91,7 @@ def test_end_of_text_that_the_text_has_is_not_put_twice(tmp_path):
             {"prompt": "a", "completion": "b", "messages": [{}]},
             "both 'messages' and 'completion'; leave one of them out",
         ),
+        ({"prompt": "\ud800", "completion": "b"}, "text: character 0 is .* a surrogate"),
         ({"prompt": "aé", "completion": "b"}, r"text: the vocabulary of 3 characters has no 'é'"),
         ({"prompt": "a", "completion": "bé"}, r"text: the vocabulary of 3 characters has no 'é'"),
     ],
@@ -316,3 +319,21 @@ def test_masks_of_another_shape_or_dtype():
         Batch(tokens, loss_mask=torch.ones(2, 3).bool())
     with pytest.raises(ValueError, match=r"attention_mask: expected torch.int64 .* got torch.bool"):
         Batch(tokens, attention_mask=torch.ones(2, 4).bool())
+
+
+def test_references_are_those_of_training_up_to_end_of_text():
+    tokenizer = HubTokenizer.from_text(["ab"], 257)
+    for completion, expected in (("b", "b"), ("b<|endoftext|>", "b"), ("a<|endoftext|>b", "a")):
+        assert read_prompt({"prompt": "a", "completion": completion}, tokenizer)[1] == expected
+    assert read_prompt({"prompt": "a"}, tokenizer)[1] is None
+    assert read_prompt({"prompt": "a", "completion": "é"}, ABC)[1] == "\ufffd"
+
+
+def test_rows_that_are_trained_on_as_text_are_warned_of(tmp_path, caplog):
+    path = write(tmp_path / "rows.jsonl", *[LINE] * 20)
+    load_corpus(DataConfig(path, tokenizer="bytes"), 8)
+    assert "take data.format=prompt_completion" in caplog.text
+    caplog.clear()
+    (tmp_path / "a.txt").write_text('{"text": "a"}\n' * 20)
+    load_corpus(DataConfig(str(tmp_path / "a.txt"), tokenizer="bytes"), 8)
+    assert not caplog.text

@@ -126,6 +126,8 @@ def test_tokens_at_padding_are_not_read() -> None:
         loss = objective(model, tokens, attention_mask=rows.mask, generator=generator)
         drawn.append(float(loss.detach()))
     assert len(set(drawn)) == 1
+    noisy = torch.where(rows.mask != 0, rows.tokens, -100)
+    assert objective(model, noisy, x_t=noisy, attention_mask=rows.mask).isfinite()
 
 
 def test_prompts_are_never_noised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +156,8 @@ def test_a_sequence_without_loss_has_none() -> None:
         loss_mask[1] = False
         loss = objective(model, rows.tokens, loss_mask, attention_mask=rows.mask).detach()
         assert float(loss[1]) == 0
+        mean = made("score entropy", "mean", per_token=per_token)[1]
+        assert float(mean(model, rows.tokens, torch.zeros_like(loss_mask)).detach()) == 0
         assert all(float(loss[i]) > 0 for i in (0, 2, 3)), loss
         assert math.isfinite(float(loss.sum()))
 

@@ -119,7 +119,7 @@ def test_eval_bounds_the_completions(run_dir: Path, data: Path, call: Call) -> N
     ([found], _) = call("eval", "-m", run_dir, data, "--samples", 32)
     assert found["format"] == "prompt_completion"
     assert found["blocks"] == 72
-    assert found["tokens"] == 8 * 3 + 64 * 5  # with end-of-text, without their extension
+    assert found["tokens"] == 72 * 5  # with the end-of-text that ends and extends them
     model = sf.load(run_dir)
     total, variance = 0.0, 0.0
     for row in rows():
@@ -134,7 +134,7 @@ def test_eval_bounds_the_completions(run_dir: Path, data: Path, call: Call) -> N
     error = (variance + (72 * found["nats_per_completion_stderr"]) ** 2) ** 0.5
     assert found["nats"] == pytest.approx(total, abs=4 * error)
     assert found["nats_per_completion"] == pytest.approx(found["nats"] / 72)
-    assert found["bits_per_char"] == pytest.approx(found["bits_per_token"] * 344 / (16 + 64 * 4))
+    assert found["bits_per_char"] == pytest.approx(found["bits_per_token"] * 360 / (16 + 64 * 4))
     ([again], _) = call("eval", "-m", run_dir, data, "--samples", 32, "--batch-size", 3)
     assert again["nats"] == pytest.approx(found["nats"], rel=1e-5)
 
@@ -144,14 +144,14 @@ def test_eval_of_what_the_run_held_out_and_of_texts(
 ) -> None:
     ([held_out], _) = call("eval", "-m", run_dir, "--samples", 4)
     assert held_out["blocks"] == 7
-    assert "7 passages spread over the text" in held_out["text"]
+    assert "7 of the 72 rows" in held_out["text"]
     ([few], _) = call("eval", "-m", run_dir, data, "--samples", 4, "--max-blocks", 5)
     assert (few["blocks"], few["blocks_in_text"]) == (5, 72)
     ([text], _) = call("eval", "-m", run_dir, data, "--samples", 4, "--format", "text")
     assert (text["format"], text["block_length"]) == ("text", 16)
     assert main(["eval", "-m", str(run_dir), str(data), "--samples", "4"]) == 0
     shown = capsys.readouterr().out
-    assert "344 in 72 completions, end-of-text included; with their prompts up to 8" in shown
+    assert "360 in 72 completions, with the end-of-text that ends and extends them" in shown
     assert "nats/completion" in shown
     assert "wrapping" not in shown
 
@@ -164,7 +164,7 @@ def test_an_untrained_network_may_be_evaluated_on_completions(
     sf.SEDD(config).save_pretrained(tmp_path)
     words = ["eval", "-m", tmp_path, data, "--tokenizer", "bytes", "--samples", 4]
     ([found], _) = call(*words, "--format", "prompt_completion")
-    assert found["tokens"] == 344
+    assert found["tokens"] == 8 * 3 + 64 * 5  # not extended
     ([text], _) = call(*words)
     assert text["format"] == "text"
     capsys.readouterr()
@@ -189,6 +189,37 @@ def test_eval_names_the_wrong_row(
     assert message in said
 
 
+def test_only_rows_with_a_reference_are_compared(
+    run_dir: Path, call: Call, tmp_path: Path, capsys: Any
+) -> None:
+    rows_ = [{"prompt": "ab>"}, {"prompt": "ab>", "completion": "zz"}, {"prompt": "c>"}]
+    path = write_rows(tmp_path / "some.jsonl", rows_)
+    words = ["infill", "-m", run_dir, "--from", path, "--steps", 4, "--seed", 1]
+    found, said = call(*words, "--keep-after-eot")
+    assert said == "0 of 1 completions equal their reference (0.0%)"
+    rows_[1]["completion"] = found[1]["completion"].split("<|endoftext|>")[0]
+    write_rows(path, rows_)
+    for option in ([], ["--keep-after-eot"]):
+        found, said = call(*words, *option)
+        assert said == "1 of 1 completions equal their reference (100.0%)"
+    rows_[1]["completion"] = "zz"
+    write_rows(path, rows_)
+    capsys.readouterr()
+    assert main([*map(str, words)]) == 0
+    assert "=== 2 of 3, not 'zz' ===" in capsys.readouterr().out
+
+
+def test_a_text_for_a_run_on_prompts_is_refused_with_the_remedy(
+    run_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "text.txt").write_text("abc\n" * 20)
+    for name in (str(tmp_path / "text.txt"), "wikitext2"):
+        assert main(["eval", "-m", str(run_dir), name]) == 2
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        assert "the run was trained on prompts and completions" in said
+        assert "add --format text" in said
+
+
 def test_complete(run_dir: Path) -> None:
     model = sf.load(run_dir)
     found = model.complete(["ab>", "c>"], seed=3, steps=4)
@@ -210,7 +241,7 @@ def test_a_damaged_length_of_completions(run_dir: Path) -> None:
     path = run_dir / "export" / FILE
     before = path.read_text()
     try:
-        for content in ("{", '{"completion_length": 0}', "{}"):
+        for content in ("{", '{"extended_to": 0, "longest": 4}', '{"extended_to": 2}'):
             path.write_text(content)
             with pytest.raises(ValueError, match=FILE):
                 sf.load(run_dir)

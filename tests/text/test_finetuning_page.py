@@ -69,7 +69,7 @@ def test_the_page_runs(
             said += written
     said += "".join(capsys.readouterr())
     assert len(re.findall(r"^\d of 3 completions equal their reference", said, re.MULTILINE)) == 3
-    assert re.search(r"^\d+\.\d nats for 13 tokens given their prompts$", said, re.MULTILINE)
+    assert re.search(r"^\d+\.\d nats for \d\d tokens given their prompts$", said, re.MULTILINE)
     assert said.count("nats/completion") == 2
     assert Path("runs/dates/samples.jsonl").is_file()
     assert Path("runs/messages/export/completions.json").is_file()

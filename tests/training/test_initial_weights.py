@@ -20,7 +20,7 @@ from helpers.initial_weights import LETTERS, initial, saved_network, stop_at, wi
 from helpers.tiny_models import batch, tiny
 from helpers.tiny_run import losses, settings, write_letters, write_text
 from sedd_fast.cli import main
-from sedd_fast.data.tokenizers import ByteTokenizer, load_tokenizer
+from sedd_fast.data.tokenizers import ByteTokenizer, CharTokenizer, load_tokenizer
 from sedd_fast.models import networks
 from sedd_fast.models.checkpoint import read
 from sedd_fast.models.config import SEDDConfig
@@ -240,14 +240,19 @@ def test_the_tokenizer_beside_the_weights_replaces_one_that_is_learned(base, tmp
         assert found.fingerprint == load_tokenizer(base / "export").fingerprint
 
 
-def test_a_named_tokenizer_is_used_in_place_of_that_beside_the_weights(text_file, tmp_path):
+def test_a_named_tokenizer_with_the_same_tokens_is_used(text_file, tmp_path):
+    """Beside weights with more tokens than their tokenizer; nothing else has its tokens."""
     weights = saved_network(tmp_path, vocab_size=300)
-    LETTERS.save(weights)
-    assert initial(text_file, f"model.init={weights}").tokenizer == LETTERS
+    ByteTokenizer().save(weights)
+    assert initial(text_file, f"model.init={weights}").tokenizer == ByteTokenizer()
     chosen = [f"model.init={weights}", "data.tokenizer=bytes"]
-    assert initial(text_file, *chosen).tokenizer == ByteTokenizer()
     run = train(settings(text_file, tmp_path / "run", *STILL, *chosen)).run_dir
     assert load_tokenizer(run / "export") == ByteTokenizer()
+    other = CharTokenizer("".join(map(chr, range(0x100, 0x100 + 255))))  # as many tokens
+    for found in (LETTERS, other):
+        found.save(tmp_path / "other")
+        with pytest.raises(ValueError, match=r"other has \d+ tokens, .* another vocabulary"):
+            initial(text_file, f"model.init={weights}", f"data.tokenizer={tmp_path / 'other'}")
 
 
 def test_weights_of_50257_tokens_have_the_tokenizer_of_gpt2(text_file, tmp_path, monkeypatch):

@@ -13,9 +13,11 @@ import sedd_fast as sf
 from helpers import tiny_run
 from helpers.examples import rows, settings, write_rows
 from sedd_fast.cli import main
+from sedd_fast.data.basic_tokenizers import ByteTokenizer
 from sedd_fast.data.batches import Batch
 from sedd_fast.training import TrainingInterrupted, resume, train
 from sedd_fast.training.api import make_accelerator
+from sedd_fast.training.config import baseline_config
 from sedd_fast.training.loop import Trainer
 from sedd_fast.training.metrics import read_metrics, rewind_samples
 from sedd_fast.training.step import Learner
@@ -52,13 +54,15 @@ def test_a_run_is_resumed_exactly(data: Path, tmp_path: Path, packing: bool) -> 
         (row["prompt"], row["completion"]) for row in rows()
     }
     length = json.loads((whole.export / "completions.json").read_text())
-    assert length == {"completion_length": 5}
+    assert length == {"extended_to": 5, "longest": 5}
 
 
 def test_another_packing_is_another_run(data: Path, tmp_path: Path) -> None:
     train(settings(data, tmp_path, "training.n_iters=1"), progress=False)
-    with pytest.raises(ValueError, match="the text differs"):
-        resume(tmp_path, ["data.packing=true", "training.n_iters=2"], progress=False)
+    for setting in ("data.packing=true", "data.completion_length=9", "data.format=text"):
+        name = setting.split("=")[0]
+        with pytest.raises(ValueError, match=f"^{name}: the run was trained with .* keeps its"):
+            resume(tmp_path, [setting, "training.n_iters=2"], progress=False)
 
 
 def test_losses_are_in_nats_per_token_with_loss(data: Path, tmp_path: Path) -> None:
@@ -122,6 +126,30 @@ def test_it_learns_to_complete(data: Path, tmp_path: Path) -> None:
     assert right > 50, drawn  # of 64; by chance less than one
 
 
+def test_the_gap_is_that_of_the_longest_completion(data: Path, tmp_path: Path) -> None:
+    more = ["data.completion_length=1", "training.n_iters=1"]
+    result = train(settings(data, tmp_path, *more), progress=False)
+    lengths = json.loads((result.export / "completions.json").read_text())
+    assert lengths == {"extended_to": 1, "longest": 5}
+    model = sf.load(result.run_dir)
+    (drawn,) = model.complete(["ab>"], keep_after_eot=True, steps=2)
+    assert isinstance(model.tokenizer, ByteTokenizer)
+    assert len(drawn.replace("<|endoftext|>", ".").encode(errors="replace")) >= 5
+
+
+def test_prompts_in_samples_are_whole(tmp_path: Path) -> None:
+    """Also where they contain end-of-text."""
+    end = "<|endoftext|>"
+    found = [{"prompt": f"a{end}{c}>", "completion": c} for c in "abcdefghij"]
+    path = write_rows(tmp_path / "rows.jsonl", found)
+    more = ["data.tokenizer=bpe:300", "training.n_iters=1", "model.length=24", "data.held_out=0.3"]
+    train(settings(path, tmp_path / "run", *more), progress=False)
+    records = samples(tmp_path / "run")
+    prompts = {row["prompt"]: row["completion"] for row in found}
+    assert len(records) == 3
+    assert all(record["reference"] == prompts[record["prompt"]] for record in records)
+
+
 def test_samples_go_to_tensorboard(data: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -168,6 +196,11 @@ def test_settings_that_do_not_fit(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         train(settings(data, tmp_path, *more), progress=False)
+
+
+def test_no_baseline_is_trained_on_prompts(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="trained on prompts and completions, and an autoregr"):
+        baseline_config(settings(data, tmp_path), tmp_path / "ar")
 
 
 def test_settings_of_examples_need_examples(tmp_path: Path) -> None:
