@@ -154,6 +154,26 @@ def test_a_step_is_captured_once_for_its_shapes_and_settings(graphs, monkeypatch
     assert graphs.replays == 2 * len(given) + 2
 
 
+def test_an_attention_mask_is_an_input_of_the_graph(graphs):
+    model = network("absorbing")
+    graphed = sf.CudaGraphNetwork(model)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(302, (2, 8), generator=generator)
+    u, sigma = torch.rand(2, 8, 2, dtype=torch.float64, generator=generator), torch.full((2,), 0.9)
+    request = ReverseStepRequest("denoise", u=u)
+    x = torch.where(torch.rand(2, 8, generator=generator) < 0.7, 301, x)
+    masks = [[1] * 8, [1] * 4 + [2] * 4, [1] * 6 + [0] * 2, None, [1] * 2 + [2] * 6]
+    drawn = []
+    with torch.no_grad():
+        for number in masks:
+            mask = None if number is None else torch.tensor([number, number])
+            found = graphed(x, sigma, request, attention_mask=mask)
+            assert torch.equal(found, model(x, sigma, request, attention_mask=mask))
+            drawn.append(tuple(found.flatten().tolist()))
+    assert graphs.recorded == 2  # with a mask, and without
+    assert len(set(drawn)) > 2
+
+
 def test_graphs_that_are_not_used_are_dropped(graphs):
     graphed = sf.CudaGraphNetwork(network("absorbing"))
     for length in range(1, cuda_graph.KEPT + 2):
