@@ -33,6 +33,8 @@ LONGEST = (
     "test_smoke_set",
     "test_compiled_ops",
     "test_cuda_rows",
+    "test_train_on_prompts",
+    "test_finetuning_page",
 )
 
 

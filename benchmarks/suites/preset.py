@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.harness.cases import Case, Contender, ours
 from benchmarks.harness.config import BenchmarkConfig
 from sedd_fast.backends.dtypes import at_least_fp32
+from sedd_fast.data.batches import Batch
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.posterior_sedd import PosteriorSEDD
 
@@ -77,7 +78,7 @@ class Step:
     def by(self, model: Any) -> None:
         """Loss and backward by this form of the network, then the update."""
         self.learner.model = model
-        self.learner.accumulate(self.x_0, step=1)
+        self.learner.accumulate(Batch(self.x_0), step=1)
         self.update()
 
     def without_head(self, grad: Tensor) -> None:

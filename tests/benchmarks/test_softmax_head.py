@@ -14,6 +14,7 @@ from benchmarks.harness.config import BenchmarkConfig
 from benchmarks.studies import softmax_cuts
 from benchmarks.suites import head, preset, softmax_head, worker
 from sedd_fast.backends import cpp, softmax_plan
+from sedd_fast.data.batches import Batch
 
 CPU = torch.device("cpu")
 SMALL = BenchmarkConfig(("head",), vocab_size=11, hidden_size=4, head_positions=(8,), quick=True,
@@ -129,7 +130,7 @@ def test_a_preset_step_is_the_trainers():
     found = []
     for model in (step.learner.model, logits):
         step.learner.model = model
-        loss = step.learner.accumulate(step.x_0, step=1)
+        loss = step.learner.accumulate(Batch(step.x_0), step=1)
         found.append([loss.float(), *(p.grad.clone() for p in step.learner.plain.parameters())])
         step.learner.plain.zero_grad()
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sedd_fast.data.completions import CompletionLengths
 from sedd_fast.data.config import DataConfig
 from sedd_fast.data.corpus import load_corpus
 from sedd_fast.data.example_order import ExampleOrder, pack_rows
@@ -179,9 +180,9 @@ def test_rows_are_held_out_over_the_whole_file(tmp_path):
     corpus = load_corpus(config(sums(tmp_path), held_out=0.04), 16)
     assert isinstance(corpus.train, ExampleOrder)
     assert text(corpus, corpus.held_out.spaced(9)) == [f"{n}+1={n + 1}" for n in (24, 49, 74, 99)]
-    assert corpus.held_out_source == "4 passages spread over the text, 4 % of it"
+    assert corpus.held_out_source == "4 of the 100 rows"
     assert len(corpus.train.examples) == 96
-    assert corpus.completion_length == 3  # two digits and end-of-text
+    assert corpus.completion_lengths == CompletionLengths(3, 3)  # two digits and end-of-text
     assert corpus.held_out.completion_length == 3
     assert corpus.chars_per_token == pytest.approx((2 + 2 + 2 + 3) / (3 + 3 + 3 + 4))
     assert set(corpus.tokenizer.characters) == set("0123456789+=")
@@ -207,7 +208,7 @@ def test_held_out_rows_of_a_file_of_their_own(tmp_path):
     batch, unk = corpus.held_out.spaced(9), corpus.tokenizer.unk
     assert batch.tokens[0, 1] == unk
     assert batch.loss_mask.sum(dim=1).tolist() == [4, 6]  # a longer one stays as it is
-    assert corpus.completion_length == 4
+    assert corpus.completion_lengths == CompletionLengths(4, 4)
     assert corpus.chars_per_token == pytest.approx(6 / 10)
     assert corpus.held_out_source == "a text of its own"
 

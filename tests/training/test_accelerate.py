@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers.tiny_run import losses, settings, write_text
+from sedd_fast.data.batches import Batch
 from sedd_fast.evaluate.standard_error import student_factor
 from sedd_fast.training import api
 from sedd_fast.training.api import make_accelerator, resume, train
@@ -29,7 +30,7 @@ def x_0():
 def updated(config, x_0):
     """The gradients of one step, and the weights after it."""
     learner = Learner(config, TOKENS, make_accelerator(config))
-    learner.accumulate(x_0, 1)
+    learner.accumulate(Batch(x_0), 1)
     gradients = [p.grad.clone() for p in learner.plain.parameters()]
     learner.apply(1e-3)
     return gradients, [p.detach().clone() for p in learner.plain.parameters()]
@@ -141,7 +142,7 @@ def test_a_compiled_network_is_compiled_and_has_plain_names(
     assert not any("_orig_mod" in name for name in learner.state_dict()["model"])
     assert len(learner.state_dict()["model"]) >= len(names)
     before = [p.detach().clone() for p in learner.plain.parameters()]
-    learner.accumulate(x_0, 1)
+    learner.accumulate(Batch(x_0), 1)
     learner.apply(1e-3)
     assert not all(map(torch.equal, learner.plain.parameters(), before))
     learner.plain.save_pretrained(tmp_path / "export")

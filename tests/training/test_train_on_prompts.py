@@ -116,7 +116,7 @@ def test_every_document_of_the_global_batch_counts_alike(
 
 
 def test_it_learns_to_complete(data: Path, tmp_path: Path) -> None:
-    more = ["training.n_iters=400", "training.batch_size=32", "training.eval_freq=0"]
+    more = ["training.n_iters=250", "training.batch_size=32", "training.eval_freq=0"]
     more += ["data.packing=true", "model.hidden_size=32", "optim.type=muon", "training.ema=0.9"]
     more += ["training.snapshot_freq=0", "training.log_freq=100"]
     result = train(settings(data, tmp_path, *more), progress=False)
