@@ -35,6 +35,10 @@ LONGEST = (
     "test_cuda_rows",
     "test_train_on_prompts",
     "test_finetuning_page",
+    "test_train_objectives",
+    "test_run_faults",
+    "test_killed_runs",
+    "test_train_command",
 )
 
 

@@ -115,14 +115,17 @@ def test_wrong_prompts_are_named(
     assert message.split(" .* ")[0] in said
 
 
-def test_eval_bounds_the_completions(run_dir: Path, data: Path, call: Call) -> None:
-    ([found], _) = call("eval", "-m", run_dir, data, "--samples", 32)
+def test_eval_bounds_the_completions(run_dir: Path, call: Call, tmp_path: Path) -> None:
+    chosen = rows()[::4]
+    path = write_rows(tmp_path / "some.jsonl", chosen)
+    count, characters = len(chosen), sum(len(row["completion"]) for row in chosen)
+    ([found], _) = call("eval", "-m", run_dir, path, "--samples", 32)
     assert found["format"] == "prompt_completion"
-    assert found["blocks"] == 72
-    assert found["tokens"] == 72 * 5  # with the end-of-text that ends and extends them
+    assert found["blocks"] == count
+    assert found["tokens"] == count * 5  # with the end-of-text that ends and extends them
     model = sf.load(run_dir)
     total, variance = 0.0, 0.0
-    for row in rows():
+    for row in chosen:
         prompt, completion = (model.tokenizer.encode(row[k]) for k in ("prompt", "completion"))
         eot = model.tokenizer.eot
         assert eot is not None
@@ -131,11 +134,11 @@ def test_eval_bounds_the_completions(run_dir: Path, data: Path, call: Call) -> N
         network: Any = model.model
         bound = likelihood_bound(network, tokens, network.graph, network.noise, 32, loss_mask=mask)
         total, variance = total + bound.total_nats, variance + bound.total_stderr**2
-    error = (variance + (72 * found["nats_per_completion_stderr"]) ** 2) ** 0.5
+    error = (variance + (count * found["nats_per_completion_stderr"]) ** 2) ** 0.5
     assert found["nats"] == pytest.approx(total, abs=4 * error)
-    assert found["nats_per_completion"] == pytest.approx(found["nats"] / 72)
-    assert found["bits_per_char"] == pytest.approx(found["bits_per_token"] * 360 / (16 + 64 * 4))
-    ([again], _) = call("eval", "-m", run_dir, data, "--samples", 32, "--batch-size", 3)
+    assert found["nats_per_completion"] == pytest.approx(found["nats"] / count)
+    assert found["bits_per_char"] == pytest.approx(found["bits_per_token"] * count * 5 / characters)
+    ([again], _) = call("eval", "-m", run_dir, path, "--samples", 32, "--batch-size", 3)
     assert again["nats"] == pytest.approx(found["nats"], rel=1e-5)
 
 
