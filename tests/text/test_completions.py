@@ -209,7 +209,7 @@ def test_only_rows_with_a_reference_are_compared(
     write_rows(path, rows_)
     capsys.readouterr()
     assert main([*map(str, words)]) == 0
-    assert "=== 2 of 3, not 'zz' ===" in capsys.readouterr().out
+    assert "=== 2 of 3, expected 'zz' ===" in capsys.readouterr().out
 
 
 def test_a_text_for_a_run_on_prompts_is_refused_with_the_remedy(
