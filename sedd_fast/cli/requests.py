@@ -102,7 +102,9 @@ def draw(requests: Sequence[Request], network: Network, options: SamplingOptions
             continue
         expected = completed.get("reference") if not completed.get("match", True) else None
         if total > 1 or expected is not None:
-            heading(f"{number} of {total}" + ("" if expected is None else f", expected {expected!r}"))
+            heading(
+                f"{number} of {total}" + ("" if expected is None else f", expected {expected!r}")
+            )
         show_text(sample.text, sample.marks)
     if compared:
         right, of = sum(compared), len(compared)

@@ -53,8 +53,8 @@ class Sequences:
         none = ~evaluated.any(1)
         if x_0.shape[1] and bool(none.any()):
             raise ValueError(
-                f"loss_mask: sequence {int(none.nonzero()[0])} of {name} has no token to evaluate; "
-                "leave such sequences out"
+                f"loss_mask, attention_mask: sequence {int(none.nonzero()[0])} of {name} has no "
+                "token to evaluate; leave such sequences out"
             )
         return cls(x_0, evaluated, attention_mask)
 

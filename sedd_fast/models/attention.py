@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sedd_fast.backends.tracing import is_traced
+from sedd_fast.backends.tracing import is_static
 from sedd_fast.models.layers import Attend
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.process.graphs import Graph
@@ -43,8 +43,7 @@ def check_padding_alone(mask: Tensor) -> None:
 
     Not checked while a graph is traced or captured.
     """
-    captured = mask.is_cuda and torch.cuda.is_current_stream_capturing()
-    if mask.dtype == torch.bool or is_traced() or captured:
+    if mask.dtype == torch.bool or is_static(mask):
         return
     if bool(((mask != 0) & (mask != 1)).any()):
         raise ValueError(

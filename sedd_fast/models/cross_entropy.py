@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sedd_fast.backends.dtypes import at_least_fp32, fp32_or_fp64
 from sedd_fast.backends.inputs import EntropyInputs
-from sedd_fast.backends.tracing import is_traced
+from sedd_fast.backends.tracing import is_static
 from sedd_fast.models.interface import HeadRequest
 from sedd_fast.models.linear_head import (
     LinearHead,
@@ -76,7 +76,7 @@ def posterior_cross_entropy(
     read = is_masked(x_t, graph)
     if weight is not None:
         read = read & (weight != 0)
-    if zero_masking and logits.shape[-1] == graph.dim and not _is_static(logits):
+    if zero_masking and logits.shape[-1] == graph.dim and not is_static(logits):
         total, log_x_0 = row_sums(logits, x_t, x_0, graph, "affine", read.double())
         nats = _logarithm(total, logits, read, graph) - log_x_0
     else:
@@ -141,19 +141,13 @@ def _tokens(
     return EntropyInputs(sigma, x_t, x_0, row_weight, *arguments.process(graph))
 
 
-def _is_static(tensor: Tensor) -> bool:
-    """Whether a graph is captured, or traced: no shape may depend on values then."""
-    captured = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-    return captured or is_traced()
-
-
 def _nats(logits: Tensor, x_0: Tensor) -> Tensor:
     return F.cross_entropy(at_least_fp32(logits), x_0, reduction="none")
 
 
 def _of_rows(logits: Tensor, x_0: Tensor, read: Tensor) -> Tensor:
     """Cross entropy of the rows that are read, 0 elsewhere: (B, L, n), (B, L) -> (B, L) float64."""
-    if _is_static(read):
+    if is_static(read):
         # Rows that are not read may hold anything; their gradient must not be 0 * NaN.
         logits = torch.where(read[..., None], logits, 0.0)
         nats = _nats(logits.transpose(1, 2), torch.where(read, x_0, 0)).double()

@@ -18,6 +18,7 @@ from torch import Tensor
 from sedd_fast.backends import values
 from sedd_fast.backends.coefficients import log_expm1, reverse_coefficients
 from sedd_fast.backends.inputs import EntropyInputs, ReverseInputs
+from sedd_fast.backends.tracing import is_captured
 from sedd_fast.names import Reduction
 from sedd_fast.ops import TouchedRows, linear_cross_entropy, linear_denoise, touched_rows
 from sedd_fast.ops import _arguments as arguments
@@ -131,7 +132,7 @@ def listed_rows(
         fixed: a list of B * L entries, whose number the host need not know: while a graph is
             traced. (Where a CUDA graph is captured the list is that in any case.)
     """
-    fixed = fixed or (x_t.is_cuda and torch.cuda.is_current_stream_capturing())
+    fixed = fixed or is_captured(x_t)
     return touched_rows(x_t, graph, row_weight, max(x_t.numel(), 1) if fixed else None)
 
 

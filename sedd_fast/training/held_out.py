@@ -14,8 +14,9 @@ from sedd_fast.evaluate.standard_error import covering_error, total
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.ops._uniforms import RowStreams
 from sedd_fast.sampling.api import infill
+from sedd_fast.training.step import HELD_OUT_SEED
 
-_SEED, _REQUEST = 2**31, 2  # another noise than that of the held-out loss
+_REQUEST = 2  # another noise than that of the held-out loss
 _MOST_STEPS = 128
 
 
@@ -55,7 +56,7 @@ def draw_completions(
     rows = batch.to(device)
     assert rows.loss_mask is not None
     steps = min(int(batch.loss_mask.sum(1).max()), _MOST_STEPS)
-    streams = RowStreams.of_texts(_SEED, range(len(batch)), _REQUEST)
+    streams = RowStreams.of_texts(HELD_OUT_SEED, range(len(batch)), _REQUEST)
     drawn = infill(
         model, model.graph, model.noise, rows.tokens, ~rows.loss_mask, steps,
         generator=streams, attention_mask=rows.attention_mask,

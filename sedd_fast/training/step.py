@@ -23,7 +23,8 @@ from sedd_fast.training.muon import Muon
 from sedd_fast.training.networks import AnyObjective, new_network
 from sedd_fast.training.settings import OptimConfig, TrainConfig
 
-_HELD_OUT_SEED = 2**31  # keeps the noise of the held-out loss apart from that of training steps
+#: Keeps the noise of held-out losses and samples apart from that of training steps.
+HELD_OUT_SEED = 2**31
 
 
 def rate_factor(config: OptimConfig, step: int, progress: float) -> float:
@@ -151,14 +152,14 @@ class Learner:
         batch = held_out.spaced(section.eval_sequences)
         count = len(batch)
         tokens = 1.0 if self.is_per_token else batch.global_loss_tokens / count
-        generator = torch.Generator(a.device).manual_seed(_HELD_OUT_SEED)
+        generator = torch.Generator(a.device).manual_seed(HELD_OUT_SEED)
         t = stratified_times(count, self.objective.sampling_eps, a.device, generator)  # (count,)
         losses = [torch.empty(0, device=a.device)]  # a process may have no batch
         times = [t[:0]]
         for number in range(a.process_index, -(-count // batch_size), a.num_processes):
             part = slice(number * batch_size, (number + 1) * batch_size)
             rows = batch.rows(part).to(a.device)
-            own: Any = RowStreams.of_texts(_HELD_OUT_SEED, range(count)[part], request=1)
+            own: Any = RowStreams.of_texts(HELD_OUT_SEED, range(count)[part], request=1)
             given = {"t": t[part], "generator": own, **rows.masks}
             loss = self.objective(self.plain, rows.tokens, **given)  # (B,)
             losses.append(loss.float() / tokens)

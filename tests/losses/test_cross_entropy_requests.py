@@ -81,7 +81,7 @@ def test_llada(dtype: torch.dtype):
 @pytest.mark.parametrize("unread", [torch.nan, torch.inf, -torch.inf])
 def test_per_position(width: int, zero_masking: bool, compiled: bool, unread: float, monkeypatch):
     if compiled:  # what torch.compile traces, where no shape may depend on values
-        monkeypatch.setattr("sedd_fast.models.cross_entropy._is_static", lambda tensor: True)
+        monkeypatch.setattr("sedd_fast.models.cross_entropy.is_static", lambda tensor: True)
     z = logits(width, torch.float64)
     with torch.no_grad():
         z[..., 3] = -torch.inf  # a token that the network excludes
