@@ -23,8 +23,27 @@ NOISES: tuple[NoiseKind, ...] = get_args(NoiseKind)
 #: How one reverse step is made (``reverse_step``), and the samplers, which make many.
 StepMethod = Literal["analytic", "euler", "denoise"]
 STEP_METHODS: tuple[StepMethod, ...] = get_args(StepMethod)
-Method = Literal["analytic", "euler", "tau_leaping", "theta_trapezoidal", "hit"]
+Method = Literal[
+    "analytic",
+    "euler",
+    "tau_leaping",
+    "theta_trapezoidal",
+    "hit",
+    "confidence",
+    "margin",
+    "entropy",
+    "threshold",
+    "entropy_bound",
+]
 METHODS: tuple[Method, ...] = get_args(Method)
+
+#: The samplers that unmask first what the network is sure of.
+DecodingMethod = Literal["confidence", "margin", "entropy", "threshold", "entropy_bound"]
+DECODING_METHODS: tuple[DecodingMethod, ...] = get_args(DecodingMethod)
+
+#: How sure a network is of a position: ln p of its token, p of the likeliest token less that of the
+#: second, less the entropy.
+Certainty = Literal["log_prob", "margin", "entropy"]
 
 #: How many tokens a step masks again.
 RemaskSchedule = Literal["cap", "rescale"]

@@ -99,7 +99,7 @@ class UndrawableError(ValueError):
             f"{of} at position {position} gives no distribution: every weight is zero, or one is "
             "not finite; look for NaN or infinite scores in the network's output"
         )
-        self.position = position
+        self.position, self.of = position, of
 
 
 def _first(bad: Tensor) -> tuple[int, ...]:

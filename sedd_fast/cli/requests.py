@@ -86,18 +86,23 @@ def draw(requests: Sequence[Request], network: Network, options: SamplingOptions
     settings = options.record(network, seed)
     total = len(requests) * options.num_samples
     compared: list[bool] = []
+    calls = 0
     samples = drawing.draw(
         requests, network, options.sampler, options.num_samples, seed, options.batch_size,
         options.keep_after_eot, progress=True,
     )  # fmt: skip
     for number, (request, sample) in enumerate(samples, start=1):
         completed = _completed(request, sample, network)
+        calls += sample.network_calls
         if "match" in completed:
             compared.append(completed["match"])
         if options.as_json:
-            shown = {"text": sample.text, "tokens": sample.tokens, "given": sample.given}
+            shown: dict[str, Any] = {
+                "text": sample.text, "tokens": sample.tokens, "given": sample.given,
+            }  # fmt: skip
             shown |= completed
             settings["length"] = request.length
+            shown["network_calls"] = sample.network_calls
             write_json({**request.label, **shown, "settings": settings})
             continue
         expected = completed.get("reference") if not completed.get("match", True) else None
@@ -106,6 +111,8 @@ def draw(requests: Sequence[Request], network: Network, options: SamplingOptions
                 f"{number} of {total}" + ("" if expected is None else f", expected {expected!r}")
             )
         show_text(sample.text, sample.marks)
+    if options.sampler.is_decoding:
+        progress().print(f"{calls / total:.1f} network calls a sample, on average")
     if compared:
         right, of = sum(compared), len(compared)
         progress().print(f"{right} of {of} completions equal their reference ({right / of:.1%})")

@@ -8,7 +8,7 @@ import typer
 
 from sedd_fast.cli import options as shared
 from sedd_fast.cli.manual import RARE
-from sedd_fast.names import Method
+from sedd_fast.names import DECODING_METHODS, Method
 
 if TYPE_CHECKING:
     from sedd_fast.sampling.config import SamplerConfig
@@ -31,8 +31,8 @@ SamplerMethod = Annotated[
     typer.Option(
         metavar="NAME",
         help="analytic (best at few steps), euler, tau_leaping, theta_trapezoidal (two network "
-        "calls a step, smaller error) or hit (absorbing graph only; computes only samples in which "
-        "something changes).",
+        "calls a step), hit (absorbing graph); or unmask first what the network is sure of: "
+        "confidence, margin, entropy, threshold, entropy_bound.",
     ),
 ]
 TopP = Annotated[
@@ -57,7 +57,8 @@ class SamplingOptions:
         bool,
         typer.Option(
             "--one-by-one",
-            help="With --method hit, in place of --steps: one position at a time.",
+            help="In place of --steps, with --method hit, confidence, margin or entropy: one "
+            "position at a time; with threshold or entropy_bound: as many as their rule accepts.",
             **RARE,
         ),
     ] = False
@@ -79,6 +80,42 @@ class SamplingOptions:
             **RARE,
         ),
     ] = None
+    threshold: Annotated[
+        float,
+        typer.Option(
+            metavar="P",
+            help="With --method threshold: the probability from which on tokens are accepted.",
+            **RARE,
+        ),
+    ] = 0.9
+    entropy_bound: Annotated[
+        float,
+        typer.Option(
+            metavar="NATS",
+            help="With --method entropy_bound: the sum of the entropies of what a step accepts, "
+            "without the largest.",
+            **RARE,
+        ),
+    ] = 0.1
+    block_length: Annotated[
+        int | None,
+        typer.Option(
+            **shared.COUNT,
+            help="With --method confidence and those after it: unmask blocks of N tokens, one "
+            "after the other.",
+            show_default="one block",
+            **RARE,
+        ),
+    ] = None
+    guidance: Annotated[
+        float,
+        typer.Option(
+            metavar="W",
+            help="With --method confidence and those after it: weight of classifier-free guidance "
+            "towards the given text.",
+            **RARE,
+        ),
+    ] = 0.0
     temperature: Annotated[
         float,
         typer.Option(metavar="T", help="Below 1, likely tokens gain."),
@@ -123,21 +160,16 @@ class SamplingOptions:
         """The sampler that the options describe.
 
         Raises:
-            ValueError: --theta or --one-by-one with a method that does not use it, --one-by-one
-                with --steps, or a value out of range.
+            ValueError: an option with a method that does not use it, --one-by-one with --steps,
+                or a value out of range.
         """
         from sedd_fast.sampling.config import SamplerConfig
 
-        method = self.method
-        if self.theta != SamplerConfig.theta and method != "theta_trapezoidal":
+        can = self.method == "hit" or self.method in DECODING_METHODS
+        if self.one_by_one and not (can and self.steps == SamplingOptions.steps):
             raise ValueError(
-                f"--theta: only valid with --method theta_trapezoidal, got {self.theta:g} with "
-                f"{method}; leave it out"
-            )
-        if self.one_by_one and (method != "hit" or self.steps != SamplingOptions.steps):
-            raise ValueError(
-                "--one-by-one: only valid with --method hit, and in place of --steps; got "
-                f"--method {method} --steps {self.steps}"
+                "--one-by-one: only valid with --method hit, confidence and those after it, and in "
+                f"place of --steps; got --method {self.method} --steps {self.steps}"
             )
         names = {field.name for field in fields(SamplerConfig)} & vars(self).keys()
         settings = {name: getattr(self, name) for name in names} | {

@@ -66,12 +66,14 @@ class Sample:
         tokens: the tokens of `text`.
         given: ranges [start, stop) of `tokens` that were given.
         marks: the same ranges in characters of `text`.
+        network_calls: how often the sequence went through the network; 0 where it is not known.
     """
 
     text: str
     tokens: list[int]
     given: list[tuple[int, int]]
     marks: list[tuple[int, int]]
+    network_calls: int = 0
 
 
 def lay_out(pieces: Sequence[Piece], tokenizer: Tokenizer, length: int) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models import exposed_head, overrides
 from sedd_fast.models.attention import check_padding_alone, masked
 from sedd_fast.models.cross_entropy import CrossEntropyRequest, check_logits
+from sedd_fast.models.denoise_request import DenoiseRequest
 from sedd_fast.models.interface import (
     HeadRequest,
     ReverseStepRequest,
@@ -188,14 +189,17 @@ class PosteriorModel(nn.Module):
     def head_requests(self) -> tuple[type[HeadRequest], ...]:
         """What needs no scores; nothing where a call does more than forward.
 
-        From logits a cross entropy; from hidden states also a score entropy and a reverse step.
+        From logits a cross entropy (absorbing) and tokens with their certainties; from hidden
+        states also a score entropy and a reverse step.
         """
         own = overrides.forwards_requests(self, PosteriorModel.forward)
-        if not own or self.graph.mask_index is None:
+        if not own:
             return ()
+        if self.graph.mask_index is None:
+            return (DenoiseRequest,)
         fused = self.zero_masking and self._fused_linear() is not None
         others = (ScoreEntropyRequest, ReverseStepRequest) if fused else ()
-        return (CrossEntropyRequest, *others)
+        return (CrossEntropyRequest, DenoiseRequest, *others)
 
     def forward(
         self,
@@ -223,6 +227,8 @@ class PosteriorModel(nn.Module):
             logits = logits[..., : self.graph.dim]  # further columns are padding
         if isinstance(head, CrossEntropyRequest):
             return head.of_logits(logits, indices, self.graph, self.zero_masking)
+        if isinstance(head, DenoiseRequest):
+            return head.of_logits(logits, self.graph)
         scores = score_from_posterior(logits, sigma, indices, self.graph, self.zero_masking)
         return scores if head is None else head.of_scores(scores, indices, sigma, self.graph)
 
@@ -268,16 +274,20 @@ class PosteriorModel(nn.Module):
 
     def _linear_head(self, request: HeadRequest) -> LinearHead | None:
         """The head as requests take it; None for one that is not answered from hidden states."""
-        answered = self.graph.mask_index is not None and (
-            self.zero_masking or isinstance(request, CrossEntropyRequest)
-        )
+        if isinstance(request, DenoiseRequest):
+            answered, zero_masking = request.is_linear(self.softcap), True
+        else:
+            zero_masking = self.zero_masking
+            answered = self.graph.mask_index is not None and (
+                zero_masking or isinstance(request, CrossEntropyRequest)
+            )
         linear = self._fused_linear() if answered else None
         # Only here, since FSDP2 gathers the weight when forward is called.
         if linear is None or not overrides.is_dense(linear):
             return None
-        excluded = exposed_head.excluded(linear, self.graph, self.zero_masking)
+        excluded = exposed_head.excluded(linear, self.graph, zero_masking)
         return LinearHead(
-            linear.weight, linear.bias, self.graph, normalised=self.zero_masking,
+            linear.weight, linear.bias, self.graph, normalised=zero_masking,
             excluded=excluded, softcap=self.softcap,
         )  # fmt: skip
 

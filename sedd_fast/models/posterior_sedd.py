@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sedd_fast.models import overrides
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
+from sedd_fast.models.denoise_request import DenoiseRequest
 from sedd_fast.models.interface import HeadRequest
 from sedd_fast.models.linear_head import LinearHead
 from sedd_fast.models.posterior import score_from_posterior
@@ -46,7 +47,9 @@ class PosteriorSEDD(SEDD):
     kind: ClassVar[NetworkKind] = "posterior"
 
     def _answers(self) -> tuple[type[HeadRequest], ...]:
-        return (CrossEntropyRequest,) if self.graph.mask_index is None else super()._answers()
+        if self.graph.mask_index is None:
+            return CrossEntropyRequest, DenoiseRequest
+        return super()._answers()
 
     def _linear_head(self, linear: nn.Linear) -> LinearHead:
         return super()._linear_head(linear)._replace(scale_by_sigma=False, normalised=True)

@@ -18,6 +18,7 @@ from sedd_fast.models import layers, overrides
 from sedd_fast.models.attention import check_attention_mask, masked, positions, within_documents
 from sedd_fast.models.config import SEDDConfig
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
+from sedd_fast.models.denoise_request import DenoiseRequest
 from sedd_fast.models.interface import HeadRequest, ReverseStepRequest, ScoreEntropyRequest
 from sedd_fast.models.linear_head import LinearHead
 from sedd_fast.models.transformer import Transformer
@@ -90,7 +91,9 @@ class SEDD(Transformer):
             sigma: (B,), (B, 1) or a scalar tensor, total noise.
             head: a :class:`sedd_fast.models.interface.ScoreEntropyRequest` (a loss), a
                 :class:`sedd_fast.models.interface.ReverseStepRequest` (the next tokens), a
-                :class:`sedd_fast.models.cross_entropy.CrossEntropyRequest` (a loss), or None.
+                :class:`sedd_fast.models.cross_entropy.CrossEntropyRequest` (a loss), a
+                :class:`sedd_fast.models.denoise_request.DenoiseRequest` (tokens, and how sure the
+                network is of them), or None.
             attention_mask: (B, L), 0 at padding; positions of equal number attend to each other,
                 and count their places from the first of them (:mod:`sedd_fast.models.attention`).
                 Outputs at padding mean nothing. None: every sequence is one document.
@@ -119,7 +122,8 @@ class SEDD(Transformer):
 
     def _answers(self) -> tuple[type[HeadRequest], ...]:
         """What a plain head computes without log scores."""
-        return ScoreEntropyRequest, ReverseStepRequest, CrossEntropyRequest
+        requests = ScoreEntropyRequest, ReverseStepRequest, CrossEntropyRequest
+        return requests if self.graph.mask_index is None else (*requests, DenoiseRequest)
 
     def _linear_head(self, linear: nn.Linear) -> LinearHead:
         """The head as requests take it."""

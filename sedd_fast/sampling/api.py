@@ -23,7 +23,7 @@ from sedd_fast.process.graphs import Graph
 from sedd_fast.process.noise import Noise
 from sedd_fast.progress import tracked
 from sedd_fast.sampling.config import SamplerConfig
-from sedd_fast.sampling.methods import SAMPLERS
+from sedd_fast.sampling.methods import make_sampler
 from sedd_fast.sampling.remask import Remask
 from sedd_fast.sampling.reverse_process import ReverseProcess
 
@@ -34,15 +34,24 @@ class Step:
 
     Attributes:
         index: number of the step just made, from 0.
-        steps: number of all steps, the denoising step included.
+        steps: number of all steps, the denoising step included; with "confidence" and those after
+            it the most that there may be.
         t: the time reached; 0 after the denoising step.
         tokens: (B, L) int64 at that time, known tokens in place; read it, do not write to it.
+        network_calls: (B,) int64, how often each sequence has gone through the network so far; with
+            guidance twice a step.
+
+    Example:
+        >>> made = []
+        >>> sample(model, graph, noise, (4, 1024), method="threshold", callback=made.append)
+        >>> calls = made[-1].network_calls
     """
 
     index: int
     steps: int
     t: float
     tokens: Tensor
+    network_calls: Tensor
 
 
 Callback = Callable[[Step], object]
@@ -66,6 +75,11 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     legacy_fp32_gumbel: bool = False,
+    threshold: float = 0.9,
+    entropy_bound: float = 0.1,
+    block_length: int | None = None,
+    stop_token: int | None = None,
+    guidance: float = 0.0,
 ) -> Tensor:
     """Draw sequences from the network, starting at pure noise.
 
@@ -80,6 +94,9 @@ def sample(
     - "hit": absorbing graph only. The times of unmasking are drawn first, and only sequences in
       which a position is unmasked are computed: at most min(steps, L) + 1 network rows a sequence.
       For a network with normalised scores the distribution is that of "analytic".
+    - "confidence", "margin", "entropy", "threshold", "entropy_bound": unmask first what the network
+      is sure of (:mod:`sedd_fast.sampling.acceptance` has the rules and their sources). Few network
+      calls, and another distribution. Absorbing graph; "entropy_bound" also uniform.
 
     Args:
         model: ``(tokens (B, L), sigma (B,)) -> log_score (B, L, graph.dim)``; an ``nn.Module``
@@ -87,9 +104,11 @@ def sample(
         graph: ``Absorbing(V)``, ``Uniform(V)`` or, for a small vocabulary, ``DenseGraph(Q)``.
         noise: the schedule the network was trained with.
         shape: (B, L), number and length of the sequences.
-        steps: intervals of the grid, the denoising step not counted. None, for "hit" only: first
-            hitting, one position at a time in the order of unmasking, each at its own noise.
-        method: "analytic", "euler", "tau_leaping", "theta_trapezoidal" or "hit".
+        steps: intervals of the grid, the denoising step not counted. None, for "hit": first
+            hitting, one position at a time in the order of unmasking, each at its own noise. For
+            "confidence" and those after it: the most network calls of a sequence; None: one
+            position a call, with "threshold" and "entropy_bound" as many as their rule accepts.
+        method: one of the names above.
         denoise: end with a step that removes all noise left at ``eps``. Without it an absorbing
             result may still hold masks.
         generator: source of all randomness: a ``torch.Generator`` for the whole batch, on the CPU
@@ -97,16 +116,27 @@ def sample(
             ``RowStreams``: a sample then does not depend on those drawn beside it.
         eps: the last time of the grid.
         callback: called with a :class:`Step` after every step: ``steps + denoise`` times, fewer
-            with "hit".
+            with "hit", "confidence" and those after it.
         progress: show a progress bar on stderr.
         device: where to sample; the model's own device if None.
         theta: for "theta_trapezoidal", in (0, 1): the second network call is made at t - theta h.
         remask: for "analytic" on an absorbing graph, a :class:`Remask`: a step may mask tokens
             again, to be drawn anew.
         temperature, top_p: change which token a position jumps to, not when. With 1 and 1, the
-            defaults, samples have the model's own distribution.
+            defaults, samples have the model's own distribution. Temperature 0, the likeliest token,
+            is for "confidence" and those after it.
         legacy_fp32_gumbel: for "analytic" or "euler": draw as the original code does, with its
             float32 Gumbel noise, to reproduce published samples.
+        threshold: for "threshold": the probability from which on a token is accepted.
+        entropy_bound: for "entropy_bound": the most that the entropies of the positions accepted in
+            a step, without the largest, may sum to; nats.
+        block_length: for "confidence" and those after it, on the absorbing graph, as the next two:
+            positions from the first masked one on are unmasked in blocks of this length, one after
+            the other. None: one block.
+        stop_token: end-of-text. A sequence ends where it is drawn after all known tokens and all
+            before it is unmasked; the rest is filled with it.
+        guidance: for :func:`infill`: the weight w of classifier-free guidance; the network is
+            called twice a step.
 
     Returns:
         (B, L) int64.
@@ -123,7 +153,14 @@ def sample(
     config = SamplerConfig(
         method=method, steps=steps, denoise=denoise, eps=eps, theta=theta, remask=remask,
         temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
+        threshold=threshold, entropy_bound=entropy_bound, block_length=block_length,
+        stop_token=stop_token, guidance=guidance,
     )  # fmt: skip
+    if guidance:
+        raise ValueError(
+            f"guidance={guidance} has no effect without a prompt: leave it out, or pass known "
+            "tokens to infill"
+        )
     shape = arguments.check_shape(shape, 0)
     process = ReverseProcess(model, graph, noise, config, for_rows(generator, shape[0]))
     start = graph.sample_limit(shape, device or device_of(model), process.generator)
@@ -149,6 +186,12 @@ def infill(
     top_p: float = 1.0,
     legacy_fp32_gumbel: bool = False,
     attention_mask: Tensor | None = None,
+    threshold: float = 0.9,
+    entropy_bound: float = 0.1,
+    block_length: int | None = None,
+    stop_token: int | None = None,
+    guidance: float = 0.0,
+    unconditional: Tensor | None = None,
 ) -> Tensor:
     """Draw the unknown positions of sequences, given the known ones, wherever these are.
 
@@ -159,13 +202,16 @@ def infill(
 
     Args:
         model, graph, noise, steps, method, denoise, generator, eps, callback, progress, theta,
-            remask, temperature, top_p, legacy_fp32_gumbel: as in :func:`sample`.
+            remask, temperature, top_p, legacy_fp32_gumbel, threshold, entropy_bound, block_length,
+            stop_token, guidance: as in :func:`sample`.
         tokens: (B, L) int64; unknown positions may hold any value.
         known: (B, L) bool, True where the token is given.
         attention_mask: (B, L), 0 at padding, of any tokens, which are returned as they are;
             positions of equal number attend to each other alone
             (:mod:`sedd_fast.models.attention`). With a generator for each sequence and padding on
             the right a sequence is drawn as it would be by itself. None: there is no padding.
+        unconditional: (B, L) int64, for ``guidance``: what the sequences without the prompt hold at
+            known positions, such as another prompt. None: the mask.
 
     Returns:
         (B, L) int64 on the device of ``tokens``.
@@ -185,6 +231,8 @@ def infill(
     config = SamplerConfig(
         method=method, steps=steps, denoise=denoise, eps=eps, theta=theta, remask=remask,
         temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
+        threshold=threshold, entropy_bound=entropy_bound, block_length=block_length,
+        stop_token=stop_token, guidance=guidance,
     )  # fmt: skip
     arguments.check_tokens("tokens", tokens)
     arguments.check_mask("known", known, tokens)
@@ -194,8 +242,13 @@ def infill(
         tokens = without_padding(tokens, attention_mask, graph)
         known = known | (attention_mask == 0)
     source = for_rows(generator, tokens.shape[0])
-    process = ReverseProcess(model, graph, noise, config, source, attention_mask)
+    process = ReverseProcess(
+        model, graph, noise, config, source, attention_mask, known, unconditional
+    )
     _check_prompt(tokens, known, graph)
+    _check_unconditional(unconditional, tokens, known, config, graph)
+    if config.is_decoding and attention_mask is not None:
+        _check_one_document(attention_mask)
     start = graph.sample_limit(tuple(tokens.shape), tokens.device, process.generator)
     drawn = _run(process, start, (tokens, known), callback, progress)
     return drawn if attention_mask is None else torch.where(attention_mask != 0, drawn, given)
@@ -212,13 +265,17 @@ def _run(
     x = _with_prompt(x, prompt)
     if x.numel() == 0:
         return x
-    sampler = SAMPLERS[process.config.method](process, x)
+    process.begin(x)
+    sampler = make_sampler(process, x)
     with evaluating(process.model), torch.no_grad():
-        for i, t in enumerate(tracked(sampler.times, "sampling", progress)):
+        for i in tracked(range(sampler.steps), "sampling", progress):
             process.begin_draw(i)
-            x = _with_prompt(sampler.step(i, x), prompt)
+            made = sampler.step(i, x)
+            if made is None:
+                break
+            x = _with_prompt(made[0], prompt)
             if callback is not None:
-                callback(Step(i, len(sampler.times), t, x))
+                callback(Step(i, sampler.steps, made[1], x, process.network_calls.clone()))
     return x
 
 
@@ -246,4 +303,39 @@ def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
         raise ValueError(
             f"tokens holds {token} at known position ({row}, {column}), which is {what}; known "
             f"tokens are {graph.tokens_in_words}: set known to False where one is to be drawn"
+        )
+
+
+def _check_unconditional(
+    unconditional: Tensor | None,
+    tokens: Tensor,
+    known: Tensor,
+    config: SamplerConfig,
+    graph: Graph,
+) -> None:
+    if unconditional is None:
+        return
+    if not config.guidance:
+        raise ValueError(
+            "unconditional has an effect with guidance only; leave it out, or pass guidance=1"
+        )
+    arguments.check_tokens("unconditional", unconditional, tuple(tokens.shape))
+    arguments.check_device("unconditional", unconditional, tokens, "tokens")
+    bad = known & ~((unconditional >= 0) & (unconditional < graph.dim))
+    if bool(bad.any()):
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"unconditional holds {int(unconditional[row, column])} at known position "
+            f"({row}, {column}), which is no state of the graph, 0 .. {graph.dim - 1}"
+        )
+
+
+def _check_one_document(attention_mask: Tensor) -> None:
+    """ValueError for several documents in a sequence."""
+    number = attention_mask.long()
+    several = number.amax(-1, keepdim=True) != number
+    if bool((several & (number != 0)).any()):
+        raise ValueError(
+            "attention_mask has several documents in a sequence, which methods that rank positions "
+            "by certainty would rank together; pass one document a sequence, padded"
         )

@@ -13,34 +13,31 @@ Source: Lou, Meng, Ermon 2024 (arXiv 2310.16834), section 4, algorithms 2 and 3;
 Campbell et al. 2022 (arXiv 2205.14987), section 4.3.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
 from sedd_fast.ops._uniforms import uniform
 from sedd_fast.sampling.reverse_process import ReverseProcess
+from sedd_fast.sampling.sampler import Sampler
 
 
-class GridSampler(ABC):
-    """Steps from time to time of a grid, and the denoising step.
-
-    Attributes:
-        times: the time reached by each step; 0 for the denoising step.
-    """
+class GridSampler(Sampler):
+    """Steps from time to time of a grid, and the denoising step, which reaches time 0."""
 
     def __init__(self, process: ReverseProcess, x: Tensor) -> None:
-        self.process = process
         grid = process.config.times
         self.times: list[float] = grid[1:].tolist() + [0.0] * bool(process.config.denoise)
+        super().__init__(process, len(self.times))
         self.h = -grid.diff().to(x.device)  # (steps,)
         self.sigma, self.rate = (part.to(x.device) for part in process.noise(grid))  # (steps + 1,)
 
-    def step(self, i: int, x: Tensor) -> Tensor:
-        """The tokens (B, L) after step i, from those before."""
+    def step(self, i: int, x: Tensor) -> tuple[Tensor, float]:
+        """The tokens (B, L) after step i, from those before, and the time reached."""
         if i < len(self.h):
-            return self.grid_step(i, x)
-        return self.process.step(x, self.sigma[-1], self.sigma[-1], "denoise")
+            return self.grid_step(i, x), self.times[i]
+        return self.process.step(x, self.sigma[-1], self.sigma[-1], "denoise"), self.times[i]
 
     @abstractmethod
     def grid_step(self, i: int, x: Tensor) -> Tensor:

@@ -21,11 +21,9 @@ import torch
 from torch import Tensor
 
 from sedd_fast.ops._uniforms import uniform
-from sedd_fast.process.noise import Noise
+from sedd_fast.sampling.levels import mask_probability, times_of
 from sedd_fast.sampling.reverse_process import ReverseProcess
-
-_BISECTIONS = 55  # of [0, 1]: to the last digit of a float64
-
+from sedd_fast.sampling.sampler import Sampler
 
 #: What happens to every position, (B, L) each, on the host: the number of the step in which it is
 #: unmasked, int64, -1 for never; the noise level passed to the network then, and the time reached,
@@ -33,15 +31,10 @@ _BISECTIONS = 55  # of [0, 1]: to the last digit of a float64
 Events = tuple[Tensor, Tensor, Tensor]
 
 
-class HitSampler:
-    """A step for every interval of the grid, or every rank, in which a position is unmasked.
-
-    Attributes:
-        times: the time reached by each step.
-    """
+class HitSampler(Sampler):
+    """A step for every interval of the grid, or every rank, in which a position is unmasked."""
 
     def __init__(self, process: ReverseProcess, x: Tensor) -> None:
-        self.process = process
         mask = process.graph.mask_index
         assert mask is not None  # SamplerConfig.check_graph
         masked = torch.eq(x.cpu(), mask)
@@ -49,7 +42,7 @@ class HitSampler:
         # m(tau): P(still masked at t) = m(t) / m(1)
         # Of every position: its time, and the two numbers of its token.
         u = uniform((*masked.shape, 3), masked.device, process.generator)
-        level = u[..., 0] * _mask_probability(first)  # (B, L) float64
+        level = u[..., 0] * mask_probability(first)  # (B, L) float64
         find = _one_by_one if process.config.steps is None else _by_interval
         number, sigma, t = find(level, masked, process)
         flat = (number >= 0).flatten().nonzero().squeeze(-1)  # (N,) positions that are unmasked
@@ -59,14 +52,15 @@ class HitSampler:
         self.times: list[float] = [float(t.flatten()[step].max()) for step in steps]
         self.where = [[p.to(x.device) for p in _positions(step, sigma)] for step in steps]
         self.u = u[..., 1:].to(x.device)  # (B, L, 2)
+        super().__init__(process, len(self.times))
 
-    def step(self, i: int, x: Tensor) -> Tensor:
-        """The tokens (B, L) after step i, from those before."""
+    def step(self, i: int, x: Tensor) -> tuple[Tensor, float]:
+        """The tokens (B, L) after step i, from those before, and the time reached."""
         sequence, sigma, row, column = self.where[i]
         where = sequence[row], column
         drawn = self.u[where]
         tokens = self.process.unmask(x[sequence], sigma, row, column, drawn, sequence)
-        return x.index_put(where, tokens)
+        return x.index_put(where, tokens), self.times[i]
 
 
 def _positions(flat: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
@@ -86,15 +80,11 @@ def _positions(flat: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
     return sequence, level, row, column
 
 
-def _mask_probability(sigma: Tensor) -> Tensor:
-    return -torch.expm1(-sigma)
-
-
 def _by_interval(level: Tensor, masked: Tensor, process: ReverseProcess) -> Events:
     """Interval i, t_i to t_(i+1), has the levels in [m_(i+1), m_i); lower ones are denoised."""
     times = process.config.times
     steps, sigma = len(times) - 1, process.noise.sigma(times)
-    rising = _mask_probability(sigma[1:]).flip(0)
+    rising = mask_probability(sigma[1:]).flip(0)
     interval = steps - torch.searchsorted(rising, level, right=True)  # (B, L), 0 .. steps
     happens = masked & ((interval < steps) | process.config.denoise)
     reached = torch.cat((times[1:], times.new_zeros(1)))
@@ -105,19 +95,9 @@ def _one_by_one(level: Tensor, masked: Tensor, process: ReverseProcess) -> Event
     """In the order of the times; the noise passed to the network is never below that at ``eps``."""
     config = process.config
     last = process.noise.sigma(torch.full((), config.eps, dtype=torch.float64))
-    happens = masked & ((level >= _mask_probability(last)) | config.denoise)
+    happens = masked & ((level >= mask_probability(last)) | config.denoise)
     order = torch.where(happens, level, -1.0).argsort(-1, descending=True)  # (B, L)
     rank = order.argsort(-1)
     sigma = -torch.log1p(-level)
-    t = _times(sigma, process.noise)
+    t = times_of(sigma, process.noise)
     return (torch.where(happens, rank, -1), sigma.clamp(min=last), t)
-
-
-def _times(sigma: Tensor, noise: Noise) -> Tensor:
-    """The times of noise levels, by bisection: a schedule has only sigma(t), which rises."""
-    low, high = torch.zeros_like(sigma), torch.ones_like(sigma)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        below = noise.sigma(middle) < sigma
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return low

@@ -11,7 +11,7 @@ from sedd_fast.data.prompts import Sample, decode_samples
 from sedd_fast.models.autoregressive import generate
 from sedd_fast.ops._arguments import check_count
 from sedd_fast.progress import Report, reported
-from sedd_fast.sampling import RowStreams, SamplerConfig
+from sedd_fast.sampling import RowStreams, SamplerConfig, Step
 from sedd_fast.sampling.api import infill as fill
 from sedd_fast.text.network import Baseline, Network
 from sedd_fast.text.requests import Request
@@ -67,6 +67,9 @@ def draw(
         _check_baseline(requests, config)
     else:
         mask = network.model.graph.mask_index
+        if config.is_decoding and mask is not None and not keep_after_eot:
+            # What follows is cut off: it need not be drawn, nor change the text before it.
+            config = replace(config, stop_token=network.tokenizer.eot)
     total, done = len(requests) * num_samples, 0
     for batch in _batches(_keyed(requests, num_samples, seed), batch_size):
         label = "sampling"
@@ -74,12 +77,12 @@ def draw(
             label += f" {done + 1} to {done + len(batch)} of {total}"
         given, keys = zip(*batch, strict=True)
         with network.autocast(), reported(progress, label, "steps") as report:
-            drawn = _draw_batch(network, given, config, RowStreams(keys), report)
+            drawn, calls = _draw_batch(network, given, config, RowStreams(keys), report)
         done += len(batch)
-        for request, row in zip(given, drawn, strict=True):
+        for request, row, made in zip(given, drawn, calls.tolist(), strict=True):
             tokens, known = row[None, : request.length], request.tensors()[1]
             [text] = decode_samples(tokens, known, network.tokenizer, mask, keep_after_eot)
-            yield request, text
+            yield request, replace(text, network_calls=made)
 
 
 def _draw_batch(
@@ -88,12 +91,15 @@ def _draw_batch(
     config: SamplerConfig,
     streams: RowStreams,
     report: Report,
-) -> Tensor:
-    """The drawn tokens of the requests, (B, L) on the CPU, L the length of the longest."""
+) -> tuple[Tensor, Tensor]:
+    """The drawn tokens of the requests, (B, L) on the CPU, L the length of the longest, and how
+    often each has gone through the network, (B,).
+    """
     length = max(request.length for request in requests)
     if isinstance(network, Baseline):
         shape, top_p = (len(requests), length), config.top_p
-        return generate(network.model, shape, top_p, config.temperature, streams, report).cpu()
+        drawn = generate(network.model, shape, top_p, config.temperature, streams, report)
+        return drawn.cpu(), torch.full((len(requests),), length)
     laid_out = zip(*(request.tensors() for request in requests), strict=True)
     tokens, known = (
         pad_sequence(list(rows), batch_first=True).to(network.device) for rows in laid_out
@@ -102,11 +108,18 @@ def _draw_batch(
     mask = None
     if int(lengths.min()) < length:
         mask = (torch.arange(length) < lengths[:, None]).long().to(network.device)
-    return fill(
+    calls = torch.zeros(len(requests), dtype=torch.int64)
+
+    def count(step: Step) -> None:
+        nonlocal calls
+        calls = step.network_calls
+        report(step.index + 1, step.steps)
+
+    drawn = fill(
         network.sampled, model.graph, model.noise, tokens, known, generator=streams,
-        callback=lambda step: report(step.index + 1, step.steps), attention_mask=mask,
-        **vars(config),
-    ).cpu()  # fmt: skip
+        callback=count, attention_mask=mask, **vars(config),
+    )  # fmt: skip
+    return drawn.cpu(), calls.cpu()
 
 
 def _check_baseline(requests: Sequence[Request], config: SamplerConfig) -> None:

@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, get_args, overload
+from typing import Any, get_args, overload
 
 import torch
 from typing_extensions import Unpack
@@ -23,50 +23,15 @@ from sedd_fast.data.prompts import Sample, decode
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.evaluate.wrapping import wrap as wrap_text
 from sedd_fast.models.networks import AnyNetwork
-from sedd_fast.names import Method, Mode, Times, Wrap
+from sedd_fast.names import Mode, Times, Wrap
 from sedd_fast.ops._arguments import check_choice, check_count
 from sedd_fast.progress import Report
 from sedd_fast.sampling import SamplerConfig
-from sedd_fast.sampling.remask import Remask
 from sedd_fast.text.bound import TextBound, bound_text
+from sedd_fast.text.draw_options import DrawOptions
 from sedd_fast.text.drawing import check_seed, draw, new_seed
 from sedd_fast.text.network import Baseline, Network, Precision, load_any
 from sedd_fast.text.requests import Request, from_prompt, from_record, from_row
-
-
-class DrawOptions(TypedDict, total=False):
-    """What `sample` and `infill` of a :class:`TextModel` share.
-
-    The settings of the sampler are those of :func:`sedd_fast.sample`, with the same defaults;
-    docs/sampling.md compares the methods. An autoregressive network draws a token a step and takes
-    `temperature` and `top_p` alone.
-
-    Args:
-        steps: steps of the sampler, 128 by default; more are better. None with method "hit": one
-            position at a time.
-        method, temperature, top_p, denoise, eps, theta, remask, legacy_fp32_gumbel: those of
-            :class:`sedd_fast.sampling.SamplerConfig`.
-        seed: random seed, 0 .. 2^64 - 1; None: a new one from torch's generator, so that
-            ``torch.manual_seed`` repeats it.
-        batch_size: sequences at a time, 16 by default. It does not change the samples.
-        keep_after_eot: do not cut a sample at its first end-of-text after all given text.
-        progress: True: show the steps on stderr. A function: it is called with the number of steps
-            made and their total, in each batch anew.
-    """
-
-    steps: int | None
-    method: Method
-    temperature: float
-    top_p: float
-    denoise: bool
-    eps: float
-    theta: float
-    remask: Remask | None
-    legacy_fp32_gumbel: bool
-    seed: int | None
-    batch_size: int
-    keep_after_eot: bool
-    progress: bool | Report
 
 
 @dataclass(frozen=True, repr=False)

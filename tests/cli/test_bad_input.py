@@ -47,7 +47,10 @@ def folder(tmp_path, monkeypatch):
         ((*SAMPLE, "--top-p", "nan"), "top_p must lie in (0, 1], got nan"),
         ((*SAMPLE, "--temperature", "nan"), "temperature must be positive, got nan"),
         ((*SAMPLE, "--temperature", "-1"), "temperature must be positive, got -1.0"),
-        ((*SAMPLE, "--theta", "0.3"), "--theta: only valid with --method theta_trapezoidal"),
+        (
+            (*SAMPLE, "--theta", "0.3"),
+            "theta=0.3 has an effect with method 'theta_",
+        ),
         ((*SAMPLE, "--steps", "-1"), "--steps"),
         ((*SAMPLE, "--steps", "9" * 23), "--steps"),
         ((*SAMPLE, "--batch", "100000000000"), "--batch"),

@@ -16,9 +16,12 @@ def test_sample_json_is_reproducible(run_dir, call):
         "model": str(run_dir / "export"), "num_samples": 2, "batch_size": 16, "length": 32,
         "steps": 4, "method": "analytic", "theta": 0.5, "remask": None,
         "temperature": 1.0, "top_p": 1.0, "legacy_fp32_gumbel": False, "denoise": True,
-        "eps": 1e-5, "seed": 3, "device": record["settings"]["device"], "dtype": "float32",
+        "eps": 1e-5, "threshold": 0.9, "entropy_bound": 0.1, "block_length": None,
+        "stop_token": None, "guidance": 0.0,
+        "seed": 3, "device": record["settings"]["device"], "dtype": "float32",
     }  # fmt: skip
     assert record["given"] == []
+    assert record["network_calls"] == 5
     assert record["text"]
 
 
@@ -84,13 +87,13 @@ def test_every_method_draws(args, run_dir, call):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--one-by-one"], "--one-by-one: only valid with --method hit, and in place of --steps"),
+        (["--one-by-one"], "--one-by-one: only valid with --method hit, confidence"),
         (["--one-by-one", "--method", "hit"], "got --method hit --steps 2"),
         (["--method", "theta_trapezoidal", "--theta", 1], "theta must lie in"),
         (["--remask", "loop"], "--remask: expected cap or rescale, with an eta"),
         (["--remask", "cap:much"], "as in cap:0.02, got 'cap:much'"),
         (["--remask", "cap:0.1:0.5:1"], "--remask: expected cap or rescale"),
-        (["--remask", "cap", "--method", "hit"], "remask works with the absorbing graph"),
+        (["--remask", "cap", "--method", "hit"], "has an effect with method 'analytic' only"),
         (["--temperature", 0], "temperature must be positive"),
         (["--top-p", 2], "top_p must lie in"),
     ],

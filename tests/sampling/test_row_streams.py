@@ -9,19 +9,26 @@ from torch import Tensor
 import sedd_fast as sf
 from helpers.tiny_models import tiny
 from sedd_fast.models.autoregressive import Autoregressive, generate
+from sedd_fast.names import DECODING_METHODS
 from sedd_fast.ops._uniforms import uniform, uniforms
 from sedd_fast.sampling import METHODS, RowStreams, infill, sample
 
 V, L, ROWS = 7, 9, 6
+#: Those of masks alone left out.
+UNIFORM_METHODS = [m for m in METHODS if m not in ("hit", *DECODING_METHODS)] + ["entropy_bound"]
 NOISE = sf.LogLinearNoise()
 ABSORBING, UNIFORM = sf.Absorbing(V), sf.Uniform(V)
 DENSE = sf.DenseGraph(torch.roll(torch.eye(V), 1, 0) - torch.eye(V))
 OPTIONS: list[tuple[sf.Graph, dict[str, Any]]] = [
     *((ABSORBING, {"method": method}) for method in METHODS),
-    *((UNIFORM, {"method": method}) for method in METHODS if method != "hit"),
+    *((UNIFORM, {"method": method}) for method in UNIFORM_METHODS),
     (DENSE, {"method": "analytic"}),
     (DENSE, {"method": "tau_leaping"}),
     (ABSORBING, {"method": "hit", "steps": None}),
+    (ABSORBING, {"method": "confidence", "steps": None, "temperature": 0.5}),
+    (ABSORBING, {"method": "margin", "steps": 5, "block_length": 2, "stop_token": 3}),
+    (ABSORBING, {"method": "entropy_bound", "steps": None, "entropy_bound": 2.0}),
+    (ABSORBING, {"method": "threshold", "threshold": 0.3, "block_length": 4}),
     (ABSORBING, {"remask": sf.Remask("rescale", 0.9), "steps": 12}),
     (ABSORBING, {"legacy_fp32_gumbel": True}),
     (UNIFORM, {"legacy_fp32_gumbel": True, "denoise": False}),

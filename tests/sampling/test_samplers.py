@@ -21,6 +21,7 @@ from helpers.toy_world import (
 )
 from helpers.toy_world import total_variation as tv
 from sedd_fast.ops._uniforms import uniforms
+from sedd_fast.sampling import config
 from sedd_fast.sampling.config import SamplerConfig
 from sedd_fast.sampling.tau_leap import tau_leap, total_rate
 from sedd_fast.sampling.trapezoidal import extrapolate
@@ -199,10 +200,12 @@ def test_every_keyword_reaches_its_setting(function, monkeypatch):
     given = {
         "method": "analytic", "steps": 7, "denoise": False, "eps": 0.01, "theta": 0.25,
         "remask": sf.Remask(eta=0.5), "temperature": 0.75, "top_p": 0.5,
-        "legacy_fp32_gumbel": True,
+        "legacy_fp32_gumbel": True, "threshold": 0.125, "entropy_bound": 0.375, "block_length": 3,
+        "stop_token": 2, "guidance": 0.0 if function is sf.sample else 1.5,
     }  # fmt: skip
     seen = []
     monkeypatch.setattr(SamplerConfig, "check_graph", lambda self, graph: seen.append(self))
+    monkeypatch.setattr(config, "USED_BY", {})  # no method has them all
     tokens = torch.zeros(0, 3, dtype=torch.long)
     shape = (0, 3) if function is sf.sample else (tokens, tokens.bool())
     arguments = (shape,) if function is sf.sample else shape
