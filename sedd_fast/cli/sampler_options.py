@@ -30,9 +30,9 @@ SamplerMethod = Annotated[
     Method,
     typer.Option(
         metavar="NAME",
-        help="analytic (best at few steps), euler, tau_leaping, theta_trapezoidal (two network "
-        "calls a step), hit (absorbing graph); or unmask first what the network is sure of: "
-        "confidence, margin, entropy, threshold, entropy_bound.",
+        help="analytic (best at few steps), euler, tau_leaping, theta_trapezoidal (two calls a "
+        "step), hit (absorbing graph); or, what the network is sure of first: confidence, margin, "
+        "entropy, threshold, entropy_bound.",
     ),
 ]
 TopP = Annotated[

@@ -2,15 +2,18 @@
 
 A step calls the network once, draws a token at every masked position from p(x_0 | x_t), keeps those
 of which the network is surest (:mod:`sedd_fast.sampling.acceptance` has the rules) and leaves the
-others masked. The order of unmasking depends on the network, so the samples do not have the model's
-distribution, also with one position a step: docs/sampling.md measures what is given up.
+others masked. Positions that are unmasked together are drawn independently of each other, as with
+every sampler. With one position a step the samples of "margin", "entropy" and "entropy_bound" have
+the model's distribution, whatever the order: a position is chosen by p alone, then its token is
+drawn. "confidence" and "threshold" choose it by the drawn token, which favours likely ones.
+docs/sampling.md measures what is given up.
 
 **Blocks** (semi-autoregressive decoding): with ``block_length`` the positions from the first masked
 one on are cut into blocks, unmasked one after the other. Every block gets its share of the steps,
 at least one.
 
 **End-of-text**: with ``stop_token`` a sequence ends where that token is drawn after all known ones
-and all before it is unmasked. The rest is filled with it, and costs no network call.
+and all before it is unmasked. All that follows becomes that token, and costs no network call.
 
 A sequence depends on no other of its batch, but for rounding: it leaves the batch when no mask is
 left. The noise level passed to the network is that at which its share of masked positions is
@@ -80,7 +83,7 @@ class DecodingSampler(Sampler):
         after = x.index_copy(0, row, torch.where(keep, token, x[row]))
         self.made[row] += 1
         if config.stop_token is not None:
-            after = self._ended(after, after == self.mask, config.stop_token)
+            after = self._ended(after, config.stop_token)
         left = ((after == self.mask).sum(-1) / self.lengths).max()
         level = -torch.log1p(-left.double().cpu())
         return after, float(times_of(level.clamp(max=self.trained[1]), process.noise))
@@ -106,11 +109,11 @@ class DecodingSampler(Sampler):
             prompt = torch.full_like(x, self.mask)
         return torch.where(self.known, prompt, x)
 
-    def _ended(self, x: Tensor, masked: Tensor, stop: int) -> Tensor:
-        """x with its masks filled with end-of-text where the sequence has ended."""
-        before = masked.cumsum(-1)
-        ends = (x == stop) & self.may_end & (before == 0)
-        return torch.where(masked & (ends.cumsum(-1) > 0), stop, x)
+    def _ended(self, x: Tensor, stop: int) -> Tensor:
+        """x with end-of-text alone where the sequence has ended."""
+        masks_before = (x == self.mask).cumsum(-1)
+        ends = (x == stop) & self.may_end & (masks_before == 0)
+        return torch.where(self.text & (ends.cumsum(-1) > 0), stop, x)
 
 
 def _share_out(steps: int, block: Tensor, masked: Tensor) -> Tensor:
