@@ -21,6 +21,7 @@ from benchmarks.harness.environment import machine, provenance
 from benchmarks.harness.measuring import Budget, last_level_cache, make_meter
 from benchmarks.harness.records import able, memory_records, time_records
 from benchmarks.suites import preset
+from benchmarks.suites.decoding import decoding_cases
 from benchmarks.suites.end_to_end import end_to_end_cases
 from benchmarks.suites.head import head_cases, left_out
 from benchmarks.suites.ops import op_cases
@@ -179,6 +180,7 @@ def cases_of_suites(
     if "head" in config.suites:
         yield from ((case,) for case in head_cases(config, original))
         yield from ((case,) for case in softmax_head_cases(config))
+        yield from ((case,) for case in decoding_cases(config))
     if "sweep" in config.suites:
         yield from ((case,) for case in sweep_cases(config))
     yield from ((case,) for case in end_to_end_cases(config, original))

@@ -12,7 +12,7 @@ from benchmarks.contenders import softmax_head as contenders
 from benchmarks.harness import gpu_steps
 from benchmarks.harness.config import BenchmarkConfig
 from benchmarks.studies import softmax_cuts
-from benchmarks.suites import head, preset, softmax_head, worker
+from benchmarks.suites import decoding, head, preset, softmax_head, worker
 from sedd_fast.backends import cpp, softmax_plan
 from sedd_fast.data.batches import Batch
 
@@ -100,6 +100,26 @@ def test_what_takes_minutes_on_a_cpu_is_left_out(monkeypatch):
         [eager, chunks, ours, f"{ours}, none", *floors],
         *[[denoise, "eager, float64 (LLaDA)", ours, *floors]] * 2,
     ]
+
+
+def test_a_decoding_step_keeps_the_surest_token():
+    """At a temperature so low that every contender draws the likeliest token."""
+    config = BenchmarkConfig(**vars(SMALL) | {"quick": True, "slow": True})
+    [case] = decoding.decoding_cases(config)
+    p = softmax_head.make_head(torch.device("cpu"), *decoding.QUICK_SHAPE, torch.float32)
+    with torch.no_grad():
+        p.weight.mul_(1000)
+        log_p = torch.log_softmax(p.hidden @ p.weight.T + p.bias, -1)
+    likeliest, token = log_p.max(-1)
+    x = torch.full((1, len(token)), p.excluded)
+    after = decoding.on_logits(contenders.everything, p, x)[0]
+    [kept] = (after != p.excluded).nonzero().flatten().tolist()
+    assert after[kept] == token[kept]
+    assert likeliest[kept] == likeliest.max()
+    for contender in case.contenders:
+        result = contender.run()
+        tokens = result[0] if isinstance(result, tuple) else result
+        assert int((tokens != p.excluded).sum()) == 1, contender.name
 
 
 def test_shapes_of_the_suite():

@@ -16,8 +16,11 @@ from sedd_fast.sampling import METHODS, RowStreams, infill
 NOISE = sf.LogLinearNoise()
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *(("absorbing", {"method": method}) for method in METHODS),
-    *(("uniform", {"method": method}) for method in METHODS if method != "hit"),
+    *(("uniform", {"method": method}) for method in METHODS[:4]),
+    ("uniform", {"method": "entropy_bound", "entropy_bound": 3.0}),
     ("posterior", {"method": "analytic"}),
+    ("posterior", {"method": "entropy", "steps": None, "block_length": 3, "stop_token": 5}),
+    ("absorbing", {"method": "confidence", "steps": 6, "guidance": 1.5, "block_length": 4}),
     ("absorbing", {"method": "hit", "steps": None}),
     ("absorbing", {"remask": sf.Remask("rescale", 0.9), "steps": 12}),
     ("absorbing", {"legacy_fp32_gumbel": True}),
