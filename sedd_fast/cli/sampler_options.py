@@ -37,7 +37,7 @@ SamplerMethod = Annotated[
 ]
 TopP = Annotated[
     float,
-    typer.Option(metavar="P", help="Draw from the likeliest tokens of probability P."),
+    typer.Option(metavar="P", help="Keep the likeliest, of probability P."),
 ]
 
 

@@ -12,7 +12,7 @@ from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.output import creatable
 from sedd_fast.cli.sampler_options import STEPS
 from sedd_fast.cli.samples import ModelOrNone
-from sedd_fast.names import METHODS, Method, Metric
+from sedd_fast.names import DECODING_METHODS, METHODS, Method, Metric
 
 if TYPE_CHECKING:
     from sedd_fast.evaluate.tradeoff import Budget
@@ -70,8 +70,13 @@ class TradeoffOptions:
         ),
     ] = None
     methods: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Samplers.", show_default="all")
-    ] = ",".join(METHODS)
+        str,
+        typer.Option(
+            metavar="A,B,...",
+            help="Samplers.",
+            show_default="all but those that unmask first what the network is sure of",
+        ),
+    ] = ",".join(method for method in METHODS if method not in DECODING_METHODS)
     steps: Annotated[str, typer.Option(metavar="N,N,...", help=STEPS)] = "4,8,16,32,64,128,256"
     top_p: Annotated[
         str,

@@ -157,10 +157,7 @@ def sample(
         stop_token=stop_token, guidance=guidance,
     )  # fmt: skip
     if guidance:
-        raise ValueError(
-            f"guidance={guidance} has no effect without a prompt: leave it out, or pass known "
-            "tokens to infill"
-        )
+        raise ValueError(_no_prompt(guidance))
     shape = arguments.check_shape(shape, 0)
     process = ReverseProcess(model, graph, noise, config, for_rows(generator, shape[0]))
     start = graph.sample_limit(shape, device or device_of(model), process.generator)
@@ -246,6 +243,8 @@ def infill(
         model, graph, noise, config, source, attention_mask, known, unconditional
     )
     _check_prompt(tokens, known, graph)
+    if guidance and tokens.numel() and not bool((known & process.text_of(tokens)).any()):
+        raise ValueError(_no_prompt(guidance))
     _check_unconditional(unconditional, tokens, known, config, graph)
     if config.is_decoding and attention_mask is not None:
         _check_one_document(attention_mask)
@@ -304,6 +303,13 @@ def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
             f"tokens holds {token} at known position ({row}, {column}), which is {what}; known "
             f"tokens are {graph.tokens_in_words}: set known to False where one is to be drawn"
         )
+
+
+def _no_prompt(guidance: float) -> str:
+    return (
+        f"guidance={guidance} has no effect without a prompt: leave it out, or pass known tokens "
+        "to infill"
+    )
 
 
 def _check_unconditional(

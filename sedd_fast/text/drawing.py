@@ -63,6 +63,10 @@ def draw(
             autoregressive network is asked for what only SEDD has.
     """
     mask = None
+    if config.guidance and not any(request.placed for request in requests):
+        raise ValueError(
+            f"guidance={config.guidance} has no effect without a prompt; leave it out, or give text"
+        )
     if isinstance(network, Baseline):
         _check_baseline(requests, config)
     else:
@@ -104,6 +108,8 @@ def _draw_batch(
     tokens, known = (
         pad_sequence(list(rows), batch_first=True).to(network.device) for rows in laid_out
     )
+    if config.guidance and not bool(known.any()):
+        config = replace(config, guidance=0.0)  # no prompt in this batch
     model, lengths = network.model, torch.tensor([request.length for request in requests])
     mask = None
     if int(lengths.min()) < length:

@@ -71,6 +71,9 @@ def test_sample_without_denoising_may_hold_masks(run_dir, call):
         ["--method", "hit", "--one-by-one"],
         ["--method", "analytic", "--remask", "cap:0.1", "--temperature", 0.8, "--top-p", 0.9],
         ["--method", "analytic", "--remask", "rescale:0.1:0.5", "--legacy-fp32-gumbel"],
+        ["--method", "confidence", "--temperature", 0, "--block-length", 12],
+        ["--method", "threshold", "--threshold", 0.1, "--one-by-one"],
+        ["--method", "entropy_bound", "--entropy-bound", 2, "--prompt", "the", "--guidance", 0.5],
     ],
 )
 def test_every_method_draws(args, run_dir, call):
@@ -82,6 +85,23 @@ def test_every_method_draws(args, run_dir, call):
     assert record["settings"]["method"] == args[1]
     assert record["settings"]["steps"] == steps
     assert "[MASK]" not in record["text"]
+
+
+def test_a_sample_that_ends_early_takes_fewer_network_calls(run_dir, call):
+    """The text is the same with and without what follows its end-of-text."""
+    args = ["sample", "-m", run_dir, "--method", "margin", "--block-length", 4, "--seed", 2]
+    args += ["-n", 40, "--one-by-one", "--json"]
+    cut, whole = call(*args), call(*args, "--keep-after-eot")
+    for short, long in zip(cut.records, whole.records, strict=True):
+        assert long["text"].split("<|endoftext|>")[0] == short["text"]
+        assert long["network_calls"] == 32
+    calls = [record["network_calls"] for record in cut.records]
+    assert min(calls) < max(calls) == 32
+    assert f"{sum(calls) / 40:.1f} network calls a sample, on average" in cut.err
+    assert len({tuple(record["tokens"]) for record in cut.records}) > 1
+    assert call(*args, "--batch-size", 7).records == [
+        record | {"settings": record["settings"] | {"batch_size": 7}} for record in cut.records
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +116,9 @@ def test_every_method_draws(args, run_dir, call):
         (["--remask", "cap", "--method", "hit"], "has an effect with method 'analytic' only"),
         (["--temperature", 0], "temperature must be positive"),
         (["--top-p", 2], "top_p must lie in"),
+        (["--threshold", 0.5], "threshold=0.5 has an effect with method 'threshold' only"),
+        (["--method", "confidence", "--guidance", 1], "guidance=1.0 has no effect without"),
+        (["--method", "confidence", "--block-length", 4], "steps=2 are fewer than the 8 blocks"),
     ],
 )
 def test_samplers_refuse_in_one_line(args, message, run_dir, call):
