@@ -68,7 +68,9 @@ def draw(
     else:
         mask = network.model.graph.mask_index
     total, done = len(requests) * num_samples, 0
-    for batch in _batches(_keyed(requests, num_samples, seed), batch_size):
+    lengths = {request.length for request in requests}
+    may_pad = len(lengths) == 1 or isinstance(network, Baseline) or network.reads_padding
+    for batch in _batches(_keyed(requests, num_samples, seed), batch_size, may_pad):
         label = "sampling"
         if len(batch) < total:
             label += f" {done + 1} to {done + len(batch)} of {total}"
@@ -130,10 +132,10 @@ def _keyed(requests: Sequence[Request], samples: int, seed: int) -> Iterator[Key
             yield request, key
 
 
-def _batches(wanted: Iterable[Keyed], size: int) -> Iterator[list[Keyed]]:
+def _batches(wanted: Iterable[Keyed], size: int, may_pad: bool = True) -> Iterator[list[Keyed]]:
     """Neighbouring requests, at most ``size`` at a time, with at most as much padding as text.
 
-    Lengths differ only where the mask of their attention is of moderate size.
+    Lengths differ only where the mask of their attention is of moderate size, and with ``may_pad``.
     """
     batch: list[Keyed] = []
     longest, total = 0, 0
@@ -143,7 +145,7 @@ def _batches(wanted: Iterable[Keyed], size: int) -> Iterator[list[Keyed]]:
         rows = len(batch) + 1
         is_padded = rows * longest > total
         too_much = rows * longest > 2 * total or rows * longest**2 > _MOST_PAIRS
-        if batch and (rows > size or (is_padded and too_much)):
+        if batch and (rows > size or (is_padded and (too_much or not may_pad))):
             yield batch
             batch, longest, total = [], length, length
         batch.append(keyed)
