@@ -37,7 +37,7 @@ def draw(
     network: Network | Baseline,
     config: SamplerConfig,
     num_samples: int,
-    seed: int,
+    seed: int | Sequence[int],
     batch_size: int = 16,
     keep_after_eot: bool = False,
     progress: bool | Report = False,
@@ -52,7 +52,7 @@ def draw(
         network: what to draw from. An autoregressive one draws a token a step, from left to right.
         config: the sampler; an autoregressive network takes its temperature and top_p alone.
         num_samples: samples of each request.
-        seed: at least 0.
+        seed: at least 0; or a seed for each request, of which alone its samples then depend.
         batch_size: sequences at a time, at most; shorter ones are padded.
         keep_after_eot: do not cut a sample at the first end-of-text after all given text.
         progress: True: show the steps of each batch on stderr. A function: it is called with the
@@ -125,10 +125,11 @@ def _check_baseline(requests: Sequence[Request], config: SamplerConfig) -> None:
         )
 
 
-def _keyed(requests: Sequence[Request], samples: int, seed: int) -> Iterator[Keyed]:
+def _keyed(requests: Sequence[Request], samples: int, seed: int | Sequence[int]) -> Iterator[Keyed]:
     """Every request as often as samples are drawn of it."""
     for number, request in enumerate(requests):
-        for key in RowStreams.of_texts(seed, range(samples), number).keys:
+        own, place = (seed, number) if isinstance(seed, int) else (seed[number], 0)
+        for key in RowStreams.of_texts(own, range(samples), place).keys:
             yield request, key
 
 
