@@ -91,6 +91,9 @@ DATA_SETS = ("wikitext2", "wikitext103", "ptb", "lm1b", "lambada", "text8", "ope
 
 #: Networks, the settings of the package for their training, the schedules of its learning rate.
 NetworkKind = Literal["sedd", "posterior", "ar"]
+#: How a masked language model of Hugging Face is called (``sedd_fast.models.hugging_face``).
+AdapterName = Literal["llada", "dream", "mdlm", "masked_lm"]
+ADAPTERS: tuple[AdapterName, ...] = get_args(AdapterName)
 Preset = Literal["tiny", "small", "medium"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 LearningRate = Literal["constant", "cosine"]

@@ -12,6 +12,7 @@ import typer
 
 from sedd_fast.cli import demo, errors, genppl, infill, info, mauve, sample, tradeoff, train
 from sedd_fast.cli.eval import evaluate
+from sedd_fast.cli.lm_eval import PassingOn, lm_eval
 from sedd_fast.cli.manual import HELP_NAMES, ManualCommand, ManualGroup
 from sedd_fast.terminal import flush, prepared, write
 from sedd_fast.version import __version__
@@ -43,6 +44,10 @@ class Command(ManualCommand):
         return super().invoke(ctx)
 
 
+class PassingOnCommand(Command, PassingOn):
+    """A command whose arguments are those of another program."""
+
+
 app = typer.Typer(
     name="sedd-fast",
     cls=Commands,
@@ -64,10 +69,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "genppl": genppl.genppl,
     "mauve": mauve.mauve,
     "tradeoff": tradeoff.tradeoff,
+    "lm-eval": lm_eval,
     "info": info.info,
 }
 for name, command in COMMANDS.items():
-    app.command(name, cls=Command)(command)
+    app.command(name, cls=PassingOnCommand if command is lm_eval else Command)(command)
 
 
 def _version(asked: bool) -> None:

@@ -113,6 +113,8 @@ class EvalOptions:
     device: shared.DeviceName = "auto"
     dtype: shared.Dtype = "float32"
     tokenizer: shared.TokenizerName = None
+    adapter: shared.AdapterOption = None
+    trust_remote_code: shared.TrustRemoteCode = False
     as_json: shared.Json = False
     save: shared.SaveTo = None
 
@@ -139,7 +141,10 @@ def evaluate(context: typer.Context, options: EvalOptions) -> None:
     from sedd_fast.text.bound import bound_text
     from sedd_fast.text.network import Baseline, load_any
 
-    network = load_any(options.model, options.tokenizer, options.device, options.dtype)
+    network = load_any(
+        options.model, options.tokenizer, options.device, options.dtype, options.adapter,
+        options.trust_remote_code,
+    )  # fmt: skip
     if isinstance(network, Baseline):
         shared.refuse_given(context, OF_BOUND, "the likelihood of an autoregressive model is exact")
     text = _find_text(network, options)

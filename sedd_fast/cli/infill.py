@@ -61,7 +61,10 @@ def infill(model: BundledModel = None, *, given: GivenText, options: SamplingOpt
     from sedd_fast.cli import requests
     from sedd_fast.text.network import load_network
 
-    network = load_network(model, options.tokenizer, options.device, options.dtype)
+    network = load_network(
+        model, options.tokenizer, options.device, options.dtype, options.adapter,
+        options.trust_remote_code,
+    )  # fmt: skip
     texts = {name: value for name, value in asdict(given).items() if value}
     if given.middle:
         texts["middle"] = [_placed(text) for text in given.middle]

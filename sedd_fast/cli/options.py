@@ -13,7 +13,7 @@ from sedd_fast.cli.errors import warn
 from sedd_fast.cli.manual import RARE
 from sedd_fast.cli.output import writable
 from sedd_fast.files.hub import check_model
-from sedd_fast.names import Precision
+from sedd_fast.names import AdapterName, Precision
 
 #: A count above this is taken for a mistake of typing.
 MOST = 1_000_000
@@ -59,6 +59,25 @@ Dtype = Annotated[
         metavar="NAME",
         help="Data type of the matrix products: float32, bfloat16 or float16. Scores are always "
         "float32.",
+        **RARE,
+    ),
+]
+AdapterOption = Annotated[
+    AdapterName | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME",
+        help="How a masked language model of Hugging Face is called: llada, dream, mdlm or "
+        "masked_lm (BERT and its relatives).",
+        show_default="by its config.json",
+        **RARE,
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the Python code that comes with a model of Hugging Face.",
         **RARE,
     ),
 ]

@@ -29,6 +29,9 @@ def sample(
     from sedd_fast.text.network import load_network
     from sedd_fast.text.requests import from_prompt
 
-    network = load_network(model, options.tokenizer, options.device, options.dtype)
+    network = load_network(
+        model, options.tokenizer, options.device, options.dtype, options.adapter,
+        options.trust_remote_code,
+    )  # fmt: skip
     length = options.length or network.model.config.length
     draw([from_prompt(prompt, network.tokenizer, length, "--prompt")], network, options)

@@ -140,6 +140,8 @@ class SamplingOptions:
     device: shared.DeviceName = "auto"
     dtype: shared.Dtype = "float32"
     tokenizer: shared.TokenizerName = None
+    adapter: shared.AdapterOption = None
+    trust_remote_code: shared.TrustRemoteCode = False
     no_denoise: Annotated[
         bool,
         typer.Option(

@@ -114,6 +114,8 @@ def _of_runs(name: str, options: TradeoffOptions) -> Compared:
         _train_baseline(name, options.baseline)
     network = load_network(name, None, options.device, options.dtype)
     model, tokenizer = network.model, network.tokenizer
+    if not isinstance(model, SEDD):
+        raise ValueError(f"--model: {name} holds a model of Hugging Face; this command needs SEDD")
     budget = options.budget(model.config.length)
     train_tokens, held_out, source = _tokens(name, network, options.text or [])
     judge = Judge.from_pretrained(options.judge, network.device) if options.judge else None

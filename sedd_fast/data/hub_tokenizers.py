@@ -160,11 +160,20 @@ class TransformersTokenizer:
             object.__setattr__(self, "backend", backend)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> "TransformersTokenizer":
-        """Load by hub name or directory; ValueError with the remedy where that fails."""
+    def from_pretrained(
+        cls, name: str | Path, trust_remote_code: bool = False
+    ) -> "TransformersTokenizer":
+        """Load by hub name or directory; ValueError with the remedy where that fails.
+
+        Args:
+            name: a directory or a hub name.
+            trust_remote_code: run the Python code that comes with the tokenizer.
+        """
         transformers = import_library("transformers", "transformers", f"tokenizer: {name!s}")
         with _explained(str(name), OSError, ValueError, KeyError), hub.access(name):
-            backend = transformers.AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+            backend = transformers.AutoTokenizer.from_pretrained(
+                str(name), trust_remote_code=trust_remote_code
+            )
         return cls(backend)
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sedd_fast.data.batches import Batch
 from sedd_fast.evaluate import LikelihoodBound, evaluate_corpus, join
 from sedd_fast.evaluate.completions import Completions
 from sedd_fast.evaluate.likelihood import exact_likelihood
@@ -109,7 +110,9 @@ def bound_text(
     generator, parts = torch.Generator().manual_seed(check_seed(seed)), []
     total, done = min(len(text), max_blocks or len(text)), 0
     with network.autocast(), reported(progress, "bounding", "blocks") as report:
-        for batch in text.batches(max_blocks, max(1, _ROWS // samples)):
+        alone = isinstance(network, Network) and _needs_equal_lengths(network, text)
+        for batch in text.batches(max_blocks, 1 if alone else max(1, _ROWS // samples)):
+            batch = _without_padding(batch) if alone else batch
             if isinstance(network, Baseline):
                 part = exact_likelihood(network.model, batch.tokens, batch_size)
             else:
@@ -123,3 +126,16 @@ def bound_text(
             done += len(batch)
             report(done, total)
     return TextBound(join(parts), text)
+
+
+def _needs_equal_lengths(network: Network, text: Wrapped | Completions) -> bool:
+    """Whether the batches of the text are padded, for a network that would read the padding."""
+    return isinstance(text, Completions) and not network.reads_padding
+
+
+def _without_padding(batch: Batch) -> Batch:
+    """A batch of one sequence without the padding on its right."""
+    assert batch.loss_mask is not None
+    assert batch.attention_mask is not None
+    length = int((batch.attention_mask != 0).sum())
+    return Batch(batch.tokens[:, :length], batch.loss_mask[:, :length])

@@ -37,7 +37,7 @@ def draw(
     network: Network | Baseline,
     config: SamplerConfig,
     num_samples: int,
-    seed: int,
+    seed: int | Sequence[int],
     batch_size: int = 16,
     keep_after_eot: bool = False,
     progress: bool | Report = False,
@@ -52,7 +52,7 @@ def draw(
         network: what to draw from. An autoregressive one draws a token a step, from left to right.
         config: the sampler; an autoregressive network takes its temperature and top_p alone.
         num_samples: samples of each request.
-        seed: at least 0.
+        seed: at least 0; or a seed for each request, of which alone its samples then depend.
         batch_size: sequences at a time, at most; shorter ones are padded.
         keep_after_eot: do not cut a sample at the first end-of-text after all given text.
         progress: True: show the steps of each batch on stderr. A function: it is called with the
@@ -75,7 +75,9 @@ def draw(
             # What follows is cut off: it need not be drawn, nor change the text before it.
             config = replace(config, stop_token=network.tokenizer.eot)
     total, done = len(requests) * num_samples, 0
-    for batch in _batches(_keyed(requests, num_samples, seed), batch_size):
+    lengths = {request.length for request in requests}
+    may_pad = len(lengths) == 1 or isinstance(network, Baseline) or network.reads_padding
+    for batch in _batches(_keyed(requests, num_samples, seed), batch_size, may_pad):
         label = "sampling"
         if len(batch) < total:
             label += f" {done + 1} to {done + len(batch)} of {total}"
@@ -142,17 +144,18 @@ def _check_baseline(requests: Sequence[Request], config: SamplerConfig) -> None:
         )
 
 
-def _keyed(requests: Sequence[Request], samples: int, seed: int) -> Iterator[Keyed]:
+def _keyed(requests: Sequence[Request], samples: int, seed: int | Sequence[int]) -> Iterator[Keyed]:
     """Every request as often as samples are drawn of it."""
     for number, request in enumerate(requests):
-        for key in RowStreams.of_texts(seed, range(samples), number).keys:
+        own, place = (seed, number) if isinstance(seed, int) else (seed[number], 0)
+        for key in RowStreams.of_texts(own, range(samples), place).keys:
             yield request, key
 
 
-def _batches(wanted: Iterable[Keyed], size: int) -> Iterator[list[Keyed]]:
+def _batches(wanted: Iterable[Keyed], size: int, may_pad: bool = True) -> Iterator[list[Keyed]]:
     """Neighbouring requests, at most ``size`` at a time, with at most as much padding as text.
 
-    Lengths differ only where the mask of their attention is of moderate size.
+    Lengths differ only where the mask of their attention is of moderate size, and with ``may_pad``.
     """
     batch: list[Keyed] = []
     longest, total = 0, 0
@@ -162,7 +165,7 @@ def _batches(wanted: Iterable[Keyed], size: int) -> Iterator[list[Keyed]]:
         rows = len(batch) + 1
         is_padded = rows * longest > total
         too_much = rows * longest > 2 * total or rows * longest**2 > _MOST_PAIRS
-        if batch and (rows > size or (is_padded and too_much)):
+        if batch and (rows > size or (is_padded and (too_much or not may_pad))):
             yield batch
             batch, longest, total = [], length, length
         batch.append(keyed)

@@ -23,7 +23,7 @@ from sedd_fast.data.prompts import Sample, decode
 from sedd_fast.data.tokenizers import Tokenizer
 from sedd_fast.evaluate.wrapping import wrap as wrap_text
 from sedd_fast.models.networks import AnyNetwork
-from sedd_fast.names import Mode, Times, Wrap
+from sedd_fast.names import ADAPTERS, AdapterName, Mode, Times, Wrap
 from sedd_fast.ops._arguments import check_choice, check_count
 from sedd_fast.progress import Report
 from sedd_fast.sampling import SamplerConfig
@@ -329,19 +329,24 @@ def load(
     tokenizer: str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: Precision = "float32",
+    adapter: AdapterName | None = None,
+    trust_remote_code: bool = False,
 ) -> TextModel:
     """Read a trained model with its tokenizer.
 
     Args:
         name: a run directory of :func:`sedd_fast.train`, a directory of weights, or a hub name,
             such as "louaaron/sedd-small". The published checkpoints use GPT-2's tokenizer. None:
-            the model that comes with the package, trained on Python's help texts.
+            the model in the package. Also a masked language model of Hugging Face.
         tokenizer: used in place of the one beside the weights: "bytes", a file, a directory or a
             hub name.
         device: "auto" (a GPU if available), "cpu", "cuda", "cuda:1", ... On a GPU the steps of
             samplers are CUDA graphs.
         dtype: data type of the network's matrix products: "float32", "bfloat16" or "float16".
-            Scores are always float32.
+            Scores are always float32. A model of Hugging Face has its weights in this type too.
+        adapter: how a model of Hugging Face is called: "llada", "dream", "mdlm" or "masked_lm";
+            None: by the `model_type` of its config.json.
+        trust_remote_code: run the Python code that comes with a model of Hugging Face.
 
     Raises:
         ValueError, FileNotFoundError: there is no such model, or the tokenizer or the device does
@@ -350,8 +355,11 @@ def load(
     Example:
         >>> model = load("runs/book")
         >>> print(model.infill("The [8] fox [12] dog."))
+        >>> model = load("GSAI-ML/LLaDA-8B-Base", trust_remote_code=True, dtype="bfloat16")
     """
     check_choice("dtype", dtype, get_args(Precision))
+    if adapter is not None:
+        check_choice("adapter", adapter, ADAPTERS)
     words = None if tokenizer is None else str(tokenizer)
     source = None if name is None else str(name)
-    return TextModel(load_any(source, words, str(device), dtype))
+    return TextModel(load_any(source, words, str(device), dtype, adapter, trust_remote_code))

@@ -2,24 +2,29 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from sedd_fast.backends import registry
 from sedd_fast.data.completions import CompletionLengths, load_completion_lengths
 from sedd_fast.data.corpus import Corpus, load_corpus
+from sedd_fast.data.hub_tokenizers import TransformersTokenizer
 from sedd_fast.data.tokenizers import (
+    GPT2_TOKENS,
+    MARKER,
     Tokenizer,
     load_tokenizer,
     make_tokenizer,
     tokenizer_beside,
 )
-from sedd_fast.models import networks
+from sedd_fast.models import adapters, networks
 from sedd_fast.models.autoregressive import Autoregressive
 from sedd_fast.models.cuda_graph import CudaGraphNetwork
+from sedd_fast.models.hugging_face import MaskedLanguageModel
 from sedd_fast.models.interface import ScoreModel
 from sedd_fast.models.sedd import SEDD
-from sedd_fast.names import Precision
+from sedd_fast.names import AdapterName, Precision
 from sedd_fast.training.config import load_run_config
 from sedd_fast.training.run_directory import RunDirectory, weights_of
 
@@ -46,12 +51,12 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class Network(_Loaded):
-    """A SEDD network.
+    """A diffusion network: SEDD, or a masked language model of Hugging Face.
 
     `completions` has the lengths of training on prompts and completions; None for other training.
     """
 
-    model: SEDD
+    model: SEDD | MaskedLanguageModel
     completions: CompletionLengths | None = None
 
     @property
@@ -61,8 +66,15 @@ class Network(_Loaded):
 
     @functools.cached_property
     def sampled(self) -> ScoreModel:
-        """The network to draw samples from; on a GPU its steps are CUDA graphs."""
-        return CudaGraphNetwork(self.model) if self.device.type == "cuda" else self.model
+        """The network to draw samples from; on a GPU the steps of SEDD are CUDA graphs."""
+        # The forward of any network of Hugging Face may synchronise the device.
+        captured = self.device.type == "cuda" and isinstance(self.model, SEDD)
+        return CudaGraphNetwork(self.model) if captured else self.model
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether sequences of different lengths may be padded to one batch."""
+        return isinstance(self.model, SEDD) or self.model.reads_padding
 
 
 @dataclass(frozen=True)
@@ -79,22 +91,30 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def load_network(
-    name: str | None, tokenizer: str | None, device: str, precision: Precision
+    name: str | None,
+    tokenizer: str | None,
+    device: str,
+    precision: Precision,
+    adapter: AdapterName | None = None,
+    trust_remote_code: bool = False,
 ) -> Network:
-    """Read the weights and the tokenizer of a SEDD network.
+    """Read the weights and the tokenizer of a diffusion network.
 
     Args:
         name: a run directory of `train`, a directory of weights, or a hub name; None: the model
             that comes with the package.
         tokenizer: used in place of the one beside the weights; None: the one beside the weights.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        precision: the data type of the network's matrix products.
+        precision: the data type of the network's matrix products, and of the weights of a masked
+            language model of Hugging Face.
+        adapter: how such a model is called; None: by the `model_type` of its config.json.
+        trust_remote_code: run the Python code that comes with such a model.
 
     Raises:
         ValueError, FileNotFoundError: there is no such network, its kind is another, or the
             tokenizer or the device does not fit it; the message says what to do.
     """
-    found = load_any(name, tokenizer, device, precision)
+    found = load_any(name, tokenizer, device, precision, adapter, trust_remote_code)
     if isinstance(found, Baseline):
         raise ValueError(
             f"model: {found.source} holds an autoregressive network; this command needs SEDD. "
@@ -104,7 +124,12 @@ def load_network(
 
 
 def load_any(
-    name: str | None, tokenizer: str | None, device: str, precision: Precision
+    name: str | None,
+    tokenizer: str | None,
+    device: str,
+    precision: Precision,
+    adapter: AdapterName | None = None,
+    trust_remote_code: bool = False,
 ) -> Network | Baseline:
     """As `load_network`, for a network of either kind.
 
@@ -114,6 +139,8 @@ def load_any(
     name = str(networks.BUNDLED) if name in (None, "bundled") else name
     if name == "":
         raise ValueError("model: got an empty name; give a run directory or a hub name")
+    if _is_hugging_face(name, adapter):
+        return _load_masked_lm(name, tokenizer, place, precision, adapter, trust_remote_code)
     for _ in range(_ATTEMPTS):
         before = _identity(name)
         try:
@@ -133,6 +160,74 @@ def _identity(name: str) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
+def _is_hugging_face(name: str, adapter: AdapterName | None) -> bool:
+    """Whether a name is that of a masked language model of Hugging Face.
+
+    Raises:
+        ValueError: an adapter is given for a network of this package.
+    """
+    settings = adapters.read_config(weights_of(name))
+    if adapter is None:
+        return adapters.is_hugging_face(settings)
+    if RunDirectory(name).config.is_file() or (settings and adapters.is_own(settings)):
+        raise ValueError(
+            f"adapter: {name} holds a network of this package, which needs none; leave it out, got "
+            f"{adapter}"
+        )
+    return True
+
+
+def _load_masked_lm(
+    name: str,
+    tokenizer: str | None,
+    place: torch.device,
+    precision: Precision,
+    adapter: AdapterName | None,
+    trust_remote_code: bool,
+) -> Network:
+    model = MaskedLanguageModel.from_pretrained(
+        name, adapter, trust_remote_code=trust_remote_code, dtype=precision, device=place
+    )
+    if tokenizer is not None:
+        found, named = make_tokenizer(tokenizer), tokenizer
+    else:
+        found, named = _tokenizer_of_masked_lm(name, model.graph.vocab_size, trust_remote_code)
+    _check_size(found, model.config.vocab_size)
+    return Network(name, found, _described(found, named), place, precision, model)
+
+
+def _tokenizer_of_masked_lm(
+    name: str, tokens: int, trust_remote_code: bool
+) -> tuple[Tokenizer, str]:
+    """What transformers makes of the files beside the weights; GPT-2's where there are none."""
+    if (Path(name) / MARKER).is_file():
+        return load_tokenizer(name), name
+    try:
+        return TransformersTokenizer.from_pretrained(name, trust_remote_code), name
+    except ValueError as error:
+        if tokens == GPT2_TOKENS:  # MDLM
+            return load_tokenizer("gpt2"), "gpt2"
+        raise ValueError(
+            f"tokenizer: none beside the weights of {name} could be read ({error}); name one: a "
+            "directory, a tokenizer.json, a hub name, or bytes"
+        ) from error
+
+
+def _check_size(tokenizer: Tokenizer, size: int) -> None:
+    """ValueError for a tokenizer with more tokens than the network."""
+    if tokenizer.vocab_size > size:
+        raise ValueError(
+            f"tokenizer: it has {tokenizer.vocab_size} tokens, the model only {size}; give the "
+            "tokenizer the model was trained with"
+        )
+
+
+def _described(tokenizer: Tokenizer, named: str) -> str:
+    """The kind of a tokenizer and where it was found."""
+    kind = getattr(tokenizer, "name", type(tokenizer).__name__)
+    return kind if kind.startswith(named) else f"{kind}, from {named}"
+
+
 def _load(
     name: str, tokenizer: str | None, place: torch.device, precision: Precision
 ) -> Network | Baseline:
@@ -141,13 +236,8 @@ def _load(
     size = model.config.vocab_size
     named = _tokenizer_of(source, size) if tokenizer is None else tokenizer
     found = load_tokenizer(named) if tokenizer is None else make_tokenizer(named)
-    if found.vocab_size > size:
-        raise ValueError(
-            f"tokenizer: it has {found.vocab_size} tokens, the model only {size}; give the "
-            "tokenizer the model was trained with"
-        )
-    kind = getattr(found, "name", type(found).__name__)
-    name = kind if kind.startswith(named) else f"{kind}, from {named}"
+    _check_size(found, size)
+    name = _described(found, named)
     if isinstance(model, Autoregressive):
         return Baseline(source, found, name, place, precision, model)
     completions = load_completion_lengths(source)

@@ -4,13 +4,13 @@ from typing import Any
 
 from sedd_fast import losses
 from sedd_fast.models.autoregressive import Autoregressive
-from sedd_fast.models.networks import KINDS, AnyNetwork
+from sedd_fast.models.networks import KINDS, OwnNetwork
 from sedd_fast.training.settings import TrainConfig
 
 AnyObjective = losses.Objective | losses.NextTokenLoss
 
 
-def new_network(config: TrainConfig, vocab_size: int) -> tuple[AnyNetwork, AnyObjective]:
+def new_network(config: TrainConfig, vocab_size: int) -> tuple[OwnNetwork, AnyObjective]:
     """The network that the settings select, freshly initialised, and its training objective."""
     model = KINDS[config.network_kind](config.model_config(vocab_size))
     if isinstance(model, Autoregressive):

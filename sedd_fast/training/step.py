@@ -16,7 +16,7 @@ from sedd_fast.data.examples import Examples
 from sedd_fast.losses.objective import Objective, stratified_times
 from sedd_fast.models import checkpoint
 from sedd_fast.models.ema import ExponentialMovingAverage
-from sedd_fast.models.networks import AnyNetwork
+from sedd_fast.models.networks import OwnNetwork
 from sedd_fast.ops._uniforms import RowStreams
 from sedd_fast.training import saved_state
 from sedd_fast.training.muon import Muon
@@ -91,7 +91,7 @@ class Learner:
         self.model, *prepared = accelerator.prepare(model, *made.values())
         #: By their names in a checkpoint.
         self.optimizers: dict[str, Any] = dict(zip(made, prepared, strict=True))
-        self.plain: AnyNetwork = model  # Accelerate has put autocast into its forward pass
+        self.plain: OwnNetwork = model  # Accelerate has put autocast into its forward pass
         self.ema = ExponentialMovingAverage(self.plain.parameters(), section.ema)
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:

@@ -8,7 +8,18 @@ from sedd_fast.cli.app import app
 from sedd_fast.cli.manual import _styled
 from sedd_fast.sampling.api import METHODS
 
-COMMANDS = ("demo", "train", "sample", "infill", "eval", "genppl", "mauve", "tradeoff", "info")
+COMMANDS = (
+    "demo",
+    "train",
+    "sample",
+    "infill",
+    "eval",
+    "genppl",
+    "mauve",
+    "tradeoff",
+    "lm-eval",
+    "info",
+)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -25,7 +36,7 @@ def test_help_is_a_manual_of_one_screen(command, call, monkeypatch):
     if command:
         for word in (f"Usage: sedd-fast {command}", "Examples", f"sedd-fast {command}"):
             assert word in result.out
-    if command not in ("", "info"):
+    if command not in ("", "lm-eval", "info"):
         assert "[default: " in result.out
     assert "[default: (" not in result.out
     assert "<=" not in result.out  # ranges of numbers

@@ -54,6 +54,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Without:
         ("transformers", "genppl SAMPLES"),
         ("transformers", "tradeoff -m RUN --judge gpt2"),
         ("mauve", "mauve SAMPLES --reference SAMPLES"),
+        ("lm_eval", "lm-eval ls tasks"),
     ],
 )
 def test_a_command_names_the_extra(library, command, call, without, run_dir, text_file, tmp_path):

@@ -1,0 +1,199 @@
+"""How masked language models of Hugging Face are recognised, loaded and called.
+
+    name        class of transformers    head                           logits at i    called with
+    llada       AutoModel                get_output_embeddings()        token i        tokens
+    dream       AutoModel                get_output_embeddings()        token i + 1    tokens
+    mdlm        AutoModelForMaskedLM     backbone.output_layer.linear   token i        tokens, sigma
+    masked_lm   AutoModelForMaskedLM     get_output_embeddings()        token i        tokens
+
+Source: Nie et al. 2025 (arXiv 2502.09992), LLaDA; Ye et al. 2025 (arXiv 2508.15487), Dream; Sahoo
+et al. 2024 (arXiv 2406.07524), MDLM; the code published beside each of them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sedd_fast.extras import import_library
+from sedd_fast.files import hub
+from sedd_fast.files.documents import read_json
+from sedd_fast.files.paths import expanded
+from sedd_fast.names import ADAPTERS, AdapterName
+
+#: Default length of a text, at most: LLaDA was trained on 4,096 tokens, Dream on 2,048.
+MOST_TOKENS = 1024
+#: Settings of a network that limit the length of its inputs.
+_LENGTHS = ("max_sequence_length", "max_position_embeddings", "model_length")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How the networks of one family are loaded and called.
+
+    Attributes:
+        model_type: `model_type` of their config.json; None: any type for which transformers has a
+            masked language model.
+        auto_class: the class of transformers that loads them.
+        head: name of their last layer; None: what `get_output_embeddings()` gives.
+        shifted: logits at position i are those of token i + 1.
+        takes_sigma: the network is called as ``network(tokens, sigma)``.
+        takes_pairs: it reads an attention mask of pairs of positions (B, 1, L, L), not (B, L).
+        mask_is_last: the mask is the last of the states where the settings do not name it.
+    """
+
+    model_type: str | None
+    auto_class: str
+    head: str | None = None
+    shifted: bool = False
+    takes_sigma: bool = False
+    takes_pairs: bool = False
+    mask_is_last: bool = False
+
+
+TABLE: dict[AdapterName, Adapter] = {
+    "llada": Adapter("llada", "AutoModel"),
+    "dream": Adapter("Dream", "AutoModel", shifted=True, takes_pairs=True),
+    "mdlm": Adapter(
+        "mdlm", "AutoModelForMaskedLM", "backbone.output_layer.linear", takes_sigma=True,
+        mask_is_last=True,
+    ),
+    "masked_lm": Adapter(None, "AutoModelForMaskedLM"),
+}  # fmt: skip
+
+
+def read_config(name: str | Path) -> dict[str, Any] | None:
+    """The config.json of a directory or hub name; None where there is none to be had."""
+    path = expanded(name)
+    if path.is_dir():
+        file = path / "config.json"
+        return _as_settings(read_json(file)) if file.is_file() else None
+    if path.exists() or not hub.may_be_repository(name):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with hub.access(name):
+            return _as_settings(read_json(Path(hf_hub_download(str(name), "config.json"))))
+    except OSError:  # every error of the Hub and of the network is one
+        return None
+
+
+def is_hugging_face(settings: dict[str, Any] | None) -> bool:
+    """Whether a config.json is that of a network of transformers, not of this package."""
+    return settings is not None and "model_type" in settings and not is_own(settings)
+
+
+def is_own(settings: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a network of this package, or of the original code."""
+    inner = settings.get("config", settings)
+    return isinstance(inner, dict) and isinstance(inner.get("model"), dict)
+
+
+def find_adapter(settings: dict[str, Any], name: str | Path) -> AdapterName:
+    """The adapter for the `model_type` of a config.json.
+
+    Raises:
+        ValueError: there is none.
+    """
+    model_type = settings.get("model_type")
+    for adapter, found in TABLE.items():
+        if found.model_type is not None and found.model_type == model_type:
+            return adapter
+    table = import_library(
+        "transformers.models.auto.modeling_auto", "transformers", f"model: {name}"
+    )
+    if model_type in table.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "masked_lm"
+    raise ValueError(
+        f"adapter: {name} has the model_type {model_type!r}, which is that of no masked language "
+        f"model known here; name one of {', '.join(ADAPTERS)} if it is called as those are"
+    )
+
+
+def _as_settings(content: Any) -> dict[str, Any] | None:
+    return content if isinstance(content, dict) else None
+
+
+def check_code(settings: dict[str, Any], name: str | Path, trust_remote_code: bool) -> None:
+    """ValueError where code beside the weights is needed, and not trusted."""
+    if trust_remote_code or not settings.get("auto_map"):
+        return
+    table = import_library("transformers.models.auto.configuration_auto", "transformers", "model")
+    if settings.get("model_type") not in table.CONFIG_MAPPING_NAMES:
+        raise ValueError(
+            f"trust_remote_code: {name} comes with Python code of its own, which runs only if you "
+            "trust it: read its *.py files, then add --trust-remote-code (in Python "
+            "trust_remote_code=True)"
+        )
+
+
+def check_complete(network: nn.Module, report: dict[str, Any], name: str | Path) -> None:
+    """ValueError where parameters are not in the files and would be random."""
+    parameters = dict(network.named_parameters())
+    if missing := sorted(key for key in report["missing_keys"] if key in parameters):
+        raise ValueError(
+            f"model: the files of {name} lack {len(missing)} weights of {type(network).__name__} "
+            f"({', '.join(missing[:3])}); take a checkpoint of the whole masked language model"
+        )
+
+
+def find_mask(
+    transformers: Any, source: str, config: Any, adapter: AdapterName, given: dict[str, Any]
+) -> int:
+    """The mask's id.
+
+    Raises:
+        ValueError: neither the settings nor the tokenizer name one.
+    """
+    if (found := getattr(config, "mask_token_id", None)) is not None:
+        return int(found)
+    if TABLE[adapter].mask_is_last:
+        return int(config.vocab_size) - 1
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **given)
+        found = tokenizer.mask_token_id
+    except Exception:  # none beside the weights, or one that transformers cannot make
+        found = None
+    if found is None:
+        raise ValueError(
+            f"mask_index: neither config.json of {source} (mask_token_id) nor a tokenizer beside "
+            "it names the mask; add mask_token_id to config.json, or call "
+            "MaskedLanguageModel.from_pretrained(..., mask_index=ID)"
+        )
+    return int(found)
+
+
+def name_of_head(network: nn.Module, adapter: Adapter) -> str | None:
+    """The head's name in the network; None where it is no linear layer of its own."""
+    modules = dict(network.named_modules())
+    if adapter.head is not None:
+        head = modules.get(adapter.head)
+    else:
+        head = network.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Linear):
+        return None
+    return next((name for name, module in modules.items() if module is head), None)
+
+
+def default_length(network: nn.Module) -> int:
+    """The default length of a text: the shortest that the settings and the positions allow."""
+    found = [getattr(network.config, name, None) for name in _LENGTHS]
+    limits = [limit for limit in found if isinstance(limit, int) and limit > 0]
+    for name, module in network.named_modules():
+        # RoBERTa counts positions from padding_idx + 1.
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - first)
+    return min([MOST_TOKENS, *limits])
+
+
+def mask_argument(mask: Tensor, adapter: Adapter) -> dict[str, Tensor]:
+    """A mask (B, L) as the keyword argument of the network."""
+    if not adapter.takes_pairs:
+        return {"attention_mask": mask.long()}
+    # Padding attends to padding, so that no row of the attention is empty.
+    pairs = torch.eq((mask != 0)[:, None, :, None], (mask != 0)[:, None, None, :])
+    return {"attention_mask": pairs}
