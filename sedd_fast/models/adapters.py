@@ -10,6 +10,7 @@ Source: Nie et al. 2025 (arXiv 2502.09992), LLaDA; Ye et al. 2025 (arXiv 2508.15
 et al. 2024 (arXiv 2406.07524), MDLM; the code published beside each of them.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,16 @@ def read_config(name: str | Path) -> dict[str, Any] | None:
     """The config.json of a directory or hub name; None where there is none to be had."""
     path = expanded(name)
     if path.is_dir():
-        file = path / "config.json"
-        return _as_settings(read_json(file)) if file.is_file() else None
+        with contextlib.suppress(FileNotFoundError):  # a run may be replacing it
+            return read_json(path / "config.json")
+        return None
     if path.exists() or not hub.may_be_repository(name):
         return None
     from huggingface_hub import hf_hub_download
 
     try:
         with hub.access(name):
-            return _as_settings(read_json(Path(hf_hub_download(str(name), "config.json"))))
+            return read_json(Path(hf_hub_download(str(name), "config.json")))
     except OSError:  # every error of the Hub and of the network is one
         return None
 
@@ -111,10 +113,6 @@ def find_adapter(settings: dict[str, Any], name: str | Path) -> AdapterName:
         f"adapter: {name} has the model_type {model_type!r}, which is that of no masked language "
         f"model known here; name one of {', '.join(ADAPTERS)} if it is called as those are"
     )
-
-
-def _as_settings(content: Any) -> dict[str, Any] | None:
-    return content if isinstance(content, dict) else None
 
 
 def check_code(settings: dict[str, Any], name: str | Path, trust_remote_code: bool) -> None:

@@ -9,6 +9,7 @@ need it, so the logits of a batch never exist.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,10 +198,7 @@ class MaskedLanguageModel(PosteriorModel):
             check_complete(network, report, name)
             if mask_index is None:
                 mask_index = find_mask(transformers, source, network.config, adapter, given)
-        network = network.to(device).eval()
-        place, precision = torch.device(device), getattr(torch, dtype)
-        with torch.autocast(place.type, precision, enabled=dtype != "float32"):
-            return cls(network, adapter, mask_index).eval()
+        return cls(network.to(device).eval(), adapter, mask_index).eval()
 
     def _run(
         self, hidden: Callable[..., Any] | None, indices: Tensor, sigma: Tensor, **given: Tensor
@@ -208,7 +206,9 @@ class MaskedLanguageModel(PosteriorModel):
         """The network's logits or hidden states, those at position i for token i."""
         if (mask := given.pop("attention_mask", None)) is not None:
             given = self._mask_of_network(mask)
-        out = _logits(super()._run(hidden, indices, sigma.float(), **given))
+        assert isinstance(self.network, nn.Module)
+        with _precision(self.network, self.adapter):
+            out = _logits(super()._run(hidden, indices, sigma.float(), **given))
         if self.adapter.shifted:
             out = torch.cat((out[:, :1], out[:, :-1]), 1)
         if hidden is not None:
@@ -270,7 +270,16 @@ def _probe(network: nn.Module) -> Tensor:
 @torch.no_grad()
 def _called(network: nn.Module, adapter: Adapter, x: Tensor, **given: Tensor) -> Any:
     level = (torch.ones(len(x), device=x.device),) if adapter.takes_sigma else ()
-    return network(x, *level, **given)
+    with _precision(network, adapter):
+        return network(x, *level, **given)
+
+
+def _precision(network: nn.Module, adapter: Adapter) -> AbstractContextManager[object]:
+    """Autocast for 16-bit weights of a network that embeds the noise level in float32 (MDLM)."""
+    weight = next(network.parameters())
+    if adapter.takes_sigma and weight.dtype in (torch.bfloat16, torch.float16):
+        return torch.autocast(weight.device.type, weight.dtype)
+    return nullcontext()
 
 
 def _logits(out: Any) -> Tensor:

@@ -50,7 +50,7 @@ def test_eval_of_completions(kind, saved, call, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
     result = call(
-        "eval", "--model", saved(kind), file, "--trust-remote-code", "--samples", 256,
+        "eval", "--model", saved(kind), file, "--trust-remote-code", "--samples", 64,
         "--mode", "normalised", "--format", "prompt_completion", "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
@@ -60,7 +60,7 @@ def test_eval_of_completions(kind, saved, call, tmp_path):
         given, rest = (model.tokenizer.encode(text) for text in (prompt, completion))
         x_0 = torch.tensor([[*given, *rest, model.tokenizer.eot]])
         bound = sf.likelihood_bound(
-            network, x_0, network.graph, network.noise, 256, "normalised",
+            network, x_0, network.graph, network.noise, 64, "normalised",
             loss_mask=torch.arange(x_0.shape[1])[None] >= len(given),
         )  # fmt: skip
         total, variance = total + bound.total_nats, variance + bound.total_stderr**2
