@@ -38,8 +38,8 @@ class Step:
             it the most that there may be.
         t: the time reached; 0 after the denoising step.
         tokens: (B, L) int64 at that time, known tokens in place; read it, do not write to it.
-        network_calls: (B,) int64, how often each sequence has gone through the network so far; with
-            guidance twice a step.
+        network_calls: (B,) int64, how often each sequence has gone through the network so far, with
+            a token left to draw; with guidance twice a step.
 
     Example:
         >>> made = []

@@ -45,7 +45,8 @@ class ReverseProcess:
             known positions; None: the mask.
 
     Attributes:
-        network_calls: (B,) int64, how often each sequence has gone through the network.
+        network_calls: (B,) int64, how often each sequence has gone through the network with a
+            token left to draw.
     """
 
     model: ScoreModel
@@ -221,7 +222,8 @@ class ReverseProcess:
         network: Callable[..., Tensor] = self.model
         mask = self.attention_mask
         if sequence is None:
-            self.network_calls += 1
+            mask_index = self.graph.mask_index
+            self.network_calls += 1 if mask_index is None else (x == mask_index).any(-1)
         else:
             self.network_calls[sequence] += 1
             mask = mask if mask is None else mask[sequence]
