@@ -183,11 +183,13 @@ class SamplingOptions:
 
     def record(self, network: "Network", seed: int) -> dict[str, Any]:
         """All settings, for JSON."""
+        from sedd_fast.text.drawing import settings_of
+
         return {
             "model": network.source,
             "num_samples": self.num_samples,
             "batch_size": self.batch_size,
-            **asdict(self.sampler),
+            **asdict(settings_of(self.sampler, network, self.keep_after_eot)),
             "remask": self.remask,
             "seed": seed,
             "device": str(network.device),

@@ -24,7 +24,7 @@ from sedd_fast.models.linear_head import (
     is_masked,
     masked_cross_entropy,
 )
-from sedd_fast.models.mask_column import column_of, without_mask
+from sedd_fast.models.mask_column import check_logits, column_of, without_mask
 from sedd_fast.names import Reduction
 from sedd_fast.ops import TouchedRows, row_sums
 from sedd_fast.ops import _arguments as arguments
@@ -84,19 +84,6 @@ def posterior_cross_entropy(
         target = x_0 if logits.shape[-1] == graph.dim else column_of(x_0, graph)
         nats = _of_rows(logits, target, read)
     return torch.where(read, nats if weight is None else weight * nats, 0.0)
-
-
-def check_logits(logits: Tensor, graph: Graph) -> None:
-    """Raise unless logits are (B, L, V), or (B, L, V + 1) with the mask, of a floating dtype."""
-    arguments.check_graph(graph)
-    arguments.check_floating("logits", logits)
-    allowed = sorted({graph.vocab_size, graph.dim})
-    if logits.dim() != 3 or logits.shape[-1] not in allowed:
-        shapes = " or ".join(f"(B, L, {width})" for width in allowed)
-        raise ValueError(
-            f"logits must have shape {shapes} for the {graph.kind} graph over {graph.vocab_size} "
-            f"tokens, got {tuple(logits.shape)}; make the network's output and the graph agree"
-        )
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from sedd_fast.backends.reference.linear_denoise import of_outputs
 from sedd_fast.backends.softmax import Denoised, DenoiseInputs
 from sedd_fast.models.interface import HeadRequest
 from sedd_fast.models.linear_head import LinearHead
-from sedd_fast.models.mask_column import with_mask
+from sedd_fast.models.mask_column import check_logits, with_mask
 from sedd_fast.names import Certainty, Wanted
 from sedd_fast.ops import TouchedRows, linear_denoise, reverse_probs
+from sedd_fast.ops import _arguments as arguments
 from sedd_fast.process.graphs import Graph
 
 _PIECE = 1 << 22  #: number of logits worked on together
@@ -76,13 +77,16 @@ class DenoiseRequest(HeadRequest):
         return softcap is None or not self.guidance
 
     def of_scores(self, log_score: Tensor, x_t: Tensor, sigma: Tensor, graph: Graph) -> Tensor:
+        arguments.check_rows(log_score, graph, x_t=x_t)
         if graph.mask_index is not None:
-            return self.of_logits(log_score, graph)
+            return self.of_logits(log_score, x_t, graph)
         log_p = reverse_probs(log_score, x_t, sigma, None, graph, "denoise").log()
-        return self.of_logits(log_p, graph)
+        return self.of_logits(log_p, x_t, graph)
 
-    def of_logits(self, logits: Tensor, graph: Graph) -> Tensor:
+    def of_logits(self, logits: Tensor, x_t: Tensor, graph: Graph) -> Tensor:
         """The answer from logits (R, L, V), or with a column for the mask (R, L, V + 1)."""
+        check_logits(logits, graph)
+        arguments.check_tokens("x_t", x_t, tuple(logits.shape[:2]))
         rows, width = self.rows.index, logits.shape[-1]
         sequences = len(logits) // 2 if self.guidance else len(logits)
         shape = (sequences, logits.shape[1])

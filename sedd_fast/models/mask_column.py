@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sedd_fast.ops import _arguments as arguments
 from sedd_fast.process.graphs import Graph
 
 
@@ -35,3 +36,16 @@ def column_of(tokens: Tensor, graph: Graph) -> Tensor:
     """The columns of real tokens in rows without the mask, int64."""
     mask = graph.mask_index
     return tokens if mask is None or mask == graph.vocab_size else tokens - (tokens > mask).long()
+
+
+def check_logits(logits: Tensor, graph: Graph) -> None:
+    """Raise unless logits are (B, L, V), or (B, L, V + 1) with the mask, of a floating dtype."""
+    arguments.check_graph(graph)
+    arguments.check_floating("logits", logits)
+    allowed = sorted({graph.vocab_size, graph.dim})
+    if logits.dim() != 3 or logits.shape[-1] not in allowed:
+        shapes = " or ".join(f"(B, L, {width})" for width in allowed)
+        raise ValueError(
+            f"logits must have shape {shapes} for the {graph.kind} graph over {graph.vocab_size} "
+            f"tokens, got {tuple(logits.shape)}; make the network's output and the graph agree"
+        )

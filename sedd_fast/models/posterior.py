@@ -30,7 +30,7 @@ from sedd_fast.backends.inputs import ReverseInputs
 from sedd_fast.backends.tracing import is_traced
 from sedd_fast.models import exposed_head, overrides
 from sedd_fast.models.attention import check_padding_alone, masked
-from sedd_fast.models.cross_entropy import CrossEntropyRequest, check_logits
+from sedd_fast.models.cross_entropy import CrossEntropyRequest
 from sedd_fast.models.denoise_request import DenoiseRequest
 from sedd_fast.models.interface import (
     HeadRequest,
@@ -39,7 +39,7 @@ from sedd_fast.models.interface import (
     evaluating,
 )
 from sedd_fast.models.linear_head import LinearHead
-from sedd_fast.models.mask_column import with_mask, without_mask
+from sedd_fast.models.mask_column import check_logits, with_mask, without_mask
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops import reverse_probs
 from sedd_fast.process.graphs import Graph
@@ -228,7 +228,7 @@ class PosteriorModel(nn.Module):
         if isinstance(head, CrossEntropyRequest):
             return head.of_logits(logits, indices, self.graph, self.zero_masking)
         if isinstance(head, DenoiseRequest):
-            return head.of_logits(logits, self.graph)
+            return head.of_logits(logits, indices, self.graph)
         scores = score_from_posterior(logits, sigma, indices, self.graph, self.zero_masking)
         return scores if head is None else head.of_scores(scores, indices, sigma, self.graph)
 

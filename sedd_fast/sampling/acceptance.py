@@ -4,7 +4,7 @@ A step draws a token at every position that may be accepted, ranks these by how 
 of them, and accepts the first k. Equal certainties rank by position, the leftmost first. So do
 those that differ by rounding alone: a network without absolute positions gives every position of an
 empty sequence the same distribution, up to its last digits, and these depend on the batch.
-Therefore certainties are ranked in units of 2^-14.
+Therefore certainties are ranked in units of 2^-14: tokens of p > 0.99997 are equally sure.
 
     method          certainty               k
     "confidence"    p(token)                the number that is due
@@ -32,6 +32,7 @@ from sedd_fast.names import Certainty
 from sedd_fast.sampling.config import SamplerConfig
 
 _UNIT = 2.0**-14  #: of certainties that are ranked
+_ROUNDING = 2.0**-20  #: of bounds, in nats: certainties are float32 where a head gives them
 
 #: What each method ranks positions by.
 CERTAINTY: dict[str, Certainty] = {
@@ -57,12 +58,13 @@ def accepted(certainty: Tensor, eligible: Tensor, due: Tensor, config: SamplerCo
     order = (certainty / _UNIT).round().sort(stable=True, dim=-1, descending=True).indices
     count = due.clamp(min=1)
     if config.method == "threshold":
-        count = torch.maximum(count, (certainty >= math.log(config.threshold)).sum(-1))
+        least = math.log(config.threshold) - _ROUNDING
+        count = torch.maximum(count, (certainty >= least).sum(-1))
     elif config.method == "entropy_bound":
-        entropy = -certainty.gather(-1, order)  # rising; infinite where not eligible
-        before = entropy.cumsum(-1).roll(1, -1)  # the sum without the largest
-        before[:, 0] = 0
-        count = torch.maximum(count, (before <= config.entropy_bound).sum(-1))
+        entropy = -certainty.gather(-1, order)  # infinite where not eligible
+        without_largest = entropy.cumsum(-1) - entropy.cummax(-1).values
+        fits = without_largest <= config.entropy_bound + _ROUNDING
+        count = torch.maximum(count, fits.sum(-1))
     count = torch.minimum(count, eligible.sum(-1))
     place = torch.arange(certainty.shape[-1], device=certainty.device)
     return torch.zeros_like(eligible).scatter(-1, order, place < count[:, None])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sedd_fast.models.attention import check_attention_mask, without_padding
 from sedd_fast.models.interface import ScoreModel, device_of, evaluating
-from sedd_fast.names import METHODS, Method
+from sedd_fast.names import Method
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.ops._uniforms import Generators, for_rows
 from sedd_fast.process.graphs import Graph
@@ -136,7 +136,7 @@ def sample(
         stop_token: end-of-text. A sequence ends where it is drawn after all known tokens and all
             before it is unmasked; the rest is filled with it.
         guidance: for :func:`infill`: the weight w of classifier-free guidance; the network is
-            called twice a step.
+            called twice a step. A sequence without known tokens is drawn as without it.
 
     Returns:
         (B, L) int64.
@@ -149,7 +149,6 @@ def sample(
         >>> tokens = sample(model, graph, noise, shape=(4, 1024), steps=256)
         >>> texts = [tokenizer.decode(row.tolist()) for row in tokens]
     """
-    _check_method(method)
     config = SamplerConfig(
         method=method, steps=steps, denoise=denoise, eps=eps, theta=theta, remask=remask,
         temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
@@ -157,7 +156,10 @@ def sample(
         stop_token=stop_token, guidance=guidance,
     )  # fmt: skip
     if guidance:
-        raise ValueError(_no_prompt(guidance))
+        raise ValueError(
+            f"guidance={guidance} has no effect without a prompt: leave it out, or pass known "
+            "tokens to infill"
+        )
     shape = arguments.check_shape(shape, 0)
     process = ReverseProcess(model, graph, noise, config, for_rows(generator, shape[0]))
     start = graph.sample_limit(shape, device or device_of(model), process.generator)
@@ -224,7 +226,6 @@ def infill(
         >>> tokens[:, : len(prompt)], known[:, : len(prompt)] = prompt, True
         >>> filled = infill(model, graph, noise, tokens, known)
     """
-    _check_method(method)
     config = SamplerConfig(
         method=method, steps=steps, denoise=denoise, eps=eps, theta=theta, remask=remask,
         temperature=temperature, top_p=top_p, legacy_fp32_gumbel=legacy_fp32_gumbel,
@@ -243,8 +244,6 @@ def infill(
         model, graph, noise, config, source, attention_mask, known, unconditional
     )
     _check_prompt(tokens, known, graph)
-    if guidance and tokens.numel() and not bool((known & process.text_of(tokens)).any()):
-        raise ValueError(_no_prompt(guidance))
     _check_unconditional(unconditional, tokens, known, config, graph)
     if config.is_decoding and attention_mask is not None:
         _check_one_document(attention_mask)
@@ -286,13 +285,6 @@ def _with_prompt(x: Tensor, prompt: tuple[Tensor, Tensor] | None) -> Tensor:
     return torch.where(known, tokens, x)
 
 
-def _check_method(method: str) -> None:
-    if method not in METHODS:
-        hint = "; for a last denoising step pass denoise=True" * (method == "denoise")
-        known = ", ".join(map(repr, METHODS))
-        raise ValueError(f"method must be one of {known}, got {method!r}{hint}")
-
-
 def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
     bad = known & ~graph.is_token(tokens)
     if bool(bad.any()):
@@ -303,13 +295,6 @@ def _check_prompt(tokens: Tensor, known: Tensor, graph: Graph) -> None:
             f"tokens holds {token} at known position ({row}, {column}), which is {what}; known "
             f"tokens are {graph.tokens_in_words}: set known to False where one is to be drawn"
         )
-
-
-def _no_prompt(guidance: float) -> str:
-    return (
-        f"guidance={guidance} has no effect without a prompt: leave it out, or pass known tokens "
-        "to infill"
-    )
 
 
 def _check_unconditional(

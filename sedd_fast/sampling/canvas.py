@@ -30,7 +30,7 @@ class CanvasSampler(Sampler):
         config = process.config
         assert config.steps is not None  # SamplerConfig.check_graph
         self.text = process.text_of(x)
-        self.lengths = self.text.sum(-1)
+        self.lengths = self.text.sum(-1).clamp(min=1)
         self.drawn = self.text & ~process.known_of(x)
         self.noised = self.drawn.clone()  # positions that are neither known nor accepted
         self.trained = trained_range(process.noise, config.eps)

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from sedd_fast.backends import registry
-from sedd_fast.names import DECODING_METHODS, Method
+from sedd_fast.names import DECODING_METHODS, METHODS, Method
 from sedd_fast.ops import _arguments as arguments
 from sedd_fast.process.dense_graph import DenseGraph
 from sedd_fast.process.graphs import Graph
 from sedd_fast.sampling.remask import Remask
+
+_MOST = 2**31 - 1  #: steps and tokens; more are a mistake
 
 #: The methods that an option has an effect with; with others it is refused.
 USED_BY: dict[str, tuple[Method, ...]] = {
@@ -72,13 +74,17 @@ class SamplerConfig:
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            hint = "; for a last denoising step pass denoise=True" * (self.method == "denoise")
+            known = ", ".join(map(repr, METHODS))
+            raise ValueError(f"method must be one of {known}, got {self.method!r}{hint}")
         arguments.check_numbers(
             theta=self.theta, threshold=self.threshold, entropy_bound=self.entropy_bound,
-            guidance=self.guidance,
+            guidance=self.guidance, temperature=self.temperature, top_p=self.top_p,
         )  # fmt: skip
-        grid = timesteps(1 if self.steps is None else self.steps, self.eps)
+        timesteps(1, self.eps)  # checks it
         if self.steps is not None:
-            object.__setattr__(self, "steps", len(grid) - 1)
+            object.__setattr__(self, "steps", _whole_steps(self.steps))
         self._check_shares()
         self._check_ranges()
         for name, methods in USED_BY.items():
@@ -125,7 +131,8 @@ class SamplerConfig:
                 )
         for name, least in (("block_length", 1), ("stop_token", 0)):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, arguments.check_count(name, value, least))
+                value = arguments.check_count(name, value, least, most=_MOST)
+                object.__setattr__(self, name, value)
 
     @property
     def is_decoding(self) -> bool:
@@ -208,11 +215,15 @@ def timesteps(steps: int, eps: float = 1e-5, device: torch.device | str | None =
         TypeError: ``steps`` is not an int, or ``eps`` not a number.
         ValueError: ``steps`` below 1, ``eps`` outside (0, 1).
     """
-    steps = arguments.check_count("steps", steps, hint="; 64 to 1024 are usual")
+    steps = _whole_steps(steps)
     arguments.check_numbers(eps=eps)
     if not 0 < eps < 1:
         raise ValueError(f"eps must lie in (0, 1), got {eps}; the usual value is 1e-5")
     return torch.linspace(1, eps, steps + 1, dtype=torch.float64, device=device)
+
+
+def _whole_steps(steps: int) -> int:
+    return arguments.check_count("steps", steps, hint="; 64 to 1024 are usual", most=_MOST)
 
 
 def _listed(methods: tuple[Method, ...]) -> str:

@@ -3,10 +3,10 @@
 A step calls the network once, draws a token at every masked position from p(x_0 | x_t), keeps those
 of which the network is surest (:mod:`sedd_fast.sampling.acceptance` has the rules) and leaves the
 others masked. Positions that are unmasked together are drawn independently of each other, as with
-every sampler. With one position a step the samples of "margin", "entropy" and "entropy_bound" have
-the model's distribution, whatever the order: a position is chosen by p alone, then its token is
-drawn. "confidence" and "threshold" choose it by the drawn token, which favours likely ones.
-docs/sampling.md measures what is given up.
+every sampler. With one position a step "margin", "entropy" and "entropy_bound" choose a position by
+p alone, then draw its token: samples have the distribution of the data if p is exact, whatever the
+order. "confidence" and "threshold" choose it by the drawn token, which favours likely ones.
+docs/decoding.md measures what is given up.
 
 **Blocks** (semi-autoregressive decoding): with ``block_length`` the positions from the first masked
 one on are cut into blocks, unmasked one after the other. Every block gets its share of the steps,
@@ -42,7 +42,7 @@ class DecodingSampler(Sampler):
         assert mask is not None  # SamplerConfig.check_graph
         self.mask, masked = mask, x == mask
         self.text = process.text_of(x)  # (B, L), not padding
-        self.lengths = self.text.sum(-1)  # (B,)
+        self.lengths = self.text.sum(-1).clamp(min=1)  # (B,)
         self.known = self.text & ~masked
         place = torch.arange(x.shape[1], device=x.device)
         #: Where an end-of-text ends the sequence: after its last known token.
@@ -112,7 +112,7 @@ class DecodingSampler(Sampler):
     def _ended(self, x: Tensor, stop: int) -> Tensor:
         """x with end-of-text alone where the sequence has ended."""
         masks_before = (x == self.mask).cumsum(-1)
-        ends = (x == stop) & self.may_end & (masks_before == 0)
+        ends = self.text & (x == stop) & self.may_end & (masks_before == 0)
         return torch.where(self.text & (ends.cumsum(-1) > 0), stop, x)
 
 

@@ -71,9 +71,7 @@ def draw(
         _check_baseline(requests, config)
     else:
         mask = network.model.graph.mask_index
-        if config.is_decoding and mask is not None and not keep_after_eot:
-            # What follows is cut off: it need not be drawn, nor change the text before it.
-            config = replace(config, stop_token=network.tokenizer.eot)
+        config = settings_of(config, network, keep_after_eot)
     total, done = len(requests) * num_samples, 0
     lengths = {request.length for request in requests}
     may_pad = len(lengths) == 1 or isinstance(network, Baseline) or network.reads_padding
@@ -89,6 +87,17 @@ def draw(
             tokens, known = row[None, : request.length], request.tensors()[1]
             [text] = decode_samples(tokens, known, network.tokenizer, mask, keep_after_eot)
             yield request, replace(text, network_calls=made)
+
+
+def settings_of(config: SamplerConfig, network: Network, keep_after_eot: bool) -> SamplerConfig:
+    """The settings that texts are drawn with: a sequence ends at the tokenizer's end-of-text.
+
+    What follows is cut off: it need not be drawn, and does not change the text before it.
+    """
+    masks = network.model.graph.mask_index is not None
+    if config.is_decoding and masks and not keep_after_eot:
+        return replace(config, stop_token=network.tokenizer.eot)
+    return config
 
 
 def _draw_batch(
@@ -110,8 +119,6 @@ def _draw_batch(
     tokens, known = (
         pad_sequence(list(rows), batch_first=True).to(network.device) for rows in laid_out
     )
-    if config.guidance and not bool(known.any()):
-        config = replace(config, guidance=0.0)  # no prompt in this batch
     model, lengths = network.model, torch.tensor([request.length for request in requests])
     mask = None
     if int(lengths.min()) < length:

@@ -97,6 +97,8 @@ def test_a_sample_that_ends_early_takes_fewer_network_calls(run_dir, call):
         assert long["network_calls"] == 32
     calls = [record["network_calls"] for record in cut.records]
     assert min(calls) < max(calls) == 32
+    assert cut.records[0]["settings"]["stop_token"] is not None
+    assert whole.records[0]["settings"]["stop_token"] is None
     assert f"{sum(calls) / 40:.1f} network calls a sample, on average" in cut.err
     assert len({tuple(record["tokens"]) for record in cut.records}) > 1
     assert call(*args, "--batch-size", 7).records == [

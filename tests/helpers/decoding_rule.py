@@ -139,8 +139,10 @@ def accepted(rule: Rule, sure: list[float], due: int) -> list[int]:
     order = sorted(range(len(sure)), key=lambda i: (-round(sure[i] / _UNIT), i))
     count = due
     if rule.method == "threshold":
-        count = max(due, sum(s >= math.log(rule.threshold) for s in sure))
+        count = max(due, sum(s >= math.log(rule.threshold) - 2**-20 for s in sure))
     if rule.method == "entropy_bound":
-        fits = [sum(-sure[i] for i in order[:k]) <= rule.entropy_bound for k in range(len(order))]
-        count = max(due, sum(fits))
+        for k in range(1, len(order) + 1):
+            entropies = [-sure[i] for i in order[:k]]
+            if sum(entropies) - max(entropies) <= rule.entropy_bound + 2**-20:
+                count = max(count, k)
     return order[:count]

@@ -376,6 +376,82 @@ def test_equal_certainties_are_taken_by_position() -> None:
             assert (step.tokens != 7).tolist() == [[j < 3 * (i + 1) for j in range(9)]] * 2
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "certainty", "kept"),
+    [
+        ("threshold", {"threshold": 0.5}, [0.5, 0.4999, 0.25, 0.6], [0, 3]),  # ln p, in float32
+        ("threshold", {"threshold": 1.0}, [1.0, 1.0, 0.999, 1.0], [0, 1, 3]),
+        # the largest is not the last in the order of units
+        ("entropy_bound", {"entropy_bound": 0.0}, [-3e-5, -3e-5, 0.0, 0.0], [0]),
+        ("entropy_bound", {"entropy_bound": 0.0}, [-3e-5, 0.0, 0.0, 0.0], [0, 1, 2, 3]),
+        ("entropy_bound", {"entropy_bound": 0.5}, [-0.3, -0.2, -0.9, -0.1], [0, 1, 3]),
+        ("entropy_bound", {"entropy_bound": 0.6}, [-0.3, -0.2, -0.9, -0.1], [0, 1, 2, 3]),
+    ],
+)
+def test_bounds_are_met(
+    method: str, options: dict[str, float], certainty: list[float], kept: list[int]
+) -> None:
+    values = torch.tensor([certainty])
+    values = (values.log() if method == "threshold" else values).double()
+    config = SamplerConfig(method, None, **options)
+    eligible, due = torch.ones(1, 4, dtype=torch.bool), torch.tensor([1])
+    found = acceptance.accepted(values, eligible, due, config)
+    assert found[0].nonzero().flatten().tolist() == kept
+
+
+def test_padding_ends_no_sequence_and_has_no_share() -> None:
+    """Padding on the left is filled with a token, 0, which may be the end-of-text."""
+
+    def network(x: Tensor, sigma: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.zeros(*x.shape, 6).index_fill(-1, torch.tensor(0), -torch.inf)
+
+    tokens, mask = torch.full((2, 8), 3), torch.tensor([[0, 0] + [1] * 6, [0] * 8])
+    seen: list[Step] = []
+    filled = infill(
+        network, sf.Absorbing(5), NOISE, tokens, torch.zeros(2, 8).bool(), None, "confidence",
+        attention_mask=mask, stop_token=0, callback=seen.append,
+    )  # fmt: skip
+    assert bool((filled[0, 2:] > 0).all())
+    assert torch.equal(filled[mask == 0], tokens[mask == 0])
+    assert 0 < seen[0].t < 1
+    assert calls_of(seen).tolist() == [6, 0]
+
+
+@pytest.mark.parametrize("method", ["confidence", "entropy_bound"])
+@pytest.mark.parametrize("states", [3, 5, 7, 9])
+@pytest.mark.parametrize("posterior", [True, False])
+def test_a_network_of_another_size_is_refused(method: str, states: int, posterior: bool) -> None:
+    def network(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.zeros(*x.shape, states)
+
+    model = sf.PosteriorModel(network, sf.Absorbing(5)) if posterior else network
+    if posterior and states == 5:  # without a column for the mask
+        sample(model, sf.Absorbing(5), NOISE, (2, 3), 2, method)
+        return
+    with pytest.raises(ValueError, match=r"must have shape \(B, L, 5\)|states in its last dim"):
+        sample(model, sf.Absorbing(5), NOISE, (2, 3), 2, method)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": None},
+        {"method": "Confidence"},
+        {"method": "confidence", "temperature": False},
+        {"method": "confidence", "temperature": torch.tensor(0.0)},
+        {"method": "confidence", "steps": 10**11},
+        {"method": "confidence", "block_length": 10**30},
+        {"method": "confidence", "block_length": 2.5},
+        {"method": "threshold", "threshold": float("nan")},
+        {"method": "entropy_bound", "entropy_bound": float("inf")},
+    ],
+)
+def test_settings_of_a_wrong_kind_are_named(settings: dict[str, Any]) -> None:
+    name = list(settings)[-1]
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must"):
+        SamplerConfig(**settings)
+
+
 def test_rounding_moves_no_position() -> None:
     certainty = torch.tensor([[0.5, 0.5 + 1e-7, 0.5 - 1e-7, 0.9]], dtype=torch.float64)
     eligible, config = torch.ones(1, 4, dtype=torch.bool), SamplerConfig("confidence")
