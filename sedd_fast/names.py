@@ -75,10 +75,10 @@ OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 Variable = Literal["t", "lambda"]
 VARIABLES: tuple[Variable, ...] = get_args(Variable)
 
-#: The likelihood bounds, and how their noise levels are drawn.
+#: The likelihood bounds, and how their noise levels and masks are drawn.
 Mode = Literal["exact", "paper", "normalised"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-Times = Literal["stratified", "antithetic"]
+Times = Literal["balanced", "stratified", "antithetic"]
 TIMES: tuple[Times, ...] = get_args(Times)
 
 #: How a text is cut into blocks for evaluation, and the measures of samples against steps.

@@ -170,6 +170,8 @@ def main() -> int:
             label = f"{kind}, {schedule}, {name}"
             for samples in args.samples:
                 for mode, times in ((m, t) for m in MODES[kind] for t in TIMES):
+                    if times == "balanced" and (kind == "uniform" or mode == "paper"):
+                        continue  # as "stratified"
                     setting = {
                         "graph": graph, "noise": noise, "mode": mode, "times": times,
                         "samples": samples,

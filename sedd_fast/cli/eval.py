@@ -94,11 +94,13 @@ class EvalOptions:
         Times,
         typer.Option(
             metavar="HOW",
-            help="How the noise levels of a block are drawn. stratified: two in each of half as "
-            "many slices as --samples. antithetic: in mirrored pairs.",
+            help="How the noise levels and masks of a block are drawn. balanced: masks spread "
+            "evenly over the positions (uniform graph, --mode paper: as stratified). stratified: "
+            "two levels in each of half as many slices as --samples. antithetic: in mirrored "
+            "pairs.",
             **RARE,
         ),
-    ] = "stratified"
+    ] = "balanced"
     max_blocks: Annotated[
         int | None,
         typer.Option(

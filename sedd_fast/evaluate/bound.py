@@ -23,7 +23,10 @@ positions at or below it (the integral of m^(n-1) (1-m)^(L-n) over all C(L, n) s
              = E over n uniform in 1 .. L of [L * mean over the n masked of bracket]
 
 which has the same value, with bounded weights (standard errors 2 to 6 times smaller where
-measured). n is stratified over a sequence's samples, or drawn in mirrored pairs.
+measured). ``times`` says how n and the positions of a sequence's samples are drawn: "balanced"
+masks all positions equally often, and draws small n more often with less weight
+(:mod:`sedd_fast.evaluate.balanced`); "stratified" and "antithetic" draw n uniformly, and the
+positions of a sample, or of a pair, independently of all others.
 
 Uniform, in t from t0 = ``eps`` to 1, k = exp(-sigma(1)):
 
@@ -74,7 +77,7 @@ def likelihood_bound(
     batch_size: int = 16,
     eps: float = 1e-3,
     progress: bool = False,
-    times: Times = "stratified",
+    times: Times = "balanced",
     loss_mask: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> LikelihoodBound:
@@ -89,8 +92,8 @@ def likelihood_bound(
         x_0: (B, L) int64, clean tokens on the model's device.
         graph: ``Absorbing(V)`` or ``Uniform(V)``.
         noise: the schedule the network was trained with.
-        samples: noise levels per sequence, stratified; at least 2; with fewer than 16 the
-            standard error is much wider than the deviation, or (antithetic) may be too small.
+        samples: noise levels per sequence, at least 2; with fewer than 16 the standard error is
+            much wider than the deviation, or (antithetic) may be too small.
         mode: "exact", "paper", or "normalised" (absorbing only).
         generator: source of all randomness; torch's own if None. The noise does not depend on
             ``batch_size``.
@@ -98,8 +101,10 @@ def likelihood_bound(
         eps: the lowest time in training (its ``sampling_eps``); for lower times, the network is
             given the noise level of ``eps``.
         progress: show a progress bar on stderr.
-        times: how noise levels are placed: "stratified", or "antithetic", in mirrored pairs
-            (``samples`` a multiple of 4); :class:`sedd_fast.evaluate.draws.Batches` defines both.
+        times: how noise levels and masks are drawn. "balanced": masks that are spread evenly over
+            the positions, the least variance; for "paper" and the uniform graph, which have no
+            number of masks, it is "stratified". "antithetic": in mirrored pairs (``samples`` a
+            multiple of 4). :class:`sedd_fast.evaluate.draws.Batches` defines the last two.
         loss_mask: (B, L) bool: the bound is that of the tokens at its True positions given all
             others, such as a completion given its prompt. None: of all tokens.
         attention_mask: (B, L), 0 at padding, which is not read and not counted; positions of equal
@@ -127,7 +132,7 @@ def evaluate_corpus(
     batch_size: int = 16,
     eps: float = 1e-3,
     progress: bool = False,
-    times: Times = "stratified",
+    times: Times = "balanced",
     loss_mask: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> LikelihoodBound:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sedd_fast.evaluate.balanced import balanced_draws, variance_of_groups
 from sedd_fast.evaluate.draws import Batches, variance_of_mean
 from sedd_fast.evaluate.levels import Levels, noised
 from sedd_fast.evaluate.result import LikelihoodBound
@@ -76,14 +77,22 @@ class Estimator:
     def __call__(
         self, model: ScoreModel, sequences: Sequences, device: torch.device
     ) -> LikelihoodBound:
-        counts = sequences.counts.cpu()
-        batches = Batches(
-            sequences, device, self.generator, self.batch_size, self.progress, self.times
-        )
+        counts, label = sequences.counts.cpu(), f"bound ({self.mode})"
+        balanced = self.times == "balanced" and self.over_masks
+        times: Times = "stratified" if self.times == "balanced" else self.times
+        batches = Batches(sequences, device, self.generator, self.batch_size, self.progress, times)
         term = self._over_masks if self.over_masks else self._over_levels
         with evaluating(model):
-            integral = batches.draw(partial(term, model), self.samples, f"bound ({self.mode})")
-            nats, (variance, degrees) = integral.mean(1), variance_of_mean(integral)
+            if balanced:
+                integral = balanced_draws(
+                    partial(self._losses, model), sequences, self.samples, device, self.generator,
+                    self.batch_size, label, self.progress,
+                )  # fmt: skip
+                variance, degrees = variance_of_groups(integral)
+            else:
+                integral = batches.draw(partial(term, model), self.samples, label)
+                variance, degrees = variance_of_mean(integral)
+            nats = integral.mean(1)
             if self.mode == "exact" and not self.over_masks:  # the terms at t0 and at t = 1
                 # Few tokens have changed at t0, so this term varies less: an eighth of the samples.
                 few = max(4, self.samples // 32 * 4)
@@ -96,8 +105,9 @@ class Estimator:
         strict = self.mode != "paper"
         length = sequences.x_0.shape[1]
         tokens = length if bool((counts == length).all()) else counts
+        drawn: Times = "balanced" if balanced else times
         return LikelihoodBound(
-            nats, stderr, tokens, self.mode, self.samples, strict, self.times, degrees
+            nats, stderr, tokens, self.mode, self.samples, strict, drawn, degrees
         )
 
     # Requests leave positions unsummed: they are added up in float64.
@@ -106,22 +116,25 @@ class Estimator:
         self, model: ScoreModel, given: Sequences, place: Tensor, choice: Tensor, u: Tensor
     ) -> Tensor:
         """L * mean of the bracket over n masked positions, n from ``place``; (R,)."""
-        x_0, length = given.x_0, given.counts
+        length = given.counts
         order = u[..., 0].masked_fill(~given.evaluated, 2.0)  # (R, L); above 1 is never masked
         count = (place * length).long().minimum(length - 1) + 1  # n, (R,)
         m = order.sort(-1).values.gather(-1, count[:, None] - 1)  # (R, 1)
-        masked = order <= m
-        sigma = self._trained(-torch.log1p(-m.squeeze(-1)))  # (R,)
-        mask = self.graph.mask_index
+        losses = self._losses(model, given, order <= m, m.squeeze(-1), length / count.double())
+        return losses.sum(-1)
+
+    def _losses(
+        self, model: ScoreModel, given: Sequences, masked: Tensor, m: Tensor, weight: Tensor
+    ) -> Tensor:
+        """The bracket of every masked position at mask probability m, times weight; (R, L)."""
+        sigma, mask = self._trained(-torch.log1p(-m)), self.graph.mask_index
         assert mask is not None  # over_masks
-        x_t = torch.where(masked, mask, x_0)
-        weight = length / count.double()
+        x_t = torch.where(masked, mask, given.x_0)
         if self.mode == "normalised":
-            weight = weight[:, None].expand(x_0.shape)
-            request = CrossEntropyRequest(x_0, weight)
-            nats = answer(model, self.graph, x_t, sigma, request, given.attention_mask)
-            return nats.double().sum(-1)
-        return self._entropy(model, x_t, given, sigma, weight * torch.expm1(sigma.double()))
+            weight = weight[:, None].expand(x_t.shape)
+            request = CrossEntropyRequest(given.x_0, weight)
+            return answer(model, self.graph, x_t, sigma, request, given.attention_mask).double()
+        return self._entropies(model, x_t, given, sigma, weight * torch.expm1(sigma.double()))
 
     def _trained(self, sigma: Tensor) -> Tensor:
         """sigma clamped to the noise levels of training, in float32: passed to the network."""
@@ -163,13 +176,22 @@ class Estimator:
         x_t: Tensor,
         given: Sequences,
         sigma: Tensor,
-        weight: Tensor | None = None,
     ) -> Tensor:
-        """Score entropy of each sequence, times its weight (R,); (R,) float64."""
-        weight = torch.ones_like(sigma, dtype=torch.float64) if weight is None else weight
+        """Score entropy of each sequence; (R,) float64."""
+        return self._entropies(model, x_t, given, sigma, torch.ones_like(sigma)).sum(-1)
+
+    def _entropies(
+        self,
+        model: ScoreModel,
+        x_t: Tensor,
+        given: Sequences,
+        sigma: Tensor,
+        weight: Tensor,
+    ) -> Tensor:
+        """Score entropy of each evaluated position, times its weight (R,); (R, L) float64."""
         request = ScoreEntropyRequest(given.x_0, weight[:, None] * given.evaluated)
         mask = given.attention_mask
-        return answer(model, self.graph, x_t, sigma.float(), request, mask).double().sum(-1)
+        return answer(model, self.graph, x_t, sigma.float(), request, mask).double()
 
     def _reconstruction(
         self, model: ScoreModel, given: Sequences, place: Tensor, choice: Tensor, u: Tensor

@@ -27,7 +27,7 @@ class LikelihoodBound:
         mode: "exact", "paper", "normalised"; "likelihood" where -log p itself is known.
         samples: Monte Carlo samples of each sequence; 0 for "likelihood".
         strict: whether the expected value is an upper bound; False for "paper".
-        times: how the noise levels were placed, "stratified" or "antithetic".
+        times: how the noise levels and masks were drawn: "balanced", "stratified" or "antithetic".
         degrees: (N,) float64, the degrees of freedom of ``stderr``; None for infinitely many.
     """
 

@@ -76,7 +76,7 @@ def bound_text(
     text: Wrapped | Completions,
     mode: Mode = "exact",
     samples: int = 32,
-    times: Times = "stratified",
+    times: Times = "balanced",
     max_blocks: int | None = None,
     seed: int = 0,
     batch_size: int = 16,

@@ -229,7 +229,7 @@ class TextModel:
         *,
         mode: Mode = "exact",
         samples: int = 32,
-        times: Times = "stratified",
+        times: Times = "balanced",
         wrap: Wrap = "sedd",
         length: int | None = None,
         max_blocks: int | None = None,
@@ -248,7 +248,7 @@ class TextModel:
             mode: the bound: "exact", "normalised" or "paper", as in
                 :func:`sedd_fast.likelihood_bound`.
             samples: noise levels of each block; the error falls as 1 / sqrt(samples).
-            times: how the noise levels of a block are drawn.
+            times: how the noise levels and masks of a block are drawn.
             wrap: how the text is cut. "sedd": documents are joined and cut, and tokens at the end
                 that fill no block are left out (``text.left_over`` of the result). "separate":
                 every document by itself, and nothing is left out. "mdlm": as "sedd", with

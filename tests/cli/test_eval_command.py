@@ -14,7 +14,7 @@ def test_eval_of_a_file_and_of_the_held_out_text(run_dir, text_file, call):
     assert record["bits_per_token"] == pytest.approx(record["bits_per_char"], rel=1e-3)
     assert record["perplexity"] == pytest.approx(2 ** record["bits_per_token"])
     assert record["bits_per_token_stderr"] > 0
-    assert record["estimator"] == "exact, upper bound, 4 samples a sequence, stratified"
+    assert record["estimator"] == "exact, upper bound, 4 samples a sequence, balanced"
     plain = call("eval", "--model", run_dir, "--samples", 2, "--mode", "paper")
     assert plain.code == 0
     for word in ("held-out part", "not a strict bound", "perplexity", "bits/char", "float32"):
@@ -33,7 +33,7 @@ def test_eval_prints_every_setting(run_dir, text_file, call, tmp_path):
         record["model"], record["tokenizer"], record["tokenizer_name"], record["text"],
         "wrapping     sedd",
         f"160 in 5 of {whole['blocks']} blocks of 32", "exact, upper bound",
-        "4 samples a sequence, stratified", "float32 on cpu, 3 blocks at a time",
+        "4 samples a sequence, balanced", "float32 on cpu, 3 blocks at a time",
         "seed 17, lowest time 0.001",
     ):  # fmt: skip
         assert shown in result.out

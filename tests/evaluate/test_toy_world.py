@@ -127,6 +127,7 @@ def test_bound_is_the_likelihood(graph: sf.Graph, mode: str) -> None:
         mode=mode,
         generator=seeded(5),
         batch_size=4096,
+        times="stratified",
     )
     z = (bound.nats - truth) / bound.stderr
     assert bound.strict
