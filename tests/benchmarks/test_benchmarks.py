@@ -3,9 +3,11 @@
 import json
 import mmap
 import platform
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,9 +205,9 @@ def test_the_head_is_timed_on_backends_that_have_one():
 
 @pytest.fixture
 def command(monkeypatch, capfd) -> Callable[..., tuple[int | str | None, str, str]]:
-    """``command("--quick")``: exit status, stdout and stderr of run.py.
+    """``command("--quick")``: exit status, stdout and stderr of run.py, called in this process.
 
-    Its workers are processes, and it is itself called in this one.
+    Its workers are processes, unless the test uses ``workers_here``.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -219,6 +221,28 @@ def command(monkeypatch, capfd) -> Callable[..., tuple[int | str | None, str, st
     return call
 
 
+@pytest.fixture
+def workers_here(monkeypatch) -> None:
+    """Call the workers in this process: each would import torch, which takes as long as its part.
+
+    The tests of an instruction set and of the softmax heads start them as processes.
+    """
+
+    def call(words: list[str], env: dict[str, str], check: bool) -> None:
+        assert check
+        assert words[:2] == [sys.executable, run.__file__]
+        try:
+            status = run.main(words[2:])
+        except SystemExit as ended:
+            status = ended.code
+        if status:
+            raise subprocess.CalledProcessError(status, words)
+
+    error = subprocess.CalledProcessError
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=call, CalledProcessError=error))
+
+
+@pytest.mark.usefixtures("workers_here")
 def test_command_writes_json_and_picture(tmp_path, command):
     pytest.importorskip("rich")
     pytest.importorskip("matplotlib")
@@ -287,6 +311,7 @@ def test_every_instruction_set_has_its_charts(monkeypatch, tmp_path):
     assert drawn["b.png"] == rows[:1]
 
 
+@pytest.mark.usefixtures("workers_here")
 def test_command_sweeps_into_two_pictures(tmp_path, command):
     pytest.importorskip("matplotlib")
     status, _, err = command(
@@ -315,6 +340,7 @@ def test_command_sweeps_into_two_pictures(tmp_path, command):
         (["--head-positions", "256,none"], "--head-positions"),
     ],
 )
+@pytest.mark.usefixtures("workers_here")
 def test_wrong_option_is_one_line(arguments, named, command):
     status, _, err = command(*arguments)
     assert status == 2

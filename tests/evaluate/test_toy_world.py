@@ -71,8 +71,11 @@ def test_many_steps_give_back_the_data_law(graph: sf.Graph) -> None:
     assert chi_square_p(tokens, world.data) > 1e-4
 
 
-@each_method
-@pytest.mark.parametrize("position", range(L))
+#: Every method and every position once: the prompt is put back in the same way for all methods.
+@pytest.mark.parametrize(
+    ("method", "position"),
+    [("analytic", 0), ("analytic", 1), ("analytic", 2), *((name, 1) for name in ON_A_GRID[1:])],
+)
 def test_absorbing_infill_gives_the_conditional_law(method: str, position: int) -> None:
     graph, token = sf.Absorbing(V), 1
     world, noise = ToyWorld(graph, data_distribution()), SCHEDULES["absorbing"]

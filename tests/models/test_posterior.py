@@ -16,6 +16,7 @@ from helpers.toy_world import (
     V,
     chi_square_p,
     data_distribution,
+    state_number,
     states,
 )
 
@@ -29,18 +30,24 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @dataclass(frozen=True)
 class ToyPosterior:
-    """p(x_0 at a position | x_t) of the toy world, by Bayes' rule over every x_0."""
+    """p(x_0 at a position | x_t) of the toy world, by Bayes' rule over every x_0.
+
+    Each pair of x_t and sigma is computed once.
+    """
 
     world: ToyWorld
 
     def __call__(self, indices: Tensor, sigma: Tensor) -> Tensor:
         """ln p, (B, 3, V) float64."""
-        step = torch.matrix_exp(sigma.double()[:, None, None] * self.world.graph.rate_matrix())
-        row = torch.arange(len(indices))
-        a, b, c = (step[row, indices[:, i]][:, :V] for i in range(L))  # p(x_t | x_0), (B, V)
+        dim = self.world.graph.dim
+        levels, level = sigma.double().unique(return_inverse=True)
+        pairs, pair = (level * dim**L + state_number(indices, dim)).unique(return_inverse=True)
+        x_t, row = states(dim)[pairs % dim**L], pairs // dim**L
+        step = torch.matrix_exp(levels[:, None, None] * self.world.graph.rate_matrix())
+        a, b, c = (step[row, x_t[:, i]][:, :V] for i in range(L))  # p(x_t | x_0), (N, V)
         joint = torch.einsum("ni,nj,nk,ijk->nijk", a, b, c, self.world.data)
         joint = joint / joint.sum((1, 2, 3), keepdim=True)
-        return torch.stack([joint.sum(d) for d in ((2, 3), (1, 3), (1, 2))], 1).log()
+        return torch.stack([joint.sum(d) for d in ((2, 3), (1, 3), (1, 2))], 1).log()[pair]
 
 
 def touched(x_t: Tensor, graph: sf.Graph) -> Tensor:

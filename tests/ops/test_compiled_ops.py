@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
-from helpers.op_cases import GRAPHS, METHODS, Backend, Inputs, graph_id, make_inputs
+from helpers.op_cases import GRAPHS, Backend, Inputs, graph_id, make_inputs
 from sedd_fast.backends import registry
 from sedd_fast.ops._arguments import process
 
@@ -65,9 +65,11 @@ def op_arguments(inputs: Inputs, needs_grad: bool) -> dict[str, tuple[Any, ...]]
 @by_graph
 @pytest.mark.interpreted(graph=GRAPHS[1:], layout=["contiguous"])
 def test_opcheck(backend: Backend, graph: sf.Graph, name, layout):
+    """Traced in the harder layout only: the graph of an operation does not depend on it."""
     inputs = laid_out(make_inputs(graph, shape=(2, 3), device=backend.device), layout)
     arguments = op_arguments(inputs, needs_grad=True)[name]
-    torch.library.opcheck(getattr(OPS, name).default, arguments, test_utils=backend.opchecks)
+    checks = backend.opchecks if layout == LAYOUTS[-1] else METADATA
+    torch.library.opcheck(getattr(OPS, name).default, arguments, test_utils=checks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -121,9 +123,12 @@ def test_a_dynamic_batch_compiles_once(backend: Backend, graph: sf.Graph):
                 torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@by_graph
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.interpreted(graph=GRAPHS[:1], method=METHODS[:1])
+@pytest.mark.parametrize(
+    ("graph", "method"),
+    [(GRAPHS[0], "analytic"), (GRAPHS[0], "denoise"), (GRAPHS[1], "euler")],
+    ids=graph_id,
+)
+@pytest.mark.interpreted(method=["analytic"])
 def test_compiled_step_equals_eager(backend: Backend, graph: sf.Graph, method):
     def step(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         tokens = sf.reverse_step(*inputs.reverse(), method, u=inputs.u)

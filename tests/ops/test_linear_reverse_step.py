@@ -60,7 +60,7 @@ def test_same_u_same_tokens(backend: Backend, graph, scaled, method, dtype, voca
 @pytest.mark.usefixtures("products_in_half")
 def test_half_dtypes_draw_nearly_the_same_tokens(backend: Backend, graph, scaled, method, dtype):
     """At least 98 % of the tokens equal those of the unfused step, and those of float64."""
-    shape = (4, backend.some(800, 25))
+    shape = (4, backend.some(400, 25))
     head = make_head(type(graph)(200), scaled, dtype, shape, width=32, device=backend.device)
     head = small_step(head) if method == "euler" else head
     touched = sf.touched_rows(head.inputs.x_t, head.inputs.graph).index

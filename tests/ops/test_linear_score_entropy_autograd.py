@@ -169,7 +169,7 @@ def test_given_rows_change_nothing(backend: Backend, graph, scaled, reduction):
     assert touched.overflow is None
     count = len(touched.index)
     assert_same(run(head, reduction, rows=touched), expected, rtol=1e-5, atol=1e-5)
-    for max_rows in (count, count + 1, 1000):
+    for max_rows in (1000,) if backend.interpreted else (count, count + 1, 1000):
         rows = sf.touched_rows(i.x_t, graph, i.row_weight, max_rows=max_rows)
         assert rows.index.shape == (min(max_rows, i.x_t.numel()),)
         assert not rows.overflow

@@ -14,8 +14,9 @@ by_graph = pytest.mark.parametrize("graph", GRAPHS, ids=graph_id)
 @pytest.mark.parametrize("graph", graphs_of((2, 11, 50257)), ids=graph_id)
 def test_the_definition(backend: Backend, graph: sf.Graph, sigma):
     """A token changes where u0 < 1 - exp(-sigma), to the mask or to floor(u1 V)."""
-    inputs = make_inputs(sf.Uniform(graph.vocab_size), shape=(4, 50), device=backend.device)
-    x_0, u = inputs.x_0, inputs.u
+    generator = torch.Generator().manual_seed(0)
+    x_0 = torch.randint(graph.vocab_size, (4, 50), generator=generator).to(backend.device)
+    u = torch.rand(4, 50, 2, generator=generator, dtype=torch.float64).to(backend.device)
     got = sf.sample_transition(x_0, sigma, graph, u=u)
     p = -torch.expm1(torch.tensor(-sigma, dtype=torch.float64))
     fallen = torch.full_like(x_0, graph.vocab_size)
