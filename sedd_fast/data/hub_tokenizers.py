@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,11 +169,19 @@ class TransformersTokenizer:
         Args:
             name: a directory or a hub name.
             trust_remote_code: run the Python code that comes with the tokenizer.
+
+        Raises:
+            ValueError: there is none, or one without words, as transformers makes of no files.
         """
         transformers = import_library("transformers", "transformers", f"tokenizer: {name!s}")
-        with _explained(str(name), OSError, ValueError, KeyError), hub.access(name):
+        with _explained(str(name), OSError, ValueError, KeyError, TypeError), hub.access(name):
             backend = transformers.AutoTokenizer.from_pretrained(
                 str(name), trust_remote_code=trust_remote_code
+            )
+        if not has_words(backend):
+            raise ValueError(
+                f"tokenizer: {name} holds no vocabulary, only special tokens; copy the "
+                "tokenizer's files there, or name another tokenizer"
             )
         return cls(backend)
 
@@ -225,6 +234,22 @@ class TransformersTokenizer:
 
     def save(self, directory: str | Path) -> None:
         write_marker(directory, self.backend.save_pretrained, kind="transformers")
+
+
+def has_words(backend: Any) -> bool:
+    """Whether a tokenizer of transformers has more than its special tokens.
+
+    transformers makes one of these tokens, and perhaps one for a space, where it finds no files.
+    """
+    special = special_ids(backend)
+    words = (i for i in backend.get_vocab().values() if i not in special)
+    return len(list(islice(words, 2))) == 2
+
+
+def special_ids(backend: Any) -> set[int]:
+    """The special tokens of a tokenizer of transformers, also those without a name."""
+    added = backend.added_tokens_decoder.items()
+    return {*backend.all_special_ids, *(i for i, token in added if token.special)}
 
 
 def _dropout(backend: Any) -> float | None:

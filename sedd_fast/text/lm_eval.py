@@ -175,6 +175,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
                 pair: tuple[list[int], list[int]] = ([], self.tok_encode(continuation))
             else:
                 pair = self._encode_pair(context, continuation)
+                if continuation and not pair[1]:  # a merge of tokens over the border
+                    pair = (self.tok_encode(context), self.tok_encode(continuation))
+            if continuation and not pair[1]:
+                raise ValueError(
+                    f"the continuation {continuation!r} has no token under the tokenizer "
+                    f"({self.network.tokenizer_name}); leave it out of the task, or take another"
+                )
             encoded.append((request.args, *pair))
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
@@ -186,7 +193,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
     ) -> list[tuple[float, bool]]:
         answers = []
         for args, context, continuation in _shown(requests, "loglikelihood", disable_tqdm):
-            answer = (0.0, self.check_greedy)  # of no token
+            answer = (0.0, self.check_greedy)  # of an empty text
             if continuation:
                 nats = self.scorer.bound(context, continuation).total_nats
                 greedy = self.check_greedy and self.scorer.is_greedy(context, continuation)

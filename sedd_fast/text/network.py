@@ -25,6 +25,7 @@ from sedd_fast.models.hugging_face import MaskedLanguageModel
 from sedd_fast.models.interface import ScoreModel
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.names import AdapterName, Precision
+from sedd_fast.ops._arguments import check_bool
 from sedd_fast.training.config import load_run_config
 from sedd_fast.training.run_directory import RunDirectory, weights_of
 
@@ -135,6 +136,7 @@ def load_any(
 
     A run that is training replaces its export; where that happened meanwhile it is read again.
     """
+    check_bool("trust_remote_code", trust_remote_code)
     place = choose_device(device)
     name = str(networks.BUNDLED) if name in (None, "bundled") else name
     if name == "":
