@@ -223,7 +223,25 @@ class TransformersTokenizer:
         # verbose=False: a whole book is longer than the tokenizer's own model takes, on purpose.
         options = {"add_special_tokens": False, "truncation": False, "padding": False}
         with _failures_named(self.name, texts):
-            return self.backend(list(texts), **options, verbose=False)["input_ids"]
+            found = self.backend(list(texts), **options, verbose=False)["input_ids"]
+            mask = getattr(self.backend, "mask_token_id", None)
+            return [
+                ids if mask is None or mask not in ids else self._with_mask_as_text(text, ids, mask)
+                for text, ids in zip(texts, found, strict=True)
+            ]
+
+    def _with_mask_as_text(self, text: str, ids: list[int], mask: int) -> list[int]:
+        """The tokens of a text with the mask's name, which is encoded as other words are.
+
+        Other special tokens remain, as in a chat template. If the name is a word of the vocabulary,
+        the tokens are left as they are.
+        """
+        options = {"add_special_tokens": False, "truncation": False, "padding": False}
+        if set(ids) & special_ids(self.backend) == {mask}:
+            return self.backend(text, **options, split_special_tokens=True)["input_ids"]
+        name = str(self.backend.mask_token)
+        own = self.backend(name, **options, split_special_tokens=True)["input_ids"]
+        return [token for i in ids for token in (own if i == mask else [i])]
 
     def decode(self, ids: Iterable[int]) -> str:
         # A slow tokenizer may fail at an id between those of its tokens.
