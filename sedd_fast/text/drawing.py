@@ -13,7 +13,7 @@ from sedd_fast.ops._arguments import check_count
 from sedd_fast.progress import Report, reported
 from sedd_fast.sampling import RowStreams, SamplerConfig, Step
 from sedd_fast.sampling.api import infill as fill
-from sedd_fast.text.network import Baseline, Network
+from sedd_fast.text.network import Baseline, Network, check_no_mask
 from sedd_fast.text.requests import Request
 
 _MOST_PAIRS = 2**28  # of positions of a padded batch: bytes of its attention mask
@@ -71,6 +71,9 @@ def draw(
         _check_baseline(requests, config)
     else:
         mask = network.model.graph.mask_index
+        for request in requests:
+            for _, known in request.placed:
+                check_no_mask(network, known)
         if config.is_decoding and mask is not None and not keep_after_eot:
             # What follows is cut off: it need not be drawn, nor change the text before it.
             config = replace(config, stop_token=network.tokenizer.eot)

@@ -23,7 +23,7 @@ from sedd_fast.sampling import SamplerConfig
 from sedd_fast.text.answers import AnswerDecoder
 from sedd_fast.text.continuations import Scorer, seed_of
 from sedd_fast.text.drawing import draw
-from sedd_fast.text.network import load_network
+from sedd_fast.text.network import check_no_mask, load_network
 from sedd_fast.text.requests import Request
 
 _USER = "sedd_fast.text.lm_eval"
@@ -172,12 +172,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
             ValueError: the mask is among them.
         """
         tokens = self.network.tokenizer.encode_corpus([string])[0]
-        if self.network.model.graph.mask_index in tokens:
-            raise ValueError(
-                f"the text holds the mask's own name, which the tokenizer "
-                f"({self.network.tokenizer_name}) cannot encode as text; change the text: "
-                f"{string[:200]!r}"
-            )
+        check_no_mask(self.network, tokens)
         return tokens
 
     def apply_chat_template(

@@ -1,6 +1,7 @@
 """A trained network with its tokenizer and the text of its run, by the name of its files."""
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """A context in which matrix products on the device have the data type `precision`."""
     dtype = getattr(torch, precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def check_no_mask(network: Network, tokens: Collection[int]) -> None:
+    """ValueError where the tokens of a text hold the mask, which the network would replace."""
+    mask = network.model.graph.mask_index
+    if mask is not None and mask in tokens:
+        raise ValueError(
+            "the text holds the mask's own name, which the tokenizer "
+            f"({network.tokenizer_name}) cannot encode as text; change the text"
+        )
 
 
 def load_network(

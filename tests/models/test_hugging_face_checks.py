@@ -174,3 +174,13 @@ def test_calls_of_several_threads_wait_for_each_other(folder: Path):
         thread.join()
     assert not errors
     assert model.network.get_output_embeddings() is head
+
+
+def test_texts_with_the_masks_name_are_refused(folder: Path):
+    model = sf.load(folder)
+    for call in (
+        lambda: model.bits_per_token("the <mask> cat"),
+        lambda: model.infill("the [2] <mask>", steps=1),
+    ):
+        with pytest.raises(ValueError, match="the text holds the mask's own name"):
+            call()
