@@ -180,7 +180,7 @@ def find_mask(
     if named is None and found is None:
         raise ValueError(
             f"mask_index: neither config.json of {source} (mask_token_id) nor a tokenizer beside "
-            "it names the mask; add mask_token_id to config.json, or call "
+            "it names the mask; copy its files there, add mask_token_id to config.json, or call "
             "MaskedLanguageModel.from_pretrained(..., mask_index=ID)"
         )
     if named is not None and found is not None and named != found:
