@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,11 +169,19 @@ class TransformersTokenizer:
         Args:
             name: a directory or a hub name.
             trust_remote_code: run the Python code that comes with the tokenizer.
+
+        Raises:
+            ValueError: there is none, or one without words, as transformers makes of no files.
         """
         transformers = import_library("transformers", "transformers", f"tokenizer: {name!s}")
-        with _explained(str(name), OSError, ValueError, KeyError), hub.access(name):
+        with _explained(str(name), OSError, ValueError, KeyError, TypeError), hub.access(name):
             backend = transformers.AutoTokenizer.from_pretrained(
                 str(name), trust_remote_code=trust_remote_code
+            )
+        if not has_words(backend):
+            raise ValueError(
+                f"tokenizer: {name} holds no vocabulary, only special tokens; copy the "
+                "tokenizer's files there, or name another tokenizer"
             )
         return cls(backend)
 
@@ -214,7 +223,25 @@ class TransformersTokenizer:
         # verbose=False: a whole book is longer than the tokenizer's own model takes, on purpose.
         options = {"add_special_tokens": False, "truncation": False, "padding": False}
         with _failures_named(self.name, texts):
-            return self.backend(list(texts), **options, verbose=False)["input_ids"]
+            found = self.backend(list(texts), **options, verbose=False)["input_ids"]
+            mask = getattr(self.backend, "mask_token_id", None)
+            return [
+                ids if mask is None or mask not in ids else self._with_mask_as_text(text, ids, mask)
+                for text, ids in zip(texts, found, strict=True)
+            ]
+
+    def _with_mask_as_text(self, text: str, ids: list[int], mask: int) -> list[int]:
+        """The tokens of a text with the mask's name, which is encoded as other words are.
+
+        Other special tokens remain, as in a chat template. If the name is a word of the vocabulary,
+        the tokens are left as they are.
+        """
+        options = {"add_special_tokens": False, "truncation": False, "padding": False}
+        if set(ids) & special_ids(self.backend) == {mask}:
+            return self.backend(text, **options, split_special_tokens=True)["input_ids"]
+        name = str(self.backend.mask_token)
+        own = self.backend(name, **options, split_special_tokens=True)["input_ids"]
+        return [token for i in ids for token in (own if i == mask else [i])]
 
     def decode(self, ids: Iterable[int]) -> str:
         # A slow tokenizer may fail at an id between those of its tokens.
@@ -225,6 +252,22 @@ class TransformersTokenizer:
 
     def save(self, directory: str | Path) -> None:
         write_marker(directory, self.backend.save_pretrained, kind="transformers")
+
+
+def has_words(backend: Any) -> bool:
+    """Whether a tokenizer of transformers has more than its special tokens.
+
+    transformers makes one of these tokens, and perhaps one for a space, where it finds no files.
+    """
+    special = special_ids(backend)
+    words = (i for i in backend.get_vocab().values() if i not in special)
+    return len(list(islice(words, 2))) == 2
+
+
+def special_ids(backend: Any) -> set[int]:
+    """The special tokens of a tokenizer of transformers, also those without a name."""
+    added = backend.added_tokens_decoder.items()
+    return {*backend.all_special_ids, *(i for i, token in added if token.special)}
 
 
 def _dropout(backend: Any) -> float | None:

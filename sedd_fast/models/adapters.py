@@ -11,6 +11,7 @@ et al. 2024 (arXiv 2406.07524), MDLM; the code published beside each of them.
 """
 
 import contextlib
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sedd_fast.data.hub_tokenizers import has_words
 from sedd_fast.extras import import_library
 from sedd_fast.files import hub
 from sedd_fast.files.documents import read_json
 from sedd_fast.files.paths import expanded
 from sedd_fast.names import ADAPTERS, AdapterName
+from sedd_fast.ops._arguments import whole
 
 #: Default length of a text, at most: LLaDA was trained on 4,096 tokens, Dream on 2,048.
 MOST_TOKENS = 1024
@@ -138,30 +141,74 @@ def check_complete(network: nn.Module, report: dict[str, Any], name: str | Path)
         )
 
 
+def check_settings(settings: dict[str, Any], name: str | Path) -> None:
+    """ValueError where a value of a config.json that is read here is of the wrong type."""
+    for key in ("model_type", "mask_token_id", "vocab_size", *_LENGTHS):
+        value, wanted = settings.get(key), "a whole number of at least 0"
+        number = whole(value)
+        is_right = number is not None and number >= 0
+        if key == "model_type":
+            is_right, wanted = isinstance(value, str), "text"
+        if value is not None and not is_right:
+            raise ValueError(
+                f"{key}: expected {wanted} in config.json of {name}, got {reprlib.repr(value)}; "
+                "correct it there"
+            )
+
+
 def find_mask(
-    transformers: Any, source: str, config: Any, adapter: AdapterName, given: dict[str, Any]
+    transformers: Any,
+    source: str,
+    settings: dict[str, Any],
+    states: int,
+    adapter: AdapterName,
+    given: dict[str, Any],
 ) -> int:
     """The mask's id.
 
+    The classes of some settings (XLM) have a default, which is no mask: that of config.json counts.
+
     Raises:
-        ValueError: neither the settings nor the tokenizer name one.
+        ValueError: neither config.json nor the tokenizer name one, or both name different ones.
     """
-    if (found := getattr(config, "mask_token_id", None)) is not None:
-        return int(found)
+    named = settings.get("mask_token_id")
+    if adapter != "masked_lm" and named is not None:
+        return int(named)
     if TABLE[adapter].mask_is_last:
-        return int(config.vocab_size) - 1
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **given)
-        found = tokenizer.mask_token_id
-    except Exception:  # none beside the weights, or one that transformers cannot make
-        found = None
-    if found is None:
+        return states - 1
+    found = _mask_of_tokenizer(transformers, source, given)
+    if named is None and found is None:
         raise ValueError(
             f"mask_index: neither config.json of {source} (mask_token_id) nor a tokenizer beside "
-            "it names the mask; add mask_token_id to config.json, or call "
+            "it names the mask; copy its files there, add mask_token_id to config.json, or call "
             "MaskedLanguageModel.from_pretrained(..., mask_index=ID)"
         )
-    return int(found)
+    if named is not None and found is not None and named != found:
+        raise ValueError(
+            f"mask_index: config.json of {source} has mask_token_id {named}, the tokenizer beside "
+            f"it the mask {found}; correct config.json, or call "
+            "MaskedLanguageModel.from_pretrained(..., mask_index=ID)"
+        )
+    return int(named if found is None else found)  # type: ignore[arg-type]
+
+
+def _mask_of_tokenizer(transformers: Any, source: str, given: dict[str, Any]) -> int | None:
+    """The mask of the tokenizer beside the weights; None where there is none."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **given)
+    except Exception:  # none beside the weights, or one that transformers cannot make
+        return None
+    return tokenizer.mask_token_id if has_words(tokenizer) else None
+
+
+def check_head_name(network: nn.Module, adapter: AdapterName) -> None:
+    """ValueError where a network lacks the layer that those of an adapter have."""
+    head = TABLE[adapter].head
+    if head is not None and head not in dict(network.named_modules()):
+        raise ValueError(
+            f"adapter: networks of {adapter} have a layer {head}, {type(network).__name__} has "
+            "none; take another adapter"
+        )
 
 
 def name_of_head(network: nn.Module, adapter: Adapter) -> str | None:
@@ -178,14 +225,20 @@ def name_of_head(network: nn.Module, adapter: Adapter) -> str | None:
 
 def default_length(network: nn.Module) -> int:
     """The default length of a text: the shortest that the settings and the positions allow."""
-    found = [getattr(network.config, name, None) for name in _LENGTHS]
-    limits = [limit for limit in found if isinstance(limit, int) and limit > 0]
+    limits = [getattr(network.config, name, None) for name in _LENGTHS]
+    found = [MOST_TOKENS, longest(network), *map(whole, limits)]
+    return min(limit for limit in found if limit is not None and limit > 0)
+
+
+def longest(network: nn.Module) -> int | None:
+    """The most tokens that the network has positions for; None where nothing limits them."""
+    limits = [whole(getattr(network.config, "max_position_embeddings", None))]
     for name, module in network.named_modules():
         # RoBERTa counts positions from padding_idx + 1.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - first)
-    return min([MOST_TOKENS, *limits])
+    return min((limit for limit in limits if limit is not None and limit > 0), default=None)
 
 
 def mask_argument(mask: Tensor, adapter: Adapter) -> dict[str, Tensor]:

@@ -69,9 +69,15 @@ def _check_rows(head: nn.Linear, graph: Graph) -> None:
 
 
 def plain(network: nn.Module, name: str) -> nn.Linear | None:
-    """The head of that name, if the network's forward and the head do nothing else."""
-    if overrides.has_hooks(network) or "forward" in network.__dict__:
-        return None
+    """The head of that name, if the network's forward and the head do nothing else.
+
+    Hooks on a module that the head is part of run on hidden states where the head is left out.
+    """
+    parts = name.split(".")[:-1]
+    for i in range(len(parts) + 1):  # the network and the modules that lead to its head
+        module = network.get_submodule(".".join(parts[:i]))
+        if overrides.has_hooks(module) or "forward" in module.__dict__:
+            return None
     head: nn.Module = network.get_submodule(name)
     return head if overrides.is_plain(head, nn.Linear) else None  # type: ignore[return-value]
 

@@ -8,6 +8,8 @@ in the head's place. Losses, bounds and reverse steps apply the head themselves,
 need it, so the logits of a batch never exist.
 """
 
+import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,9 +27,12 @@ from sedd_fast.models.adapters import (
     Adapter,
     check_code,
     check_complete,
+    check_head_name,
+    check_settings,
     default_length,
     find_adapter,
     find_mask,
+    longest,
     mask_argument,
     name_of_head,
     read_config,
@@ -35,11 +40,14 @@ from sedd_fast.models.adapters import (
 from sedd_fast.models.interface import evaluating
 from sedd_fast.models.posterior import PosteriorModel
 from sedd_fast.names import ADAPTERS, AdapterName, Precision
-from sedd_fast.ops._arguments import check_choice, check_count
+from sedd_fast.ops._arguments import check_bool, check_choice, check_count
 from sedd_fast.process.graphs import Absorbing
 from sedd_fast.process.noise import LogLinearNoise
 
 _PROBED = 4  # tokens of the sequences that a network is tried with
+#: Held while a network runs, perhaps without its head.
+_LOCKS: "weakref.WeakKeyDictionary[nn.Module, Any]" = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,14 @@ class MaskedLMConfig:
         vocab_size: number of states, the mask among them: the ids of a tokenizer are below it.
         adapter: name of the adapter.
         model_type: the network's `model_type`.
+        most_tokens: the most tokens that the network has positions for; None: no limit.
     """
 
     length: int
     vocab_size: int
     adapter: AdapterName
     model_type: str
+    most_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,21 +77,22 @@ class _HeadInput:
 
     def __call__(self, network: nn.Module, *inputs: Tensor, **given: Tensor) -> Any:
         path, _, name = self.head.rpartition(".")
-        owner = network.get_submodule(path)
-        head = getattr(owner, name)
-        setattr(owner, name, nn.Identity())
-        try:
-            return network(*inputs, **given)
-        finally:
-            setattr(owner, name, head)
+        with _lock_of(network):
+            owner = network.get_submodule(path)
+            head = getattr(owner, name)
+            setattr(owner, name, nn.Identity())
+            try:
+                return network(*inputs, **given)
+            finally:
+                setattr(owner, name, head)
 
 
 class MaskedLanguageModel(PosteriorModel):
     """A masked language model of Hugging Face as a network for every sampler, loss and bound.
 
     Hidden states are used where the network's logits are the plain output of its head for them,
-    which is tried once on a few tokens (:attr:`fused`); else logits are formed. Use it from one
-    thread: while hidden states are computed, another layer is in the head's place.
+    which is tried once on a few tokens (:attr:`fused`); else logits are formed. Calls of several
+    threads wait for each other, since the identity is in the head's place meanwhile.
 
     Args:
         network: a network of Hugging Face.
@@ -89,7 +100,8 @@ class MaskedLanguageModel(PosteriorModel):
         mask_index: id of the mask.
 
     Raises:
-        ValueError: the network gives no logits (B, L, states), or the mask is none of its states.
+        ValueError: the network gives no logits (B, L, states), is not called as the adapter says,
+            or the mask is none of its states.
 
     Example:
         >>> bert = transformers.AutoModelForMaskedLM.from_pretrained("google-bert/bert-base-cased")
@@ -102,8 +114,10 @@ class MaskedLanguageModel(PosteriorModel):
     def __init__(self, network: nn.Module, adapter: AdapterName, mask_index: int) -> None:
         check_choice("adapter", adapter, ADAPTERS)
         found, config = TABLE[adapter], network.config
+        check_head_name(network, adapter)
         probe = _probe(network)
-        rows = _logits(_called(network, found, probe)).shape[-1]
+        with evaluating(network):
+            rows = _logits(_called(network, found, probe)).shape[-1]
         states = min(rows, getattr(config, "vocab_size", rows))
         mask_index = check_count(
             "mask_index", mask_index, 0, f"; the states of the network are 0 .. {states - 1}",
@@ -117,7 +131,9 @@ class MaskedLanguageModel(PosteriorModel):
         self.noise = LogLinearNoise()
         self.adapter = found
         model_type = str(getattr(config, "model_type", ""))
-        self.config = MaskedLMConfig(default_length(network), states, adapter, model_type)
+        self.config = MaskedLMConfig(
+            default_length(network), states, adapter, model_type, longest(network)
+        )
         self._reads_padding: bool | None = None
         if name is not None and not self._is_exposed(probe):
             self._head_name = self.hidden = None
@@ -155,12 +171,15 @@ class MaskedLanguageModel(PosteriorModel):
             adapter: "llada", "dream", "mdlm" or "masked_lm"; None: by `model_type` of config.json.
             trust_remote_code: run the Python code that comes with the weights.
             mask_index: id of the mask; None: `mask_token_id` of config.json, the last state
-                (mdlm), or the tokenizer's mask token.
+                (mdlm), or the tokenizer's mask token, from which that of config.json must not
+                differ (masked_lm).
             dtype: data type of the weights.
             device: where they go.
 
         Raises:
-            ValueError: no adapter fits, code that is not trusted, no mask, or missing weights.
+            TypeError: trust_remote_code is not a bool.
+            ValueError: no adapter fits, code that is not trusted, no mask or two, missing weights,
+                or a value of the wrong type in config.json.
             FileNotFoundError, OSError: there is no such model.
             MissingLibraryError: transformers is not installed.
 
@@ -169,6 +188,7 @@ class MaskedLanguageModel(PosteriorModel):
             ...     "GSAI-ML/LLaDA-8B-Base", trust_remote_code=True, dtype="bfloat16"
             ... )
         """
+        check_bool("trust_remote_code", trust_remote_code)
         transformers = import_library("transformers", "transformers", f"model: {name}")
         settings = read_config(name)
         if settings is None:
@@ -177,6 +197,7 @@ class MaskedLanguageModel(PosteriorModel):
                 f"model: {name} holds no config.json that could be read; give a directory as "
                 "save_pretrained writes it, or the name of a Hub repository"
             )
+        check_settings(settings, name)
         if adapter is None:
             adapter = find_adapter(settings, name)
         check_choice("adapter", adapter, ADAPTERS)
@@ -197,17 +218,24 @@ class MaskedLanguageModel(PosteriorModel):
                 ) from error
             check_complete(network, report, name)
             if mask_index is None:
-                mask_index = find_mask(transformers, source, network.config, adapter, given)
+                states = getattr(network.config, "vocab_size", 0)
+                mask_index = find_mask(transformers, source, settings, states, adapter, given)
         return cls(network.to(device).eval(), adapter, mask_index).eval()
 
     def _run(
         self, hidden: Callable[..., Any] | None, indices: Tensor, sigma: Tensor, **given: Tensor
     ) -> Tensor:
         """The network's logits or hidden states, those at position i for token i."""
+        most = self.config.most_tokens
+        if most is not None and indices.shape[1] > most:
+            raise ValueError(
+                f"length: the network {type(self.network).__name__} has positions for {most} "
+                f"tokens, got {indices.shape[1]}; shorten the text"
+            )
         if (mask := given.pop("attention_mask", None)) is not None:
             given = self._mask_of_network(mask)
         assert isinstance(self.network, nn.Module)
-        with _precision(self.network, self.adapter):
+        with _lock_of(self.network), _precision(self.network, self.adapter):
             out = _logits(super()._run(hidden, indices, sigma.float(), **given))
         if self.adapter.shifted:
             out = torch.cat((out[:, :1], out[:, :-1]), 1)
@@ -215,6 +243,11 @@ class MaskedLanguageModel(PosteriorModel):
             linear = self._fused_linear()
             return out if linear is None else out.to(linear.weight.dtype)
         return out if self._head_name is not None else out[..., : self.graph.dim]
+
+    def _fused_linear(self) -> nn.Linear | None:
+        assert isinstance(self.network, nn.Module)
+        with _lock_of(self.network):  # else another thread may have taken the head out
+            return super()._fused_linear()
 
     def _mask_of_network(self, mask: Tensor) -> dict[str, Tensor]:
         """The attention mask as the network reads it; none where nothing is padding.
@@ -260,6 +293,12 @@ class MaskedLanguageModel(PosteriorModel):
         return off <= max(_distance(without, alone) / 4, 1e-5 * largest)
 
 
+def _lock_of(network: nn.Module) -> Any:
+    """The lock of a network; kept beside it, since a network with a lock could not be copied."""
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(network, threading.RLock())
+
+
 def _probe(network: nn.Module) -> Tensor:
     """(1, 4) int64, different tokens to try a network with; not the first ones, often special."""
     size = int(getattr(network.config, "vocab_size", 2 * _PROBED))
@@ -270,7 +309,7 @@ def _probe(network: nn.Module) -> Tensor:
 @torch.no_grad()
 def _called(network: nn.Module, adapter: Adapter, x: Tensor, **given: Tensor) -> Any:
     level = (torch.ones(len(x), device=x.device),) if adapter.takes_sigma else ()
-    with _precision(network, adapter):
+    with _lock_of(network), _precision(network, adapter):
         return network(x, *level, **given)
 
 

@@ -65,6 +65,13 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         )
 
 
+def check_bool(name: str, value: object) -> bool:
+    """The value itself; TypeError unless it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
+
+
 def check_tensor(name: str, value: object) -> Tensor:
     """The tensor itself; TypeError for anything else."""
     if not isinstance(value, Tensor):

@@ -14,7 +14,7 @@ from sedd_fast.names import Mode, Times
 from sedd_fast.ops._arguments import check_count
 from sedd_fast.progress import Report, reported
 from sedd_fast.text.drawing import check_seed
-from sedd_fast.text.network import Baseline, Network
+from sedd_fast.text.network import Baseline, Network, check_no_mask
 
 EPS = 1e-3  # the lowest time of training
 _ROWS = 256  # noised blocks between two reports of progress
@@ -116,6 +116,8 @@ def bound_text(
             if isinstance(network, Baseline):
                 part = exact_likelihood(network.model, batch.tokens, batch_size)
             else:
+                real = True if batch.attention_mask is None else batch.attention_mask != 0
+                check_no_mask(network, set(batch.tokens[real].flatten().tolist()))
                 model, rows = network.model, batch.to(network.device)
                 part = evaluate_corpus(
                     model, rows.tokens, model.graph, model.noise, samples, mode,

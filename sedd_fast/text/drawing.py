@@ -13,7 +13,7 @@ from sedd_fast.ops._arguments import check_count
 from sedd_fast.progress import Report, reported
 from sedd_fast.sampling import RowStreams, SamplerConfig, Step
 from sedd_fast.sampling.api import infill as fill
-from sedd_fast.text.network import Baseline, Network
+from sedd_fast.text.network import Baseline, Network, check_no_mask
 from sedd_fast.text.requests import Request
 
 _MOST_PAIRS = 2**28  # of positions of a padded batch: bytes of its attention mask
@@ -71,6 +71,9 @@ def draw(
         _check_baseline(requests, config)
     else:
         mask = network.model.graph.mask_index
+        for request in requests:
+            for _, known in request.placed:
+                check_no_mask(network, known)
         config = settings_of(config, network, keep_after_eot)
     total, done = len(requests) * num_samples, 0
     lengths = {request.length for request in requests}

@@ -10,19 +10,20 @@ Source: lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness), ``l
 """
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
 from sedd_fast.data.hub_tokenizers import TransformersTokenizer
-from sedd_fast.data.prompts import decode
 from sedd_fast.extras import import_library
 from sedd_fast.names import DECODING_METHODS, METHODS, AdapterName, Method, Precision, Times
-from sedd_fast.ops._arguments import check_choice, check_count
+from sedd_fast.ops._arguments import check_bool, check_choice, check_count
 from sedd_fast.sampling import SamplerConfig
+from sedd_fast.text.answers import AnswerDecoder
 from sedd_fast.text.continuations import Scorer, seed_of
 from sedd_fast.text.drawing import draw
-from sedd_fast.text.network import load_network
+from sedd_fast.text.network import check_no_mask, load_network
 from sedd_fast.text.requests import Request
 
 _USER = "sedd_fast.text.lm_eval"
@@ -55,16 +56,19 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
         adapter, trust_remote_code, tokenizer, device, dtype: as there.
         batch_size: sequences at a time; "auto": 16. Results do not depend on it, up to rounding.
         max_batch_size: not used.
-        mc_num: noise levels of each request.
-        times: how they are drawn: "stratified" or "antithetic".
+        mc_num: noise levels of each request, at least 2.
+        times: how they are drawn: "stratified", or "antithetic" (mc_num a multiple of 4).
         max_length: most tokens of context and continuation; None: the network's default length.
+            Not above the network's number of positions.
         check_greedy: find out whether greedy decoding gives a continuation, which takes a network
-            call a token. False: no continuation counts as greedy.
+            call a token, for the absorbing graph. False: no continuation counts as greedy.
         seed: random seed for noise and samples.
         gen_length: tokens of a generated text; None: as the task says, else 256.
-        method, steps, temperature, top_p, block_length, threshold, entropy_bound, guidance: of the
-            sampler (:class:`sedd_fast.sampling.SamplerConfig`); those that are given. Without
-            steps: one position at a time. `temperature` goes before that of a task.
+        method: sampler; None: "confidence" for the absorbing graph, "analytic" for the uniform one.
+        steps, temperature, top_p, block_length, threshold, entropy_bound, guidance: of the sampler
+            (:class:`sedd_fast.sampling.SamplerConfig`); those that are given. Without steps: one
+            position at a time; 128 steps for the uniform graph and for methods that need a number.
+            `temperature` and `top_p` go before those of a task.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, or of another version.
@@ -80,7 +84,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
         self,
         pretrained: str | None = None,
         adapter: AdapterName | None = None,
-        trust_remote_code: bool = False,
+        trust_remote_code: bool | str = False,
         tokenizer: str | None = None,
         device: str | None = None,
         dtype: Precision = "float32",
@@ -89,10 +93,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
         mc_num: int = 128,
         times: Times = "stratified",
         max_length: int | None = None,
-        check_greedy: bool = False,
+        check_greedy: bool | str = False,
         seed: int = 0,
         gen_length: int | None = None,
-        method: Method = "confidence",
+        method: Method | None = None,
         steps: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -105,25 +109,44 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
         if pretrained is None:
             raise ValueError("pretrained: none is given; add --model_args pretrained=NAME")
         check_choice("dtype", dtype, get_args(Precision))
+        check_choice("times", times, get_args(Times))
+        check_count("mc_num", mc_num, 2)
+        if times == "antithetic" and mc_num % 4:
+            raise ValueError(f"mc_num must be a multiple of 4 with times=antithetic, got {mc_num}")
+        trusted = _flag("trust_remote_code", trust_remote_code)
+        self.check_greedy = _flag("check_greedy", check_greedy)
         place = "auto" if device is None else str(device)
-        self.network = load_network(
-            str(pretrained), tokenizer, place, dtype, adapter, trust_remote_code
-        )
-        longest = self.network.model.config.length if max_length is None else max_length
+        self.network = load_network(str(pretrained), tokenizer, place, dtype, adapter, trusted)
+        graph, config = self.network.model.graph, self.network.model.config
+        longest = config.length
+        if max_length is not None:
+            most = getattr(config, "most_tokens", None)
+            longest = check_count("max_length", max_length)
+            if most is not None and longest > most:
+                raise ValueError(
+                    f"max_length: the network has positions for {most} tokens, got {longest}"
+                )
         self.scorer = Scorer(self.network, mc_num, times, _whole_batch(batch_size), longest, seed)
-        self.check_greedy = bool(check_greedy)
+        if self.check_greedy and graph.mask_index is None:
+            raise ValueError(
+                f"check_greedy: greedy decoding is defined for the absorbing graph, got {graph}; "
+                "leave it out"
+            )
         self.gen_length = None if gen_length is None else check_count("gen_length", gen_length)
         self.temperature = temperature
         given = {
             "steps": steps, "top_p": top_p, "block_length": block_length, "threshold": threshold,
             "entropy_bound": entropy_bound, "guidance": guidance,
         }  # fmt: skip
-        self.sampler = _sampler_options(method, given)
-        self._config(temperature)
+        self.sampler = _sampler_options(method, given, graph.mask_index is not None)
+        for each in (1.0, 0.0) if temperature is None else (temperature,):
+            self._config(each).check_graph(graph)
+        self._has_warned = False
         #: What TemplateLM.chat_template asks.
         backend = self.network.tokenizer
         self.tokenizer = backend.backend if isinstance(backend, TransformersTokenizer) else None
         self._device = self.network.device
+        self._answers = AnswerDecoder(self.network)
 
     @property
     def eot_token_id(self) -> int | None:
@@ -143,8 +166,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **options: Any
     ) -> list[int]:
-        """Token ids of exactly this text, without special tokens."""
-        return self.network.tokenizer.encode_corpus([string])[0]
+        """Token ids of exactly this text, without special tokens.
+
+        Raises:
+            ValueError: the mask is among them.
+        """
+        tokens = self.network.tokenizer.encode_corpus([string])[0]
+        check_no_mask(self.network, tokens)
+        return tokens
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -175,6 +204,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
                 pair: tuple[list[int], list[int]] = ([], self.tok_encode(continuation))
             else:
                 pair = self._encode_pair(context, continuation)
+                if continuation and not pair[1]:  # a merge of tokens over the border
+                    pair = (self.tok_encode(context), self.tok_encode(continuation))
+            if continuation and not pair[1]:
+                raise ValueError(
+                    f"the continuation {continuation!r} has no token under the tokenizer "
+                    f"({self.network.tokenizer_name}); leave it out of the task, or take another"
+                )
             encoded.append((request.args, *pair))
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
@@ -186,7 +222,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
     ) -> list[tuple[float, bool]]:
         answers = []
         for args, context, continuation in _shown(requests, "loglikelihood", disable_tqdm):
-            answer = (0.0, self.check_greedy)  # of no token
+            answer = (0.0, self.check_greedy)  # of an empty text
             if continuation:
                 nats = self.scorer.bound(context, continuation).total_nats
                 greedy = self.check_greedy and self.scorer.is_greedy(context, continuation)
@@ -206,6 +242,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The text that fills a gap after each context, up to the first of its stop strings.
+
+        With a tokenizer of transformers the text also ends at the first special token.
 
         A sample depends on the seed, the context, the gap and how often the same request stands
         before it in the list; not on the batch size or on other requests.
@@ -233,8 +271,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
             for i, (request, sample) in shown:
                 args = requests[numbers[i]].args
                 tokens = sample.tokens[request.prompt_length :]
-                mask = self.network.model.graph.mask_index
-                text = _cut(decode(tokens, self.network.tokenizer, mask), args[1].get("until"))
+                text = self._answers.decode(tokens, args[1].get("until"))
                 self.cache_hook.add_partial("generate_until", args, text)
                 answers[numbers[i]] = text
         return [answers[number] for number in range(len(requests))]
@@ -243,29 +280,42 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
         """The request of a gap after a context, of which the start is left out if it is long."""
         asked = [kwargs[name] for name in _MAX_NAMES if kwargs.get(name) is not None]
         gap = self.gen_length or int(next(iter(asked), MAX_GEN_TOKS))
-        known = list(self.scorer.shortened(self.tok_encode(context), gap))
+        tokens = self.tok_encode(context)
+        most = self.max_length - bool(tokens)
+        if not 1 <= gap <= most:
+            name = "gen_length" if self.gen_length else "gen_length (of the task: max_gen_toks)"
+            raise ValueError(
+                f"{name}: expected 1 to {most} tokens to generate, which leaves a token of context "
+                f"within max_length={self.max_length}, got {gap}; give a smaller gen_length, or "
+                "raise max_length"
+            )
+        known = list(self.scorer.shortened(tokens, gap))
         placed = [(0, known)] if known else []
         return Request(placed, len(known) + gap, prompt_length=len(known))
 
     def _config_of(self, kwargs: dict[str, Any]) -> SamplerConfig:
         """The sampler of a request: greedy unless the model or the task has a temperature."""
+        if kwargs.get("top_k") and not self._has_warned:
+            warnings.warn("the task's top_k is ignored: samplers here have top_p", stacklevel=2)
+            self._has_warned = True
+        asked, do_sample = kwargs.get("temperature"), kwargs.get("do_sample")
+        temperature = 1.0 if asked is None else float(asked)
+        if not (bool(asked) if do_sample is None else do_sample):
+            temperature = 0.0
         if self.temperature is not None:
-            return self._config(self.temperature)
-        asked = kwargs.get("temperature")
-        if kwargs.get("do_sample", bool(asked)):
-            return self._config(1.0 if asked is None else float(asked), kwargs.get("top_p"))
-        return self._config(0.0)
+            temperature = self.temperature
+        return self._config(temperature, kwargs.get("top_p"))
 
-    def _config(self, temperature: float | None, top_p: float | None = None) -> SamplerConfig:
+    def _config(self, temperature: float, top_p: float | None = None) -> SamplerConfig:
         """The sampler with a temperature; 0 keeps the likeliest token of each position."""
         options = dict(self.sampler)
         if top_p is not None:
             options.setdefault("top_p", float(top_p))
         if temperature == 0 and options["method"] not in DECODING_METHODS:
-            options["top_p"] = _LEAST_TOP_P
-        elif temperature is not None:
-            options["temperature"] = temperature
-        return SamplerConfig(**options)
+            return SamplerConfig(**{**options, "top_p": _LEAST_TOP_P})
+        if temperature == 0:
+            options.pop("top_p", None)  # the likeliest token is in every nucleus
+        return SamplerConfig(**options, temperature=temperature)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -293,21 +343,23 @@ def _whole_batch(batch_size: int | str) -> int:
     return check_count("batch_size", int(text))
 
 
-def _sampler_options(method: Method, given: dict[str, Any]) -> dict[str, Any]:
+def _flag(name: str, value: object) -> bool:
+    """A bool; the harness's parser of arguments may leave one as text."""
+    text = value.lower() if isinstance(value, str) else None
+    return text == "true" if text in ("true", "false") else check_bool(name, value)
+
+
+def _sampler_options(
+    method: Method | None, given: dict[str, Any], has_mask: bool
+) -> dict[str, Any]:
     """The options of a sampler that are given; without steps one position at a time, if it can."""
+    if method is None:
+        method = "confidence" if has_mask else "analytic"
     check_choice("method", method, METHODS)
     options = {"method": method, **{name: x for name, x in given.items() if x is not None}}
-    if method == "hit" or method in DECODING_METHODS:
+    if has_mask and (method == "hit" or method in DECODING_METHODS):
         options.setdefault("steps", None)
     return options
-
-
-def _cut(text: str, until: str | Sequence[str] | None) -> str:
-    """The text before the first of the strings."""
-    ends = [until] if isinstance(until, str) else until or []
-    for end in ends:
-        text = text.partition(end)[0] if end else text
-    return text
 
 
 def _shown(items: Iterable[T], label: str, disable: bool, total: int | None = None) -> Iterator[T]:

@@ -1,6 +1,7 @@
 """A trained network with its tokenizer and the text of its run, by the name of its files."""
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from sedd_fast.models.hugging_face import MaskedLanguageModel
 from sedd_fast.models.interface import ScoreModel
 from sedd_fast.models.sedd import SEDD
 from sedd_fast.names import AdapterName, Precision
+from sedd_fast.ops._arguments import check_bool
 from sedd_fast.training.config import load_run_config
 from sedd_fast.training.run_directory import RunDirectory, weights_of
 
@@ -90,6 +92,16 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def check_no_mask(network: Network, tokens: Collection[int]) -> None:
+    """ValueError where the tokens of a text hold the mask, which the network would replace."""
+    mask = network.model.graph.mask_index
+    if mask is not None and mask in tokens:
+        raise ValueError(
+            "the text holds the mask's own name, which the tokenizer "
+            f"({network.tokenizer_name}) cannot encode as text; change the text"
+        )
+
+
 def load_network(
     name: str | None,
     tokenizer: str | None,
@@ -135,6 +147,7 @@ def load_any(
 
     A run that is training replaces its export; where that happened meanwhile it is read again.
     """
+    check_bool("trust_remote_code", trust_remote_code)
     place = choose_device(device)
     name = str(networks.BUNDLED) if name in (None, "bundled") else name
     if name == "":

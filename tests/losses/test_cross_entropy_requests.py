@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sedd_fast as sf
 from helpers.tiny_models import TINY
 from sedd_fast.models.cross_entropy import CrossEntropyRequest
+from sedd_fast.models.denoise_request import DenoiseRequest
 from sedd_fast.models.interface import ScoreEntropyRequest, takes_request
 
 V, B, L = 13, 4, 12
@@ -217,7 +218,7 @@ def test_other_requests_and_subclasses():
             return super().forward(indices, sigma) * 2
 
     assert not Sharper(lambda x: x, GRAPH).head_requests
-    assert not sf.PosteriorModel(lambda x: x, sf.Uniform(V)).head_requests
+    assert sf.PosteriorModel(lambda x: x, sf.Uniform(V)).head_requests == (DenoiseRequest,)
     model.register_forward_hook(lambda module, inputs, out: out * 2)
     assert not model.head_requests
 

@@ -270,7 +270,7 @@ def test_wrong_settings(saved: Saved, tmp_path: Path):
     path = saved("bert")
     for options, part in (
         ({"method": "best"}, "method"),
-        ({"mc_num": 1}, "samples"),
+        ({"mc_num": 1}, "mc_num"),
         ({"batch_size": "many"}, "batch_size"),
         ({"gen_length": 0}, "gen_length"),
         ({"dtype": "int8"}, "dtype"),
