@@ -32,6 +32,8 @@ import sedd_fast as sf
 from benchmarks.harness.command import make_parser, output_file, positive_int, write_json
 from benchmarks.harness.environment import provenance
 from sedd_fast.evaluate import TIMES
+from sedd_fast.models.cross_entropy import CrossEntropyRequest
+from sedd_fast.models.interface import answer as answered
 from sedd_fast.process.graphs import Absorbing
 
 MODULES = ("argparse", "json", "random", "csv", "threading", "decimal", "logging", "socket")
@@ -40,29 +42,41 @@ _TABLE = 10  # tokens of the longest answer of which all masks are read beforeha
 
 
 class Answer:
-    """The network as one of the answer alone: ``x_t (R, A) -> log posterior (R, A, V)``."""
+    """The network as one of the answer alone, over two tokens: the answer's own, 0, and any other.
+
+    ``x_t (R, A) -> log posterior (R, A, 2)``; the answer is a sequence of zeros.
+    """
+
+    graph = Absorbing(2)
 
     def __init__(self, network: Any, window: Tensor, length: int) -> None:
-        self.network, self.graph = network, Absorbing(network.graph.vocab_size)
-        self.prompt, self.x_0 = window[:-length], window[-length:]
+        self.network, self.window = network, window
+        self.x_0 = torch.zeros(length, dtype=torch.int64)
         self.table: Tensor | None = None
         if length <= _TABLE:
             code = torch.arange(2**length)
             masked = (code[:, None] >> torch.arange(length)) % 2 == 1
-            x_t = torch.where(masked, self.graph.mask_index, self.x_0)
-            self.table = torch.cat([self._read(rows) for rows in x_t.split(64)])
+            self.table = torch.cat([self._read(rows) for rows in masked.split(64)])
 
-    def __call__(self, x_t: Tensor) -> Tensor:
+    def nats(self, masked: Tensor) -> Tensor:
+        """The cross entropies of masked tokens, 0 elsewhere: (R, A) bool -> (R, A) float64."""
         if self.table is None:
-            return self._read(x_t)
-        masked = x_t == self.graph.mask_index
+            return self._read(masked)
         return self.table[(masked << torch.arange(masked.shape[1])).sum(1)]
 
-    def _read(self, x_t: Tensor) -> Tensor:
-        share = (x_t == self.graph.mask_index).double().mean(1).clamp(1e-3, 0.999)
-        text = torch.cat([self.prompt.expand(len(x_t), -1), x_t], 1)
-        scores = self.network(text, -torch.log1p(-share).float())
-        return scores[:, len(self.prompt) :, : self.graph.vocab_size].log_softmax(-1)
+    def __call__(self, x_t: Tensor) -> Tensor:
+        own = -self.nats(x_t == self.graph.mask_index)
+        return torch.stack([own, torch.log(-torch.expm1(own.clamp(max=-1e-12)))], -1)
+
+    def _read(self, masked: Tensor) -> Tensor:
+        share = masked.double().mean(1).clamp(1e-3, 0.999)
+        noised = torch.nn.functional.pad(masked, (len(self.window) - masked.shape[1], 0))
+        x_0 = self.window.expand(noised.shape)
+        x_t = torch.where(noised, self.network.graph.mask_index, x_0)
+        request = CrossEntropyRequest(x_0, noised.double())
+        sigma = -torch.log1p(-share).float()
+        nats = answered(self.network, self.network.graph, x_t, sigma, request, None)
+        return nats[:, -masked.shape[1] :].double()
 
 
 def llada(answer: Answer, repeats: int, generator: torch.Generator) -> Tensor:
@@ -73,10 +87,7 @@ def llada(answer: Answer, repeats: int, generator: torch.Generator) -> Tensor:
         n = torch.linspace(k, k + (FEW - 1) * length / FEW, FEW).round().long()
         n = ((n - 1) % length + 1)[:, None]
         rank = torch.rand(FEW, length, generator=generator).argsort(-1).argsort(-1)
-        masked = rank < n
-        logits = answer(torch.where(masked, answer.graph.mask_index, answer.x_0))
-        own = logits.gather(-1, answer.x_0.expand(FEW, -1)[..., None]).squeeze(-1).double()
-        found.append(-(own * masked * length / n).sum(-1).mean())
+        found.append((answer.nats(rank < n) * length / n).sum(-1).mean())
     return torch.stack(found)
 
 
