@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from sedd_fast.data.files import read_text
 from sedd_fast.data.libraries import explained
 from sedd_fast.extras import MissingLibraryError, import_library
 from sedd_fast.files import hub
+from sedd_fast.files.hub_vocabulary import has_words, special_ids
 
 if TYPE_CHECKING:
     import tokenizers
@@ -252,22 +252,6 @@ class TransformersTokenizer:
 
     def save(self, directory: str | Path) -> None:
         write_marker(directory, self.backend.save_pretrained, kind="transformers")
-
-
-def has_words(backend: Any) -> bool:
-    """Whether a tokenizer of transformers has more than its special tokens.
-
-    transformers makes one of these tokens, and perhaps one for a space, where it finds no files.
-    """
-    special = special_ids(backend)
-    words = (i for i in backend.get_vocab().values() if i not in special)
-    return len(list(islice(words, 2))) == 2
-
-
-def special_ids(backend: Any) -> set[int]:
-    """The special tokens of a tokenizer of transformers, also those without a name."""
-    added = backend.added_tokens_decoder.items()
-    return {*backend.all_special_ids, *(i for i, token in added if token.special)}
 
 
 def _dropout(backend: Any) -> float | None:

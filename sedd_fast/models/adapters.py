@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sedd_fast.data.hub_tokenizers import has_words
 from sedd_fast.extras import import_library
 from sedd_fast.files import hub
 from sedd_fast.files.documents import read_json
+from sedd_fast.files.hub_vocabulary import has_words
 from sedd_fast.files.paths import expanded
 from sedd_fast.names import ADAPTERS, AdapterName
 from sedd_fast.ops._arguments import whole

@@ -6,8 +6,9 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from sedd_fast.data.hub_tokenizers import TransformersTokenizer, special_ids
+from sedd_fast.data.hub_tokenizers import TransformersTokenizer
 from sedd_fast.data.prompts import decode
+from sedd_fast.files.hub_vocabulary import special_ids
 from sedd_fast.text.network import Network
 
 

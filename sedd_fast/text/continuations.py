@@ -51,7 +51,7 @@ class Scorer:
 
     network: Network
     samples: int = 128
-    times: Times = "stratified"
+    times: Times = "balanced"
     batch_size: int = 16
     max_length: int = 1024
     seed: int = 0

@@ -57,7 +57,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
         batch_size: sequences at a time; "auto": 16. Results do not depend on it, up to rounding.
         max_batch_size: not used.
         mc_num: noise levels of each request, at least 2.
-        times: how they are drawn: "stratified", or "antithetic" (mc_num a multiple of 4).
+        times: how they are drawn: "balanced", "stratified", or "antithetic" (mc_num a multiple of
+            4).
         max_length: most tokens of context and continuation; None: the network's default length.
             Not above the network's number of positions.
         check_greedy: find out whether greedy decoding gives a continuation, which takes a network
@@ -91,7 +92,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
         batch_size: int | str = _BATCH_SIZE,
         max_batch_size: int | None = None,
         mc_num: int = 128,
-        times: Times = "stratified",
+        times: Times = "balanced",
         max_length: int | None = None,
         check_greedy: bool | str = False,
         seed: int = 0,

@@ -6,7 +6,7 @@ import typer
 import sedd_fast as sf
 from sedd_fast.cli.app import app
 from sedd_fast.cli.manual import _styled
-from sedd_fast.sampling.api import METHODS
+from sedd_fast.names import METHODS
 
 COMMANDS = (
     "demo",
