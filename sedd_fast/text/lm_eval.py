@@ -47,9 +47,9 @@ T = TypeVar("T")
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be installed
     """A diffusion network as the harness calls it.
 
-    Log-likelihoods are estimates of lower bounds: minus the bound of the continuation given its context
-    (:class:`sedd_fast.text.continuations.Scorer`). A question's answers share their random numbers.
-    No special token is put before a text; an empty context is none.
+    Log-likelihoods are estimates of lower bounds: minus the bound of the continuation given its
+    context (:class:`sedd_fast.text.continuations.Scorer`). A question's answers share their random
+    numbers. No special token is put before a text; an empty context is none.
 
     Args:
         pretrained: what :func:`sedd_fast.load` takes.
