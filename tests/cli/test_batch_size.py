@@ -47,7 +47,8 @@ def test_eval(run_dir, call):
     args = ["eval", "--model", run_dir, "--samples", 4, "--json", "--batch-size"]
     one, other = (call(*args, size).records[0] for size in (3, 16))
     for name in ("nats", "perplexity", "bits_per_token_stderr"):
-        assert one[name] == pytest.approx(other[name], rel=1e-6)
+        # The standard error of nearly equal losses is small beside their rounding.
+        assert one[name] == pytest.approx(other[name], rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.parametrize("kind", [sf.SEDD, Autoregressive])
