@@ -6,12 +6,14 @@ imported.
 """
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
 import torch
 
 from helpers import interpreter
+from helpers.masked_models import Saved
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -61,3 +63,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))
+
+
+@pytest.fixture(scope="module")
+def saved_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
+    """`saved_models("llada", ...)`: a tiny masked language model of `transformers` in a folder.
+
+    The code beside the weights is copied to the folder of the tests, not to the user's cache.
+    """
+    dynamic = pytest.importorskip("transformers.dynamic_module_utils")
+    made = Saved(tmp_path_factory.mktemp("models"))
+    cache = str(made.root / "code")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic, "HF_MODULES_CACHE", cache)
+        patch.syspath_prepend(cache)
+        yield made

@@ -25,7 +25,7 @@ from sedd_fast.names import MODES, TIMES, Mode, Times
 from sedd_fast.ops import reverse_probs
 from sedd_fast.ops._arguments import check_choice, whole
 from sedd_fast.process.graphs import Graph
-from sedd_fast.process.noise import Noise
+from sedd_fast.process.noise import Noise, trained_range
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,7 @@ class Estimator:
     @property
     def _levels(self) -> Levels:
         """The noise levels of training."""
-        ends = torch.tensor([self.eps, 1.0], dtype=torch.float64)
-        return Levels(*self.noise.sigma(ends).tolist())
+        return Levels(*trained_range(self.noise, self.eps))
 
     def _over_levels(
         self, model: ScoreModel, given: Sequences, place: Tensor, choice: Tensor, u: Tensor

@@ -39,6 +39,12 @@ class Noise:
         return self.sigma(t), self.rate(t)
 
 
+def trained_range(noise: Noise, eps: float) -> tuple[float, float]:
+    """The noise levels at times eps and 1, between which a network is trained."""
+    low, high = noise.sigma(torch.tensor([eps, 1.0], dtype=torch.float64)).tolist()
+    return low, high
+
+
 def check_times(t: Tensor) -> Tensor:
     """Times as float32, or float64 where they are that: 1 - t of 16-bit times is mostly rounding.
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from sedd_fast.ops._uniforms import uniforms
+from sedd_fast.process.noise import trained_range
 from sedd_fast.sampling.acceptance import CERTAINTY, accepted
-from sedd_fast.sampling.levels import levels_of, times_of, trained_range
+from sedd_fast.sampling.levels import levels_of, time_of_share
 from sedd_fast.sampling.reverse_process import ReverseProcess
 from sedd_fast.sampling.sampler import Sampler
 
@@ -55,6 +56,4 @@ class CanvasSampler(Sampler):
         after = torch.where(keep, token, torch.where(eligible, noise, x[row]))
         self.noised[row] = eligible & ~keep
         left = (self.noised.sum(-1) / self.lengths).max()
-        level = -torch.log1p(-left.double().cpu())
-        time = float(times_of(level.clamp(max=self.trained[1]), process.noise))
-        return x.index_copy(0, row, after), time
+        return x.index_copy(0, row, after), time_of_share(left, process.noise)

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from sedd_fast.ops._uniforms import uniforms
+from sedd_fast.process.noise import trained_range
 from sedd_fast.sampling.acceptance import CERTAINTY, accepted
-from sedd_fast.sampling.levels import levels_of, times_of, trained_range
+from sedd_fast.sampling.levels import levels_of, time_of_share
 from sedd_fast.sampling.reverse_process import ReverseProcess
 from sedd_fast.sampling.sampler import Sampler
 
@@ -85,8 +86,7 @@ class DecodingSampler(Sampler):
         if config.stop_token is not None:
             after = self._ended(after, config.stop_token)
         left = ((after == self.mask).sum(-1) / self.lengths).max()
-        level = -torch.log1p(-left.double().cpu())
-        return after, float(times_of(level.clamp(max=self.trained[1]), process.noise))
+        return after, time_of_share(left, process.noise)
 
     def _due(self, masked: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         """The positions (R, L) of the block now, and how many of them are due at least, (R,)."""

@@ -13,15 +13,16 @@ def mask_probability(sigma: Tensor) -> Tensor:
     return -torch.expm1(-sigma)
 
 
-def trained_range(noise: Noise, eps: float) -> tuple[float, float]:
-    """The noise levels at times eps and 1, between which a network is trained."""
-    low, high = noise.sigma(torch.tensor([eps, 1.0], dtype=torch.float64)).tolist()
-    return low, high
-
-
 def levels_of(share: Tensor, trained: tuple[float, float]) -> Tensor:
     """sigma at which a share of the positions is noised, within the trained range; float64."""
     return (-torch.log1p(-share.double())).clamp(*trained)
+
+
+def time_of_share(share: Tensor, noise: Noise) -> float:
+    """The time at which a share () of the positions is noised."""
+    share = share.double().cpu()
+    last = noise.sigma(torch.ones((), dtype=torch.float64))
+    return float(times_of((-torch.log1p(-share)).minimum(last), noise))
 
 
 def times_of(sigma: Tensor, noise: Noise) -> Tensor:

@@ -72,7 +72,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness may not be 
             `temperature` and `top_p` go before those of a task.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, or of another version.
+        TypeError, ValueError: an argument of the wrong type or out of range; the message names it.
 
     Example:
         >>> import lm_eval, sedd_fast.text.lm_eval

@@ -1,16 +1,26 @@
-"""A tiny transformer of p(x_0 | x_t), which owns its head or returns logits."""
+"""What the tests of the samplers by certainty share: a tiny transformer of p(x_0 | x_t)."""
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import sedd_fast as sf
 from helpers.tiny_models import tiny
+from sedd_fast.names import DECODING_METHODS
+from sedd_fast.sampling import Step
+
+each_method = pytest.mark.parametrize("method", DECODING_METHODS)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def calls_of(seen: list[Step]) -> Tensor:
+    """The network calls of every sequence, from what a callback has seen."""
+    return seen[-1].network_calls
 
 
 def posterior_network(*, fused: bool, softcap: float | None = None, **settings: Any) -> Any:

@@ -26,24 +26,12 @@ NOISE = sf.LogLinearNoise()
 T = torch.tensor([0.3, 0.6, 1.0])
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    return Saved(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(autouse=True)
-def _code_is_copied_to_the_tests_folder(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = str(saved.root / "code")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
-    monkeypatch.syspath_prepend(cache)
-
-
 @pytest.fixture
-def load(saved: Saved) -> Callable[..., MaskedLanguageModel]:
+def load(saved_models: Saved) -> Callable[..., MaskedLanguageModel]:
     """`load("llada", ...)`: the network of that kind, with more settings of its config."""
 
     def load(kind: str, dtype: Any = "float32", **settings: Any) -> MaskedLanguageModel:
-        path = saved(kind, **settings)
+        path = saved_models(kind, **settings)
         return MaskedLanguageModel.from_pretrained(path, trust_remote_code=True, dtype=dtype)
 
     return load
@@ -326,25 +314,25 @@ def test_padding_is_refused_where_the_network_reads_it(kind: str, settings: Any,
 # Errors
 
 
-def test_code_beside_the_weights_is_not_run_unless_trusted(saved: Saved):
+def test_code_beside_the_weights_is_not_run_unless_trusted(saved_models: Saved):
     with pytest.raises(ValueError, match="--trust-remote-code"):
-        MaskedLanguageModel.from_pretrained(saved("llada"))
+        MaskedLanguageModel.from_pretrained(saved_models("llada"))
 
 
-def test_adapters_are_found_or_listed(saved: Saved, tmp_path: Path):
-    assert sf.load(saved("bert"), adapter="masked_lm").model.config.adapter == "masked_lm"
-    assert sf.load(saved("bert")).model.config.adapter == "masked_lm"
+def test_adapters_are_found_or_listed(saved_models: Saved, tmp_path: Path):
+    assert sf.load(saved_models("bert"), adapter="masked_lm").model.config.adapter == "masked_lm"
+    assert sf.load(saved_models("bert")).model.config.adapter == "masked_lm"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ValueError, match=r"'gpt2'.*llada, dream, mdlm, masked_lm"):
         sf.load(tmp_path)
     with pytest.raises(ValueError, match="adapter must be one of"):
-        sf.load(saved("bert"), adapter="bert")  # type: ignore[arg-type]
+        sf.load(saved_models("bert"), adapter="bert")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"a network of this package.*leave it out"):
         sf.load(adapter="llada")
 
 
-def test_a_mask_must_be_named(saved: Saved):
-    unnamed = saved("llada", mask_token_id=None)
+def test_a_mask_must_be_named(saved_models: Saved):
+    unnamed = saved_models("llada", mask_token_id=None)
     for file in unnamed.glob("*token*"):
         file.unlink()
     with pytest.raises(ValueError, match=r"mask_index: neither config.json"):
@@ -355,20 +343,20 @@ def test_a_mask_must_be_named(saved: Saved):
         MaskedLanguageModel.from_pretrained(unnamed, trust_remote_code=True, mask_index=STATES)
 
 
-def test_a_tokenizer_must_be_there_or_named(saved: Saved, tmp_path: Path):
-    folder = Path(shutil.copytree(saved("mdlm"), tmp_path / "mdlm"))
+def test_a_tokenizer_must_be_there_or_named(saved_models: Saved, tmp_path: Path):
+    folder = Path(shutil.copytree(saved_models("mdlm"), tmp_path / "mdlm"))
     for file in folder.glob("*token*"):
         file.unlink()
     with pytest.raises(ValueError, match="tokenizer: none beside the weights"):
         sf.load(folder, trust_remote_code=True)
-    model = sf.load(folder, trust_remote_code=True, tokenizer=saved("bert"))
+    model = sf.load(folder, trust_remote_code=True, tokenizer=saved_models("bert"))
     assert model.tokenizer.vocab_size < model.model.config.vocab_size
     with pytest.raises(ValueError, match="257 tokens, the model only 24"):
         sf.load(folder, trust_remote_code=True, tokenizer="bytes")
 
 
-def test_weights_must_be_whole(saved: Saved, tmp_path: Path):
-    network = MaskedLanguageModel.from_pretrained(saved("bert")).network
+def test_weights_must_be_whole(saved_models: Saved, tmp_path: Path):
+    network = MaskedLanguageModel.from_pretrained(saved_models("bert")).network
     network.bert.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=r"lack \d+ weights of BertForMaskedLM \(cls"):

@@ -20,15 +20,10 @@ X = torch.full((2, 5), MASK)
 SIGMA = torch.ones(2)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    return Saved(tmp_path_factory.mktemp("models"))
-
-
 @pytest.fixture
-def folder(saved: Saved, tmp_path: Path) -> Path:
+def folder(saved_models: Saved, tmp_path: Path) -> Path:
     """A copy of BERT's files, to be changed."""
-    return Path(shutil.copytree(saved("bert"), tmp_path / "bert"))
+    return Path(shutil.copytree(saved_models("bert"), tmp_path / "bert"))
 
 
 def bert(folder: Path, **options: Any) -> MaskedLanguageModel:

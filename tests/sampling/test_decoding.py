@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sedd_fast as sf
 from helpers.decoding_rule import Rule, accepted, certainty, decoding_distribution, posterior
+from helpers.posterior_network import calls_of, each_method, seeded
 from helpers.tiny_models import tiny
 from helpers.toy_world import (
     SCHEDULES,
@@ -28,15 +29,6 @@ from sedd_fast.sampling.config import SamplerConfig
 DATA = data_distribution()
 WORLD, NOISE = ToyWorld(sf.Absorbing(V), DATA), SCHEDULES["absorbing"]
 DRAWS = 20_000
-each_method = pytest.mark.parametrize("method", DECODING_METHODS)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def calls_of(seen: list[Step]) -> Tensor:
-    return seen[-1].network_calls
 
 
 RULES = [

@@ -7,26 +7,15 @@ import torch
 from torch import Tensor
 
 from helpers.decoding_rule import Rule, accepted, certainty
-from helpers.posterior_network import Plain, posterior_network
+from helpers.posterior_network import Plain, calls_of, each_method, posterior_network, seeded
 from helpers.tiny_models import tiny
 from helpers.toy_world import (
     SCHEDULES,
 )
 from sedd_fast.models.posterior_sedd import PosteriorSEDD
-from sedd_fast.names import DECODING_METHODS
-from sedd_fast.sampling import Step, infill, sample
+from sedd_fast.sampling import infill, sample
 
 NOISE = SCHEDULES["absorbing"]
-
-each_method = pytest.mark.parametrize("method", DECODING_METHODS)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def calls_of(seen: list[Step]) -> Tensor:
-    return seen[-1].network_calls
 
 
 @pytest.mark.parametrize(

@@ -7,26 +7,15 @@ import torch
 from torch import Tensor
 
 import sedd_fast as sf
-from helpers.posterior_network import posterior_network
+from helpers.posterior_network import calls_of, each_method, posterior_network, seeded
 from helpers.tiny_models import tiny
 from helpers.toy_world import (
     SCHEDULES,
 )
-from sedd_fast.names import DECODING_METHODS
 from sedd_fast.sampling import Step, infill, sample
 from sedd_fast.sampling.config import SamplerConfig
 
 NOISE = SCHEDULES["absorbing"]
-
-each_method = pytest.mark.parametrize("method", DECODING_METHODS)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def calls_of(seen: list[Step]) -> Tensor:
-    return seen[-1].network_calls
 
 
 PROMPT = torch.arange(12) < 4

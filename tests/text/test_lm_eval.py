@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -37,22 +36,8 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    return Saved(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _code_is_copied_to_the_tests_folder(saved: Saved) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        cache = str(saved.root / "code")
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
-        patch.syspath_prepend(cache)
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(saved: Saved) -> HarnessModel:
-    return harness(saved("bert"), mc_num=16)
+def model(saved_models: Saved) -> HarnessModel:
+    return harness(saved_models("bert"), mc_num=16)
 
 
 def harness(pretrained: Path, **options: Any) -> HarnessModel:
@@ -96,9 +81,9 @@ def test_a_single_token_is_exact(model: HarnessModel):
     assert values(model, [("the cat", " sat")])[0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_near_the_exact_value(saved: Saved):
+def test_near_the_exact_value(saved_models: Saved):
     """Three tokens: every set of masks is enumerated."""
-    model = harness(saved("llada"), mc_num=512, batch_size=256)
+    model = harness(saved_models("llada"), mc_num=512, batch_size=256)
     network, encode = model.network.model, model.network.tokenizer.encode
     given, rest = encode("the cat"), encode("sat on it")
     x_0, exact = torch.tensor([*given, *rest]), 0.0
@@ -118,26 +103,26 @@ def test_near_the_exact_value(saved: Saved):
     assert abs(found + exact) < 5 * error < 0.5
 
 
-def test_neither_the_batch_size_nor_the_order_matters(saved: Saved, model: HarnessModel):
+def test_neither_the_batch_size_nor_the_order_matters(saved_models: Saved, model: HarnessModel):
     expected = values(model, PAIRS)
-    other = harness(saved("bert"), mc_num=16, batch_size="5")
+    other = harness(saved_models("bert"), mc_num=16, batch_size="5")
     assert values(other, PAIRS[::-1])[::-1] == pytest.approx(expected, rel=1e-5)
     assert values(model, PAIRS[2:3]) == expected[2:3]
-    assert values(harness(saved("bert"), mc_num=16, seed=1), PAIRS) != expected
+    assert values(harness(saved_models("bert"), mc_num=16, seed=1), PAIRS) != expected
 
 
-def test_answers_of_one_question_share_their_noise(saved: Saved):
+def test_answers_of_one_question_share_their_noise(saved_models: Saved):
     """The difference of equal answers has no error; other questions have other numbers."""
-    model = harness(saved("bert"), mc_num=4)
+    model = harness(saved_models("bert"), mc_num=4)
     same = values(model, [("the cat", " sat on a mat")] * 2)
     assert same[0] == same[1]
     assert seed_of(0, [1, 2]) != seed_of(0, [1, 3]) != seed_of(1, [1, 3])
 
 
-def test_empty_and_long_texts(saved: Saved, model: HarnessModel):
+def test_empty_and_long_texts(saved_models: Saved, model: HarnessModel):
     found = model.loglikelihood(asked("loglikelihood", ("the dog", "")), disable_tqdm=True)
     assert found == [(0.0, False)]
-    short = harness(saved("bert"), mc_num=8, max_length=5)
+    short = harness(saved_models("bert"), mc_num=8, max_length=5)
     long = [("the dog ran to the cat", " sat on a mat"), ("cat", " sat on a mat")]
     cut, alone = values(short, long)
     assert cut == pytest.approx(  # with the random numbers of the whole context
@@ -151,8 +136,8 @@ def test_empty_and_long_texts(saved: Saved, model: HarnessModel):
         values(short, [("the", " cat sat on a mat and it")])
 
 
-def test_rolling_likelihoods_are_those_of_windows(saved: Saved):
-    model = harness(saved("bert"), mc_num=8, max_length=4)
+def test_rolling_likelihoods_are_those_of_windows(saved_models: Saved):
+    model = harness(saved_models("bert"), mc_num=8, max_length=4)
     text = "the cat sat on a mat and it was the dog"
     [found] = model.loglikelihood_rolling(asked("loglikelihood_rolling", (text,)), True)
     tokens, total = model.tok_encode(text), 0.0
@@ -165,9 +150,9 @@ def test_rolling_likelihoods_are_those_of_windows(saved: Saved):
     assert model.loglikelihood_rolling(asked("loglikelihood_rolling", ("",)), True) == [0.0]
 
 
-def test_greedy_decoding(saved: Saved):
+def test_greedy_decoding(saved_models: Saved):
     """The surest position first, not the leftmost one; for these networks that often differs."""
-    model = harness(saved("llada"), mc_num=4, check_greedy=True)
+    model = harness(saved_models("llada"), mc_num=4, check_greedy=True)
     network, differs = model.network.model, []
     for word in ("cat", "dog", "tree", "mat", "it", "was"):
         given = model.tok_encode(f"the {word}")
@@ -222,8 +207,8 @@ def generated(model: HarnessModel, *asks: tuple[str, dict[str, Any]]) -> list[st
     return model.generate_until(asked("generate_until", *asks), disable_tqdm=True)
 
 
-def test_generated_texts(saved: Saved):
-    model = harness(saved("mdlm"), gen_length=6, batch_size=2)
+def test_generated_texts(saved_models: Saved):
+    model = harness(saved_models("mdlm"), gen_length=6, batch_size=2)
     asks = [(text, {"do_sample": True, "temperature": 1.0}) for text in
             ("the cat", "the dog sat on", "it was", "the cat")]  # fmt: skip
     whole = generated(model, *asks)
@@ -239,23 +224,23 @@ def test_generated_texts(saved: Saved):
     assert "<eos>" not in "".join(whole)
 
 
-def test_greedy_samples_and_temperatures(saved: Saved):
-    model = harness(saved("llada"), gen_length=4)
+def test_greedy_samples_and_temperatures(saved_models: Saved):
+    model = harness(saved_models("llada"), gen_length=4)
     for kwargs in ({}, {"do_sample": False, "temperature": 0.7}, {"temperature": 0.0}):
         config = model._config_of(kwargs)
         assert config.top_p < 1e-6 or config.temperature == 0
     assert model._config_of({"do_sample": True, "temperature": 0.7}).temperature == 0.7
     assert model._config_of({"temperature": 0.7, "top_p": 0.9}).top_p == 0.9
-    fixed = harness(saved("llada"), temperature=0.5, steps=3)
+    fixed = harness(saved_models("llada"), temperature=0.5, steps=3)
     assert fixed._config_of({"do_sample": False}).temperature == 0.5
     assert fixed._config_of({"do_sample": False}).steps == 3
-    other = harness(saved("llada"), gen_length=1, seed=5)
-    one = harness(saved("llada"), gen_length=1)
+    other = harness(saved_models("llada"), gen_length=1, seed=5)
+    one = harness(saved_models("llada"), gen_length=1)
     assert generated(one, ("the cat", {})) == generated(other, ("the cat", {}))  # the likeliest
 
 
-def test_a_long_context_is_cut_on_the_left(saved: Saved):
-    model = harness(saved("bert"), max_length=8)
+def test_a_long_context_is_cut_on_the_left(saved_models: Saved):
+    model = harness(saved_models("bert"), max_length=8)
     request = model._gap_after("the cat sat on a mat", {"max_gen_toks": 5})
     assert request.placed == [(0, model.tok_encode("on a mat"))]
     assert (request.length, request.prompt_length) == (8, 3)
@@ -266,8 +251,8 @@ def test_a_long_context_is_cut_on_the_left(saved: Saved):
 # Settings
 
 
-def test_wrong_settings(saved: Saved, tmp_path: Path):
-    path = saved("bert")
+def test_wrong_settings(saved_models: Saved, tmp_path: Path):
+    path = saved_models("bert")
     for options, part in (
         ({"method": "best"}, "method"),
         ({"mc_num": 1}, "mc_num"),
@@ -283,11 +268,11 @@ def test_wrong_settings(saved: Saved, tmp_path: Path):
         HarnessModel()
 
 
-def test_chat_templates(saved: Saved, model: HarnessModel):
+def test_chat_templates(saved_models: Saved, model: HarnessModel):
     chat = [{"role": "user", "content": "the cat"}]
     with pytest.raises(ValueError, match="has no chat template"):
         model.apply_chat_template(chat)
-    other = harness(saved("bert"), mc_num=4)
+    other = harness(saved_models("bert"), mc_num=4)
     other.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %} it{% endif %}"
@@ -328,11 +313,11 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_of_the_harness(saved: Saved, tasks: Path, model: HarnessModel):
+def test_a_run_of_the_harness(saved_models: Saved, tasks: Path, model: HarnessModel):
     assert get_model("sedd_fast") is HarnessModel
     found = lm_eval.simple_evaluate(
         model="sedd_fast",
-        model_args={"pretrained": str(saved("bert")), "mc_num": 16, "device": "cpu"},
+        model_args={"pretrained": str(saved_models("bert")), "mc_num": 16, "device": "cpu"},
         tasks=["tiny_choices", "tiny_texts"],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         bootstrap_iters=0,
@@ -356,7 +341,7 @@ def test_a_run_of_the_harness(saved: Saved, tasks: Path, model: HarnessModel):
 
 
 def test_the_command_passes_its_arguments_on(
-    saved: Saved,
+    saved_models: Saved,
     tasks: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -368,7 +353,7 @@ def test_the_command_passes_its_arguments_on(
     arguments = [
         "run", "--model", "sedd_fast", "--tasks", "tiny_choices", "--include_path", str(tasks),
         "--batch_size", "8", "--device", "cpu", "--output_path", str(tmp_path),
-        "--model_args", f"pretrained={saved('mdlm')},trust_remote_code=True,mc_num=4",
+        "--model_args", f"pretrained={saved_models('mdlm')},trust_remote_code=True,mc_num=4",
     ]  # fmt: skip
     assert main(["lm-eval", *arguments]) == 0
     assert "tiny_choices" in capsys.readouterr().out

@@ -21,11 +21,6 @@ from sedd_fast.text.lm_eval import HarnessModel
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    return Saved(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
 def uniform(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uniform")
     tiny("uniform").eval().save_pretrained(folder)
@@ -45,9 +40,9 @@ def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
 
 
 def test_a_continuation_that_merges_with_the_context_has_tokens(
-    saved: Saved, monkeypatch: pytest.MonkeyPatch
+    saved_models: Saved, monkeypatch: pytest.MonkeyPatch
 ):
-    model = harness(saved("bert"), mc_num=4)
+    model = harness(saved_models("bert"), mc_num=4)
     ids = {"the": [4], "cat": [5], "thecat": [6], " ": [], "": []}
     monkeypatch.setattr(model, "tok_encode", lambda text, **_: ids[text])
     [(found, _)] = model.loglikelihood(asked("loglikelihood", ("the", "cat")), True)
@@ -67,18 +62,18 @@ def word_pieces() -> TransformersTokenizer:
     return TransformersTokenizer(backend)
 
 
-def test_the_masks_name_is_text(saved: Saved):
+def test_the_masks_name_is_text(saved_models: Saved):
     tokenizer = word_pieces()
     assert tokenizer.encode("the [MASK] cat") == [8, 5, 7, 6, 9]
     assert tokenizer.encode("[CLS] the [MASK]") == [2, 8, 5, 7, 6]  # as in a chat template
     assert tokenizer.encode("the cat") == [8, 9]
-    model = harness(saved("bert"), mc_num=2)  # its tokenizer knows whole words alone
+    model = harness(saved_models("bert"), mc_num=2)  # its tokenizer knows whole words alone
     with pytest.raises(ValueError, match="the text holds the mask's own name"):
         model.loglikelihood(asked("loglikelihood", ("the", " <mask>")), True)
 
 
-def test_answers_end_at_special_tokens(saved: Saved, monkeypatch: pytest.MonkeyPatch):
-    model = harness(saved("bert"), mc_num=2)
+def test_answers_end_at_special_tokens(saved_models: Saved, monkeypatch: pytest.MonkeyPatch):
+    model = harness(saved_models("bert"), mc_num=2)
     pad, unknown, eos = 0, 1, 2
     the, cat, dog = model.tok_encode("the cat dog")
 
@@ -96,12 +91,12 @@ def test_answers_end_at_special_tokens(saved: Saved, monkeypatch: pytest.MonkeyP
     assert decoded(the, len(model.tokenizer) - 1, cat) == "the"
 
 
-def test_a_gap_leaves_room_for_the_context(saved: Saved):
-    model = harness(saved("bert"), mc_num=2, max_length=8, gen_length=8)
+def test_a_gap_leaves_room_for_the_context(saved_models: Saved):
+    model = harness(saved_models("bert"), mc_num=2, max_length=8, gen_length=8)
     with pytest.raises(ValueError, match=r"^gen_length: expected 1 to 7 .* max_length=8, got 8"):
         model._gap_after("the cat", {})
     assert model._gap_after("", {}).length == 8
-    model = harness(saved("bert"), mc_num=2, max_length=8)
+    model = harness(saved_models("bert"), mc_num=2, max_length=8)
     with pytest.raises(ValueError, match=r"^gen_length \(of the task: max_gen_toks\)"):
         model._gap_after("the cat", {"max_gen_toks": 8})
     request = model._gap_after("the cat", {"max_gen_toks": 7})
@@ -111,17 +106,17 @@ def test_a_gap_leaves_room_for_the_context(saved: Saved):
 # Arguments
 
 
-def test_bools_may_be_text(saved: Saved):
-    model = harness(saved("bert"), mc_num=2, check_greedy="False", trust_remote_code="TRUE")
+def test_bools_may_be_text(saved_models: Saved):
+    model = harness(saved_models("bert"), mc_num=2, check_greedy="False", trust_remote_code="TRUE")
     assert model.check_greedy is False
-    assert harness(saved("bert"), check_greedy="true").check_greedy is True
+    assert harness(saved_models("bert"), check_greedy="true").check_greedy is True
     for name in ("check_greedy", "trust_remote_code"):
         for value in ("no", 1, None):
             with pytest.raises(TypeError, match=f"{name} must be a bool"):
-                harness(saved("bert"), **{name: value})
+                harness(saved_models("bert"), **{name: value})
 
 
-def test_arguments_are_checked_at_once(saved: Saved, uniform: Path):
+def test_arguments_are_checked_at_once(saved_models: Saved, uniform: Path):
     for options, part in (
         ({"method": "confidence"}, "needs the absorbing graph"),
         ({"method": "hit"}, "needs the absorbing graph"),
@@ -134,8 +129,8 @@ def test_arguments_are_checked_at_once(saved: Saved, uniform: Path):
         with pytest.raises(ValueError, match=part):
             harness(uniform, **options)
     with pytest.raises(ValueError, match=r"max_length: .* positions for 64 tokens, got 65"):
-        harness(saved("bert"), max_length=65)
-    assert harness(saved("bert"), max_length=64).max_length == 64
+        harness(saved_models("bert"), max_length=65)
+    assert harness(saved_models("bert"), max_length=64).max_length == 64
 
 
 def test_the_default_method_fits_the_graph(uniform: Path):
@@ -146,12 +141,12 @@ def test_the_default_method_fits_the_graph(uniform: Path):
     assert len(text) <= 3
 
 
-def test_top_p_and_top_k(saved: Saved):
-    model = harness(saved("bert"), mc_num=2, top_p=0.9)
+def test_top_p_and_top_k(saved_models: Saved):
+    model = harness(saved_models("bert"), mc_num=2, top_p=0.9)
     assert model._config_of({}).temperature == 0
     assert model._config_of({}).top_p == 1
     assert model._config_of({"do_sample": True}).top_p == 0.9
-    fixed = harness(saved("bert"), mc_num=2, temperature=0.5)
+    fixed = harness(saved_models("bert"), mc_num=2, temperature=0.5)
     config = fixed._config_of({"do_sample": True, "temperature": 1.0, "top_p": 0.8})
     assert (config.temperature, config.top_p) == (0.5, 0.8)
     with pytest.warns(UserWarning, match="top_k is ignored"):
