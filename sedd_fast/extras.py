@@ -14,7 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "plot": ("matplotlib",),
     "eval": ("transformers", "mauve"),
     "wandb": ("wandb",),
-    "lm_eval": ("lm_eval",),
+    "lm-eval": ("lm_eval",),
 }
 
 

@@ -27,8 +27,8 @@ from sedd_fast.text.network import check_no_mask, load_network
 from sedd_fast.text.requests import Request
 
 _USER = "sedd_fast.text.lm_eval"
-TemplateLM: Any = import_library("lm_eval.api.model", "lm_eval", _USER).TemplateLM
-register_model: Any = import_library("lm_eval.api.registry", "lm_eval", _USER).register_model
+TemplateLM: Any = import_library("lm_eval.api.model", "lm-eval", _USER).TemplateLM
+register_model: Any = import_library("lm_eval.api.registry", "lm-eval", _USER).register_model
 
 NAME = "sedd_fast"
 #: Tokens of a generated text where neither the model nor the task says how many, as the harness has
@@ -325,7 +325,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: what the harness's own parser makes of wrong arguments and of --help.
     """
-    cli_evaluate = import_library("lm_eval.__main__", "lm_eval", _USER).cli_evaluate
+    cli_evaluate = import_library("lm_eval.__main__", "lm-eval", _USER).cli_evaluate
     before = sys.argv
     sys.argv = ["lm-eval", *arguments]
     try:
@@ -365,7 +365,7 @@ def _sampler_options(
 
 def _shown(items: Iterable[T], label: str, disable: bool, total: int | None = None) -> Iterator[T]:
     """The items, counted on stderr as the harness does."""
-    tqdm = import_library("tqdm", "lm_eval", _USER).tqdm
+    tqdm = import_library("tqdm", "lm-eval", _USER).tqdm
     return iter(tqdm(items, desc=f"sedd_fast {label}", disable=disable, total=total))
 
 
